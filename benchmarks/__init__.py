@@ -1,0 +1,1 @@
+"""Programs that write JSON and assert correctness before they report a time."""

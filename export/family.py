@@ -1,0 +1,78 @@
+"""What a model family tells the exporter. One file per family (``wan``, ``ltx``) answers these questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from flowblending.export.checkpoint import Checkpoint
+from flowblending.export.spec import GraphSpec, PipelineSpec, Precision
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exportable:
+    """A loaded module, ready to be exported and verified.
+
+    Attributes:
+        spec: inputs, outputs, precision of the graph to be.
+        module: in eval mode; takes the inputs in the order of ``spec`` and returns the outputs in its order.
+        reference: the same weights through the unmodified diffusers or transformers classes, called
+            as the reference pipeline calls them. What the graph is verified against.
+        inputs: makes random inputs for the given symbol sizes.
+        export_sizes: symbol sizes to trace at.
+        verify_sizes: two or more others to verify at.
+    """
+
+    spec: GraphSpec
+    module: torch.nn.Module
+    reference: Callable[..., Tensors]
+    inputs: Callable[[Mapping[str, int], torch.Generator], Tensors]
+    export_sizes: Mapping[str, int]
+    verify_sizes: tuple[Mapping[str, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A component of a pipeline that becomes one graph.
+
+    Attributes:
+        name: the component's name in the bundle.
+        sources: files that determine the graph and its weights (configuration and weight files), for its key.
+        load: reads the weights and builds the module in a precision; the memory is the caller's to release.
+    """
+
+    name: str
+    sources: tuple[Path, ...]
+    load: Callable[[Precision], Exportable]
+
+
+class Family(Protocol):
+    """A model family: which pipelines it covers and what they consist of."""
+
+    @property
+    def name(self) -> str:
+        """``wan`` or ``ltx``."""
+        ...
+
+    @property
+    def pipelines(self) -> tuple[str, ...]:
+        """The diffusers pipeline classes that it covers, as ``model_index.json`` names them."""
+        ...
+
+    def describe(self, checkpoint: Checkpoint) -> PipelineSpec:
+        """What the runtime must know, read from the configuration files (no weights beside statistics)."""
+        ...
+
+    def transformer(self, checkpoint: Checkpoint, folder: Path, name: str) -> Part:
+        """The transformer in ``folder`` as the component ``name`` of the pipeline ``checkpoint``."""
+        ...
+
+    def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
+        """Text encoder and VAE decoder graphs."""
+        ...

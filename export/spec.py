@@ -1,0 +1,234 @@
+"""The words that all three stages share: precisions, tensor and graph descriptions, the pipeline's constants.
+
+Standard library only, so that the runtime can import it without torch. Everything here is plain,
+frozen data. ``ExportedGraph`` is file contract 1: an ONNX file, its external data and this description
+as JSON beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from flowblending import FlowBlendingError
+
+LARGE = "large"
+SMALL = "small"
+TEXT_ENCODER = "text_encoder"
+VAE = "vae"
+VAE_FIRST = "vae_first"
+VAE_NEXT = "vae_next"
+
+
+class Precision(StrEnum):
+    """The type of a graph's weights and matrix products. Inputs and outputs are fp32 in every precision."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+
+Dim = int | str
+"""A fixed size, or an expression of one symbol: ``height``, ``8*height``, ``8*frames-7``."""
+
+_EXPRESSION = re.compile(r"(?:(?P<factor>\d+)\*)?(?P<symbol>[a-z_]+)(?P<offset>[+-]\d+)?")
+
+
+def evaluate(dim: Dim, sizes: Mapping[str, int]) -> int:
+    """The size of ``dim`` when each symbol has the size given.
+
+    Raises:
+        KeyError: a symbol of the expression has no size.
+        ValueError: ``dim`` is not of the form ``[factor*]symbol[+offset]``.
+    """
+    if isinstance(dim, int):
+        return dim
+    match = _EXPRESSION.fullmatch(dim)
+    if match is None:
+        raise ValueError(f"{dim!r} is not of the form [factor*]symbol[+offset]")
+    return int(match["factor"] or 1) * sizes[match["symbol"]] + int(match["offset"] or 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """One input or output of a graph: name, numpy dtype name, and shape with symbolic sizes."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    def resolve(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape when each symbol has the size given."""
+        return tuple(evaluate(dim, sizes) for dim in self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSpec:
+    """What a graph takes and gives. The same for its ONNX file and for every engine compiled from it.
+
+    Attributes:
+        name: the component that the graph is (``large``, ``small``, ``text_encoder``, ``vae``,
+            ``vae_first``, ``vae_next``).
+        precision: of weights and matrix products.
+        inputs: in the graph's order. Each symbol stands alone as a dimension of some input.
+        outputs: in the graph's order; their sizes follow from the symbols of the inputs.
+    """
+
+    name: str
+    precision: Precision
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    def sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """The size of every symbol, read from the shapes of the inputs.
+
+        Raises:
+            FlowBlendingError: an input is missing, or a shape contradicts the specification.
+        """
+        sizes: dict[str, int] = {}
+        for spec in self.inputs:
+            if spec.name not in shapes:
+                raise FlowBlendingError(f"Engine {self.name} was not given its input {spec.name}; pass every input.")
+            for dim, size in zip(spec.shape, shapes[spec.name], strict=False):
+                if isinstance(dim, str) and dim.isidentifier():
+                    sizes.setdefault(dim, size)
+        for spec in self.inputs:
+            if spec.resolve(sizes) != shapes[spec.name]:
+                raise FlowBlendingError(
+                    f"Input {spec.name} of engine {self.name} has shape {list(shapes[spec.name])}, "
+                    f"but {list(spec.shape)} was expected; give a tensor of that shape."
+                )
+        return sizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigmaGrid:
+    """Which noise levels a sampler visits. Read from the checkpoint's scheduler; ``runtime.sigmas`` computes it.
+
+    Attributes:
+        kind: ``shifted``: a uniform grid under the static shift s -> shift*s / (1 + (shift-1)*s);
+            ``dynamic-shift``: the shift grows with the number of latent tokens, and the last sigma is
+            stretched to ``shift_terminal``; ``linear-quadratic``: LTX-Video 0.9.5 and later.
+        base_tokens, max_tokens: the token counts at which the dynamic shift is ``base_shift`` and ``max_shift``.
+    """
+
+    kind: Literal["shifted", "dynamic-shift", "linear-quadratic"]
+    shift: float = 1.0
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+    base_tokens: int = 256
+    max_tokens: int = 4096
+    shift_terminal: float | None = None
+    train_timesteps: int = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineSpec:
+    """What the runtime must know of the reference pipeline beside its engines.
+
+    Attributes:
+        family: ``wan`` or ``ltx``; for messages only, nothing branches on it.
+        pipeline: the diffusers class that defines the expected behaviour.
+        latent_channels: C of the latents [B, C, F, H, W].
+        temporal_factor, spatial_factor: video frames and pixels per latent frame and pixel
+            (frames = temporal_factor * (F - 1) + 1).
+        patch: latent (frames, height, width) that make one token.
+        latents_mean, latents_std: statistics by which the VAE's latents are normalised, one per channel.
+        text_length: tokens of a prompt, after truncation and padding.
+        clean_prompt: whether the reference mends the prompt with ftfy, HTML unescaping and white space folding.
+        decode_noise_scale, decode_timestep: of a timestep-conditioned VAE decoder, else None.
+        early, late: default shares of the steps that the large model takes at the start and at the end.
+        batched_guidance: whether the reference runs both guidance branches in one call.
+    """
+
+    family: str
+    pipeline: str
+    latent_channels: int
+    temporal_factor: int
+    spatial_factor: int
+    patch: tuple[int, int, int]
+    latents_mean: tuple[float, ...]
+    latents_std: tuple[float, ...]
+    text_length: int
+    clean_prompt: bool
+    decode_noise_scale: float | None = None
+    decode_timestep: float | None = None
+    grid: SigmaGrid
+    solver: str
+    steps: int
+    guidance: float
+    batched_guidance: bool
+    negative_prompt: str
+    frame_rate: float
+    width: int
+    height: int
+    frames: int
+    early: float
+    late: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportedGraph:
+    """File contract 1: ``NAME.onnx``, its weights ``NAME.onnx.data`` and this description ``NAME.json``.
+
+    Attributes:
+        spec: inputs, outputs, precision.
+        onnx: path of the ONNX file; the external data and the JSON lie beside it.
+        opset: of the ONNX default domain.
+        weights_sha256: of the checkpoint that the weights came from.
+        versions: of the packages that made the graph; part of the key under which an engine is reused.
+    """
+
+    FORMAT = 1
+
+    spec: GraphSpec
+    onnx: Path
+    opset: int
+    weights_sha256: str
+    versions: Mapping[str, str]
+
+    @classmethod
+    def read(cls, path: Path) -> ExportedGraph:
+        """Read the JSON beside an ONNX file, given the path of either.
+
+        Raises:
+            FlowBlendingError: the JSON is missing, damaged, or of another format version.
+        """
+        path = path.with_suffix(".json")
+        try:
+            content = json.loads(path.read_text())
+            found = content.pop("format")
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise FlowBlendingError(f"{path} does not describe an exported graph ({error}); export it again.") from None
+        if found != cls.FORMAT:
+            raise FlowBlendingError(f"{path} has format {found}, but {cls.FORMAT} was expected; export it again.")
+        spec = content.pop("spec")
+        return cls(
+            spec=GraphSpec(
+                name=spec["name"],
+                precision=Precision(spec["precision"]),
+                inputs=tuple(_tensor(each) for each in spec["inputs"]),
+                outputs=tuple(_tensor(each) for each in spec["outputs"]),
+            ),
+            **content | {"onnx": path.with_name(content["onnx"])},
+        )
+
+    @property
+    def data(self) -> Path:
+        """The external data: every weight of the graph."""
+        return self.onnx.with_name(self.onnx.name + ".data")
+
+    def write(self) -> None:
+        """Write the JSON beside the ONNX file."""
+        content = dataclasses.asdict(self) | {"format": self.FORMAT, "onnx": self.onnx.name}
+        self.onnx.with_suffix(".json").write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _tensor(content: Mapping[str, Any]) -> TensorSpec:
+    return TensorSpec(name=content["name"], dtype=content["dtype"], shape=tuple(content["shape"]))
