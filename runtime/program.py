@@ -7,8 +7,14 @@ slots, in fp32). A program knows neither engines nor devices, and is tested with
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+
+from pydantic import TypeAdapter, ValidationError
+
+from flowblending import FlowBlendingError
 
 LATENTS = "latents"
 VELOCITY = "velocity"
@@ -33,10 +39,21 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Mix:
-    """``out = sum(coefficient * slot)`` in fp32; ``out`` may be one of the slots."""
+    """``out = sum(coefficient * slot)`` in fp32.
+
+    Coefficients are finite and each slot occurs once; if ``out`` is one of the slots, it stands first, so that
+    ``out *= first; out += coefficient * slot; ...`` is a correct implementation.
+    """
 
     out: str
     terms: tuple[tuple[float, str], ...]
+
+    def __post_init__(self) -> None:
+        slots = [slot for _, slot in self.terms]
+        if not self.terms or not all(math.isfinite(coefficient) for coefficient, _ in self.terms):
+            raise ValueError(f"the terms of a mix into {self.out} must be finite and at least one, got {self.terms}")
+        if len(set(slots)) < len(slots) or self.out in slots[1:]:
+            raise ValueError(f"a mix must name each slot once and {self.out} first, got {slots}")
 
 
 Instruction = Run | Mix
@@ -62,6 +79,8 @@ class Step:
 class Program:
     """A whole trajectory: from noise in the slot ``latents`` to the result in the same slot."""
 
+    FORMAT = 1
+
     schedule: str
     solver: str
     guidance: float
@@ -84,6 +103,42 @@ class Program:
 
     def calls(self, model: str) -> int:
         """How often ``model`` runs on one latent, each branch counted."""
-        return sum(
-            len(each.branches) for each in self.instructions() if isinstance(each, Run) and each.model == model
-        )
+        return sum(len(each.branches) for each in self.instructions() if isinstance(each, Run) and each.model == model)
+
+    def listing(self) -> str:
+        """The program as text: one line per step, one line per instruction."""
+        lines = [f"{self.schedule}, {self.solver}, guidance {self.guidance:g}"]
+        for number, step in enumerate(self.steps, start=1):
+            lines.append(f"step {number}: {step.model}, timestep {step.timestep:g}, sigma {step.sigma:.6f}")
+            for each in step.instructions:
+                if isinstance(each, Run):
+                    lines.append(f"    {', '.join(each.out)} = {each.model}({LATENTS}, {', '.join(each.branches)})")
+                else:
+                    terms = " ".join(f"{coefficient:+.6g} {slot}" for coefficient, slot in each.terms)
+                    lines.append(f"    {each.out} = {terms}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, object]:
+        """The program as plain data for ``json.dumps``; an instruction with ``terms`` is a mix, the others are runs."""
+        return {"format": self.FORMAT, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, object]) -> Program:
+        """The program that ``to_json`` described.
+
+        Raises:
+            FlowBlendingError: the data is damaged or of another format.
+        """
+        if content.get("format") != cls.FORMAT:
+            raise FlowBlendingError(
+                f"The sampling program has format {content.get('format')}, but {cls.FORMAT} was expected; "
+                "write it again with this version."
+            )
+        try:
+            return TypeAdapter(cls).validate_python(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise FlowBlendingError(
+                f"The sampling program is damaged at {place} ({first['msg']}); write it again."
+            ) from None

@@ -1,0 +1,30 @@
+# `make demo` and `make test` need Python 3.11 with its venv module, and nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+.PHONY: demo test lint clean
+
+# The small random pair, built and run on the CPU: demo/video.mp4.
+demo: $(INSTALLED)
+	$(BIN)/python -m benchmarks.demo --out demo
+
+test: $(INSTALLED) lint
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch is pinned in pyproject.toml: a bare `torch` would bring gigabytes of CUDA libraries to a machine without a GPU.
+# TensorRT-RTX is a compiler that works without a GPU, so the tests build real plans with it everywhere.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[build,cpu,video,tensorrt-rtx,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo

@@ -1,0 +1,248 @@
+"""Building a bundle: export every component, verify it, compile it, and write all of it or nothing.
+
+The one file of this package that calls the exporter (and thereby torch), inside its functions, so that
+the rest of the package loads without torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import flowblending
+from flowblending import FlowBlendingError
+from flowblending.engine import backend as backends
+from flowblending.engine.bundle import Bundle, bundle_id, describe_file, open_bundle, write_bundle
+from flowblending.engine.console import Console
+from flowblending.engine.geometry import plan_geometry
+from flowblending.engine.manifest import MANIFEST, Backend, Component, Flops, Geometry, Manifest
+from flowblending.engine.precision import choose_precisions
+from flowblending.engine.protocol import Range, ShapeProfile
+from flowblending.export.spec import LARGE, SMALL, ExportedGraph, PipelineSpec, Precision
+
+if TYPE_CHECKING:
+    from flowblending.export.family import Part
+
+TOKENIZER = "tokenizer.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """What ``fb-build-engines`` was asked for; see its ``--help`` for each."""
+
+    large: str
+    small: str
+    out: Path
+    size: str | None
+    frames: int | None
+    precision: str | None
+    backend: Backend
+    targets: tuple[str, ...]
+    command: tuple[str, ...]
+
+
+def build_bundle(request: BuildRequest, console: Console) -> Bundle:
+    """Build a bundle and put it at ``request.out``.
+
+    A component of the bundle that is already there is reused when its key (weights, graph, precision,
+    shapes, back end, versions) is unchanged.
+
+    Raises:
+        FlowBlendingError: a wrong argument, an unusable checkpoint or pair, a graph that fails its
+            verification, a compiler error, a full disk. Nothing is left at ``out`` that was not there.
+    """
+    backends.check_targets(request.backend, request.targets)
+    with console.phase("Reading checkpoints"):
+        pipeline, parts, tokenizer = _plan(request)
+        geometry = plan_geometry(pipeline, request.size, request.frames)
+        precisions = choose_precisions(request.precision, request.backend, [part.name for part in parts])
+    old = _existing(request.out)
+    try:
+        with write_bundle(request.out) as folder:
+            builder = _Builder(request=request, console=console, pipeline=pipeline, geometry=geometry, folder=folder)
+            components = {part.name: builder.component(part, precisions[part.name], old) for part in parts}
+            (folder / TOKENIZER).write_bytes(tokenizer)
+            manifest = Manifest(
+                id=bundle_id(pipeline, geometry, components.values()),
+                pipeline=pipeline,
+                geometry=geometry,
+                components=components,
+                tokenizer=(describe_file(folder, folder / TOKENIZER),),
+                rebuild=request.command,
+                created_by=f"flowblending {flowblending.__version__}",
+            )
+            (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise FlowBlendingError(
+                f"The disk filled up while writing {request.out}; free some space or choose another --out. "
+                "Nothing was left behind."
+            ) from None
+        raise FlowBlendingError(f"Cannot write {request.out} ({error}); choose another --out.") from None
+    return Bundle(folder=request.out, manifest=manifest)
+
+
+def _plan(request: BuildRequest) -> tuple[PipelineSpec, tuple[Part, ...], bytes]:
+    """What to build: the pipeline's constants, every component, and the tokenizer."""
+    from flowblending.export.families import family_of
+    from flowblending.export.text import tokenizer_file
+
+    from flowblending.export.checkpoint import check_pair, open_checkpoint, open_transformer
+
+    large = open_checkpoint(request.large)
+    large_transformer = large.folder / "transformer"
+    small_transformer, small = open_transformer(request.small, large)
+    check_pair(large, large_transformer, small_transformer, small)
+    family = family_of(large)
+    parts = (
+        family.transformer(large, large_transformer, LARGE),
+        family.transformer(large, small_transformer, SMALL),
+        *family.parts(large),
+    )
+    return family.describe(large), parts, tokenizer_file(large)
+
+
+def _existing(out: Path) -> Bundle | None:
+    """The bundle to reuse components from, if there is a readable one."""
+    try:
+        return open_bundle(out)
+    except FlowBlendingError:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Builder:
+    """Makes the components of one bundle, one after the other, in ``folder``."""
+
+    request: BuildRequest
+    console: Console
+    pipeline: PipelineSpec
+    geometry: Geometry
+    folder: Path
+
+    def component(self, part: Part, precision: Precision, old: Bundle | None) -> Component:
+        """One component, reused or built."""
+        key = self._key(part, precision)
+        found = old.manifest.components.get(part.name) if old is not None else None
+        if old is not None and found is not None:
+            changed = [name for name in key if found.key.get(name) != key[name]]
+            if not changed and self._take_over(found, old):
+                self.console.log(f"{part.name}: reused, nothing changed")
+                return found
+            self.console.log(f"{part.name}: rebuilt, {' and '.join(changed) or 'its files'} changed")
+        work = self.folder / "export"
+        try:
+            graph = self._export(part, precision, key["weights"], work)
+            component = self._compile(graph, key)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        size = sum(file.bytes for file in component.files)
+        self.console.log(f"{part.name}: built in {precision}, {size / 1e6:.1f} MB")
+        return component
+
+    def _key(self, part: Part, precision: Precision) -> dict[str, str]:
+        from flowblending.export.checkpoint import weights_sha256
+        from flowblending.export.graph import exporter_versions
+
+        total = sum(path.stat().st_size for path in part.sources)
+        with self.console.progress(f"{part.name}: reading weights", total=total, unit="B") as advance:
+            weights = weights_sha256(part.sources, advance)
+        return {
+            "weights": weights,
+            "graph": _exporter_digest(),
+            "pipeline": f"{self.pipeline.pipeline}, {self.pipeline.text_length} tokens",
+            "precision": str(precision),
+            # ONNX Runtime takes any size; a TensorRT engine is compiled for this one.
+            "shapes": "any" if self.request.backend == "onnxruntime" else repr(self._profile(part.name)),
+            "back end": f"{self.request.backend} {backends.backend_version(self.request.backend)}",
+            "targets": " ".join(self.request.targets),
+            "versions": exporter_versions(),
+        }
+
+    def _take_over(self, component: Component, old: Bundle) -> bool:
+        """Link the files of an old component into the new bundle; False when they are not what they should be."""
+        try:
+            for file in component.files:
+                source, target = old.folder / file.path, self.folder / file.path
+                if describe_file(old.folder, source) != file:
+                    return False
+                try:
+                    os.link(source, target)
+                except OSError:
+                    shutil.copyfile(source, target)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _export(self, part: Part, precision: Precision, weights: str, work: Path) -> ExportedGraph:
+        from flowblending.export.verify import export_and_verify
+
+        with self.console.phase(f"{part.name}: exporting") as report:
+            graph, parity = export_and_verify(part, precision, work, weights, report)
+        self.console.log(f"{part.name}: equals torch to {parity.relative:.1e} at {parity.shapes} shapes")
+        return graph
+
+    def _compile(self, graph: ExportedGraph, key: Mapping[str, str]) -> Component:
+        from flowblending.export.flops import count_flops
+
+        name, backend = graph.spec.name, self.request.backend
+        with self.console.phase(f"{name}: compiling for {backend}") as report:
+            files = backends.compile_engine(
+                backend=backend,
+                graph=graph,
+                profile=self._profile(name),
+                targets=self.request.targets,
+                folder=self.folder,
+                progress=report,
+            )
+        flops = None
+        if name in (LARGE, SMALL):
+            linear, attention = count_flops(graph.onnx, {**self._sizes(), "batch": 1})
+            flops = Flops(linear=linear, attention=attention)
+        return Component(
+            spec=graph.spec,
+            backend=backend,
+            backend_version=backends.backend_version(backend),
+            targets=self.request.targets,
+            files=tuple(describe_file(self.folder, path) for path in files),
+            key=dict(key),
+            flops=flops,
+        )
+
+    def _sizes(self) -> dict[str, int]:
+        _, frames, height, width = self.geometry.latent_shape
+        return {"frames": frames, "height": height, "width": width}
+
+    def _profile(self, name: str) -> ShapeProfile:
+        """The one geometry of the bundle; transformers take one latent or a pair of guidance branches."""
+        one = Range.fixed(1)
+        pair = Range(min=1, opt=2 if self.pipeline.batched_guidance else 1, max=2)
+        batch = one if name not in (LARGE, SMALL) else pair
+        return ShapeProfile({"batch": batch} | {key: Range.fixed(size) for key, size in self._sizes().items()})
+
+
+def _exporter_digest() -> str:
+    """SHA-256 over the exporter's own sources: a graph is rebuilt when the code that makes it changed."""
+    import flowblending.export
+
+    digest = hashlib.sha256()
+    folder = Path(next(iter(flowblending.export.__path__)))
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def split_targets(text: str | None) -> tuple[str, ...]:
+    """``sm89,sm120`` as a tuple; empty for None."""
+    return tuple(sorted({item.strip().lower() for item in (text or "").split(",") if item.strip()}))
+
+
+def request_command(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The command that a bundle remembers for its own rebuilding."""
+    return ("fb-build-engines", *arguments)

@@ -1,0 +1,62 @@
+"""SHA-256 of large files, computed once: a file unchanged since it was last verified is not read again.
+
+Hashing a 30 GB plan takes longer than generating a video from it. What was verified is remembered by
+path, size, modification time and inode in the user's cache folder, so a second start costs nothing,
+while a file that was touched in any way is hashed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+CHUNK = 1 << 22
+
+
+def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
+    """Hexadecimal SHA-256 of a file, read in chunks; ``progress`` is told the bytes of each."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            if progress is not None:
+                progress(len(chunk))
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where things that can be computed again are kept: ``$XDG_CACHE_HOME/flowblending``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowblending"
+
+
+class ChecksumCache:
+    """Remembers checksums between processes. Losing it, or never being able to write it, only costs time."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._path = (folder or cache_folder()) / "checksums.json"
+        try:
+            content = json.loads(self._path.read_text())
+            self._known: dict[str, str] = content if isinstance(content, dict) else {}
+        except (OSError, ValueError):
+            self._known = {}
+
+    def sha256(self, path: Path, *, recompute: bool = False, progress: Callable[[int], None] | None = None) -> str:
+        """The checksum of a file; ``recompute`` reads it even when it looks unchanged."""
+        status = path.stat()
+        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
+        if recompute or key not in self._known:
+            self._known[key] = sha256(path, progress)
+            self._save()
+        return self._known[key]
+
+    def _save(self) -> None:
+        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(self._known))
+            temporary.replace(self._path)
+        except OSError:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,133 @@
+"""What a person sees: progress while they wait, one line per result, one sentence per error.
+
+Live displays go to standard error and only to a terminal; elsewhere (a log file, a pipe, CI) they are
+left out and the plain lines remain.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from flowblending import FlowBlendingError
+
+INTERRUPTED = 130
+
+
+class Console:
+    """Progress bars, log lines and tables of one program."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._rich = RichConsole(stderr=True, highlight=False)
+
+    @property
+    def live(self) -> bool:
+        """Whether progress is shown."""
+        return self._rich.is_terminal and not self._quiet
+
+    def log(self, line: str) -> None:
+        """One line about something that has happened."""
+        if not self._quiet:
+            self._rich.print(line, markup=False, soft_wrap=True)
+
+    def warn(self, line: str) -> None:
+        """One line that the user should not miss; shown even when quiet."""
+        self._rich.print(f"warning: {line}", markup=False, soft_wrap=True, style="yellow")
+
+    @contextmanager
+    def phase(self, title: str) -> Iterator[Callable[[str], None]]:
+        """Work of unknown length: shows the title, what it is doing, and the time elapsed."""
+        columns: list[ProgressColumn] = [
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.fields[doing]}", style="dim", markup=False),
+            TimeElapsedColumn(),
+        ]
+        with Progress(*columns, console=self._rich, transient=True, disable=not self.live) as progress:
+            task = progress.add_task(title, total=None, doing="")
+            yield lambda doing: progress.update(task, doing=doing)
+
+    @contextmanager
+    def progress(self, title: str, *, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
+        """Work of known length: the block is given a function to call with every advance."""
+        count: ProgressColumn = DownloadColumn() if unit == "B" else MofNCompleteColumn()
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            count,
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        ]
+        with Progress(*columns, console=self._rich, transient=True, disable=not self.live) as progress:
+            task = progress.add_task(title, total=total)
+            yield lambda amount: progress.update(task, advance=amount)
+
+    @contextmanager
+    def steps(self, total: int) -> Iterator[Callable[[int, str, float], None]]:
+        """Sampling: step k of N, the model at work, steps per second, time left."""
+        columns: list[ProgressColumn] = [
+            TextColumn("sampling"),
+            BarColumn(bar_width=24),
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[stage]}", style="bold"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        ]
+        with Progress(*columns, console=self._rich, transient=True, disable=not self.live) as progress:
+            task = progress.add_task("sampling", total=total, stage="", rate="")
+
+            def advance(done: int, model: str, seconds: float) -> None:
+                rate = f"{1 / seconds:.2f} it/s" if seconds < 1 else f"{seconds:.2f} s/it"
+                progress.update(task, completed=done, stage=model[0].upper(), rate=rate)
+
+            yield advance
+
+    def table(self, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+        """A table; every column but the first is aligned to the right."""
+        if self._quiet:
+            return
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="right" if index else "left")
+        for row in rows:
+            table.add_row(*row)
+        self._rich.print(table, markup=False)
+
+
+def run_program(main: Callable[[], int | None]) -> NoReturn:
+    """Run a program and exit: an error that the user can mend becomes one line, an interrupt no traceback."""
+    try:
+        code = main() or 0
+        sys.stdout.flush()
+    except FlowBlendingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; nothing was left half-written", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output (head, say) has gone; Python would print a traceback when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)

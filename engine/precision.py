@@ -1,0 +1,51 @@
+"""Which precision each component is built in: ``bf16``, or ``large=bf16,small=fp16``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from flowblending import UsageError
+from flowblending.engine.manifest import Backend
+from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, Precision
+
+VAE_KEY = "vae"
+_KEYS = (LARGE, SMALL, TEXT_ENCODER, VAE_KEY)
+
+
+def choose_precisions(text: str | None, backend: Backend, components: Iterable[str]) -> Mapping[str, Precision]:
+    """The precision of every component.
+
+    A bare precision is meant for both transformers. The text encoder and the VAE decoder follow only
+    where they are named: the reference pipelines decode in fp32, and T5's feed-forward overflows fp16.
+
+    Args:
+        text: the option as given, or None for the back end's defaults (ONNX Runtime: fp32; TensorRT: bf16
+            for the transformers and the text encoder, fp32 for the VAE).
+        backend: the library that will run the engines.
+        components: names of the bundle's components; ``vae_first`` and ``vae_next`` are both ``vae`` here.
+
+    Raises:
+        UsageError: an unknown component or precision, or one that the back end cannot run.
+    """
+    high = Precision.FP32 if backend == "onnxruntime" else Precision.BF16
+    chosen = {LARGE: high, SMALL: high, TEXT_ENCODER: high, VAE_KEY: Precision.FP32}
+    for item in text.split(",") if text is not None else []:
+        key, equals, value = item.strip().rpartition("=")
+        if equals and key not in _KEYS:
+            raise UsageError(f"--precision names {key!r}, but the components are {', '.join(_KEYS)}; use one of them.")
+        for name in [key] if equals else [LARGE, SMALL]:
+            chosen[name] = _parse(value)
+    if backend == "onnxruntime" and Precision.BF16 in chosen.values():
+        raise UsageError(
+            "bf16 was asked for, but ONNX Runtime has no bf16 kernels for these graphs; "
+            "use --precision fp32 or fp16, or a TensorRT back end."
+        )
+    return {name: chosen[VAE_KEY if name.startswith(VAE_KEY) else name] for name in components}
+
+
+def _parse(text: str) -> Precision:
+    try:
+        return Precision(text)
+    except ValueError:
+        known = ", ".join(Precision)
+        raise UsageError(f"Precision {text!r} was given, but {known} are known; use --precision bf16.") from None

@@ -1,0 +1,190 @@
+"""``fb-run``: a bundle and a prompt in, a video out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import flowblending
+from flowblending import FlowBlendingError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from flowblending.engine.bundle import Bundle
+    from flowblending.engine.console import Console
+    from flowblending.runtime.jobs import Job
+    from flowblending.runtime.pipeline import Pipeline
+
+DEFAULT_OUT = Path("video.mp4")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``fb-run``. Defaults that depend on the model family come from the bundle."""
+    parser = argparse.ArgumentParser(
+        prog="fb-run",
+        description="Generate a video from a bundle that fb-build-engines made.",
+        epilog='Example: fb-run wan --prompt "A cat walks on the grass" --schedule LSL --out cat.mp4',
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that fb-build-engines wrote")
+    what = parser.add_argument_group("what to generate")
+    what.add_argument("--prompt", metavar="TEXT", help="what the video shows")
+    what.add_argument("--negative-prompt", metavar="TEXT", help="what it should not show (default: the family's)")
+    what.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="many videos: one prompt a line, or one JSON object a line with prompt, seed, steps, ...; "
+        "finished videos are skipped when run again",
+    )
+    what.add_argument("--seed", type=int, default=0, help="of the noise; the same as in diffusers (default: 0)")
+    what.add_argument("--latents", type=Path, metavar="FILE", help="initial latents (.npy, fp32 [B, C, F, H, W])")
+    how = parser.add_argument_group("how to sample")
+    how.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the family's)")
+    how.add_argument(
+        "--schedule",
+        default="LSL",
+        metavar="S",
+        help='LSL, LLL, SSS, LSS, SLL with the family\'s boundaries, or "L20 S20 L10" (default: LSL)',
+    )
+    how.add_argument(
+        "--guidance", type=float, metavar="G", help="guidance scale; 1 turns it off (default: the family's)"
+    )
+    how.add_argument(
+        "--batched-guidance",
+        action=argparse.BooleanOptionalAction,
+        help="run both guidance branches in one call, or one after the other (default: the family's)",
+    )
+    how.add_argument("--solver", choices=("unipc", "dpm++", "euler"), help="(default: the family's)")
+    where = parser.add_argument_group("what to write")
+    where.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="video.mp4, frames.npy (uint8 [F, H, W, 3]) or a new folder for PNG files; "
+        "with --prompts the folder for the videos (default: video.mp4, or videos/)",
+    )
+    where.add_argument("--fps", type=float, dest="frame_rate", help="frames per second (default: the family's)")
+    where.add_argument("--save-latents", type=Path, metavar="FILE", help="also write the final latents (.npy)")
+    where.add_argument("--dry-run", action="store_true", help="print the plan and its cost; run nothing")
+    where.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="for onnxruntime bundles (default: auto)"
+    )
+    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads of ONNX Runtime")
+    machine.add_argument(
+        "--verify", action="store_true", help="check every file's checksum, also if unchanged since the last run"
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the arguments ask for; returns the exit code."""
+    from flowblending.engine.bundle import open_bundle
+    from flowblending.engine.console import Console
+    from flowblending.runtime.jobs import compile_job
+    from flowblending.runtime.plan import plan_lines
+
+    _check(arguments)
+    console = Console(quiet=arguments.quiet)
+    bundle = open_bundle(arguments.bundle)
+    if arguments.dry_run:
+        print("\n".join(plan_lines(bundle, compile_job(_job(arguments), bundle.manifest), arguments.device)))
+        return 0
+    total = sum(file.bytes for file in bundle.files())
+    with console.progress("checking the bundle", total=total, unit="B") as advance:
+        bundle.verify(recompute=arguments.verify, progress=advance)
+    if arguments.prompts is not None:
+        return _run_many(arguments, bundle, console)
+    return _run_one(arguments, bundle, console)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if (arguments.prompt is None) == (arguments.prompts is None) and not arguments.dry_run:
+        raise UsageError("Give either --prompt TEXT or --prompts FILE.")
+    if arguments.prompts is not None and (arguments.latents or arguments.save_latents):
+        raise UsageError("--latents and --save-latents are for a single --prompt; leave them out with --prompts.")
+    if arguments.threads is not None and arguments.threads < 1:
+        raise UsageError(f"{arguments.threads} threads were asked for, but at least 1 is needed; try --threads 2.")
+
+
+def _job(arguments: argparse.Namespace) -> Job:
+    from flowblending.runtime.jobs import Job
+
+    return Job(
+        prompt=arguments.prompt or "",
+        negative_prompt=arguments.negative_prompt,
+        seed=arguments.seed,
+        steps=arguments.steps,
+        schedule=arguments.schedule,
+        guidance=arguments.guidance,
+        batched_guidance=arguments.batched_guidance,
+        solver=arguments.solver,
+        frame_rate=arguments.frame_rate,
+    )
+
+
+def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
+    from flowblending.runtime.device import open_device
+
+    from flowblending.runtime.pipeline import Pipeline
+
+    return Pipeline(bundle=bundle, device=open_device(arguments.device, bundle.manifest), threads=arguments.threads)
+
+
+def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> int:
+    from flowblending.runtime.generate import generate, show_times
+
+    job = _job(arguments)
+    latents = _read_latents(arguments.latents) if arguments.latents else None
+    out = arguments.out or DEFAULT_OUT
+    pipeline = _open(arguments, bundle)
+    try:
+        outcome = generate(pipeline, job, out, console, latents=latents, save_latents=arguments.save_latents)
+    finally:
+        pipeline.close()
+    show_times(outcome, console)
+    console.log(f"{out}: {bundle.manifest.geometry.frames} frames")
+    return 0
+
+
+def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> int:
+    from flowblending.runtime.batch import run_batch
+    from flowblending.runtime.jobs import read_jobs
+
+    lines = read_jobs(arguments.prompts, _job(arguments))
+    pipeline = _open(arguments, bundle)
+    try:
+        return run_batch(pipeline, lines, arguments.out or Path("videos"), console)
+    finally:
+        pipeline.close()
+
+
+def _read_latents(path: Path) -> npt.NDArray[np.generic]:
+    import numpy as np
+
+    try:
+        content = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise FlowBlendingError(f"Cannot read latents from {path} ({error}); give a .npy file.") from None
+    if not isinstance(content, np.ndarray):
+        raise FlowBlendingError(f"{path} holds several arrays, but one was expected; give a .npy file.")
+    return content
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of ``fb-run``."""
+    parsed = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    from flowblending.engine.console import run_program
+
+    run_program(lambda: run(parsed))
+
+
+if __name__ == "__main__":
+    main()

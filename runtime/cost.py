@@ -1,0 +1,85 @@
+"""What a program costs: model calls, floating-point operations, memory, and time where it was measured before."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowblending.engine.checksum import cache_folder
+from flowblending.engine.manifest import Manifest
+from flowblending.export.spec import LARGE, SMALL
+from flowblending.runtime.program import Program
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Cost of one program on one bundle.
+
+    Attributes:
+        calls: of each model, one per guidance branch and step.
+        flops: of all calls, counted from the exported graphs.
+        flops_all_large: of the same steps with the large model only.
+        engine_bytes: size of the engines that the run loads.
+        slot_bytes: latent-sized buffers of the program.
+    """
+
+    calls: Mapping[str, int]
+    flops: int
+    flops_all_large: int
+    engine_bytes: int
+    slot_bytes: int
+
+    @property
+    def bound(self) -> float:
+        """The speed-up over all-large sampling that the operations allow, if every operation took as long."""
+        return self.flops_all_large / self.flops
+
+
+def cost_of(program: Program, manifest: Manifest) -> Cost:
+    """Count a program's cost from the manifest, without loading an engine."""
+    calls = {model: program.calls(model) for model in (LARGE, SMALL)}
+    per_call = {model: _flops(manifest, model) for model in calls}
+    loaded = [component for name, component in manifest.components.items() if name not in calls or calls[name] > 0]
+    latent_bytes = 4
+    for size in manifest.geometry.latent_shape:
+        latent_bytes *= size
+    return Cost(
+        calls=calls,
+        flops=sum(calls[model] * per_call[model] for model in calls),
+        flops_all_large=sum(calls.values()) * per_call[LARGE],
+        engine_bytes=sum(file.bytes for component in loaded for file in component.files),
+        slot_bytes=len(program.slots()) * latent_bytes,
+    )
+
+
+def _flops(manifest: Manifest, model: str) -> int:
+    flops = manifest.components[model].flops
+    return 0 if flops is None else flops.total
+
+
+class Timings:
+    """Seconds per call of a bundle's models, as last measured on this machine. Losing them costs nothing."""
+
+    def __init__(self, bundle_id: str, device: str, folder: Path | None = None) -> None:
+        self._path = (folder or cache_folder()) / "timings" / f"{bundle_id}-{device}.json"
+
+    def read(self) -> dict[str, float]:
+        """Seconds per call by model (and per video for ``text_encoder`` and ``vae``); empty if never measured."""
+        try:
+            content = json.loads(self._path.read_text())
+            return {str(name): float(seconds) for name, seconds in content.items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            return {}
+
+    def write(self, seconds: Mapping[str, float]) -> None:
+        """Remember what a run measured; models that it did not use keep their figures."""
+        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(json.dumps(self.read() | dict(seconds)))
+            temporary.replace(self._path)
+        except OSError:
+            temporary.unlink(missing_ok=True)

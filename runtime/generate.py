@@ -1,0 +1,172 @@
+"""One job from prompt to file, with progress and a table of where the time went."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from flowblending.runtime.sampler import SampleResult
+from flowblending.runtime.video import open_writer
+
+from flowblending import FlowBlendingError
+from flowblending.engine.console import Console
+from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, VAE
+from flowblending.runtime.cost import Timings
+from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.noise import TorchNormal
+from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.program import Program
+
+_Item = TypeVar("_Item")
+
+LOADING = "loading"
+VIDEO = "video"
+
+
+@dataclass(kw_only=True)
+class Clock:
+    """Seconds by stage, added up."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the time that the block takes to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def timed(self, stage: str, items: Iterator[_Item]) -> Iterator[_Item]:
+        """The items, while the time that each takes to come is added to a stage."""
+        while True:
+            with self.measure(stage):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A finished job: its program, the final latents [1, C, F, H, W], and seconds by stage."""
+
+    program: Program
+    sample: SampleResult
+    latents: npt.NDArray[np.float32]
+    seconds: dict[str, float]
+
+
+def generate(
+    pipeline: Pipeline,
+    job: Job,
+    out: Path | None,
+    console: Console,
+    *,
+    latents: npt.NDArray[np.generic] | None = None,
+    save_latents: Path | None = None,
+) -> Outcome:
+    """Make one video.
+
+    Args:
+        out: where to write it (.mp4, .npy, or a folder of PNG files); None writes no video.
+        latents: initial latents in place of the seed's noise, float32 [1, C, F, H, W].
+        save_latents: where to write the final latents (.npy), float32 [1, C, F, H, W].
+
+    Raises:
+        FlowBlendingError: a job that makes no program, latents that do not fit, non-finite velocities,
+            or a file that cannot be written. What was at ``out`` before stays as it was.
+    """
+    clock = Clock()
+    start = time.perf_counter()
+    program = compile_job(job, pipeline.bundle.manifest)
+    rate = pipeline.frame_rate(job)
+    generator = TorchNormal(job.seed)
+    initial = pipeline.noise(generator) if latents is None else pipeline.check_latents(latents)
+    with clock.measure(LOADING), console.phase("loading engines") as report:
+        for name in _needed(pipeline, program):
+            report(name)
+            pipeline.engine(name)
+    with clock.measure(TEXT_ENCODER), console.phase("encoding the prompt"):
+        conditions = pipeline.encode(job, program, console.warn)
+    with console.steps(len(program.steps)) as advance:
+        sample = pipeline.sample(
+            program, initial, conditions, lambda step: advance(step.index + 1, step.model, step.seconds)
+        )
+    final = pipeline.device.download(sample.latents)
+    if save_latents is not None:
+        _save(save_latents, final)
+    if out is not None:
+        metadata = _metadata(pipeline, job, program)
+        geometry = pipeline.bundle.manifest.geometry
+        writer = open_writer(out, width=geometry.width, height=geometry.height, frame_rate=rate, metadata=metadata)
+        with writer, console.progress("decoding", total=geometry.frames) as advance:
+            for frames in clock.timed(VAE, pipeline.decode(sample.latents, generator)):
+                with clock.measure(VIDEO):
+                    writer.write(frames)
+                advance(frames.shape[1])
+    clock.seconds |= sample.model_seconds
+    clock.seconds["total"] = time.perf_counter() - start
+    _remember(pipeline, program, clock.seconds)
+    return Outcome(program=program, sample=sample, latents=final, seconds=clock.seconds)
+
+
+def _needed(pipeline: Pipeline, program: Program) -> list[str]:
+    models = {step.model for step in program.steps}
+    return [name for name in pipeline.bundle.manifest.components if name not in (LARGE, SMALL) or name in models]
+
+
+def _metadata(pipeline: Pipeline, job: Job, program: Program) -> dict[str, str]:
+    """What the video file says about how it was made."""
+    return {
+        "prompt": job.prompt,
+        "seed": str(job.seed),
+        "schedule": program.schedule,
+        "solver": program.solver,
+        "guidance": f"{program.guidance:g}",
+        "bundle": pipeline.bundle.manifest.id,
+    }
+
+
+def _save(path: Path, latents: npt.NDArray[np.float32]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, latents)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise FlowBlendingError(
+            f"Cannot write {path} ({error.strerror}); give --save-latents a file in a folder that you can write to."
+        ) from None
+
+
+def _remember(pipeline: Pipeline, program: Program, seconds: dict[str, float]) -> None:
+    measured = {name: seconds[name] for name in (TEXT_ENCODER, VAE) if name in seconds}
+    for model in (LARGE, SMALL):
+        if calls := program.calls(model):
+            measured[model] = seconds[model] / calls
+    Timings(pipeline.bundle.manifest.id, pipeline.device.kind).write(measured)
+
+
+def show_times(outcome: Outcome, console: Console) -> None:
+    """The table at the end of a run: measured seconds per stage."""
+    seconds, total = outcome.seconds, outcome.seconds["total"]
+    calls = {model: outcome.program.calls(model) for model in (LARGE, SMALL)}
+    labels = {LOADING: "engine loading", TEXT_ENCODER: "text encoder"}
+    labels |= {model: f"{model} x {count}" for model, count in calls.items() if count}
+    labels |= {VAE: "VAE decoder", VIDEO: "video file", "total": "total"}
+    rows = [
+        (label, f"{seconds[stage]:.3f} s", f"{seconds[stage] / total:.0%}")
+        for stage, label in labels.items()
+        if stage in seconds
+    ]
+    console.table(f"schedule {outcome.program.schedule}", ("stage", "time", "share"), rows)

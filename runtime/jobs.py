@@ -1,0 +1,133 @@
+"""What to generate: one prompt's options, and files of many prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.engine.manifest import Manifest
+from flowblending.runtime.compile import compile_program
+from flowblending.runtime.program import Program
+from flowblending.runtime.schedule import StageSchedule
+from flowblending.runtime.sigmas import sigma_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One video to make. None means the default of the bundle's family.
+
+    Attributes:
+        seed: of the initial noise, which is the one diffusers draws for the same seed on the CPU.
+        schedule: ``LSL`` or ``L20 S20 L10``.
+        guidance: scale of classifier-free guidance; 1 or less turns it off.
+        batched_guidance: both guidance branches in one call of the engine.
+        solver: ``unipc``, ``dpm++`` or ``euler``.
+        frame_rate: of the video, in frames per second.
+    """
+
+    prompt: str
+    negative_prompt: str | None = None
+    seed: int = 0
+    steps: int | None = None
+    schedule: str = "LSL"
+    guidance: float | None = None
+    batched_guidance: bool | None = None
+    solver: str | None = None
+    frame_rate: float | None = None
+
+    def file_stem(self, number: int) -> str:
+        """A file name that tells jobs of one prompt file apart, and changes when the job does."""
+        words = re.sub(r"[^\w]+", "-", self.prompt.lower()).strip("-")[:40].strip("-")
+        content = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+        return "-".join(filter(None, (f"{number:04d}", words, digest)))
+
+
+def compile_job(job: Job, manifest: Manifest) -> Program:
+    """The sampling program of a job on a bundle; runs nothing.
+
+    Raises:
+        UsageError: steps, schedule, solver or guidance that make no program.
+    """
+    pipeline = manifest.pipeline
+    steps = pipeline.steps if job.steps is None else job.steps
+    solver = job.solver or pipeline.solver
+    tokens = math.prod(manifest.geometry.latent_shape[1:]) // math.prod(pipeline.patch)
+    schedule = StageSchedule.parse(job.schedule, steps, pipeline.early, pipeline.late)
+    return compile_program(
+        schedule=schedule,
+        solver=solver,
+        grid=sigma_grid(pipeline.grid, solver, steps, tokens),
+        guidance=pipeline.guidance if job.guidance is None else job.guidance,
+        batched=pipeline.batched_guidance if job.batched_guidance is None else job.batched_guidance,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A line of a prompt file: its number, and the job, or why there is none."""
+
+    number: int
+    job: Job | None = None
+    error: str | None = None
+
+
+def read_jobs(path: Path, defaults: Job) -> list[Line]:
+    """The jobs of a prompt file: one prompt a line, or one JSON object a line with a job's fields.
+
+    A line that is no job is returned with its error, so that the others still run. Empty lines and
+    lines that start with ``#`` are left out.
+
+    Raises:
+        FlowBlendingError: the file cannot be read, or holds no prompt at all.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FlowBlendingError(f"Cannot read the prompt file {path} ({error}); give a UTF-8 text file.") from None
+    lines = list(_lines(text, defaults))
+    if not lines:
+        raise UsageError(f"The prompt file {path} holds no prompt; write one prompt a line.")
+    return lines
+
+
+def _lines(text: str, defaults: Job) -> Iterator[Line]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        content = line.strip()
+        if not content or content.startswith("#"):
+            continue
+        try:
+            fields = _parse(content) if content.startswith("{") else {"prompt": content}
+            yield Line(number=number, job=dataclasses.replace(defaults, **fields))
+        except UsageError as error:
+            yield Line(number=number, error=str(error))
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        fields: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"The line is no JSON object ({error}); write one object or one prompt a line.") from None
+    types = get_type_hints(Job)
+    for name, value in fields.items():
+        if name not in types:
+            raise UsageError(f"Unknown option {name!r}; known are {', '.join(types)}.")
+        wanted = types[name]
+        accepted = int | float | None if wanted == float | None else wanted
+        if not isinstance(value, accepted) or (isinstance(value, bool) and wanted != bool | None):
+            raise UsageError(f"Option {name} is {value!r}, but {_words(wanted)} was expected.")
+    if not fields.get("prompt"):
+        raise UsageError('The line has no prompt; write {"prompt": "..."}.')
+    return fields
+
+
+def _words(kind: Any) -> str:
+    return str(getattr(kind, "__name__", kind)).replace(" | None", "").replace("None | ", "")

@@ -1,0 +1,147 @@
+"""An opened bundle: prompt -> conditions, latents, frames. What fb-run and embedders call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from flowblending.engine.backend import open_engine
+from flowblending.runtime.device import Device
+from flowblending.runtime.sampler import Sampler, SampleResult, StepEvent
+
+from flowblending import UsageError
+from flowblending.engine.bundle import Bundle
+from flowblending.engine.protocol import Engine
+from flowblending.engine.tensor import Tensor
+from flowblending.export.spec import TEXT_ENCODER, VAE
+from flowblending.runtime.decode import Decoder, Frames
+from flowblending.runtime.jobs import Job
+from flowblending.runtime.noise import TorchNormal
+from flowblending.runtime.program import COND, UNCOND, Program
+from flowblending.runtime.prompt import Tokenizer
+
+Conditions = Mapping[str, Mapping[str, Tensor]]
+"""Per guidance branch (``cond``, ``uncond``): the transformer's inputs beside latents and timestep."""
+
+
+@dataclass(kw_only=True)
+class Pipeline:
+    """The engines of a bundle on a device, each opened when it is first needed and kept until ``close``.
+
+    Attributes:
+        bundle: verified by the caller.
+        device: where everything runs; its stream carries all engines.
+        threads: of ONNX Runtime on the CPU; None leaves the choice to it.
+    """
+
+    bundle: Bundle
+    device: Device
+    threads: int | None = None
+    _engines: dict[str, Engine] = field(default_factory=dict)
+    _tokenizer: Tokenizer | None = None
+
+    def engine(self, name: str) -> Engine:
+        """An engine of the bundle by its component's name, opened if it is not yet."""
+        if name not in self._engines:
+            component = self.bundle.manifest.components[name]
+            self._engines[name] = open_engine(
+                backend=component.backend,
+                path=self.bundle.path(name),
+                spec=component.spec,
+                device=self.device.kind,
+                threads=self.threads,
+            )
+        return self._engines[name]
+
+    def close(self) -> None:
+        """Close every engine."""
+        while self._engines:
+            self._engines.popitem()[1].close()
+
+    def frame_rate(self, job: Job) -> float:
+        """Frames per second of a job's video.
+
+        Raises:
+            UsageError: not a positive number.
+        """
+        rate = self.bundle.manifest.pipeline.frame_rate if job.frame_rate is None else job.frame_rate
+        if not (math.isfinite(rate) and rate > 0):
+            raise UsageError(f"A frame rate of {rate} was given, but a positive number was expected; try --fps 16.")
+        return rate
+
+    def encode(self, job: Job, program: Program, warn: Callable[[str], None]) -> Conditions:
+        """Run the text encoder for every branch that the program has.
+
+        Args:
+            warn: told when a prompt is longer than the text encoder takes, and is cut.
+        """
+        negative = self.bundle.manifest.pipeline.negative_prompt if job.negative_prompt is None else job.negative_prompt
+        rate = self.device.upload(np.array([self.frame_rate(job)], np.float32))
+        prompts = {COND: job.prompt, UNCOND: negative}
+        needed = {branch for each in program.instructions() for branch in getattr(each, "branches", ())}
+        return {
+            branch: {**self._encode(text, warn), "frame_rate": rate}
+            for branch, text in prompts.items()
+            if branch in needed
+        }
+
+    def _encode(self, text: str, warn: Callable[[str], None]) -> dict[str, Tensor]:
+        pipeline = self.bundle.manifest.pipeline
+        if self._tokenizer is None:
+            path = self.bundle.folder / self.bundle.manifest.tokenizer[0].path
+            self._tokenizer = Tokenizer(path, length=pipeline.text_length, clean=pipeline.clean_prompt)
+        tokens = self._tokenizer.encode(text)
+        if tokens.dropped:
+            warn(
+                f"the prompt is {pipeline.text_length + tokens.dropped} tokens long, but the text encoder takes "
+                f"{pipeline.text_length}; the last {tokens.dropped} were left out."
+            )
+        engine = self.engine(TEXT_ENCODER)
+        inputs = {"ids": self.device.upload(tokens.ids), "mask": self.device.upload(tokens.mask)}
+        (output,) = engine.spec.outputs
+        embedding = self.device.empty(output.resolve({"batch": 1}), np.dtype(output.dtype))
+        engine.run({**inputs, output.name: embedding}, self.device.stream)
+        return {"text": embedding, "text_mask": inputs["mask"]}
+
+    def noise(self, generator: TorchNormal) -> npt.NDArray[np.float32]:
+        """Initial latents float32 [1, C, F, H, W], as the reference pipeline draws them on the CPU."""
+        return generator.normal((1, *self.bundle.manifest.geometry.latent_shape))
+
+    def check_latents(self, latents: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+        """Initial latents given by the user, as float32.
+
+        Raises:
+            UsageError: of another shape, no floating-point numbers, or not finite.
+        """
+        expected = (1, *self.bundle.manifest.geometry.latent_shape)
+        if latents.shape != expected or latents.dtype.kind != "f":
+            raise UsageError(
+                f"Latents of shape {list(latents.shape)} and type {latents.dtype} were given, but this bundle "
+                f"expects float32 of shape {list(expected)} [B, C, F, H, W]; give such a file to --latents."
+            )
+        if not np.isfinite(latents).all():
+            raise UsageError("The latents given contain infinite or undefined numbers; give finite ones to --latents.")
+        return np.ascontiguousarray(latents, np.float32)
+
+    def sample(
+        self,
+        program: Program,
+        latents: npt.NDArray[np.float32],
+        conditions: Conditions,
+        on_step: Callable[[StepEvent], None] | None = None,
+    ) -> SampleResult:
+        """Run a program from initial latents float32 [1, C, F, H, W]."""
+        models = {step.model for step in program.steps}
+        sampler = Sampler({name: self.engine(name) for name in sorted(models)}, self.device)
+        return sampler.sample(program, latents, conditions, on_step=on_step)
+
+    def decode(self, latents: Tensor, generator: TorchNormal) -> Iterator[Frames]:
+        """Chunks of frames float32 [3, f, H, W] in [-1, 1]; see `Decoder`."""
+        names = [name for name in self.bundle.manifest.components if name.startswith(VAE)]
+        engines = {name: self.engine(name) for name in names}
+        return Decoder(engines=engines, device=self.device, pipeline=self.bundle.manifest.pipeline).decode(
+            latents, generator
+        )

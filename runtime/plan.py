@@ -1,0 +1,57 @@
+"""``fb-run --dry-run``: what a run would do and cost, from the manifest alone."""
+
+from __future__ import annotations
+
+from flowblending.runtime.device import device_kind
+
+from flowblending.engine.bundle import Bundle
+from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, VAE
+from flowblending.runtime.cost import Cost, Timings, cost_of
+from flowblending.runtime.program import Program
+
+
+def plan_lines(bundle: Bundle, program: Program, device: str) -> list[str]:
+    """The plan, a line each: geometry, schedule, steps, cost, memory, and time if it was measured before."""
+    manifest = bundle.manifest
+    geometry, cost = manifest.geometry, cost_of(program, manifest)
+    return [
+        f"bundle    {bundle.folder} ({manifest.id}), {manifest.pipeline.family}",
+        f"video     {geometry.width}x{geometry.height}, {geometry.frames} frames, "
+        f"latents {list(geometry.latent_shape)}",
+        f"schedule  {program.schedule}, {len(program.steps)} steps, {program.solver}, guidance {program.guidance:g}",
+        *_steps(program),
+        f"calls     large x {cost.calls[LARGE]}, small x {cost.calls[SMALL]}",
+        f"FLOPs     {_tera(cost.flops)} of {_tera(cost.flops_all_large)} all-large "
+        f"({cost.flops / cost.flops_all_large:.1%}); speed-up bound {cost.bound:.3f}x",
+        f"memory    engines {_mega(cost.engine_bytes)}, latent slots {_mega(cost.slot_bytes)}",
+        _expected(cost, Timings(manifest.id, device_kind(device, manifest)).read()),
+    ]
+
+
+def _steps(program: Program) -> list[str]:
+    """One line per stage, with the noise levels it covers."""
+    lines, first = [], 0
+    for index, step in enumerate(program.steps):
+        last = index + 1 == len(program.steps)
+        if last or program.steps[index + 1].model != step.model:
+            noise = f"sigma {program.steps[first].sigma:.4f} to {step.sigma:.4f}"
+            lines.append(f"  steps {first:>3}-{index:<3} {step.model:<5}  {noise}")
+            first = index + 1
+    return lines
+
+
+def _expected(cost: Cost, seconds: dict[str, float]) -> str:
+    needed = {model for model, count in cost.calls.items() if count}
+    if not needed <= seconds.keys():
+        return "time      not measured on this machine yet"
+    sampling = sum(cost.calls[model] * seconds[model] for model in needed)
+    rest = seconds.get(TEXT_ENCODER, 0.0) + seconds.get(VAE, 0.0)
+    return f"time      about {sampling + rest:.2f} s as last measured (sampling {sampling:.2f} s)"
+
+
+def _tera(flops: int) -> str:
+    return f"{flops / 1e12:.4g} TFLOPs"
+
+
+def _mega(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
