@@ -20,10 +20,10 @@ lint: $(INSTALLED)
 
 # torch is pinned in pyproject.toml: a bare `torch` would bring gigabytes of CUDA libraries to a machine without a GPU.
 # TensorRT-RTX is a compiler that works without a GPU, so the tests build real plans with it everywhere.
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[build,cpu,video,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,cpu,video,tensorrt-rtx,dev]'
 	touch $@
 
 clean:

@@ -159,8 +159,9 @@ def ltx_vae(seed: int, version: str) -> AutoencoderKLLTXVideo:
         }
     vae = _spread(AutoencoderKLLTXVideo(**settings), seed)
     generator = torch.Generator().manual_seed(seed)
-    vae.latents_mean.copy_(0.3 * torch.randn(8, generator=generator))
-    vae.latents_std.copy_(0.5 + torch.rand(8, generator=generator))
+    # The statistics are buffers of the class, filled from the checkpoint; no configuration sets them.
+    vae.register_buffer("latents_mean", 0.3 * torch.randn(8, generator=generator))
+    vae.register_buffer("latents_std", 0.5 + torch.rand(8, generator=generator))
     return vae
 
 

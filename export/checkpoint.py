@@ -320,9 +320,9 @@ def _compared(
     ours, theirs = (read_json(folder / "config.json") for folder in (large_transformer, small_transformer))
     for field in ("_class_name", "in_channels", "patch_size", "patch_size_t", "text_dim", "caption_channels"):
         yield f"the transformer's {field.strip('_')}", ours.get(field), theirs.get(field)
-    # The classes take "no out_channels" for "as many as in_channels".
-    outputs = [config.get("out_channels") or config.get("in_channels") for config in (ours, theirs)]
-    yield "the transformer's out_channels", *outputs
+    # The classes take no out_channels for as many as in_channels.
+    of_ours, of_theirs = (config.get("out_channels") or config.get("in_channels") for config in (ours, theirs))
+    yield "the transformer's out_channels", of_ours, of_theirs
     if small is None:
         return
     yield from _fields("vae", ("_class_name", "z_dim", "latent_channels", "scaling_factor"), large, small)

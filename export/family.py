@@ -14,6 +14,12 @@ from flowblending.export.spec import GraphSpec, PipelineSpec, Precision
 
 Tensors = tuple[torch.Tensor, ...]
 
+TORCH_DTYPES: Mapping[Precision, torch.dtype] = {
+    Precision.FP32: torch.float32,
+    Precision.FP16: torch.float16,
+    Precision.BF16: torch.bfloat16,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Exportable:

@@ -52,6 +52,7 @@ class Pipeline:
                 path=self.bundle.path(name),
                 spec=component.spec,
                 device=self.device.kind,
+                stream=self.device.stream,
                 threads=self.threads,
             )
         return self._engines[name]

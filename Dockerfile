@@ -1,0 +1,32 @@
+# syntax=docker/dockerfile:1
+# Generation on an NVIDIA GPU. Mount the folder that holds the bundle; the video is written there too.
+#
+#   docker build -t flowblending .
+#   docker run --rm --gpus all -v "$PWD":/data flowblending wan --prompt "A cat walks on the grass"
+#
+# EXTRAS chooses the back end: tensorrt, tensorrt-rtx or cuda (ONNX Runtime). A TensorRT plan runs on the version
+# that built it: build bundles with the tensorrt of constraints.txt, or in an image with EXTRAS=tensorrt,video,build,cuda
+# (docker run --entrypoint fb-build-engines ...).
+FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04
+
+ARG EXTRAS=tensorrt,video
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 PATH=/opt/venv/bin:$PATH
+
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3 python3-venv \
+    && rm -rf /var/lib/apt/lists/* \
+    && python3 -m venv /opt/venv \
+    && useradd --create-home --uid 10001 flowblending
+
+WORKDIR /opt/flowblending
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY flowblending flowblending
+COPY export export
+COPY engine engine
+COPY runtime runtime
+RUN pip install --constraint constraints.txt ".[${EXTRAS}]"
+
+USER flowblending
+WORKDIR /data
+ENTRYPOINT ["fb-run"]
+CMD ["--help"]

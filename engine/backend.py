@@ -1,0 +1,95 @@
+"""One door to all back ends; each library is imported only when its back end is used."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flowblending import UsageError
+from flowblending.engine.manifest import Backend
+from flowblending.engine.protocol import Engine, ShapeProfile
+from flowblending.engine.tensor import CUDA
+from flowblending.export.spec import ExportedGraph, GraphSpec
+
+ONNXRUNTIME = "onnxruntime"
+
+
+def backend_version(backend: Backend) -> str:
+    """The installed version of a back end's library.
+
+    Raises:
+        FlowBlendingError: it is not installed; the message names the extra to install.
+    """
+    if backend == ONNXRUNTIME:
+        from flowblending.engine.ort import installed_version
+
+        return installed_version()
+    from flowblending.engine.trt_library import load
+
+    return load(backend).version
+
+
+def check_targets(backend: Backend, targets: Sequence[str]) -> None:
+    """Refuse GPU targets that a back end cannot compile for, before any work is done.
+
+    Raises:
+        UsageError: the back end takes no targets, or does not know one.
+    """
+    if backend == ONNXRUNTIME:
+        if targets:
+            raise UsageError(
+                f"--target {','.join(targets)} was given, but onnxruntime compiles for no GPU in particular; leave it out."
+            )
+        return
+    from flowblending.engine.trt import check_targets as check
+
+    check(backend, targets)
+
+
+def compile_engine(
+    *,
+    backend: Backend,
+    graph: ExportedGraph,
+    profile: ShapeProfile,
+    targets: tuple[str, ...],
+    folder: Path,
+    progress: Callable[[str], None],
+) -> tuple[Path, ...]:
+    """Compile an exported graph into ``folder``; the engine's own file is the first of those returned.
+
+    For ONNX Runtime the graph is the engine: its files are moved.
+    """
+    if backend == ONNXRUNTIME:
+        return tuple(Path(shutil.move(path, folder / path.name)) for path in (graph.onnx, graph.data))
+    from flowblending.engine.trt import build_plan
+
+    plan = folder / f"{graph.spec.name}.plan"
+    build_plan(
+        library=backend, onnx=graph.onnx, spec=graph.spec, profile=profile, targets=targets, out=plan, progress=progress
+    )
+    return (plan,)
+
+
+def open_engine(
+    *, backend: Backend, path: Path, spec: GraphSpec, device: str, stream: int = 0, threads: int | None = None
+) -> Engine:
+    """Open a compiled engine.
+
+    Args:
+        path: the engine's own file in the bundle.
+        device: ``cpu`` or ``cuda``; TensorRT engines are always on ``cuda``.
+        stream: handle of the CUDA stream that the engine will be run on.
+        threads: of ONNX Runtime on the CPU.
+
+    Raises:
+        FlowBlendingError: the library or the GPU is missing, or the file cannot be loaded.
+    """
+    if backend == ONNXRUNTIME:
+        from flowblending.engine.ort import OrtEngine
+
+        return OrtEngine(path, spec, device=device, stream=stream, threads=threads)
+    assert device == CUDA
+    from flowblending.engine.trt import TrtEngine
+
+    return TrtEngine(backend, path, spec)

@@ -1,0 +1,178 @@
+"""ONNX Runtime: runs the exported ONNX file itself, on CPUs everywhere and on GPUs through its CUDA provider."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from flowblending import FlowBlendingError
+from flowblending.engine.tensor import CPU, CUDA, Tensor
+from flowblending.export.spec import GraphSpec, Precision
+
+CUDA_PROVIDER = "CUDAExecutionProvider"
+CPU_PROVIDER = "CPUExecutionProvider"
+BINDINGS = 64
+"""Bindings kept per engine: a sampler uses a handful, a streaming decoder two sets of caches."""
+
+_pool_threads: int | None = None
+
+
+def installed_version() -> str:
+    """The version of the one ONNX Runtime distribution that is installed.
+
+    Raises:
+        FlowBlendingError: none is installed, or both, which overwrite each other's files.
+    """
+    found = {}
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    if not found:
+        raise FlowBlendingError(
+            "ONNX Runtime is not installed; install flowblending[cpu], or flowblending[cuda] for an NVIDIA GPU."
+        )
+    if len(found) == 2:
+        raise FlowBlendingError(
+            "Both onnxruntime and onnxruntime-gpu are installed and overwrite each other's files; "
+            "uninstall both, then install the one you want."
+        )
+    return next(iter(found.values()))
+
+
+def cuda_available() -> bool:
+    """Whether this ONNX Runtime has the CUDA provider."""
+    installed_version()
+    import onnxruntime
+
+    return CUDA_PROVIDER in onnxruntime.get_available_providers()
+
+
+class OrtEngine:
+    """A session over an ONNX file with external data.
+
+    Tensors are bound by address, without a copy, and a set of tensors that comes again is not bound again.
+
+    Args:
+        path: the ONNX file; its external data lies beside it.
+        spec: its inputs and outputs.
+        device: ``cpu`` or ``cuda``.
+        stream: handle of the CUDA stream that every call is enqueued on; unused on the CPU.
+        threads: of the CPU; None takes every core this process may use. One pool serves all engines of a
+            process, so the first engine decides.
+
+    Raises:
+        FlowBlendingError: ONNX Runtime is missing, lacks the device, or cannot load the file.
+    """
+
+    def __init__(
+        self, path: Path, spec: GraphSpec, *, device: str = CPU, stream: int = 0, threads: int | None = None
+    ) -> None:
+        installed_version()
+        import onnxruntime
+
+        if device == CPU and spec.precision == Precision.BF16:
+            raise FlowBlendingError(
+                f"Engine {spec.name} is bf16, which ONNX Runtime's CPU kernels cannot run; "
+                "build it with --precision fp32 or fp16."
+            )
+        if device == CUDA and CUDA_PROVIDER not in onnxruntime.get_available_providers():
+            raise FlowBlendingError(
+                "This ONNX Runtime has no CUDA provider; install flowblending[cuda], or use --device cpu."
+            )
+        self._spec = spec
+        self._device = device
+        self._stream = stream
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                path, sess_options=_options(threads), providers=_providers(device, stream)
+            )
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common base class
+            raise FlowBlendingError(
+                f"ONNX Runtime cannot load {path} ({_first_line(error)}); build the bundle again."
+            ) from None
+        self._run_options: Any = None
+        if device == CUDA:
+            # Waiting is the caller's business: the next engine is enqueued on the same stream.
+            self._run_options = onnxruntime.RunOptions()
+            self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._bindings: OrderedDict[tuple[tuple[str, int, tuple[int, ...]], ...], Any] = OrderedDict()
+
+    @property
+    def spec(self) -> GraphSpec:
+        """Inputs, outputs and precision."""
+        return self._spec
+
+    def run(self, tensors: Mapping[str, Tensor], stream: int) -> None:
+        """Run the graph on bound memory; see `Engine.run`."""
+        if stream != self._stream:
+            raise FlowBlendingError(
+                f"Engine {self._spec.name} was opened for another CUDA stream; open one engine per stream."
+            )
+        key = tuple((name, tensor.address, tensor.shape) for name, tensor in tensors.items())
+        binding = self._bindings.get(key)
+        if binding is None:
+            binding = self._bind(tensors)
+            self._bindings[key] = binding
+            if len(self._bindings) > BINDINGS:
+                self._bindings.popitem(last=False)
+        try:
+            self._session.run_with_iobinding(binding, self._run_options)
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common base class
+            raise FlowBlendingError(
+                f"ONNX Runtime failed in engine {self._spec.name} ({_first_line(error)}); "
+                "if memory ran out, build a smaller size."
+            ) from None
+
+    def _bind(self, tensors: Mapping[str, Tensor]) -> Any:
+        sizes = self._spec.sizes({name: tensor.shape for name, tensor in tensors.items()})
+        binding = self._session.io_binding()
+        for specs, bind in ((self._spec.inputs, binding.bind_input), (self._spec.outputs, binding.bind_output)):
+            for spec in specs:
+                tensor = tensors[spec.name]
+                if tensor.shape != spec.resolve(sizes) or tensor.dtype.name != spec.dtype:
+                    raise FlowBlendingError(
+                        f"Tensor {spec.name} of engine {self._spec.name} is {tensor.dtype.name} {list(tensor.shape)}, "
+                        f"but {spec.dtype} {list(spec.resolve(sizes))} was expected; give a tensor of that shape."
+                    )
+                bind(spec.name, self._device, 0, tensor.dtype, tensor.shape, tensor.address)
+        return binding
+
+    def close(self) -> None:
+        """Drop the session and its memory."""
+        self._bindings.clear()
+        self._session = None
+
+
+def _options(threads: int | None) -> Any:
+    """Session options for one thread pool that all sessions share.
+
+    With a pool per session, the idle pool's spinning threads take the cores from the running one: two
+    sessions taking turns on two cores ran at half speed (median 22.0 ms against 9.9 ms for one call), and
+    without spinning 13 % below full speed.
+    """
+    global _pool_threads  # noqa: PLW0603 - ONNX Runtime's pool is a property of the process, and set once
+    import onnxruntime
+
+    if _pool_threads is None:
+        _pool_threads = threads or len(os.sched_getaffinity(0))
+        onnxruntime.set_global_thread_pool_sizes(_pool_threads, 1)
+    options = onnxruntime.SessionOptions()
+    options.use_per_session_threads = False
+    options.log_severity_level = 3
+    return options
+
+
+def _providers(device: str, stream: int) -> list[Any]:
+    if device == CUDA:
+        return [(CUDA_PROVIDER, {"user_compute_stream": str(stream)}), CPU_PROVIDER]
+    return [CPU_PROVIDER]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

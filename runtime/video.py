@@ -1,0 +1,322 @@
+"""Writing frames as they are decoded: an MP4 file, a numpy array, or a folder of PNG images.
+
+A video appears under its name only when it is whole: until then it is written beside it under a
+temporary name, which is removed when anything goes wrong, Ctrl-C included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from flowblending import FlowBlendingError, UsageError
+
+Metadata = Mapping[str, str | int | float]
+
+_MP4: Final = ".mp4"
+_NPY: Final = ".npy"
+_BT709: Final = 1
+"""The number of ITU-R BT.709 in FFmpeg's lists of matrices, primaries and transfer functions."""
+
+
+class VideoWriter:
+    """A video being written: a context manager that gives it its name on success and removes it otherwise.
+
+    Made by `open_writer`.
+    """
+
+    def __init__(self, path: Path, temporary: Path, sink: _Sink, size: tuple[int, int]) -> None:
+        self._path = path
+        self._temporary = temporary
+        self._sink = sink
+        self._size = size
+        self._count = 0
+
+    def write(self, frames: npt.NDArray[np.float32]) -> None:
+        """Append frames, float32 [3, F, H, W] in [-1, 1]; values beyond are clamped.
+
+        Raises:
+            FlowBlendingError: a value is not finite, or the file cannot be written.
+        """
+        if frames.ndim != 4 or frames.shape[0] != 3 or frames.shape[2:] != self._size:
+            raise ValueError(f"frames have shape {frames.shape}, but [3, F, {self._size[0]}, {self._size[1]}] is due")
+        if not np.isfinite(frames).all():
+            raise FlowBlendingError(
+                f"The VAE decoder gave a non-finite pixel from frame {self._count + 1} on; build it in bf16 or fp32."
+            )
+        try:
+            for frame in to_uint8(frames):
+                self._sink.put(frame)
+                self._count += 1
+        except OSError as error:
+            raise _cannot_write(self._path, error) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        finished = False
+        try:
+            if kind is None:
+                self._finish()
+                finished = True
+        finally:
+            if not finished:
+                self._discard()
+
+    def _finish(self) -> None:
+        if self._count == 0:
+            raise ValueError("a video needs at least one frame")
+        try:
+            self._sink.close()
+            self._temporary.replace(self._path)
+        except OSError as error:
+            raise _cannot_write(self._path, error) from None
+
+    def _discard(self) -> None:
+        self._sink.abort()
+        if self._temporary.is_dir():
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+
+def open_writer(path: str | Path, *, width: int, height: int, frame_rate: float, metadata: Metadata) -> VideoWriter:
+    """Begin a video; what it becomes follows from the path.
+
+    * ``.mp4``: H.264 (x264, CRF 18, yuv420p, BT.709), ``metadata`` as JSON in the tag ``comment`` and its
+      ``prompt`` in ``title``.
+    * ``.npy``: uint8 [F, H, W, 3]; ``frame_rate`` and ``metadata`` have no place in it.
+    * no suffix, or ``/`` at the end: a new folder with ``frame_0001.png``, ... each with ``metadata`` as JSON
+      in the text chunk ``Comment``.
+
+    Folders on the way are made. A file of that name is replaced when the new one is whole.
+
+    Args:
+        width, height: of the frames, in pixels.
+        frame_rate: frames per second.
+
+    Raises:
+        UsageError, FlowBlendingError: as `check_output`, or the extra ``video`` is not installed.
+    """
+    check_output(path, width=width, height=height)
+    folder = _is_folder(path)
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    sink: _Sink
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if folder:
+            sink = _Pngs(temporary, metadata)
+        elif path.suffix.lower() == _NPY:
+            sink = _Npy(temporary, (height, width))
+        else:
+            sink = _Mp4(temporary, (height, width), frame_rate, metadata)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _cannot_write(path, error) from None
+    return VideoWriter(path, temporary, sink, (height, width))
+
+
+def check_output(path: str | Path, *, width: int, height: int) -> None:
+    """Find what would keep a video from being written, before the work that makes it.
+
+    Raises:
+        UsageError: unknown suffix, an odd size for MP4, or something in the way at ``path``.
+        FlowBlendingError: the folder cannot be written to.
+    """
+    folder = _is_folder(path)
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if not folder and suffix not in {_MP4, _NPY}:
+        raise UsageError(
+            f"Cannot write a video as {path.name}: the suffix {suffix} is unknown; "
+            "use .mp4, .npy, or no suffix for a folder of PNG images."
+        )
+    if suffix == _MP4 and not folder and (width % 2 or height % 2):
+        raise UsageError(
+            f"A video of {width}x{height} pixels cannot be MP4 (yuv420p), which needs even sizes; use .npy or a folder."
+        )
+    if folder and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise UsageError(f"{path} exists already and a folder of PNG images is never merged; give another name.")
+    if not folder and path.is_dir():
+        raise UsageError(f"{path} is a folder, but a file was expected; give another name.")
+    ancestor = next(each for each in path.absolute().parents if each.exists())
+    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
+        raise FlowBlendingError(f"Cannot write to {ancestor}; make it a writable folder, or give another place.")
+
+
+def to_uint8(frames: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """[3, F, H, W] in [-1, 1] to [F, H, W, 3] in 0..255, as diffusers does (image_processor.py, numpy_to_pil)."""
+    scaled = frames * np.float32(0.5)
+    scaled += np.float32(0.5)
+    np.clip(scaled, 0.0, 1.0, out=scaled)
+    scaled *= np.float32(255.0)
+    return np.ascontiguousarray(np.rint(scaled, out=scaled).astype(np.uint8).transpose(1, 2, 3, 0))
+
+
+def _is_folder(path: str | Path) -> bool:
+    return str(path).endswith("/") or not Path(path).suffix
+
+
+def _cannot_write(path: Path, error: OSError) -> FlowBlendingError:
+    reason = error.strerror or str(error)
+    return FlowBlendingError(f"Cannot write {path} ({reason}); free some space there, or give another place.")
+
+
+class _Sink(Protocol):
+    """Takes uint8 frames [H, W, 3] one by one. Failures to write are ``OSError``."""
+
+    def put(self, frame: npt.NDArray[np.uint8]) -> None: ...
+
+    def close(self) -> None:
+        """Complete the file."""
+        ...
+
+    def abort(self) -> None:
+        """Let go of the file, whatever state it is in."""
+        ...
+
+
+class _Npy:
+    """A numpy array file, format 1.0; the number of frames is filled in at the end."""
+
+    def __init__(self, path: Path, size: tuple[int, int]) -> None:
+        self._size = size
+        self._count = 0
+        self._file = path.open("wb")
+        self._file.write(self._header())
+
+    def put(self, frame: npt.NDArray[np.uint8]) -> None:
+        self._file.write(frame.tobytes())
+        self._count += 1
+
+    def close(self) -> None:
+        self._file.seek(0)
+        self._file.write(self._header())
+        self._file.close()
+
+    def abort(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _header(self) -> bytes:
+        """128 bytes, whatever the number of frames (numpy.lib.format: magic, version, length, dictionary, newline)."""
+        shape = (self._count, *self._size, 3)
+        text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}"
+        return b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + text.ljust(117).encode() + b"\n"
+
+
+class _Pngs:
+    """A folder of 8-bit RGB images (PNG specification, third edition)."""
+
+    def __init__(self, folder: Path, metadata: Metadata) -> None:
+        self._folder = folder
+        # iTXt: keyword, compression flag and method, language, translated keyword, UTF-8 text.
+        self._comment = b"Comment\0\0\0\0\0" + _json(metadata).encode()
+        self._count = 0
+        folder.mkdir()
+
+    def put(self, frame: npt.NDArray[np.uint8]) -> None:
+        height, width, _ = frame.shape
+        rows = np.empty((height, 1 + 3 * width), np.uint8)
+        rows[:, 0] = 2  # filter "Up": each row less the one above it
+        pixels = frame.reshape(height, 3 * width)
+        rows[0, 1:] = pixels[0]
+        np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])
+        chunks = {
+            b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),
+            b"iTXt": self._comment,
+            b"IDAT": zlib.compress(rows.tobytes(), 3),
+            b"IEND": b"",
+        }
+        self._count += 1
+        with (self._folder / f"frame_{self._count:04d}.png").open("wb") as file:
+            file.write(b"\x89PNG\r\n\x1a\n")
+            for kind, data in chunks.items():
+                file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+    def close(self) -> None:
+        """Nothing is open between frames."""
+
+    def abort(self) -> None:
+        """Nothing is open between frames."""
+
+
+class _Mp4:
+    """H.264 by way of PyAV, which is imported here and nowhere else."""
+
+    def __init__(self, path: Path, size: tuple[int, int], frame_rate: float, metadata: Metadata) -> None:
+        try:
+            import av
+        except ImportError:
+            raise FlowBlendingError(
+                "Writing MP4 needs PyAV, which is not installed; "
+                "install flowblending[video], or write .npy or a folder of PNG images."
+            ) from None
+        # "+faststart" puts the index first, so that a browser plays the file while it loads.
+        self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
+        self._container.metadata.update(title=str(metadata.get("prompt", "")), comment=_json(metadata))
+        rate = Fraction(frame_rate).limit_denominator(1001)
+        try:
+            self._stream = self._container.add_stream("libx264", rate=rate, options={"crf": "18"})
+        except av.codec.codec.UnknownCodecError:
+            raise FlowBlendingError(
+                "The installed PyAV has no x264 encoder; install PyAV's own wheels with flowblending[video], "
+                "or write .npy or a folder of PNG images."
+            ) from None
+        self._stream.height, self._stream.width = size
+        self._stream.pix_fmt = "yuv420p"
+        context = self._stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        self._count = 0
+
+    def put(self, frame: npt.NDArray[np.uint8]) -> None:
+        import av
+
+        picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+        picture = picture.reformat(format="yuv420p", dst_colorspace=_BT709)
+        picture.pts = self._count
+        self._count += 1
+        with _ffmpeg_errors():
+            self._container.mux(self._stream.encode(picture))
+
+    def close(self) -> None:
+        with _ffmpeg_errors():
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+
+    def abort(self) -> None:
+        # Closing writes what is left of the index, which may fail again; the file is removed in any case.
+        with contextlib.suppress(OSError), _ffmpeg_errors():
+            self._container.close()
+
+
+@contextlib.contextmanager
+def _ffmpeg_errors() -> Iterator[None]:
+    """Turn FFmpeg's errors into ``OSError``, which only some of them are."""
+    import av
+
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise OSError(error.errno, error.strerror) from None
+
+
+def _json(metadata: Metadata) -> str:
+    return json.dumps(dict(metadata), ensure_ascii=False)

@@ -1,0 +1,73 @@
+"""Imports run one way, heavy libraries stay in the files that need them, and --help answers at once."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {"export": {"export"}, "engine": {"engine", "export"}, "runtime": {"runtime", "engine", "export"}}
+HEAVY = {
+    "torch": {"export"},
+    "diffusers": {"export"},
+    "transformers": {"export"},
+    "onnx": {"export"},
+    "onnxruntime": {"export", "engine"},
+    "tensorrt": {"engine"},
+    "tensorrt_rtx": {"engine"},
+    "cuda": {"engine", "runtime"},
+    "av": {"runtime"},
+    "tokenizers": {"export", "runtime"},
+    "ftfy": {"runtime"},
+}
+
+
+SLOW = {*HEAVY, "numpy", "rich", "pydantic"}
+
+
+def imports(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("room", list(MAY_IMPORT))
+def test_imports_run_one_way(room: str) -> None:
+    paths = sorted((ROOT / room).rglob("*.py"))
+    assert len(paths) > 5
+    for path in paths:
+        for name in imports(path):
+            parts = name.split(".")
+            if parts[0] == "flowblending" and parts[-1] != "flowblending" and parts[1] in MAY_IMPORT:
+                assert parts[1] in MAY_IMPORT[room], f"{path} imports {name}"
+                beyond_the_spec = parts[1] == "export" != room and parts[2:3] != ["spec"]
+                assert not beyond_the_spec or path.name == "build.py", f"{path} imports {name}"
+            elif parts[0] in HEAVY:
+                assert room in HEAVY[parts[0]], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("program", ["flowblending.runtime.cli", "flowblending.engine.cli"])
+def test_help_answers_at_once_and_loads_nothing_heavy(program: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['x', '--help']; from {program} import main\n"
+        "try: main()\n"
+        f"except SystemExit: print('LOADED', *sorted(set(sys.modules) & {SLOW!r}))"
+    )
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        seconds.append(time.perf_counter() - start)
+    assert "usage:" in output
+    assert output.splitlines()[-1] == "LOADED"
+    assert min(seconds) < 0.5

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.runtime.jobs import Job, read_jobs
+
+DEFAULTS = Job(prompt="", seed=7, steps=4)
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_plain_lines_and_json_lines(tmp_path: Path) -> None:
+    text = '# mine\na cat\n\n{"prompt": "一只猫 🐈", "seed": 3, "guidance": 4, "schedule": "L2 S2"}\n'
+    first, second = read_jobs(write(tmp_path, text), DEFAULTS)
+    assert (first.number, first.job) == (2, Job(prompt="a cat", seed=7, steps=4))
+    assert second.job == Job(prompt="一只猫 🐈", seed=3, steps=4, guidance=4, schedule="L2 S2")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "x", "stepz": 3}', "Unknown option 'stepz'; known are prompt, negative_prompt"),
+        ('{"prompt": "x", "steps": "3"}', "Option steps is '3', but int was expected"),
+        ('{"prompt": "x", "steps": true}', "Option steps is True, but int was expected"),
+        ('{"seed": 3}', "The line has no prompt"),
+        ('{"prompt": ""}', "The line has no prompt"),
+        ('{"prompt": ', "The line is no JSON object"),
+    ],
+)
+def test_a_bad_line_is_reported_and_the_others_stay(tmp_path: Path, line: str, message: str) -> None:
+    good, bad, last = read_jobs(write(tmp_path, f"one\n{line}\ntwo\n"), DEFAULTS)
+    assert (good.job, last.job) == (Job(prompt="one", seed=7, steps=4), Job(prompt="two", seed=7, steps=4))
+    assert bad.job is None
+    assert bad.error is not None
+    assert message in bad.error
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n"])
+def test_an_empty_file(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="holds no prompt; write one prompt a line"):
+        read_jobs(write(tmp_path, text), DEFAULTS)
+
+
+def test_an_unreadable_file(tmp_path: Path) -> None:
+    with pytest.raises(FlowBlendingError, match="Cannot read the prompt file"):
+        read_jobs(tmp_path / "none.txt", DEFAULTS)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(FlowBlendingError, match="UTF-8"):
+        read_jobs(tmp_path / "latin.txt", DEFAULTS)
+
+
+def test_file_names_are_readable_and_follow_the_job() -> None:
+    job = Job(prompt="A cat / walks: on the grass, in a very realistic style 🐈")
+    assert job.file_stem(3).startswith("0003-a-cat-walks-on-the-grass-in-a-very")
+    assert job.file_stem(3) == job.file_stem(3)
+    assert job.file_stem(3) != Job(prompt=job.prompt, seed=1).file_stem(3)
+    assert Job(prompt="🐈").file_stem(1).count("-") == 1

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from flowblending import UsageError
+from flowblending.engine.manifest import Backend
+from flowblending.engine.precision import choose_precisions
+
+NAMES = ("large", "small", "text_encoder", "vae_first", "vae_next")
+
+
+@pytest.mark.parametrize(
+    ("text", "backend", "expected"),
+    [
+        (None, "onnxruntime", "fp32 fp32 fp32 fp32 fp32"),
+        (None, "tensorrt", "bf16 bf16 bf16 fp32 fp32"),
+        ("fp16", "onnxruntime", "fp16 fp16 fp32 fp32 fp32"),
+        ("large=bf16,small=fp16", "tensorrt-rtx", "bf16 fp16 bf16 fp32 fp32"),
+        ("fp16, vae=bf16", "tensorrt", "fp16 fp16 bf16 bf16 bf16"),
+        ("small=fp16,text_encoder=fp32", "tensorrt", "bf16 fp16 fp32 fp32 fp32"),
+    ],
+)
+def test_precisions(text: str | None, backend: Backend, expected: str) -> None:
+    assert " ".join(choose_precisions(text, backend, NAMES).values()) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fp8", "Precision 'fp8' was given, but fp32, fp16, bf16 are known"),
+        ("medium=fp16", "names 'medium', but the components are large, small, text_encoder, vae"),
+        ("=fp16", "names ''"),
+        ("", "Precision '' was given"),
+        ("bf16", "ONNX Runtime has no bf16 kernels"),
+    ],
+)
+def test_wrong_precisions(text: str, message: str) -> None:
+    if text != "=fp16":
+        with pytest.raises(UsageError, match=message):
+            choose_precisions(text, "onnxruntime", NAMES)
+    else:
+        with pytest.raises(UsageError, match=message):
+            choose_precisions(text, "tensorrt", NAMES)
