@@ -90,10 +90,9 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
 
 def _plan(request: BuildRequest) -> tuple[PipelineSpec, tuple[Part, ...], bytes]:
     """What to build: the pipeline's constants, every component, and the tokenizer."""
+    from flowblending.export.checkpoint import check_pair, open_checkpoint, open_transformer
     from flowblending.export.families import family_of
     from flowblending.export.text import tokenizer_file
-
-    from flowblending.export.checkpoint import check_pair, open_checkpoint, open_transformer
 
     large = open_checkpoint(request.large)
     large_transformer = large.folder / "transformer"

@@ -92,7 +92,7 @@ class OrtEngine:
             self._session: Any = onnxruntime.InferenceSession(
                 path, sess_options=_options(threads), providers=_providers(device, stream)
             )
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common base class
+        except Exception as error:
             raise FlowBlendingError(
                 f"ONNX Runtime cannot load {path} ({_first_line(error)}); build the bundle again."
             ) from None
@@ -123,7 +123,7 @@ class OrtEngine:
                 self._bindings.popitem(last=False)
         try:
             self._session.run_with_iobinding(binding, self._run_options)
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors have no common base class
+        except Exception as error:
             raise FlowBlendingError(
                 f"ONNX Runtime failed in engine {self._spec.name} ({_first_line(error)}); "
                 "if memory ran out, build a smaller size."

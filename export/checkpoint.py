@@ -199,8 +199,9 @@ def vae_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[flo
 def vae_factors(checkpoint: Checkpoint) -> tuple[int, int]:
     """Video frames and pixels per latent frame and pixel, as the VAE classes derive them from their configuration."""
     config = checkpoint.config("vae")
-    if "scale_factor_spatial" in config:
-        return int(config.get("scale_factor_temporal", 4)), int(config["scale_factor_spatial"])
+    if config.get("_class_name") == "AutoencoderKLWan":
+        # The published configurations predate these two settings.
+        return int(config.get("scale_factor_temporal", 4)), int(config.get("scale_factor_spatial", 8))
     halvings = sum(config.get("spatio_temporal_scaling", ()))
     return (
         int(config.get("temporal_compression_ratio") or config.get("patch_size_t", 1) * 2**halvings),

@@ -23,7 +23,7 @@ from flowblending.export.spec import ExportedGraph, GraphSpec, TensorSpec, evalu
 OPSET = 23
 """The first opset with Attention, RotaryEmbedding and RMSNormalization, which compilers map to one kernel each."""
 
-_PACKAGES = ("torch", "onnxscript", "onnx-ir", "diffusers", "transformers", "flowblending")
+_PACKAGES = ("torch", "onnxscript", "onnx-ir", "diffusers", "transformers")
 _TORCH_SYMBOL = re.compile(r"\b[su]\d+\b")
 
 
@@ -35,7 +35,7 @@ def export_graph(exportable: Exportable, folder: Path, weights_sha256: str) -> E
 
     Args:
         exportable: traced at its ``export_sizes``, which should differ from one another and exceed 1.
-        folder: exists; files of an earlier export of the same name are replaced.
+        folder: made if need be; files of an earlier export of the same name are replaced.
         weights_sha256: of the checkpoint's files, recorded in the description.
 
     Raises:
@@ -73,12 +73,18 @@ def export_graph(exportable: Exportable, folder: Path, weights_sha256: str) -> E
         weights_sha256=weights_sha256,
         versions={package: version(package) for package in _PACKAGES},
     )
+    folder.mkdir(parents=True, exist_ok=True)
     # onnx_ir appends to nothing: it writes a new data file, one tensor at a time. Tensors below 256 bytes stay in
     # the graph, because compilers read them as shapes and axes.
     ir.save(model, graph.onnx, external_data=graph.data.name)
     graph.data.touch()
     graph.write()
     return graph
+
+
+def exporter_versions() -> str:
+    """The packages that decide what a graph looks like, as ``torch 2.13.0, ...``."""
+    return ", ".join(f"{package} {version(package)}" for package in _PACKAGES)
 
 
 class _Bound(torch.nn.Module):

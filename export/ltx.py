@@ -7,20 +7,23 @@ encode a prompt.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from diffusers import LTXConditionPipeline, LTXPipeline, LTXVideoTransformer3DModel
-from torch.onnx import ops
-
 from flowblending import FlowBlendingError
-from flowblending.export.attention import attend
-from flowblending.export.checkpoint import Checkpoint, model_files, read_json, vae_factors, vae_statistics
-from flowblending.export.family import TORCH_DTYPES, Exportable, Part, Tensors
-from flowblending.export.ltx_vae import load_model, vae_part
-from flowblending.export.spec import GraphSpec, PipelineSpec, Precision, SigmaGrid, TensorSpec
+from flowblending.export.checkpoint import (
+    MODEL_INDEX,
+    TRANSFORMER,
+    Checkpoint,
+    model_files,
+    read_json,
+    vae_factors,
+    vae_statistics,
+)
+from flowblending.export.family import Part
+from flowblending.export.ltx_transformer import load_transformer
+from flowblending.export.ltx_vae import vae_part
+from flowblending.export.spec import VAE, PipelineSpec, SigmaGrid
 from flowblending.export.text import text_encoder_part
 
 CONDITION = "LTXConditionPipeline"
@@ -36,7 +39,7 @@ class Ltx:
 
     def describe(self, checkpoint: Checkpoint) -> PipelineSpec:
         """The defaults of the pipeline's ``__call__``, and what its components' configurations say."""
-        transformer, vae = checkpoint.config("transformer"), checkpoint.config("vae")
+        transformer, vae = checkpoint.config(TRANSFORMER), checkpoint.config(VAE)
         mean, std = vae_statistics(checkpoint)
         scaling = vae.get("scaling_factor", 1.0)
         temporal, spatial = vae_factors(checkpoint)
@@ -83,10 +86,17 @@ class Ltx:
             # The VAE's compression and the pipeline's class are in the rotary coordinates.
             sources=(
                 *model_files(folder),
-                checkpoint.folder / "vae" / "config.json",
-                checkpoint.folder / "model_index.json",
+                checkpoint.folder / VAE / "config.json",
+                checkpoint.folder / MODEL_INDEX,
             ),
-            load=lambda precision: _load(checkpoint, folder, name, precision),
+            load=lambda precision: load_transformer(
+                folder,
+                name,
+                precision,
+                text_length=TEXT_LENGTH[checkpoint.pipeline],
+                factors=vae_factors(checkpoint),
+                causal=checkpoint.pipeline == CONDITION,
+            ),
         )
 
     def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
@@ -146,82 +156,3 @@ def _grid(checkpoint: Checkpoint) -> SigmaGrid:
         shift_terminal=terminal,
         train_timesteps=train_timesteps,
     )
-
-
-class LtxTransformer(torch.nn.Module):
-    """LTXVideoTransformer3DModel's forward pass over the layers of the stock model, written for compilers.
-
-    Differs from the stock one in form, not in result: latents are packed inside, rotary coordinates follow from the
-    shapes, and normalisation, rotation and attention are one operator each.
-
-    Args:
-        stock: used as it is, and not changed.
-        factors: video frames and pixels per latent frame and pixel.
-        causal: frames at the times of LTXConditionPipeline (the first one spans one video frame), not LTXPipeline.
-    """
-
-    frequencies: torch.Tensor
-
-    def __init__(self, stock: LTXVideoTransformer3DModel, factors: tuple[int, int], *, causal: bool) -> None:
-        super().__init__()
-        self.stock = stock
-        self.factors = factors
-        self.causal = causal
-        rope = stock.rope
-        exponents = torch.linspace(0.0, 1.0, rope.dim // 6, dtype=torch.float32)
-        self.register_buffer("frequencies", rope.theta**exponents * math.pi / 2.0, persistent=False)
-
-    def forward(
-        self,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        text: torch.Tensor,
-        text_mask: torch.Tensor,
-        frame_rate: torch.Tensor,
-    ) -> Tensors:
-        """Velocity, fp32, like ``latents``."""
-        stock, dtype = self.stock, self.stock.proj_in.weight.dtype
-        batch, _, frames, height, width = latents.shape
-        hidden = stock.proj_in(latents.to(dtype).flatten(2).transpose(1, 2))
-        modulation, embedded = stock.time_embed(timestep, batch_size=batch, hidden_dtype=dtype)
-        context = stock.caption_projection(text.to(dtype))
-        # -10000 rather than minus infinity, as the stock model has it.
-        bias = ((1 - text_mask.to(dtype)) * -10000.0)[:, None, None, :]
-        rotation = self._rotation(frames, height, width, frame_rate)
-        for block in stock.transformer_blocks:
-            hidden = _block(block, hidden, context, modulation, rotation, bias)
-        shift, scale = (stock.scale_shift_table[None] + embedded[:, None]).chunk(2, dim=1)
-        velocity = stock.proj_out(stock.norm_out(hidden) * (1 + scale) + shift).float()
-        return (velocity.transpose(1, 2).reshape(batch, -1, frames, height, width),)
-
-    def _rotation(
-        self, frames: int, height: int, width: int, frame_rate: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines, fp32 [1, tokens, channels / 2].
-
-        LTXVideoRotaryPosEmbed of diffusers transformer_ltx.py, with the coordinates of the two pipelines: one table
-        per axis, spread over the tokens, since the angle of a channel depends on one axis only.
-        """
-        temporal, spatial = self.factors
-        rope = self.stock.rope
-        index = torch.arange(frames, dtype=torch.float32)
-        if self.causal:
-            seconds = (index * temporal + (1 - temporal)).clamp(min=0.0) * (1.0 / frame_rate)
-        else:
-            seconds = index * (temporal / frame_rate)
-        rows = torch.arange(height, dtype=torch.float32) * spatial
-        columns = torch.arange(width, dtype=torch.float32) * spatial
-        axes = (
-            (seconds / rope.base_num_frames)[:, None, None],
-            (rows / rope.base_height)[None, :, None],
-            (columns / rope.base_width)[None, None, :],
-        )
-        angles = [self.frequencies * (axis[..., None] * 2 - 1) for axis in axes]
-        # Channels that six does not divide come first and are not rotated.
-        rest = rope.dim // 2 - 3 * (rope.dim // 6)
-        tables = []
-        for function, still in ((torch.cos, 1.0), (torch.sin, 0.0)):
-            spread = [function(angle).expand(frames, height, width, -1) for angle in angles]
-            table = torch.stack(spread, dim=-1).reshape(frames * height * width, 3 * (rope.dim // 6))
-            tables.append(torch.nn.functional.pad(table, (rest, 0), value=still)[None])
-        return tables[0], tables[1]

@@ -18,15 +18,15 @@ from flowblending.export.family import TORCH_DTYPES
 from flowblending.export.spec import Precision
 
 Module = TypeVar("Module", bound=torch.nn.Module)
-ModuleOut = TypeVar("ModuleOut", bound=torch.nn.Module, covariant=True)
+Module_co = TypeVar("Module_co", bound=torch.nn.Module, covariant=True)
 
 
-class ModelClass(Protocol[ModuleOut]):
+class ModelClass(Protocol[Module_co]):
     """What is needed of diffusers' model classes."""
 
     def from_pretrained(
         self, folder: Path, *, torch_dtype: torch.dtype, output_loading_info: bool, use_safetensors: bool
-    ) -> tuple[ModuleOut, Mapping[str, list[str]]]:
+    ) -> tuple[Module_co, Mapping[str, list[str]]]:
         """Read configuration and weights; modules that the class keeps in fp32 stay so in every type."""
         ...
 

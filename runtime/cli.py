@@ -131,8 +131,7 @@ def _job(arguments: argparse.Namespace) -> Job:
 
 
 def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
-    from flowblending.runtime.device import open_device
-
+    from flowblending.runtime.place import open_device
     from flowblending.runtime.pipeline import Pipeline
 
     return Pipeline(bundle=bundle, device=open_device(arguments.device, bundle.manifest), threads=arguments.threads)

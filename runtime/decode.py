@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from flowblending.runtime.device import Device
 
 from flowblending.engine.protocol import Engine
 from flowblending.engine.tensor import Tensor
 from flowblending.export.spec import VAE, VAE_FIRST, VAE_NEXT, PipelineSpec
+from flowblending.runtime.device import Device
 from flowblending.runtime.noise import TorchNormal
 
 Frames = npt.NDArray[np.float32]

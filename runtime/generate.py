@@ -12,8 +12,6 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from flowblending.runtime.sampler import SampleResult
-from flowblending.runtime.video import open_writer
 
 from flowblending import FlowBlendingError
 from flowblending.engine.console import Console
@@ -23,6 +21,8 @@ from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program import Program
+from flowblending.runtime.sampler import SampleResult
+from flowblending.runtime.video import open_writer
 
 _Item = TypeVar("_Item")
 

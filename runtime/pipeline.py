@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from flowblending.engine.backend import open_engine
-from flowblending.runtime.device import Device
-from flowblending.runtime.sampler import Sampler, SampleResult, StepEvent
 
 from flowblending import UsageError
+from flowblending.engine.backend import open_engine
 from flowblending.engine.bundle import Bundle
 from flowblending.engine.protocol import Engine
 from flowblending.engine.tensor import Tensor
 from flowblending.export.spec import TEXT_ENCODER, VAE
 from flowblending.runtime.decode import Decoder, Frames
+from flowblending.runtime.device import Device
 from flowblending.runtime.jobs import Job
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.program import COND, UNCOND, Program
 from flowblending.runtime.prompt import Tokenizer
+from flowblending.runtime.sampler import Sampler, SampleResult, StepEvent
 
 Conditions = Mapping[str, Mapping[str, Tensor]]
 """Per guidance branch (``cond``, ``uncond``): the transformer's inputs beside latents and timestep."""
@@ -102,9 +102,11 @@ class Pipeline:
             )
         engine = self.engine(TEXT_ENCODER)
         inputs = {"ids": self.device.upload(tokens.ids), "mask": self.device.upload(tokens.mask)}
+        # Some reference pipelines do not tell the text encoder what is padding.
+        taken = {spec.name: inputs[spec.name] for spec in engine.spec.inputs}
         (output,) = engine.spec.outputs
         embedding = self.device.empty(output.resolve({"batch": 1}), np.dtype(output.dtype))
-        engine.run({**inputs, output.name: embedding}, self.device.stream)
+        engine.run({**taken, output.name: embedding}, self.device.stream)
         return {"text": embedding, "text_mask": inputs["mask"]}
 
     def noise(self, generator: TorchNormal) -> npt.NDArray[np.float32]:

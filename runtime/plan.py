@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from flowblending.runtime.device import device_kind
-
 from flowblending.engine.bundle import Bundle
 from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, VAE
 from flowblending.runtime.cost import Cost, Timings, cost_of
+from flowblending.runtime.place import device_kind
 from flowblending.runtime.program import Program
 
 

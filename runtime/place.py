@@ -1,0 +1,59 @@
+"""Where a bundle runs: on the CPU, or on the GPU that its engines were compiled for."""
+
+from __future__ import annotations
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.engine.gpu import check_architecture, gpu_architecture
+from flowblending.engine.manifest import Manifest
+from flowblending.engine.tensor import CPU, CUDA
+from flowblending.runtime.device import Device
+
+AUTO = "auto"
+
+
+def device_kind(choice: str, manifest: Manifest) -> str:
+    """``cpu`` or ``cuda``.
+
+    Args:
+        choice: ``cpu``, ``cuda``, or ``auto``: a GPU where the bundle's back ends can use one.
+        manifest: of the bundle; TensorRT plans run on GPUs only.
+
+    Raises:
+        UsageError: ``cpu`` was chosen for a bundle of TensorRT plans.
+    """
+    plans = [name for name, component in manifest.components.items() if component.backend != "onnxruntime"]
+    if plans and choice == CPU:
+        raise UsageError(
+            f"--device cpu was given, but {plans[0]} is a TensorRT plan, which runs on GPUs only; "
+            "build a bundle with --backend onnxruntime for the CPU."
+        )
+    if plans or choice != AUTO:
+        return CUDA if plans else choice
+    if gpu_architecture() is None:
+        return CPU
+    from flowblending.engine.ort import cuda_available
+
+    return CUDA if cuda_available() else CPU
+
+
+def open_device(choice: str, manifest: Manifest) -> Device:
+    """The device for a bundle, after checking that its engines can run there.
+
+    Raises:
+        FlowBlendingError: there is no GPU for a GPU bundle, or it is not one that the plans were built for.
+    """
+    if device_kind(choice, manifest) == CPU:
+        from flowblending.runtime.host import HostDevice
+
+        return HostDevice()
+    architecture = gpu_architecture()
+    if architecture is None:
+        raise FlowBlendingError(
+            "This needs an NVIDIA GPU, but no CUDA driver or GPU was found; run it on a machine with one, "
+            "or build a bundle with --backend onnxruntime for the CPU."
+        )
+    for name, component in manifest.components.items():
+        check_architecture(name, component.targets, architecture)
+    from flowblending.runtime.cuda import CudaDevice
+
+    return CudaDevice()

@@ -1,0 +1,87 @@
+"""Fixtures of the slow tests: checkpoints made on the fly, and bundles built from them once per session."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flowblending.engine.bundle import Bundle
+from flowblending.engine.manifest import Backend
+
+Build = Callable[..., Bundle]
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``checkpoints("wan")`` is a folder with ``large`` and ``small``; one per kind in ``benchmarks.checkpoints``."""
+    from benchmarks.checkpoints import PAIRS
+
+    made: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp(kind)
+            PAIRS[kind](made[kind])
+        return made[kind]
+
+    return make
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """A size and a frame count as the command line takes them."""
+
+    size: str
+    frames: int
+
+
+SMALLEST = {"wan": Geometry("32x48", 9), "ltx": Geometry("96x64", 17), "ltx-condition": Geometry("96x64", 17)}
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory, checkpoints: Callable[[str], Path]) -> Build:
+    """Builds a bundle of a kind of checkpoint, or returns the one already built with the same options."""
+    from flowblending.engine.build import BuildRequest, build_bundle
+    from flowblending.engine.console import Console
+
+    root = tmp_path_factory.mktemp("bundles")
+    made: dict[str, Bundle] = {}
+
+    def make(
+        kind: str,
+        *,
+        size: str | None = None,
+        frames: int | None = None,
+        precision: str | None = None,
+        backend: Backend = "onnxruntime",
+        targets: tuple[str, ...] = (),
+    ) -> Bundle:
+        size, frames = size or SMALLEST[kind].size, frames or SMALLEST[kind].frames
+        name = f"{kind}-{size}-{frames}-{precision}-{backend}-{'-'.join(targets)}".replace("=", "")
+        if name not in made:
+            folder = checkpoints(kind)
+            request = BuildRequest(
+                large=str(folder / "large"),
+                small=str(folder / "small"),
+                out=root / name,
+                size=size,
+                frames=frames,
+                precision=precision,
+                backend=backend,
+                targets=targets,
+                command=("fb-build-engines", "--out", str(root / name)),
+            )
+            made[name] = build_bundle(request, Console(quiet=True))
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    yield

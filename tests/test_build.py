@@ -1,0 +1,123 @@
+"""Building bundles: reuse, rebuilding, a full disk, an interrupt, and real TensorRT-RTX plans without a GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flowblending.engine.build import BuildRequest, build_bundle
+from flowblending.engine.bundle import open_bundle
+from flowblending.engine.console import Console
+from tests.conftest import Build
+
+pytestmark = pytest.mark.slow
+
+
+class Recorder(Console):
+    """Remembers what the user would read."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+
+    def log(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def request(pair: Path, out: Path) -> BuildRequest:
+    return BuildRequest(
+        large=str(pair / "large"),
+        small=str(pair / "small"),
+        out=out,
+        size="32x48",
+        frames=9,
+        precision=None,
+        backend="onnxruntime",
+        targets=(),
+        command=("fb-build-engines",),
+    )
+
+
+def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(
+    build: Build, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out, pair = tmp_path / "bundle", tmp_path / "pair"
+    shutil.copytree(build("wan").folder, out)
+    shutil.copytree(checkpoints("wan"), pair)
+    before = open_bundle(out).manifest
+    # Another geometry: ONNX Runtime's engines take any size, so nothing is built.
+    console = Recorder()
+    moved = build_bundle(dataclasses.replace(request(pair, out), size="64x64"), console).manifest
+    assert {line.partition(":")[2] for line in console.lines} == {" reused, nothing changed"}
+    assert (moved.geometry.width, moved.components) == (64, before.components)
+    assert moved.id != before.id
+    # One byte of the small model's weights, and one file of the bundle damaged.
+    weights = pair / "small" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    (out / "vae_next.onnx").write_bytes(b"damaged")
+    console = Recorder()
+    changed = build_bundle(request(pair, out), console)
+    assert "small: rebuilt, weights changed" in console.lines
+    assert "vae_next: rebuilt, its files changed" in console.lines
+    assert sum("reused" in line for line in console.lines) == 3
+    changed.verify(recompute=True)
+
+
+@pytest.mark.parametrize("kind", ["wan", "ltx"])
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_real_plans_are_built_without_a_gpu(kind: str, precision: str, build: Build) -> None:
+    pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx")
+    bundle = build(kind, backend="tensorrt-rtx", targets=("sm120", "sm89"), precision=precision)
+    bundle.verify()
+    for name, component in bundle.manifest.components.items():
+        assert component.targets == ("sm120", "sm89")
+        assert bundle.path(name).suffix == ".plan"
+        assert bundle.path(name).stat().st_size > 50_000
+    assert bundle.manifest.components["large"].spec.precision == precision
+    assert {path.suffix for path in bundle.folder.iterdir()} == {".plan", ".json"}
+
+
+def _mount(folder: Path, megabytes: int) -> bool:
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    folder = tmp_path / "disk"
+    if shutil.which("mount") is None or not _mount(folder, 1):
+        pytest.skip("this user may not mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(checkpoints: Callable[[str], Path], small_disk: Path) -> None:
+    pair = checkpoints("wan")
+    command = [sys.executable, "-m", "flowblending.engine.cli", "--large", pair / "large", "--small", pair / "small"]
+    command += ["--out", small_disk / "bundle", "--backend", "onnxruntime", "--size", "32x48", "--frames", "9"]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 1, result.stderr
+    assert "error: The disk filled up while writing" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not os.listdir(small_disk)
+
+
+def test_the_manifest_says_how_to_build_the_bundle_again(build: Build) -> None:
+    bundle = build("wan")
+    content = json.loads((bundle.folder / "manifest.json").read_text())
+    assert content["rebuild"][0] == "fb-build-engines"
+    assert content["format"] == 1
+    assert set(content["components"]) == {"large", "small", "text_encoder", "vae_first", "vae_next"}
+    assert content["components"]["large"]["flops"]["attention"] > 0
