@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flowblending import UsageError
+from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.manifest import Backend
 from flowblending.engine.protocol import Engine, ShapeProfile
 from flowblending.engine.tensor import CUDA
@@ -30,21 +30,26 @@ def backend_version(backend: Backend) -> str:
     return load(backend).version
 
 
-def check_targets(backend: Backend, targets: Sequence[str]) -> None:
+def check_targets(backend: Backend, targets: Sequence[str]) -> tuple[str, ...]:
     """Refuse GPU targets that a back end cannot compile for, before any work is done.
 
+    Returns:
+        What it will compile for: the targets given, else the GPU present; nothing where any device will do.
+
     Raises:
-        UsageError: the back end takes no targets, or does not know one.
+        UsageError: the back end takes no targets, or does not know one, or needs one because there is no GPU.
+        FlowBlendingError: its library is not installed.
     """
     if backend == ONNXRUNTIME:
         if targets:
             raise UsageError(
-                f"--target {','.join(targets)} was given, but onnxruntime compiles for no GPU in particular; leave it out."
+                f"--target {','.join(targets)} was given, but onnxruntime compiles for no GPU in particular; "
+                "leave it out."
             )
-        return
-    from flowblending.engine.trt import check_targets as check
+        return ()
+    from flowblending.engine.trt_targets import check_targets as check
 
-    check(backend, targets)
+    return check(backend, targets)
 
 
 def compile_engine(
@@ -62,7 +67,7 @@ def compile_engine(
     """
     if backend == ONNXRUNTIME:
         return tuple(Path(shutil.move(path, folder / path.name)) for path in (graph.onnx, graph.data))
-    from flowblending.engine.trt import build_plan
+    from flowblending.engine.trt_build import build_plan
 
     plan = folder / f"{graph.spec.name}.plan"
     build_plan(
@@ -83,13 +88,18 @@ def open_engine(
         threads: of ONNX Runtime on the CPU.
 
     Raises:
-        FlowBlendingError: the library or the GPU is missing, or the file cannot be loaded.
+        FlowBlendingError: the library or the GPU is missing, the device is not one of the back end's, or the
+            file cannot be loaded.
     """
     if backend == ONNXRUNTIME:
         from flowblending.engine.ort import OrtEngine
 
         return OrtEngine(path, spec, device=device, stream=stream, threads=threads)
-    assert device == CUDA
+    if device != CUDA:
+        raise FlowBlendingError(
+            f"Engine {spec.name} is a plan of {backend}, which runs on an NVIDIA GPU and not on the device {device}; "
+            "use --device cuda, or build a bundle with --backend onnxruntime."
+        )
     from flowblending.engine.trt import TrtEngine
 
     return TrtEngine(backend, path, spec)

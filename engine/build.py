@@ -6,6 +6,7 @@ the rest of the package loads without torch.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import os
@@ -57,7 +58,8 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
         FlowBlendingError: a wrong argument, an unusable checkpoint or pair, a graph that fails its
             verification, a compiler error, a full disk. Nothing is left at ``out`` that was not there.
     """
-    backends.check_targets(request.backend, request.targets)
+    targets = backends.check_targets(request.backend, request.targets)
+    request = dataclasses.replace(request, targets=targets)
     with console.phase("Reading checkpoints"):
         pipeline, parts, tokenizer = _plan(request)
         geometry = plan_geometry(pipeline, request.size, request.frames)

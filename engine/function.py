@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import FlowBlendingError
-from flowblending.engine.tensor import Tensor
+from flowblending.engine.checks import check_tensors
+from flowblending.engine.tensor import CPU, Tensor
 from flowblending.export.spec import GraphSpec
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -37,19 +38,21 @@ class FunctionEngine:
         """Call the function, and copy what it returns into the output tensors.
 
         Raises:
-            FlowBlendingError: an input or output is not of the shape that ``spec`` gives.
+            FlowBlendingError: an input or output is not of the type and shape that ``spec`` gives, or the
+                function returns something else.
         """
         self.calls += 1
-        sizes = self._spec.sizes({name: tensor.shape for name, tensor in tensors.items()})
+        sizes = check_tensors(self._spec, tensors, CPU)
         results = self._function({each.name: tensors[each.name].numpy() for each in self._spec.inputs})
         for output in self._spec.outputs:
-            expected, got = output.resolve(sizes), np.shape(results[output.name])
-            if got != expected:
+            expected, result = output.resolve(sizes), results.get(output.name)
+            if result is None or result.shape != expected or not np.can_cast(result.dtype, output.dtype, "same_kind"):
+                got = "not there" if result is None else f"{result.dtype.name} {list(result.shape)}"
                 raise FlowBlendingError(
-                    f"Output {output.name} of engine {self._spec.name} has shape {list(got)}, but "
-                    f"{list(expected)} was expected; mend the function."
+                    f"Output {output.name} of engine {self._spec.name}'s function is {got}, but "
+                    f"{output.dtype} {list(expected)} was expected; mend the function."
                 )
-            np.copyto(tensors[output.name].numpy(), results[output.name], casting="same_kind")
+            np.copyto(tensors[output.name].numpy(), result, casting="same_kind")
 
     def close(self) -> None:
         """Nothing to release."""

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from diffusers import LTXConditionPipeline, LTXPipeline, LTXVideoTransformer3DModel
-from torch.onnx import ops
 
-from flowblending.export.attention import attend
+from flowblending.export.attention import attend, rotate
 from flowblending.export.family import Exportable, Tensors
 from flowblending.export.spec import GraphSpec, Precision, TensorSpec
 from flowblending.export.weights import load_model
@@ -119,7 +118,8 @@ class LtxTransformer(torch.nn.Module):
         context = stock.caption_projection(text.to(dtype))
         # -10000 rather than minus infinity, as the stock model has it; ONNX Runtime wants a row for every query.
         bias = ((1 - text_mask.to(dtype)) * -10000.0)[:, None, None, :].expand(-1, -1, hidden.shape[1], -1)
-        rotation = self._rotation(frames, height, width, frame_rate)
+        cos, sin = self._rotation(frames, height, width, frame_rate)
+        rotation = cos.expand(batch, -1, -1), sin.expand(batch, -1, -1)
         for block in stock.transformer_blocks:
             hidden = _block(block, hidden, context, modulation=modulation, rotation=rotation, bias=bias)
         shift, scale = (stock.scale_shift_table[None] + embedded[:, None]).chunk(2, dim=1)
@@ -190,17 +190,10 @@ def _attention(
     query = attention.norm_q(attention.to_q(hidden))
     key = attention.norm_k(attention.to_k(context))
     if rotation is not None:
-        query, key = _rotate(query, *rotation), _rotate(key, *rotation)
+        # All channels are rotated as if they were one head, before they become heads.
+        query, key = rotate(query, *rotation, 1), rotate(key, *rotation, 1)
     result: torch.Tensor = attention.to_out[0](attend(query, key, attention.to_v(context), attention.heads, mask=bias))
     return result
-
-
-def _rotate(values: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate neighbouring pairs of all channels [batch, tokens, channels], before they become heads.
-
-    The batch takes the place of the operator's heads, which share one table: no copy of it per video.
-    """
-    return ops.rotary_embedding(values.float()[None], cos, sin, interleaved=True)[0].to(values.dtype)
 
 
 def _normalise(norm: RMSNorm, hidden: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +18,12 @@ from flowblending.export.weights import load_model
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_ltx import (
+        LTXVideoCausalConv3d,
         LTXVideoDecoder3d,
         LTXVideoMidBlock3d,
         LTXVideoResnetBlock3d,
         LTXVideoUpBlock3d,
+        LTXVideoUpsampler3d,
     )
     from diffusers.models.normalization import RMSNorm
 
@@ -79,19 +82,19 @@ class LtxDecoder(torch.nn.Module):
             latents = (1 - noise_scale) * latents + noise_scale * noise
             timestep = timestep.to(dtype) * stock.timestep_scale_multiplier
         spatial_noise = iter(others)
-        hidden = _resnets(stock.mid_block, stock.conv_in(latents.to(dtype)), timestep, spatial_noise)
+        hidden = _resnets(stock.mid_block, _convolve(stock.conv_in, latents.to(dtype)), timestep, spatial_noise)
         for block in stock.up_blocks:
             if block.conv_in is not None:
                 hidden = _resnet(block.conv_in, hidden, None, spatial_noise)
             for upsampler in block.upsamplers or ():
-                hidden = upsampler(hidden)
+                hidden = _upsample(upsampler, hidden)
             hidden = _resnets(block, hidden, timestep, spatial_noise)
         hidden = _normalise(stock.norm_out, hidden)
         if timestep is not None:
             shift, scale = _changes(_embed(stock, timestep, dtype), stock.scale_shift_table)
             hidden = hidden * (1 + scale) + shift
-        hidden = stock.conv_out(stock.conv_act(hidden)).float()
-        return (_unpatch(hidden, stock.patch_size, stock.patch_size_t),)
+        hidden = _convolve(stock.conv_out, stock.conv_act(hidden)).float()
+        return (_unfold(hidden, (stock.patch_size_t, stock.patch_size, stock.patch_size), rows_first=False),)
 
 
 def _resnets(
@@ -123,20 +126,47 @@ def _resnet(
         hidden = _normalise(norm, hidden)
         if shift is not None and scale is not None:
             hidden = hidden * (1 + scale) + shift
-        hidden = conv(block.nonlinearity(hidden))
+        hidden = _convolve(conv, block.nonlinearity(hidden))
         if strength is not None:
             hidden = hidden + (next(spatial_noise).to(hidden.dtype) * strength)[None, :, None]
     if block.conv_shortcut is not None:
         shortcut = block.norm3(shortcut.movedim(1, -1)).movedim(-1, 1)
-        # A kernel of one frame: the causal wrapper around this convolution would pad by nothing.
-        shortcut = block.conv_shortcut.conv(shortcut)
+        shortcut = _convolve(block.conv_shortcut, shortcut)
     return hidden + shortcut
 
 
+def _convolve(layer: LTXVideoCausalConv3d, hidden: torch.Tensor) -> torch.Tensor:
+    """A convolution that continues the clip with its first and last frames."""
+    around = layer.kernel_size[0] - 1
+    before, after = (around, 0) if layer.is_causal else (around // 2, around // 2)
+    if around:
+        hidden = torch.cat([*[hidden[:, :, :1]] * before, hidden, *[hidden[:, :, -1:]] * after], dim=2)
+    result: torch.Tensor = layer.conv(hidden)
+    return result
+
+
+def _upsample(layer: LTXVideoUpsampler3d, hidden: torch.Tensor) -> torch.Tensor:
+    grown = _unfold(_convolve(layer.conv, hidden), layer.stride)
+    if layer.residual:
+        repeats = math.prod(layer.stride) // layer.upscale_factor
+        grown = grown + torch.cat([_unfold(hidden, layer.stride)] * repeats, dim=1)
+    # The first latent frame stands for one video frame only.
+    return grown[:, :, layer.stride[0] - 1 :]
+
+
+def _unfold(hidden: torch.Tensor, factors: tuple[int, int, int], *, rows_first: bool = True) -> torch.Tensor:
+    """Channels into frames, rows and columns; ``rows_first`` tells in which order the channels hold the last two."""
+    time, high, wide = factors
+    _, _, frames, rows, columns = hidden.shape
+    hidden = hidden.reshape(1, -1, time, high, wide, frames, rows, columns)
+    hidden = hidden.permute((0, 1, 5, 2, 6, 3, 7, 4) if rows_first else (0, 1, 5, 2, 6, 4, 7, 3))
+    return hidden.reshape(1, -1, frames * time, rows * high, columns * wide)
+
+
 def _normalise(norm: RMSNorm, hidden: torch.Tensor) -> torch.Tensor:
-    """RMS normalisation over the channels [1, channels, ...], which need not be moved to the end for it."""
-    exact = hidden.float()
-    return (exact * torch.rsqrt(exact.square().mean(dim=1, keepdim=True) + norm.eps)).to(hidden.dtype)
+    """RMS normalisation over the channels [1, channels, ...]."""
+    last = hidden.movedim(1, -1)
+    return torch.nn.functional.rms_norm(last, last.shape[-1:], norm.weight, norm.eps).movedim(-1, 1)
 
 
 def _embed(
@@ -152,14 +182,6 @@ def _changes(embedded: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor,
     """Shifts and scales of adaLN-single, [1, channels, 1, 1, 1] each."""
     changes = embedded.reshape(1, *table.shape) + table[None]
     return tuple(change[..., None, None, None] for change in changes.unbind(dim=1))
-
-
-def _unpatch(hidden: torch.Tensor, patch: int, patch_t: int) -> torch.Tensor:
-    """Channels back to pixels: the last lines of LTXVideoDecoder3d."""
-    _, _, frames, rows, columns = hidden.shape
-    hidden = hidden.reshape(1, -1, patch_t, patch, patch, frames, rows, columns)
-    hidden = hidden.permute(0, 1, 5, 2, 6, 4, 7, 3)
-    return hidden.reshape(1, -1, frames * patch_t, rows * patch, columns * patch)
 
 
 def _load(folder: Path, statistics: tuple[tuple[float, ...], tuple[float, ...]], precision: Precision) -> Exportable:

@@ -95,16 +95,21 @@ class GraphSpec:
         for spec in self.inputs:
             if spec.name not in shapes:
                 raise FlowBlendingError(f"Engine {self.name} was not given its input {spec.name}; pass every input.")
-            for dim, size in zip(spec.shape, shapes[spec.name], strict=False):
+            if len(shapes[spec.name]) != len(spec.shape):
+                raise self._mismatch(spec, shapes[spec.name])
+            for dim, size in zip(spec.shape, shapes[spec.name], strict=True):
                 if isinstance(dim, str) and dim.isidentifier():
                     sizes.setdefault(dim, size)
         for spec in self.inputs:
             if spec.resolve(sizes) != shapes[spec.name]:
-                raise FlowBlendingError(
-                    f"Input {spec.name} of engine {self.name} has shape {list(shapes[spec.name])}, "
-                    f"but {list(spec.shape)} was expected; give a tensor of that shape."
-                )
+                raise self._mismatch(spec, shapes[spec.name])
         return sizes
+
+    def _mismatch(self, spec: TensorSpec, shape: tuple[int, ...]) -> FlowBlendingError:
+        return FlowBlendingError(
+            f"Input {spec.name} of engine {self.name} has shape {list(shape)}, "
+            f"but {list(spec.shape)} was expected; give a tensor of that shape."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

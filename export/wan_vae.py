@@ -16,7 +16,12 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import CACHE_T, WanCausalConv3d, WanUpsample
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    CACHE_T,
+    WanCausalConv3d,
+    WanRMS_norm,
+    WanUpsample,
+)
 
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint import Checkpoint, component_files
@@ -57,16 +62,59 @@ def decoder_parts(checkpoint: Checkpoint) -> tuple[Part, Part]:
     )
 
 
-class _Upsample(torch.nn.Module):
-    """Every value becomes a square of 2x2, which is what the stock module's ``nearest-exact`` gives for factor 2.
+class _Convolution(torch.nn.Module):
+    """WanCausalConv3d, which pads in height and width itself instead of in a copy of its input."""
 
-    The stock module computes indices while running, as height and width are not known before.
+    def __init__(self, stock: WanCausalConv3d) -> None:
+        super().__init__()
+        _, width, _, height, self.past, _ = stock._padding
+        self.weight, self.bias, self.stride = stock.weight, stock.bias, stock.stride
+        self.padding = (0, height, width)
+
+    def forward(self, values: torch.Tensor, cache: torch.Tensor | None = None) -> torch.Tensor:
+        if cache is not None:
+            values = torch.cat([cache, values], dim=2)
+        elif self.past:
+            values = torch.nn.functional.pad(values, (0, 0, 0, 0, self.past, 0))
+        return torch.nn.functional.conv3d(values, self.weight, self.bias, self.stride, self.padding)
+
+
+class _Normalisation(torch.nn.Module):
+    """WanRMS_norm in fp32, without spreading the norms over the channels before the division."""
+
+    def __init__(self, stock: WanRMS_norm) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter((stock.gamma * stock.scale).float(), requires_grad=False)
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        exact = values.float()
+        norms = torch.linalg.vector_norm(exact, dim=1, keepdim=True).clamp(min=1e-12)
+        return (exact / norms * self.weight).to(values.dtype)
+
+
+class _Upsampling(torch.nn.Module):
+    """WanUpsample: every value becomes a square of 2x2, the same as its ``nearest-exact``.
+
+    That one computes indices while running, since it does not know height and width before.
     """
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        count, channels, height, width = values.shape
-        squares = values[:, :, :, None, :, None].expand(count, channels, height, 2, width, 2)
-        return squares.reshape(count, channels, 2 * height, 2 * width)
+        squares: torch.Tensor = torch.nn.functional.interpolate(values, scale_factor=2.0, mode="nearest")
+        return squares
+
+
+def _altered(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """The same VAE and weights, with the modules above in the place of the stock ones."""
+    vae = twin(vae)
+    for module in list(vae.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, WanCausalConv3d):
+                setattr(module, name, _Convolution(child))
+            elif isinstance(child, WanRMS_norm):
+                setattr(module, name, _Normalisation(child))
+            elif isinstance(child, WanUpsample):
+                setattr(module, name, _Upsampling())
+    return vae
 
 
 class _Step(torch.nn.Module):
@@ -80,7 +128,7 @@ class _Step(torch.nn.Module):
         self.post_quant_conv = vae.post_quant_conv
         self.decoder = vae.decoder
         self.dtype: torch.dtype = vae.dtype
-        self.slots = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
+        self.slots = vae._cached_conv_counts["decoder"]
         for name, values in (("mean", vae.config.latents_mean), ("std", vae.config.latents_std)):
             self.register_buffer(name, torch.tensor(values).reshape(1, -1, 1, 1, 1), persistent=False)
 
@@ -94,12 +142,14 @@ class _Step(torch.nn.Module):
         frames = self.decoder(values, feat_cache=maps, feat_idx=position, first_chunk=not caches)
         kept: list[torch.Tensor] = []
         for cache in maps[: position[0]]:
-            if isinstance(cache, torch.Tensor):
-                kept.append(torch.nn.functional.pad(cache.float(), (0, 0, 0, 0, CACHE_T - cache.shape[2], 0)))
-            else:
+            if not isinstance(cache, torch.Tensor):
                 # A marker that the stock code leaves in the place of an upsampling that the first frame does not
                 # take. Its feature maps are as large as those of the convolution before it.
                 kept.append(torch.zeros_like(kept[-1]))
+            elif cache.shape[2] < CACHE_T:
+                kept.append(torch.nn.functional.pad(cache.float(), (0, 0, 0, 0, CACHE_T - cache.shape[2], 0)))
+            else:
+                kept.append(cache.float())
         return (frames.float().clamp(-1.0, 1.0), *kept)
 
 
@@ -107,11 +157,7 @@ def _load(folder: Path, name: str, precision: Precision) -> Exportable:
     vae: AutoencoderKLWan = load_model(AutoencoderKLWan, folder, precision)
     # The encoder is not needed, and its memory is.
     vae.encoder = vae.quant_conv = None
-    stock, altered = _Step(vae), twin(vae)
-    for module in list(altered.decoder.modules()):
-        for child, value in module.named_children():
-            if isinstance(value, WanUpsample):
-                setattr(module, child, _Upsample())
+    stock, step = _Step(vae), _Step(_altered(vae))
     spec = _spec(name, precision, stock, vae.config.z_dim)
 
     def inputs(sizes: Mapping[str, int], generator: torch.Generator) -> Tensors:
@@ -127,7 +173,7 @@ def _load(folder: Path, name: str, precision: Precision) -> Exportable:
 
     return Exportable(
         spec=spec,
-        module=_Step(altered),
+        module=step,
         reference=stock,
         inputs=inputs,
         export_sizes={"height": 3, "width": 4},

@@ -22,7 +22,7 @@ from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program import Program
 from flowblending.runtime.sampler import SampleResult
-from flowblending.runtime.video import open_writer
+from flowblending.runtime.video import check_output, open_writer
 
 _Item = TypeVar("_Item")
 
@@ -91,6 +91,9 @@ def generate(
     rate = pipeline.frame_rate(job)
     generator = TorchNormal(job.seed)
     initial = pipeline.noise(generator) if latents is None else pipeline.check_latents(latents)
+    geometry = pipeline.bundle.manifest.geometry
+    if out is not None:
+        check_output(out, width=geometry.width, height=geometry.height)
     with clock.measure(LOADING), console.phase("loading engines") as report:
         for name in _needed(pipeline, program):
             report(name)
@@ -106,7 +109,6 @@ def generate(
         _save(save_latents, final)
     if out is not None:
         metadata = _metadata(pipeline, job, program)
-        geometry = pipeline.bundle.manifest.geometry
         writer = open_writer(out, width=geometry.width, height=geometry.height, frame_rate=rate, metadata=metadata)
         with writer, console.progress("decoding", total=geometry.frames) as advance:
             for frames in clock.timed(VAE, pipeline.decode(sample.latents, generator)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from flowblending.engine.bundle import Bundle
 from flowblending.engine.protocol import Engine
 from flowblending.engine.tensor import Tensor
 from flowblending.export.spec import TEXT_ENCODER, VAE
+from flowblending.runtime.binding import Conditions
 from flowblending.runtime.decode import Decoder, Frames
 from flowblending.runtime.device import Device
 from flowblending.runtime.jobs import Job
@@ -22,9 +23,6 @@ from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.program import COND, UNCOND, Program
 from flowblending.runtime.prompt import Tokenizer
 from flowblending.runtime.sampler import Sampler, SampleResult, StepEvent
-
-Conditions = Mapping[str, Mapping[str, Tensor]]
-"""Per guidance branch (``cond``, ``uncond``): the transformer's inputs beside latents and timestep."""
 
 
 @dataclass(kw_only=True)

@@ -28,6 +28,7 @@ Metadata = Mapping[str, str | int | float]
 
 _MP4: Final = ".mp4"
 _NPY: Final = ".npy"
+_X264: Final = "libx264"
 _BT709: Final = 1
 """The number of ITU-R BT.709 in FFmpeg's lists of matrices, primaries and transfer functions."""
 
@@ -130,6 +131,9 @@ def open_writer(path: str | Path, *, width: int, height: int, frame_rate: float,
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise _cannot_write(path, error) from None
+    except FlowBlendingError:
+        temporary.unlink(missing_ok=True)
+        raise
     return VideoWriter(path, temporary, sink, (height, width))
 
 
@@ -270,12 +274,14 @@ class _Mp4:
                 "install flowblending[video], or write .npy or a folder of PNG images."
             ) from None
         # "+faststart" puts the index first, so that a browser plays the file while it loads.
-        self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
+        with _ffmpeg_errors():
+            self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
         self._container.metadata.update(title=str(metadata.get("prompt", "")), comment=_json(metadata))
         rate = Fraction(frame_rate).limit_denominator(1001)
         try:
-            self._stream = self._container.add_stream("libx264", rate=rate, options={"crf": "18"})
+            self._stream = self._container.add_stream(_X264, rate=rate, options={"crf": "18"})
         except av.codec.codec.UnknownCodecError:
+            self.abort()
             raise FlowBlendingError(
                 "The installed PyAV has no x264 encoder; install PyAV's own wheels with flowblending[video], "
                 "or write .npy or a folder of PNG images."

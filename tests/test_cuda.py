@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +13,12 @@ import pytest
 
 from flowblending import FlowBlendingError
 from flowblending.engine.tensor import CUDA, Tensor
+from flowblending.export.spec import GraphSpec, Precision, TensorSpec
 from flowblending.runtime.cuda import MAX_TERMS, CudaDevice, kernel_names, kernel_source
+from flowblending.runtime.device import Device
 from flowblending.runtime.host import HostDevice
+from flowblending.runtime.program import COND, LATENTS, UNCOND, VELOCITY, Mix, Program, Run, Step
+from flowblending.runtime.sampler import Sampler
 
 pytest.importorskip("cuda.core")
 
@@ -139,6 +143,60 @@ def test_marks_measure_time(device: CudaDevice) -> None:
     stop.wait()
     assert stop.reached()
     assert 0 < device.seconds(start, stop) < 1
+
+
+class Decay:
+    """An engine for v = -x that works on either device, and can be told to fail at a call."""
+
+    spec = GraphSpec(
+        name="large",
+        precision=Precision.FP16,
+        inputs=(TensorSpec(name=LATENTS, dtype="float32", shape=("batch", 16, "frames", "height", "width")),),
+        outputs=(TensorSpec(name=VELOCITY, dtype="float32", shape=("batch", 16, "frames", "height", "width")),),
+    )
+
+    def __init__(self, device: Device, bad_call: int = 0) -> None:
+        self._device = device
+        self._bad_call = bad_call
+        self._calls = 0
+
+    def run(self, tensors: Mapping[str, Tensor], stream: int) -> None:
+        assert stream == self._device.stream
+        self._calls += 1
+        factor = float("inf") if self._calls == self._bad_call else -1.0
+        self._device.mix(tensors[VELOCITY], [(factor, tensors[LATENTS])])
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def decay_program(branches: tuple[str, ...]) -> Program:
+    steps = []
+    for sigma in (1.0, 0.75, 0.5, 0.25):
+        run = Run(model="large", branches=branches, out=branches)
+        mix = Mix(out=LATENTS, terms=((1.0, LATENTS), *((-0.25 / len(branches), branch) for branch in branches)))
+        steps.append(Step(model="large", timestep=1000 * sigma, sigma=sigma, instructions=(run, mix)))
+    return Program(schedule="L4", solver="euler", guidance=1.0, steps=tuple(steps))
+
+
+@pytest.mark.parametrize("branches", [(COND,), (UNCOND, COND)])
+def test_sampling_equals_the_cpu_bit_for_bit(device: CudaDevice, branches: tuple[str, ...]) -> None:
+    program, start, told = decay_program(branches), random(0), []
+    results = []
+    for each in (HostDevice(), device):
+        result = Sampler({"large": Decay(each)}, each).sample(
+            program, start, {}, on_step=lambda event: told.append(event.index)
+        )
+        results.append(each.download(result.latents))
+        assert 0 < result.engine_seconds < result.loop_seconds
+    np.testing.assert_array_equal(results[1], results[0])
+    assert told == [0, 1, 2, 3] * 2
+
+
+def test_sampling_names_the_first_bad_step(device: CudaDevice) -> None:
+    sampler = Sampler({"large": Decay(device, bad_call=3)}, device)
+    with pytest.raises(FlowBlendingError, match=r"The large model .* step 3 of 4; it was built in fp16"):
+        sampler.sample(decay_program((COND,)), random(0), {})
 
 
 def test_streams_of_others_are_used(device: CudaDevice) -> None:

@@ -16,6 +16,7 @@ from diffusers.video_processor import VideoProcessor
 from PIL import Image
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.runtime import video
 from flowblending.runtime.video import VideoWriter, check_output, open_writer, to_uint8
 
 METADATA: dict[str, str | int | float] = {
@@ -164,6 +165,14 @@ def test_mp4_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     write(tmp_path / "video.npy", clip())
     write(tmp_path / "frames", clip())
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_mp4_without_x264(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # PyAV of a distribution that leaves GPL parts out.
+    monkeypatch.setattr(video, "_X264", "libx264-that-is-not-there")
+    with pytest.raises(FlowBlendingError, match=r"has no x264 encoder"):
+        opened(tmp_path / "video.mp4")
+    assert not list(tmp_path.iterdir())
 
 
 def test_misuse_is_told(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""Which GPU is here, and whether an engine was compiled for it. Loads the CUDA driver at most, never TensorRT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flowblending import FlowBlendingError
+
+
+def gpu_architecture() -> str | None:
+    """Architecture of the current CUDA device (``sm89``), else of the first one; None without a driver or GPU."""
+    try:
+        from cuda.bindings import driver
+    except ImportError:
+        return None
+    try:
+        (status,) = driver.cuInit(0)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            return None
+        # Asks, and does not make: without a context there is no current device, and the first one will be it.
+        status, device = driver.cuCtxGetDevice()
+        if status != driver.CUresult.CUDA_SUCCESS:
+            status, device = driver.cuDeviceGet(0)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            return None
+        attributes = driver.CUdevice_attribute
+        _, major = driver.cuDeviceGetAttribute(attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device)
+        _, minor = driver.cuDeviceGetAttribute(attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device)
+    except RuntimeError:  # the driver's library is not on this machine, or lacks one of these functions
+        return None
+    return f"sm{major}{minor}"
+
+
+def check_architecture(component: str, targets: Sequence[str], architecture: str | None) -> None:
+    """Refuse a GPU that a component was not compiled for.
+
+    Args:
+        component: its name, for the message.
+        targets: the architectures it was compiled for; none if any device will do.
+        architecture: of the GPU that shall run it, as `gpu_architecture` tells it.
+
+    Raises:
+        FlowBlendingError: the GPU is none of them, or there is none.
+    """
+    if not targets or architecture in targets:
+        return
+    compiled = f"Component {component} was compiled for {' and '.join(targets)}"
+    if architecture is None:
+        raise FlowBlendingError(
+            f"{compiled}, but no CUDA driver or NVIDIA GPU was found; run it on a machine with such a GPU, "
+            "or build a bundle with --backend onnxruntime for the CPU."
+        )
+    raise FlowBlendingError(
+        f"{compiled}, but this GPU is {architecture}; build the bundle again with --target {architecture}, "
+        "or on this machine with --backend tensorrt."
+    )

@@ -1,0 +1,229 @@
+"""Executes a sampling program: a loop over its instructions, which knows neither models nor solvers.
+
+Everything that can be done once is done before the loop: memory for every slot, timesteps, conditions and the
+tensors of every engine call. The loop itself only enqueues engine calls, copies, mixes, looks for non-finite
+values, and marks; it allocates nothing and waits for nothing. All addresses stay the same from run to run, so
+that what one run enqueues can be captured as a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from flowblending import FlowBlendingError
+from flowblending.engine.protocol import Engine
+from flowblending.engine.tensor import Tensor
+from flowblending.runtime.binding import BoundStep, Call, Conditions, bind
+from flowblending.runtime.device import Device, Mark, Watch
+from flowblending.runtime.program import Program
+
+_FLOAT32 = np.dtype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEvent:
+    """A step has finished.
+
+    Attributes:
+        index: which, from 0 on.
+        steps: of how many.
+        model: that the step belongs to.
+        seconds: that it took.
+    """
+
+    index: int
+    steps: int
+    model: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleResult:
+    """What a run gave and how long it took, in seconds on the device's clock.
+
+    Attributes:
+        latents: fp32 [1, C, F, H, W], normalised as the transformer sees them.
+        step_seconds: of every step.
+        model_seconds: inside the calls of each model's engine.
+        loop_seconds: of all steps together, engines included.
+    """
+
+    latents: Tensor
+    step_seconds: tuple[float, ...]
+    model_seconds: Mapping[str, float]
+    loop_seconds: float
+
+    @property
+    def engine_seconds(self) -> float:
+        """Inside all engine calls; the rest of ``loop_seconds`` is overhead."""
+        return sum(self.model_seconds.values())
+
+
+class Sampler:
+    """Runs programs with the engines of a model pair.
+
+    Args:
+        engines: by the model names that the programs use. Each takes ``latents`` [B, C, F, H, W] and ``timestep``
+            [B] in fp32 and any conditions, and gives ``velocity`` of the latents' shape.
+        device: where the engines are and everything else happens.
+    """
+
+    def __init__(self, engines: Mapping[str, Engine], device: Device) -> None:
+        self._engines = engines
+        self._device = device
+
+    def sample(
+        self,
+        program: Program,
+        latents: npt.NDArray[np.float32] | Tensor,
+        conditions: Conditions,
+        *,
+        on_step: Callable[[StepEvent], None] | None = None,
+    ) -> SampleResult:
+        """Run a program once; see `prepare` and `Trajectory.run`."""
+        return self.prepare(program, latents.shape, conditions).run(latents, on_step=on_step)
+
+    def prepare(self, program: Program, shape: tuple[int, ...], conditions: Conditions) -> Trajectory:
+        """Allocate and bind everything that running a program takes.
+
+        Args:
+            program: what to run.
+            shape: of the latents, [1, C, F, H, W].
+            conditions: per branch of the program; inputs that no engine asks for are left alone. Their memory must
+                live as long as the trajectory.
+
+        Raises:
+            FlowBlendingError: an engine asks for an input that is not there, or of another shape or type.
+        """
+        return Trajectory(self._engines, self._device, program, shape, conditions)
+
+
+class Trajectory:
+    """A program bound to engines and memory. Made by `Sampler.prepare`; may be run any number of times."""
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        device: Device,
+        program: Program,
+        shape: tuple[int, ...],
+        conditions: Conditions,
+    ) -> None:
+        self._device = device
+        self._binding = bind(program, engines, device, shape, conditions)
+        self._start = device.mark()
+        self._watch = device.watch(self._binding.complaints)
+
+    def run(
+        self, latents: npt.NDArray[np.float32] | Tensor, *, on_step: Callable[[StepEvent], None] | None = None
+    ) -> SampleResult:
+        """Go from noise to the result.
+
+        Args:
+            latents: fp32 [1, C, F, H, W], an array or a tensor on the device; copied.
+            on_step: told of every finished step in order. On a GPU, steps are enqueued ahead of it.
+
+        Returns:
+            The result; its latents are this trajectory's memory and change when it runs again.
+
+        Raises:
+            FlowBlendingError: a model gave a non-finite velocity, or an engine failed.
+        """
+        if latents.shape != self._binding.latents.shape or latents.dtype != _FLOAT32:
+            raise FlowBlendingError(
+                f"The initial latents are {latents.dtype} {list(latents.shape)}, but float32 "
+                f"{list(self._binding.latents.shape)} was expected; give latents of the size that was prepared."
+            )
+        source = latents if isinstance(latents, Tensor) else self._device.upload(latents)
+        progress = _Progress(self._device, self._start, self._binding.steps, on_step)
+        self._watch.reset()
+        self._device.copy(source, self._binding.latents)
+        self._start.record()
+        try:
+            for step in self._binding.steps:
+                _enqueue(step, self._device, self._watch, self._binding.latents)
+                progress.report()
+            progress.finish()
+        except BaseException:
+            # The engines and this memory must not go before the work that uses them.
+            with contextlib.suppress(Exception):
+                self._start.record()
+                self._start.wait()
+            raise
+        self._watch.raise_if_bad()
+        return self._result()
+
+    def _result(self) -> SampleResult:
+        seconds = self._device.seconds
+        stops = [self._start, *(step.stop for step in self._binding.steps)]
+        model_seconds: dict[str, float] = {}
+        for step in self._binding.steps:
+            for each in step.instructions:
+                if isinstance(each, Call):
+                    model_seconds[each.model] = model_seconds.get(each.model, 0.0) + seconds(each.start, each.stop)
+        return SampleResult(
+            latents=self._binding.latents,
+            step_seconds=tuple(seconds(start, stop) for start, stop in itertools.pairwise(stops)),
+            model_seconds=model_seconds,
+            loop_seconds=seconds(stops[0], stops[-1]),
+        )
+
+
+def _enqueue(step: BoundStep, device: Device, watch: Watch, latents: Tensor) -> None:
+    """The loop's body: what a CUDA graph would capture."""
+    stream = device.stream
+    for each in step.instructions:
+        if isinstance(each, Call):
+            for copy in each.copies:
+                device.copy(latents, copy)
+            each.start.record()
+            each.engine.run(each.tensors, stream)
+            each.stop.record()
+            watch.check(each.velocity, each.index)
+        else:
+            device.mix(each.out, each.terms)
+    step.stop.record()
+
+
+class _Progress:
+    """Tells of finished steps. Asking whether a step has finished does not hold up the stream."""
+
+    def __init__(
+        self, device: Device, start: Mark, steps: tuple[BoundStep, ...], on_step: Callable[[StepEvent], None] | None
+    ) -> None:
+        self._device = device
+        self._last = start
+        self._steps = steps
+        self._on_step = on_step
+        self._enqueued = 0
+        self._told = 0
+
+    def report(self) -> None:
+        """One more step has been enqueued: tell of those that have finished."""
+        self._enqueued += 1
+        if self._on_step is not None:
+            while self._told < self._enqueued and self._steps[self._told].stop.reached():
+                self._tell(self._on_step)
+
+    def finish(self) -> None:
+        """Wait for the remaining steps one by one, telling of each."""
+        if self._on_step is not None:
+            while self._told < len(self._steps):
+                self._steps[self._told].stop.wait()
+                self._tell(self._on_step)
+        elif self._steps:
+            self._steps[-1].stop.wait()
+
+    def _tell(self, on_step: Callable[[StepEvent], None]) -> None:
+        index = self._told
+        step = self._steps[index]
+        seconds = self._device.seconds(self._last, step.stop)
+        self._last = step.stop
+        self._told += 1
+        on_step(StepEvent(index=index, steps=len(self._steps), model=step.model, seconds=seconds))
