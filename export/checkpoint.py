@@ -5,17 +5,31 @@ Loads neither torch nor diffusers, so that a wrong argument is answered at once 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import re
-import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flowblending import FlowBlendingError
+from flowblending.export.model_files import model_files, read_json, read_tensor, weights_sha256
+
+__all__ = [
+    "MODEL_INDEX",
+    "PIPELINES",
+    "TRANSFORMER",
+    "Checkpoint",
+    "check_pair",
+    "component_files",
+    "model_files",
+    "open_checkpoint",
+    "open_transformer",
+    "read_json",
+    "vae_factors",
+    "vae_statistics",
+    "weights_sha256",
+]
 
 PIPELINES = ("WanPipeline", "LTXPipeline", "LTXConditionPipeline")
 """Every pipeline class that some family covers; told here too, so that no other one is downloaded."""
@@ -23,13 +37,6 @@ PIPELINES = ("WanPipeline", "LTXPipeline", "LTXConditionPipeline")
 TRANSFORMER = "transformer"
 MODEL_INDEX = "model_index.json"
 
-_WEIGHTS = (
-    # Where both exist, the one that the library itself reads stands first.
-    "diffusion_pytorch_model.safetensors.index.json",
-    "diffusion_pytorch_model.safetensors",
-    "model.safetensors",
-    "model.safetensors.index.json",
-)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _EXPECTED = "give a folder with model_index.json as diffusers' save_pretrained writes it, or a hub id"
 
@@ -103,51 +110,6 @@ def component_files(checkpoint: Checkpoint, component: str) -> tuple[Path, ...]:
     return model_files(checkpoint.folder / component)
 
 
-def model_files(folder: Path) -> tuple[Path, ...]:
-    """The files that determine the model in a folder: ``config.json``, the index of sharded weights, the weights.
-
-    Raises:
-        FlowBlendingError: one of them is missing or cut short.
-    """
-    config = folder / "config.json"
-    if not config.is_file():
-        raise FlowBlendingError(f"{config} is missing; give a complete diffusers checkpoint.")
-    listing = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if listing is None:
-        found = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pth", ".pt"))
-        raise FlowBlendingError(
-            f"{folder} has no {_WEIGHTS[1]} or {_WEIGHTS[2]} (weight files there: {', '.join(found) or 'none'}); "
-            "give a complete diffusers checkpoint with safetensors weights."
-        )
-    if listing.suffix == ".safetensors":
-        _header(listing)
-        return config, listing
-    shards = tuple(folder / name for name in sorted(set(_weight_map(listing).values())))
-    for shard in shards:
-        if not shard.is_file():
-            raise FlowBlendingError(f"{shard} is missing, though {listing.name} names it; download it again.")
-        _header(shard)
-    return config, listing, *shards
-
-
-def weights_sha256(files: Sequence[Path], progress: Callable[[int], None] | None = None) -> str:
-    """SHA-256 over names, sizes and contents, in the order given.
-
-    Args:
-        files: read once, a few megabytes at a time.
-        progress: called with the number of bytes just read.
-    """
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-                if progress is not None:
-                    progress(len(block))
-    return digest.hexdigest()
-
-
 def check_pair(large: Checkpoint, large_transformer: Path, small_transformer: Path, small: Checkpoint | None) -> None:
     """Refuse a pair that cannot share latents or text.
 
@@ -189,7 +151,7 @@ def vae_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[flo
     folder = checkpoint.folder / "vae"
     found: list[tuple[float, ...]] = []
     for name in ("latents_mean", "latents_std"):
-        values = config.get(name) or _read_tensor(model_files(folder), name)
+        values = config.get(name) or read_tensor(model_files(folder), name)
         if values is None:
             raise FlowBlendingError(f"{folder} holds no {name}; give a complete diffusers checkpoint.")
         found.append(tuple(float(value) for value in values))
@@ -207,21 +169,6 @@ def vae_factors(checkpoint: Checkpoint) -> tuple[int, int]:
         int(config.get("temporal_compression_ratio") or config.get("patch_size_t", 1) * 2**halvings),
         int(config.get("spatial_compression_ratio") or config.get("patch_size", 1) * 2**halvings),
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        FlowBlendingError: the file is missing or no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise FlowBlendingError(f"Cannot read {path} ({error}); give a complete diffusers checkpoint.") from None
-    if not isinstance(content, dict):
-        raise FlowBlendingError(f"{path} holds no JSON object; give a complete diffusers checkpoint.")
-    return content
 
 
 def _locate(source: str, weights: Sequence[str]) -> Path:
@@ -274,46 +221,6 @@ def _foreign(folder: Path, lacks: str) -> FlowBlendingError:
     return FlowBlendingError(f"{folder} is no diffusers checkpoint, as it has {lacks}; {_EXPECTED}.")
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise FlowBlendingError(f"{index} names no weight files; give a complete diffusers checkpoint.")
-    return weight_map
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """Every tensor that a safetensors file describes, and where its data begin; the file is whole."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            start = 8 + int.from_bytes(file.read(8), "little")
-            tensors = json.loads(file.read(start - 8)) if start <= size else {}
-        tensors.pop("__metadata__", None)
-        whole = start + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0) == size
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        whole = False
-    if not whole:
-        raise FlowBlendingError(f"{path} ({size} bytes) is no whole safetensors file; download it again.")
-    return tensors, start
-
-
-def _read_tensor(files: Sequence[Path], name: str) -> tuple[float, ...] | None:
-    """A small tensor from safetensors files (numpy has no bfloat16, hence by hand)."""
-    for path in files:
-        tensors, start = _header(path) if path.suffix == ".safetensors" else ({}, 0)
-        if name in tensors:
-            first, last = tensors[name]["data_offsets"]
-            with path.open("rb") as file:
-                file.seek(start + first)
-                raw = file.read(last - first)
-            if tensors[name]["dtype"] == "BF16":
-                # bfloat16 is the upper half of float32.
-                raw = b"".join(b"\0\0" + raw[at : at + 2] for at in range(0, len(raw), 2))
-            letter = {"F64": "d", "F16": "e"}.get(tensors[name]["dtype"], "f")
-            return struct.unpack(f"<{len(raw) // struct.calcsize(letter)}{letter}", raw)
-    return None
-
-
 def _compared(
     large: Checkpoint, large_transformer: Path, small_transformer: Path, small: Checkpoint | None
 ) -> Iterator[tuple[str, object, object]]:
@@ -328,11 +235,11 @@ def _compared(
         return
     yield from _fields("vae", ("_class_name", "z_dim", "latent_channels", "scaling_factor"), large, small)
     yield "the VAE's compression (frames, pixels)", vae_factors(large), vae_factors(small)
-    for name, mean, other in zip(
-        ("latents_mean", "latents_std"), vae_statistics(large), vae_statistics(small), strict=True
-    ):
-        for channel, values in enumerate(zip(mean, other, strict=False)):
-            yield f"the VAE's {name}[{channel}]", *values
+    statistics = zip(vae_statistics(large), vae_statistics(small), strict=True)
+    for name, both in zip(("latents_mean", "latents_std"), statistics, strict=True):
+        yield f"the number of the VAE's {name}", len(both[0]), len(both[1])
+        for channel, (mean, other) in enumerate(zip(*both, strict=True)):
+            yield f"the VAE's {name}[{channel}]", mean, other
     yield from _fields("text_encoder", ("model_type", "d_model", "vocab_size"), large, small)
 
 

@@ -56,7 +56,7 @@ def export_graph(exportable: Exportable, folder: Path, weights_sha256: str) -> E
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        cause = " ".join(str(error.__cause__ or error).split())[:300]
         raise FlowBlendingError(
             f"The {spec.precision} graph of {spec.name} cannot be exported ({cause}); "
             "check that the checkpoint is one that this version supports."

@@ -121,7 +121,8 @@ def _compare(exportable: Exportable, run: Callable[..., Tensors]) -> Parity:
             shape = tensor.resolve(sizes)
             where = f"{tensor.name} at {', '.join(f'{name} {size}' for name, size in sizes.items())}"
             if tuple(ours.shape) != shape or tuple(theirs.shape) != shape:
-                raise _failed(spec, f"gives {list(ours.shape)} where {list(shape)} was expected ({where})")
+                found_shapes = f"{list(ours.shape)} and torch {list(theirs.shape)}"
+                raise _failed(spec, f"gives {found_shapes} where {list(shape)} was expected ({where})")
             norm, largest = _difference(ours, theirs)
             # Written so that a figure that is not a number fails.
             if not (norm <= tolerance.relative and largest <= tolerance.maximum):

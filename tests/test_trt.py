@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -234,17 +235,17 @@ run_program(lambda: build(graph, folder / "large.plan", "sm89", progress=lambda 
 """
 
 
-@pytest.fixture
-def building(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+@contextmanager
+def building(folder: Path, *, group: int | None = None) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A program in the midst of a build, and the process of its compiler, which is stopped and so never finishes."""
-    linear(tmp_path).write()
+    linear(folder).write()
     with subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, tmp_path],
+        [sys.executable, "-c", _PROGRAM, folder],
         cwd=Path(__file__).parents[1],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        process_group=0,
+        process_group=group,
     ) as program:
         assert program.stdout is not None
         for phase in program.stdout:
@@ -252,7 +253,12 @@ def building(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
                 break
         (compiler,) = children(program.pid)
         os.kill(compiler, signal.SIGSTOP)
-        yield program, compiler
+        try:
+            yield program, compiler
+        finally:
+            program.kill()
+            with suppress(ProcessLookupError):
+                os.kill(compiler, signal.SIGKILL)
 
 
 def gone(process: int) -> bool:
@@ -264,28 +270,27 @@ def gone(process: int) -> bool:
 
 
 @needs_rtx
-def test_ctrl_c_ends_a_build_at_once_and_leaves_nothing(
-    tmp_path: Path, building: tuple[subprocess.Popen[str], int]
-) -> None:
-    program, compiler = building
-    # As a terminal does: to the program and to the compiler's process.
-    os.killpg(program.pid, signal.SIGINT)
-    _, errors = program.communicate(timeout=30)
-    assert errors == "interrupted; nothing was left half-written\n"
-    assert program.returncode == 130
-    assert gone(compiler)
+def test_ctrl_c_ends_a_build_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    with building(tmp_path, group=0) as (program, compiler):
+        # As a terminal does: to the program and to the compiler's process.
+        os.killpg(program.pid, signal.SIGINT)
+        _, errors = program.communicate(timeout=30)
+        assert errors == "interrupted; nothing was left half-written\n"
+        assert program.returncode == 130
+        assert gone(compiler)
     assert not list(tmp_path.glob("*plan*"))
 
 
 @needs_rtx
-def test_a_compiler_does_not_outlive_its_program(building: tuple[subprocess.Popen[str], int]) -> None:
-    program, compiler = building
-    program.kill()
-    program.wait(timeout=30)
-    deadline = time.monotonic() + 10
-    while not gone(compiler) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert gone(compiler)
+def test_a_compiler_does_not_outlive_its_program(tmp_path: Path) -> None:
+    # Not in a process group of its own, in which the kernel would end a stopped orphan by itself.
+    with building(tmp_path) as (program, compiler):
+        program.kill()
+        program.wait(timeout=30)
+        deadline = time.monotonic() + 10
+        while not gone(compiler) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert gone(compiler)
 
 
 # Targets and libraries

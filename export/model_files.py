@@ -1,0 +1,123 @@
+"""Which files make a model, and reading small things from them, without a machine-learning library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowblending import FlowBlendingError
+
+_WEIGHTS = (
+    # Where both exist, the one that the library itself reads stands first.
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+)
+
+
+def model_files(folder: Path) -> tuple[Path, ...]:
+    """The files that determine the model in a folder: ``config.json``, the index of sharded weights, the weights.
+
+    Raises:
+        FlowBlendingError: one of them is missing or cut short.
+    """
+    config = folder / "config.json"
+    if not config.is_file():
+        raise FlowBlendingError(f"{config} is missing; give a complete diffusers checkpoint.")
+    listing = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if listing is None:
+        found = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pth", ".pt"))
+        raise FlowBlendingError(
+            f"{folder} has no {_WEIGHTS[1]} or {_WEIGHTS[2]} (weight files there: {', '.join(found) or 'none'}); "
+            "give a complete diffusers checkpoint with safetensors weights."
+        )
+    if listing.suffix == ".safetensors":
+        _header(listing)
+        return config, listing
+    shards = tuple(folder / name for name in sorted(set(_weight_map(listing).values())))
+    for shard in shards:
+        if not shard.is_file():
+            raise FlowBlendingError(f"{shard} is missing, though {listing.name} names it; download it again.")
+        _header(shard)
+    return config, listing, *shards
+
+
+def weights_sha256(files: Sequence[Path], progress: Callable[[int], None] | None = None) -> str:
+    """SHA-256 over names, sizes and contents, in the order given.
+
+    Args:
+        files: read once, a few megabytes at a time.
+        progress: called with the number of bytes just read.
+    """
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+                if progress is not None:
+                    progress(len(block))
+    return digest.hexdigest()
+
+
+def read_tensor(files: Sequence[Path], name: str) -> tuple[float, ...] | None:
+    """A small tensor of floating-point numbers from safetensors files; None where none of them has it.
+
+    Read by hand, because numpy has no bfloat16.
+    """
+    for path in files:
+        tensors, start = _header(path) if path.suffix == ".safetensors" else ({}, 0)
+        if name in tensors:
+            first, last = tensors[name]["data_offsets"]
+            with path.open("rb") as file:
+                file.seek(start + first)
+                raw = file.read(last - first)
+            if tensors[name]["dtype"] == "BF16":
+                # bfloat16 is the upper half of float32.
+                raw = b"".join(b"\0\0" + raw[at : at + 2] for at in range(0, len(raw), 2))
+            letter = {"F64": "d", "F16": "e"}.get(tensors[name]["dtype"], "f")
+            return struct.unpack(f"<{len(raw) // struct.calcsize(letter)}{letter}", raw)
+    return None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        FlowBlendingError: the file is missing or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise FlowBlendingError(f"Cannot read {path} ({error}); give a complete diffusers checkpoint.") from None
+    if not isinstance(content, dict):
+        raise FlowBlendingError(f"{path} holds no JSON object; give a complete diffusers checkpoint.")
+    return content
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FlowBlendingError(f"{index} names no weight files; give a complete diffusers checkpoint.")
+    return weight_map
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """Every tensor that a safetensors file describes, and where its data begin; the file is whole."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            tensors = json.loads(file.read(start - 8)) if start <= size else {}
+        tensors.pop("__metadata__", None)
+        whole = start + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0) == size
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise FlowBlendingError(f"{path} ({size} bytes) is no whole safetensors file; download it again.")
+    return tensors, start
