@@ -23,7 +23,7 @@ from flowblending.engine.bundle import Bundle, bundle_id, describe_file, open_bu
 from flowblending.engine.console import Console
 from flowblending.engine.geometry import plan_geometry
 from flowblending.engine.manifest import MANIFEST, Backend, Component, Flops, Geometry, Manifest
-from flowblending.engine.precision import choose_precisions
+from flowblending.engine.precision import choose_precisions, component_precision
 from flowblending.engine.protocol import Range, ShapeProfile
 from flowblending.export.spec import LARGE, SMALL, ExportedGraph, PipelineSpec, Precision
 
@@ -60,15 +60,15 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     """
     targets = backends.check_targets(request.backend, request.targets)
     request = dataclasses.replace(request, targets=targets)
+    precisions = choose_precisions(request.precision, request.backend)
     with console.phase("Reading checkpoints"):
         pipeline, parts, tokenizer = _plan(request)
         geometry = plan_geometry(pipeline, request.size, request.frames)
-        precisions = choose_precisions(request.precision, request.backend, [part.name for part in parts])
     old = _existing(request.out)
     try:
         with write_bundle(request.out) as folder:
             builder = _Builder(request=request, console=console, pipeline=pipeline, geometry=geometry, folder=folder)
-            components = {part.name: builder.component(part, precisions[part.name], old) for part in parts}
+            components = {part.name: builder.component(part, precisions, old) for part in parts}
             (folder / TOKENIZER).write_bytes(tokenizer)
             manifest = Manifest(
                 id=bundle_id(pipeline, geometry, components.values()),
@@ -127,8 +127,9 @@ class _Builder:
     geometry: Geometry
     folder: Path
 
-    def component(self, part: Part, precision: Precision, old: Bundle | None) -> Component:
+    def component(self, part: Part, precisions: Mapping[str, Precision], old: Bundle | None) -> Component:
         """One component, reused or built."""
+        precision = component_precision(precisions, part.name)
         key = self._key(part, precision)
         found = old.manifest.components.get(part.name) if old is not None else None
         if old is not None and found is not None:
@@ -138,6 +139,7 @@ class _Builder:
                 return found
             self.console.log(f"{part.name}: rebuilt, {' and '.join(changed) or 'its files'} changed")
         work = self.folder / "export"
+        work.mkdir()
         try:
             graph = self._export(part, precision, key["weights"], work)
             component = self._compile(graph, key)
@@ -193,6 +195,10 @@ class _Builder:
         from flowblending.export.flops import count_flops
 
         name, backend = graph.spec.name, self.request.backend
+        flops = None
+        if name in (LARGE, SMALL):
+            linear, attention = count_flops(graph.onnx, {**self._sizes(), "batch": 1})
+            flops = Flops(linear=linear, attention=attention)
         with self.console.phase(f"{name}: compiling for {backend}") as report:
             files = backends.compile_engine(
                 backend=backend,
@@ -202,10 +208,6 @@ class _Builder:
                 folder=self.folder,
                 progress=report,
             )
-        flops = None
-        if name in (LARGE, SMALL):
-            linear, attention = count_flops(graph.onnx, {**self._sizes(), "batch": 1})
-            flops = Flops(linear=linear, attention=attention)
         return Component(
             spec=graph.spec,
             backend=backend,

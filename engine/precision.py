@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from flowblending import UsageError
 from flowblending.engine.manifest import Backend
@@ -12,8 +12,8 @@ VAE_KEY = "vae"
 _KEYS = (LARGE, SMALL, TEXT_ENCODER, VAE_KEY)
 
 
-def choose_precisions(text: str | None, backend: Backend, components: Iterable[str]) -> Mapping[str, Precision]:
-    """The precision of every component.
+def choose_precisions(text: str | None, backend: Backend) -> Mapping[str, Precision]:
+    """The precision of ``large``, ``small``, ``text_encoder`` and ``vae``.
 
     A bare precision is meant for both transformers. The text encoder and the VAE decoder follow only
     where they are named: the reference pipelines decode in fp32, and T5's feed-forward overflows fp16.
@@ -22,7 +22,6 @@ def choose_precisions(text: str | None, backend: Backend, components: Iterable[s
         text: the option as given, or None for the back end's defaults (ONNX Runtime: fp32; TensorRT: bf16
             for the transformers and the text encoder, fp32 for the VAE).
         backend: the library that will run the engines.
-        components: names of the bundle's components; ``vae_first`` and ``vae_next`` are both ``vae`` here.
 
     Raises:
         UsageError: an unknown component or precision, or one that the back end cannot run.
@@ -40,7 +39,12 @@ def choose_precisions(text: str | None, backend: Backend, components: Iterable[s
             "bf16 was asked for, but ONNX Runtime has no bf16 kernels for these graphs; "
             "use --precision fp32 or fp16, or a TensorRT back end."
         )
-    return {name: chosen[VAE_KEY if name.startswith(VAE_KEY) else name] for name in components}
+    return chosen
+
+
+def component_precision(chosen: Mapping[str, Precision], component: str) -> Precision:
+    """The precision of a bundle's component; ``vae_first`` and ``vae_next`` are both ``vae``."""
+    return chosen[VAE_KEY if component.startswith(VAE_KEY) else component]
 
 
 def _parse(text: str) -> Precision:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -87,7 +87,8 @@ def compile_plan(request: PlanRequest, progress: Callable[[str], None]) -> PlanI
         if writer.error is not None:
             raise writer.error
     if not built:
-        raise _refusal(library, request)
+        heads = {layer.get_input(0).shape[-1] for layer in _attention_layers(trt, network)}
+        raise _refusal(library, request, heads)
     del kept
     return PlanInfo(
         bytes=request.out.stat().st_size,
@@ -133,27 +134,29 @@ def _parse(library: Library, request: PlanRequest, network: Any) -> object:
 
 def _check_network(library: Library, request: PlanRequest, network: Any) -> None:
     """Whether the graph takes and gives what its specification says."""
-    inputs = [network.get_input(index) for index in range(network.num_inputs)]
-    outputs = [network.get_output(index) for index in range(network.num_outputs)]
-    for specs, tensors in ((request.spec.inputs, inputs), (request.spec.outputs, outputs)):
-        expected = {spec.name: (spec.dtype, [_fixed(dim) for dim in spec.shape]) for spec in specs}
-        found = {each.name: (library.dtype_name(each.dtype), list(each.shape)) for each in tensors}
-        if specs is request.spec.outputs:  # of which the compiler may know more than the specification
-            expected = {name: (dtype, []) for name, (dtype, _) in expected.items()}
-            found = {name: (dtype, []) for name, (dtype, _) in found.items()}
-        if found != expected:
-            raise FlowBlendingError(
-                f"The graph {request.onnx} has {_listed(found)}, but its specification {request.spec.name} "
-                f"has {_listed(expected)}; export it again."
-            )
+    expected = {spec.name: f"{spec.dtype} {[_fixed(dim) for dim in spec.shape]}" for spec in request.spec.inputs}
+    found = {}
+    for index in range(network.num_inputs):
+        tensor = network.get_input(index)
+        found[tensor.name] = f"{library.dtype_name(tensor.dtype)} {list(tensor.shape)}"
+    # Of the outputs' shapes the compiler may know more than the specification.
+    expected |= {spec.name: spec.dtype for spec in request.spec.outputs}
+    for index in range(network.num_outputs):
+        tensor = network.get_output(index)
+        found[tensor.name] = library.dtype_name(tensor.dtype)
+    if found != expected:
+        raise FlowBlendingError(
+            f"The graph {request.onnx} has {_listed(found)}, but its specification {request.spec.name} "
+            f"has {_listed(expected)}; export it again."
+        )
 
 
 def _fixed(dim: Dim) -> int:
     return dim if isinstance(dim, int) else -1
 
 
-def _listed(tensors: Mapping[str, tuple[str, list[int]]]) -> str:
-    return ", ".join(f"{name} {dtype} {shape or ''}".strip() for name, (dtype, shape) in tensors.items()) or "nothing"
+def _listed(tensors: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {what}" for name, what in tensors.items())
 
 
 def _allow_decomposition(trt: Any, network: Any) -> None:
@@ -162,12 +165,18 @@ def _allow_decomposition(trt: Any, network: Any) -> None:
     16-bit attention stays whole: either it is fused or the compilation fails, and never does a plan
     silently hold the scores of all pairs of tokens in memory.
     """
-    attention = getattr(trt.LayerType, "ATTENTION_INPUT", None)
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
-        if attention is not None and layer.type == attention and layer.get_input(0).dtype == trt.float32:
+    for layer in _attention_layers(trt, network):
+        if layer.get_input(0).dtype == trt.float32:
             layer.__class__ = trt.IAttentionInputLayer  # get_layer knows the base class only
             layer.attention.decomposable = True
+
+
+def _attention_layers(trt: Any, network: Any) -> Iterator[Any]:
+    """The layers that queries, keys and values (in this order) go into."""
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            yield layer
 
 
 def _add_profile(library: Library, request: PlanRequest, builder: Any, config: Any) -> None:
@@ -262,8 +271,8 @@ def _made(library: Library, request: PlanRequest, thing: Any) -> Any:
     return thing
 
 
-def _refusal(library: Library, request: PlanRequest) -> FlowBlendingError:
-    """The sentence for a call that failed, with the compiler's own words."""
+def _refusal(library: Library, request: PlanRequest, heads: Collection[int] = ()) -> FlowBlendingError:
+    """The sentence for a call that failed, with the compiler's own words; ``heads``: the attention's head sizes."""
     name, reason = request.spec.name, library.messages.error()
     if _MEMORY.search(reason):
         return FlowBlendingError(
@@ -273,7 +282,8 @@ def _refusal(library: Library, request: PlanRequest) -> FlowBlendingError:
     if _NOT_FUSED in reason:
         return FlowBlendingError(
             f"{library.title} {library.version} has no fused kernel for the {request.spec.precision} attention of "
-            f"{name} on {' and '.join(request.targets)}; build it with --precision {name}=fp32."
+            f"{name}, whose heads have {' and '.join(map(str, sorted(heads)))} channels, on "
+            f"{' and '.join(request.targets)}; build it with --precision {name}=fp32."
         )
     return FlowBlendingError(
         f"{library.title} {library.version} cannot compile {name} for {' and '.join(request.targets)} ({reason}); "

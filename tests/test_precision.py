@@ -4,7 +4,7 @@ import pytest
 
 from flowblending import UsageError
 from flowblending.engine.manifest import Backend
-from flowblending.engine.precision import choose_precisions
+from flowblending.engine.precision import choose_precisions, component_precision
 
 NAMES = ("large", "small", "text_encoder", "vae_first", "vae_next")
 
@@ -21,7 +21,8 @@ NAMES = ("large", "small", "text_encoder", "vae_first", "vae_next")
     ],
 )
 def test_precisions(text: str | None, backend: Backend, expected: str) -> None:
-    assert " ".join(choose_precisions(text, backend, NAMES).values()) == expected
+    chosen = choose_precisions(text, backend)
+    assert " ".join(component_precision(chosen, name) for name in NAMES) == expected
 
 
 @pytest.mark.parametrize(
@@ -35,9 +36,5 @@ def test_precisions(text: str | None, backend: Backend, expected: str) -> None:
     ],
 )
 def test_wrong_precisions(text: str, message: str) -> None:
-    if text != "=fp16":
-        with pytest.raises(UsageError, match=message):
-            choose_precisions(text, "onnxruntime", NAMES)
-    else:
-        with pytest.raises(UsageError, match=message):
-            choose_precisions(text, "tensorrt", NAMES)
+    with pytest.raises(UsageError, match=message):
+        choose_precisions(text, "onnxruntime")
