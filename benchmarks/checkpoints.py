@@ -100,7 +100,7 @@ def wan_transformer(
 
 
 def ltx_transformer(
-    seed: int, *, layers: int = 2, heads: int = 4, head_dim: int = 8, **overrides: Any
+    seed: int, *, layers: int = 2, heads: int = 2, head_dim: int = 16, **overrides: Any
 ) -> LTXVideoTransformer3DModel:
     """A tiny LTX transformer."""
     torch.manual_seed(seed)
@@ -208,7 +208,7 @@ def wan_pair(folder: Path) -> None:
 
 def ltx_pair(folder: Path, version: str = "0.9.1") -> None:
     """``folder``/large (a whole LTX pipeline) and ``folder``/small (a transformer alone)."""
-    ltx_pipeline(1, ltx_transformer(1, layers=4, heads=8), version).save_pretrained(folder / "large")
+    ltx_pipeline(1, ltx_transformer(1, layers=4, heads=4), version).save_pretrained(folder / "large")
     ltx_transformer(2).save_pretrained(folder / "small")
 
 

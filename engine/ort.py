@@ -21,8 +21,6 @@ CPU_PROVIDER = "CPUExecutionProvider"
 BINDINGS = 64
 """Bindings kept per engine: a sampler uses a handful, a streaming decoder two sets of caches."""
 
-_shared = False
-
 
 def installed_version() -> str:
     """The version of the one ONNX Runtime distribution that is installed.
@@ -66,7 +64,7 @@ class OrtEngine:
         spec: its inputs and outputs.
         device: ``cpu`` or ``cuda``.
         stream: handle of the CUDA stream that every call is enqueued on; unused on the CPU.
-        threads: of the CPU; None takes every core this process may use. After `share_threads` that pool is used.
+        threads: of the CPU; None takes every core that this process may use.
 
     Raises:
         FlowBlendingError: ONNX Runtime is missing, lacks the device, or cannot load the file.
@@ -91,18 +89,14 @@ class OrtEngine:
         self._device = device
         self._stream = stream
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                path, sess_options=_options(threads), providers=_providers(device, stream)
-            )
+            self._session: Any = _session(path, device, stream, threads)
+        except FlowBlendingError:
+            raise
         except Exception as error:
             raise FlowBlendingError(
                 f"ONNX Runtime cannot load {path} ({_first_line(error)}); build the bundle again."
             ) from None
-        self._run_options: Any = None
-        if device == CUDA:
-            # Waiting is the caller's business: the next engine is enqueued on the same stream.
-            self._run_options = onnxruntime.RunOptions()
-            self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._run_options = _run_options(device)
         self._bindings: OrderedDict[tuple[tuple[str, int, tuple[int, ...], np.dtype[Any]], ...], Any] = OrderedDict()
 
     @property
@@ -118,7 +112,9 @@ class OrtEngine:
             )
         key = tuple((name, tensor.address, tensor.shape, tensor.dtype) for name, tensor in tensors.items())
         binding = self._bindings.get(key)
-        if binding is None:
+        if binding is not None:
+            self._bindings.move_to_end(key)
+        else:
             binding = self._bind(tensors)
             self._bindings[key] = binding
             if len(self._bindings) > BINDINGS:
@@ -148,34 +144,54 @@ class OrtEngine:
         self._session = None
 
 
-def share_threads(threads: int | None) -> None:
-    """Let all sessions of this process share one pool of CPU threads: for programs that own their process.
-
-    Two sessions with a pool each disturb one another when they take turns: the idle pool's threads spin on
-    the cores that the running one needs (measured on two cores: 22.0 ms for a call that takes 9.9 ms alone).
-    A shared pool keeps full speed. It is a property of the whole process, and sessions made with a pool of
-    their own are refused from then on, so a library must not do this behind its user's back. Without it,
-    engines stop spinning at the end of each call.
-    """
-    global _shared  # noqa: PLW0603 - the state of ONNX Runtime, which has no question for it
-    installed_version()
-    import onnxruntime
-
-    if not _shared:
-        onnxruntime.set_global_thread_pool_sizes(threads or len(os.sched_getaffinity(0)), 1)
-        _shared = True
-
-
 def _options(threads: int | None) -> Any:
+    """Session options whose threads leave the cores to whoever needs them.
+
+    A session's idle threads spin for a while in case another call comes. Here another engine's call comes, and
+    spinning takes the cores that it needs: two sessions taking turns on two idle cores ran at half speed (22.0 ms
+    for a call of 9.9 ms). On a machine that does other work as well, spinning of any length cost a factor of two
+    to three; threads that stop at the end of a call, and spin for 20 microseconds inside one, were the fastest there.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if _shared:
-        options.use_per_session_threads = False
-    else:
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", "20")
+    return options
+
+
+def _session(path: Path, device: str, stream: int, threads: int | None) -> Any:
+    import onnxruntime
+
+    if device == CUDA:
+        # Finds the CUDA libraries of pip's packages, which are not on the loader's path.
+        onnxruntime.preload_dlls()
+    session = onnxruntime.InferenceSession(
+        path, sess_options=_options(threads), providers=_providers(device, stream), enable_fallback=0
+    )
+    # Without its libraries the provider is left out with no more than a log line, and CPU kernels would be given
+    # addresses of GPU memory.
+    if device == CUDA and CUDA_PROVIDER not in session.get_providers():
+        raise FlowBlendingError(
+            "ONNX Runtime could not load its CUDA provider, probably because cuDNN or cuBLAS is missing; "
+            "install flowblending[cuda], or use --device cpu."
+        )
+    return session
+
+
+def _run_options(device: str) -> Any:
+    if device != CUDA:
+        return None
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    # Waiting is the caller's business: the next engine is enqueued on the same stream.
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    # The value that it has anyhow. ONNX Runtime's Python code asks for it on every call, and loses 30 microseconds
+    # in an exception when it is not there.
+    options.add_run_config_entry("gpu_graph_id", "-1")
     return options
 
 

@@ -36,14 +36,14 @@ class Parity:
 
 
 TOLERANCE: Mapping[Precision, Parity] = {
-    Precision.FP32: Parity(relative=2e-5, maximum=2e-4, shapes=2),
+    Precision.FP32: Parity(relative=5e-5, maximum=1e-3, shapes=2),
     Precision.FP16: Parity(relative=1e-2, maximum=1e-1, shapes=2),
     Precision.BF16: Parity(relative=5e-2, maximum=5e-1, shapes=2),
 }
 """The largest parity that passes, and the least number of sizes.
 
-Measured on small models with random weights: 1e-6 and 6e-6 in fp32, 3e-3 and 4e-2 in fp16, where two orders of the
-same sums differ as much; a lost bias or a wrong angle gives 3e-2 and more.
+Measured on small models with random weights: 7e-6 and 9e-5 in fp32, 3e-3 and 4e-2 in fp16. That is rounding: the
+reference is as far from itself in the next higher precision. A lost bias or a wrong angle gives 2e-2 and more.
 """
 
 

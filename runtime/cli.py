@@ -131,14 +131,10 @@ def _job(arguments: argparse.Namespace) -> Job:
 
 
 def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
-    from flowblending.engine.ort import share_threads
-    from flowblending.engine.tensor import CPU
     from flowblending.runtime.pipeline import Pipeline
     from flowblending.runtime.place import open_device
 
     device = open_device(arguments.device, bundle.manifest)
-    if device.kind == CPU:
-        share_threads(arguments.threads)
     return Pipeline(bundle=bundle, device=device, threads=arguments.threads)
 
 

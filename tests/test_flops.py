@@ -35,7 +35,7 @@ class Everything(torch.nn.Module):
         pooled = self.linear(x.mean(dim=1))
         convolved = self.conv(x.transpose(1, 2))
         cross = ops.attention(x, x[:, :7, :12], x[:, :7, :12], q_num_heads=4, kv_num_heads=2)[0]
-        split = x.unflatten(2, (4, 6)).transpose(1, 2)
+        split = x.reshape(-1, x.shape[1], 4, 6).transpose(1, 2)
         whole = ops.attention(split, split, split)[0]
         products = x @ x.transpose(1, 2)
         sums = (each.sum(dim=(1, 2)) for each in (wide, convolved, cross, whole.flatten(2), products))

@@ -83,7 +83,7 @@ def test_an_impossible_profile_is_refused(tmp_path: Path, symbols: dict[str, Ran
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        (TensorSpec(name="x", dtype="float32", shape=("batch", "tokens", 32)), r"\[-1, -1, 64\], .* but .*\[-1, -1, 32\]"),
+        (TensorSpec(name="x", dtype="float32", shape=("batch", "tokens", 32)), r"64\], .* but .*\[-1, -1, 32\]"),
         (TensorSpec(name="x", dtype="int64", shape=("batch", "tokens", 64)), r"x float32 .*, but .* x int64"),
         (TensorSpec(name="latents", dtype="float32", shape=("batch", "tokens", 64)), r"has x .*, but .* has latents"),
     ],

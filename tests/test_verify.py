@@ -27,7 +27,7 @@ class Layer(torch.nn.Module):
         self.dtype = TORCH_DTYPES[precision]
         self.layer = torch.nn.Linear(64, 64)
         with torch.no_grad():
-            self.layer.bias += fault
+            self.layer.bias.add_(fault)
         self.layer.to(self.dtype)
 
     def forward(self, x: torch.Tensor) -> Tensors:
