@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from flowblending.export.family import Part
 
 TOKENIZER = "tokenizer.json"
+# numpy writes weights with C's fwrite, and of a short write it knows no more than that it was short.
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
             )
             (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in _DISK_FULL:
             raise FlowBlendingError(
                 f"The disk filled up while writing {request.out}; free some space or choose another --out. "
                 "Nothing was left behind."

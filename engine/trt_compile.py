@@ -13,7 +13,7 @@ from flowblending import FlowBlendingError
 from flowblending.engine.onnx_file import map_weights
 from flowblending.engine.protocol import ShapeProfile
 from flowblending.engine.trt_library import Library, load
-from flowblending.export.spec import Dim, GraphSpec, TensorSpec
+from flowblending.export.spec import LARGE, SMALL, Dim, GraphSpec, TensorSpec
 
 if TYPE_CHECKING:
     from flowblending.engine.manifest import Backend
@@ -75,7 +75,7 @@ def compile_plan(request: PlanRequest, progress: Callable[[str], None]) -> PlanI
     # The parser and the mapped weights must outlive the compilation.
     kept = _parse(library, request, network)
     _check_network(library, request, network)
-    _allow_decomposition(trt, network)
+    _allow_decomposition(trt, network, request.spec.name)
     config = _made(library, request, builder.create_builder_config())
     _add_profile(library, request, builder, config)
     _set_targets(library, request, config)
@@ -159,14 +159,14 @@ def _listed(tensors: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {what}" for name, what in tensors.items())
 
 
-def _allow_decomposition(trt: Any, network: Any) -> None:
-    """Let the compiler take fp32 attention apart, for which no fused kernel exists.
+def _allow_decomposition(trt: Any, network: Any, component: str) -> None:
+    """Let the compiler take attention apart where no fused kernel exists: in fp32, and in the VAE's wide heads.
 
-    16-bit attention stays whole: either it is fused or the compilation fails, and never does a plan
-    silently hold the scores of all pairs of tokens in memory.
+    A transformer's 16-bit attention stays whole: either it is fused or the compilation fails, and never does
+    a plan silently hold the scores of all pairs of tokens in memory.
     """
     for layer in _attention_layers(trt, network):
-        if layer.get_input(0).dtype == trt.float32:
+        if layer.get_input(0).dtype == trt.float32 or component not in (LARGE, SMALL):
             layer.__class__ = trt.IAttentionInputLayer  # get_layer knows the base class only
             layer.attention.decomposable = True
 

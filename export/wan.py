@@ -13,10 +13,11 @@ from flowblending.export.checkpoint import (
     Checkpoint,
     model_files,
     read_json,
+    vae_factors,
     vae_statistics,
 )
 from flowblending.export.family import Part
-from flowblending.export.spec import VAE, PipelineSpec, SigmaGrid
+from flowblending.export.spec import PipelineSpec, SigmaGrid
 from flowblending.export.text import text_encoder_part
 from flowblending.export.wan_transformer import load_transformer
 from flowblending.export.wan_vae import check_decoder, decoder_parts
@@ -57,7 +58,13 @@ _SCHEDULERS = {
         solver="dpm++",
         shift="flow_shift",
         needs=_FLOW,
-        keeps={**_PLAIN, **_MULTISTEP, "solver_type": "midpoint", "algorithm_type": "dpmsolver++"},
+        keeps={
+            **_PLAIN,
+            **_MULTISTEP,
+            "solver_type": "midpoint",
+            "algorithm_type": "dpmsolver++",
+            "use_lu_lambdas": False,
+        },
     ),
     "FlowMatchEulerDiscreteScheduler": _Scheduler(
         solver="euler", shift="shift", needs={}, keeps={**_PLAIN, "invert_sigmas": False, "stochastic_sampling": False}
@@ -80,16 +87,16 @@ class Wan:
         _refuse_later_versions(checkpoint)
         check_decoder(checkpoint)
         solver, grid = _sampler(checkpoint)
-        vae, transformer = checkpoint.config(VAE), checkpoint.config(TRANSFORMER)
+        transformer = checkpoint.config(TRANSFORMER)
+        temporal, spatial = vae_factors(checkpoint)
         mean, std = vae_statistics(checkpoint)
         patch_frames, patch_height, patch_width = transformer["patch_size"]
         return PipelineSpec(
             family=self.name,
             pipeline=checkpoint.pipeline,
             latent_channels=transformer["in_channels"],
-            # The published configurations predate these two settings; the defaults are AutoencoderKLWan's.
-            temporal_factor=vae.get("scale_factor_temporal", 4),
-            spatial_factor=vae.get("scale_factor_spatial", 8),
+            temporal_factor=temporal,
+            spatial_factor=spatial,
             patch=(patch_frames, patch_height, patch_width),
             latents_mean=mean,
             latents_std=std,
