@@ -7,6 +7,7 @@ while a file that was touched in any way is hashed again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -59,4 +60,5 @@ class ChecksumCache:
             temporary.write_text(json.dumps(self._known))
             temporary.replace(self._path)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()

@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
-from flowblending import FlowBlendingError, UsageError
+from flowblending import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from flowblending.engine.bundle import Bundle
     from flowblending.engine.console import Console
     from flowblending.runtime.jobs import Job
@@ -140,13 +137,14 @@ def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
 
 def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> int:
     from flowblending.runtime.generate import generate, show_times
+    from flowblending.runtime.latents import read_latents
 
     job = _job(arguments)
-    latents = _read_latents(arguments.latents) if arguments.latents else None
+    latents = read_latents(arguments.latents) if arguments.latents else None
     out = arguments.out or DEFAULT_OUT
     pipeline = _open(arguments, bundle)
     try:
-        outcome = generate(pipeline, job, out, console, latents=latents, save_latents=arguments.save_latents)
+        outcome = generate(pipeline, job, out, console, latents=latents, latents_out=arguments.save_latents)
     finally:
         pipeline.close()
     show_times(outcome, console)
@@ -164,18 +162,6 @@ def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -
         return run_batch(pipeline, lines, arguments.out or Path("videos"), console)
     finally:
         pipeline.close()
-
-
-def _read_latents(path: Path) -> npt.NDArray[np.generic]:
-    import numpy as np
-
-    try:
-        content = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise FlowBlendingError(f"Cannot read latents from {path} ({error}); give a .npy file.") from None
-    if not isinstance(content, np.ndarray):
-        raise FlowBlendingError(f"{path} holds several arrays, but one was expected; give a .npy file.")
-    return content
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +12,11 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from flowblending import FlowBlendingError
 from flowblending.engine.console import Console
 from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, VAE
 from flowblending.runtime.cost import Timings
 from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.latents import check_target, save_latents
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program import Program
@@ -72,14 +71,14 @@ def generate(
     console: Console,
     *,
     latents: npt.NDArray[np.generic] | None = None,
-    save_latents: Path | None = None,
+    latents_out: Path | None = None,
 ) -> Outcome:
     """Make one video.
 
     Args:
         out: where to write it (.mp4, .npy, or a folder of PNG files); None writes no video.
         latents: initial latents in place of the seed's noise, float32 [1, C, F, H, W].
-        save_latents: where to write the final latents (.npy), float32 [1, C, F, H, W].
+        latents_out: where to write the final latents (.npy), float32 [1, C, F, H, W].
 
     Raises:
         FlowBlendingError: a job that makes no program, latents that do not fit, non-finite velocities,
@@ -94,6 +93,8 @@ def generate(
     geometry = pipeline.bundle.manifest.geometry
     if out is not None:
         check_output(out, width=geometry.width, height=geometry.height)
+    if latents_out is not None:
+        check_target(latents_out)
     with clock.measure(LOADING), console.phase("loading engines") as report:
         for name in _needed(pipeline, program):
             report(name)
@@ -105,8 +106,8 @@ def generate(
             program, initial, conditions, lambda step: advance(step.index + 1, step.model, step.seconds)
         )
     final = pipeline.device.download(sample.latents)
-    if save_latents is not None:
-        _save(save_latents, final)
+    if latents_out is not None:
+        save_latents(latents_out, final)
     if out is not None:
         metadata = _metadata(pipeline, job, program)
         writer = open_writer(out, width=geometry.width, height=geometry.height, frame_rate=rate, metadata=metadata)
@@ -136,19 +137,6 @@ def _metadata(pipeline: Pipeline, job: Job, program: Program) -> dict[str, str]:
         "guidance": f"{program.guidance:g}",
         "bundle": pipeline.bundle.manifest.id,
     }
-
-
-def _save(path: Path, latents: npt.NDArray[np.float32]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, latents)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise FlowBlendingError(
-            f"Cannot write {path} ({error.strerror}); give --save-latents a file in a folder that you can write to."
-        ) from None
 
 
 def _remember(pipeline: Pipeline, program: Program, seconds: dict[str, float]) -> None:
