@@ -21,8 +21,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
+import transformers
 from diffusers import WanPipeline, WanTransformer3DModel
 
 from benchmarks.checkpoints import wan_pipeline, wan_transformer
@@ -89,7 +91,7 @@ def build(folder: Path, size: str, frames: int) -> Bundle:
 
 def run_torch(folder: Path, bundle: Bundle, job: Job) -> Callable[[], tuple[float, Any]]:
     """A function that runs the diffusers pipeline and returns the seconds of its loop and the latents."""
-    pipe = WanPipeline.from_pretrained(folder / "large", torch_dtype=torch.float32)
+    pipe = WanPipeline.from_pretrained(folder / "large", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     models = {"large": pipe.transformer, "small": WanTransformer3DModel.from_pretrained(folder / "small")}
     steps = compile_job(job, bundle.manifest).steps
@@ -201,13 +203,15 @@ def main() -> None:
     """Build, measure, print and write."""
     parser = argparse.ArgumentParser(description="Measure the sampling loop against diffusers on the CPU.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measurements here")
-    parser.add_argument("--size", default="128x128")
+    parser.add_argument("--size", default="256x160")
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     console = Console()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

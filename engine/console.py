@@ -36,7 +36,8 @@ class Console:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
-        self._rich = RichConsole(stderr=True, highlight=False)
+        # A log file has no width of its own; rich would take 80 columns and cut wide tables.
+        self._rich = RichConsole(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
 
     @property
     def live(self) -> bool:

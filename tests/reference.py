@@ -19,7 +19,7 @@ Reference = tuple[Floats, Floats | None]
 
 def load(checkpoints: Path) -> tuple[Any, dict[str, Any]]:
     """The large model's pipeline, and both transformers."""
-    pipe = DiffusionPipeline.from_pretrained(checkpoints / "large", torch_dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(checkpoints / "large", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     kind = WanTransformer3DModel if isinstance(pipe, WanPipeline) else LTXVideoTransformer3DModel
     return pipe, {"large": pipe.transformer, "small": kind.from_pretrained(checkpoints / "small")}

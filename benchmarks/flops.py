@@ -1,0 +1,148 @@
+"""FLOPs of the real pairs per call and per schedule, with and without attention, beside the authors' published ones.
+
+The stock diffusers classes run on torch's meta device, where a 14B model costs no memory, under torch's FLOP
+counter; `tests/test_flops.py` proves that counting from our exported graphs gives the same integers.
+
+    python -m benchmarks.flops
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import LTXVideoTransformer3DModel, WanTransformer3DModel
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowblending.engine.console import Console
+from flowblending.export.spec import LARGE
+from flowblending.runtime.schedule import StageSchedule
+
+TERA = 1e12
+ATTENTION = ("scaled_dot_product", "bmm")
+"""Fused, or as two batched products; the linear layers of a batch of one are plain matrix products."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flops:
+    """Of one call with batch 1: linear layers and convolutions, and attention products."""
+
+    linear: int
+    attention: int
+
+    @property
+    def total(self) -> int:
+        """Both together."""
+        return self.linear + self.attention
+
+
+def count(run: Callable[[], object]) -> Flops:
+    """Count what a function computes on the meta device."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        run()
+    counts = counter.get_flop_counts()["Global"]
+    attention = sum(value for operator, value in counts.items() if any(name in str(operator) for name in ATTENTION))
+    return Flops(linear=sum(counts.values()) - attention, attention=attention)
+
+
+def wan(layers: int, heads: int, ffn: int, latent: tuple[int, int, int]) -> Flops:
+    """A Wan 2.1 transformer on latents (frames, height, width) with 512 text tokens."""
+    with torch.device("meta"):
+        model = WanTransformer3DModel(
+            num_layers=layers, num_attention_heads=heads, attention_head_dim=128, ffn_dim=ffn, rope_max_seq_len=1024
+        )
+        latents, text, timestep = torch.empty(1, 16, *latent), torch.empty(1, 512, 4096), torch.empty(1)
+    return count(lambda: model(hidden_states=latents, timestep=timestep, encoder_hidden_states=text))
+
+
+def ltx(layers: int, head_dim: int, latent: tuple[int, int, int]) -> Flops:
+    """An LTX-Video transformer on latents (frames, height, width) with 256 text tokens."""
+    frames, height, width = latent
+    with torch.device("meta"):
+        model = LTXVideoTransformer3DModel(
+            num_layers=layers, attention_head_dim=head_dim, cross_attention_dim=32 * head_dim
+        )
+        inputs: dict[str, Any] = {
+            "hidden_states": torch.empty(1, frames * height * width, 128),
+            "encoder_hidden_states": torch.empty(1, 256, 4096),
+            "encoder_attention_mask": torch.empty(1, 256),
+            "timestep": torch.empty(1),
+        }
+    return count(lambda: model(**inputs, num_frames=frames, height=height, width=width))
+
+
+# Latent sizes: 832x480 with 61 and 81 frames; 1280x720 with 81; 608x352 with 65; 1216x704 with 121.
+PAIRS: dict[str, Callable[[], tuple[Flops, Flops]]] = {
+    "Wan 480p, 61 frames": lambda: (wan(40, 40, 13824, (16, 60, 104)), wan(30, 12, 8960, (16, 60, 104))),
+    "Wan 480p, 81 frames": lambda: (wan(40, 40, 13824, (21, 60, 104)), wan(30, 12, 8960, (21, 60, 104))),
+    "Wan 720p, 81 frames": lambda: (wan(40, 40, 13824, (21, 90, 160)), wan(30, 12, 8960, (21, 90, 160))),
+    "LTX 608x352, 65 frames": lambda: (ltx(48, 128, (9, 11, 19)), ltx(28, 64, (9, 11, 19))),
+    "LTX 1216x704, 121 frames": lambda: (ltx(48, 128, (16, 22, 38)), ltx(28, 64, (16, 22, 38))),
+}
+PUBLISHED = {"LLL": 29950, "LSL": 19222, "LSS": 13858, "S10 L40": 24586, "SSS": 3129}
+"""TFLOPs of the authors' project page for Wan, 50 steps, 61 frames; what they call SLL is S10 L40."""
+
+
+def call_rows(flops: Mapping[str, tuple[Flops, Flops]]) -> list[tuple[str, ...]]:
+    """What one call of each pair costs, and the speed-up that 40 % small steps allow."""
+    rows: list[tuple[str, ...]] = []
+    for name, (large, small) in flops.items():
+        ratio, linear_ratio = small.total / large.total, small.linear / large.linear
+        rows.append(
+            (
+                name,
+                f"{large.linear / TERA:.2f} + {large.attention / TERA:.2f}",
+                f"{small.linear / TERA:.2f} + {small.attention / TERA:.2f}",
+                f"{ratio:.4f}",
+                f"{linear_ratio:.4f}",
+                f"{1 / (0.6 + 0.4 * ratio):.3f}x",
+                f"{1 / (0.6 + 0.4 * linear_ratio):.3f}x",
+            )
+        )
+    return rows
+
+
+def schedule_totals(large: Flops, small: Flops) -> dict[str, Flops]:
+    """Sums over the 50 steps of every published schedule, one guidance branch."""
+    totals = {}
+    for text in PUBLISHED:
+        calls = [large if model == LARGE else small for model in StageSchedule.parse(text, 50, 0.4, 0.2).models]
+        totals[text] = Flops(linear=sum(call.linear for call in calls), attention=sum(call.attention for call in calls))
+    return totals
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description="Count the FLOPs of the real pairs.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts here")
+    arguments = parser.parse_args()
+    console = Console()
+    flops = {name: pair() for name, pair in PAIRS.items()}
+    columns = ("TFLOPs of one call", "large", "small", "ratio", "linear only", "40 % small", "linear only")
+    console.table("linear + attention; the speed-up that 40 % small steps allow", columns, call_rows(flops))
+    totals = schedule_totals(*flops["Wan 480p, 61 frames"])
+    rows = [
+        (
+            text,
+            str(PUBLISHED[text]),
+            f"{total.linear / TERA:.0f}",
+            f"{total.linear / TERA / PUBLISHED[text] - 1:+.2%}",
+            f"{total.total / TERA:.0f}",
+        )
+        for text, total in totals.items()
+    ]
+    headings = ("Wan, 50 steps, 61 frames", "published", "ours, linear only", "difference", "with attention")
+    console.table("TFLOPs of one guidance branch", headings, rows)
+    if arguments.json is not None:
+        content = {name: [dataclasses.asdict(each) for each in pair] for name, pair in flops.items()}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
