@@ -2,7 +2,7 @@
 # Generation on an NVIDIA GPU. Mount the folder that holds the bundle; the video is written there too.
 #
 #   docker build -t flowblending .
-#   docker run --rm --gpus all -v "$PWD":/data flowblending wan --prompt "A cat walks on the grass"
+#   docker run --rm --gpus all --user "$(id -u):$(id -g)" -v "$PWD":/data flowblending wan --prompt "A cat on the grass"
 #
 # EXTRAS chooses the back end: tensorrt, tensorrt-rtx or cuda (ONNX Runtime). A TensorRT plan runs on the version
 # that built it: build bundles with the tensorrt of constraints.txt, or in an image with EXTRAS=tensorrt,video,build,cuda
@@ -10,7 +10,7 @@
 FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04
 
 ARG EXTRAS=tensorrt,video
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 PATH=/opt/venv/bin:$PATH
+ENV HOME=/tmp PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 PATH=/opt/venv/bin:$PATH
 
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 python3-venv \
@@ -24,7 +24,9 @@ COPY flowblending flowblending
 COPY export export
 COPY engine engine
 COPY runtime runtime
-RUN pip install --constraint constraints.txt ".[${EXTRAS}]"
+# The TensorRT-RTX package makes links in its own folder when it is first imported, which takes root.
+RUN pip install --constraint constraints.txt ".[${EXTRAS}]" \
+    && (python3 -c "import onnxruntime_ep_nv_tensorrt_rtx" 2>/dev/null || true)
 
 USER flowblending
 WORKDIR /data

@@ -212,9 +212,18 @@ def ltx_pair(folder: Path, version: str = "0.9.1") -> None:
     ltx_transformer(2).save_pretrained(folder / "small")
 
 
+def wan_other_pair(folder: Path) -> None:
+    """A Wan pair of other widths, depths, rotary splits and flow shift, whose small model is a whole pipeline."""
+    large = wan_transformer(5, layers=3, heads=3, head_dim=24, ffn=100)
+    wan_pipeline(7, large, shift=5.0).save_pretrained(folder / "large")
+    wan_pipeline(7, wan_transformer(6, layers=1, heads=1, head_dim=12), shift=5.0).save_pretrained(folder / "small")
+
+
 PAIRS: Mapping[str, Callable[[Path], None]] = {
     "wan": wan_pair,
     "ltx": ltx_pair,
+    "wan-other": wan_other_pair,
+    "ltx-0.9.0": lambda folder: ltx_pair(folder, "0.9.0"),
     "ltx-condition": lambda folder: ltx_pair(folder, "0.9.5"),
 }
 

@@ -11,7 +11,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +47,6 @@ class BuildRequest:
     precision: str | None
     backend: Backend
     targets: tuple[str, ...]
-    command: tuple[str, ...]
 
 
 def build_bundle(request: BuildRequest, console: Console) -> Bundle:
@@ -73,12 +72,12 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
             components = {part.name: builder.component(part, precisions, old) for part in parts}
             (folder / TOKENIZER).write_bytes(tokenizer)
             manifest = Manifest(
-                id=bundle_id(pipeline, geometry, components.values()),
+                id=bundle_id(pipeline, geometry, components.values(), tokenizer),
                 pipeline=pipeline,
                 geometry=geometry,
                 components=components,
                 tokenizer=(describe_file(folder, folder / TOKENIZER),),
-                rebuild=request.command,
+                rebuild=rebuild_command(request),
                 created_by=f"flowblending {flowblending.__version__}",
             )
             (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
@@ -138,7 +137,10 @@ class _Builder:
             changed = [name for name in key if found.key.get(name) != key[name]]
             if not changed and self._take_over(found, old):
                 self.console.log(f"{part.name}: reused, nothing changed")
-                return found
+                # ONNX Runtime's engines serve any size, but what a call costs depends on it.
+                path = self.folder / found.files[0].path
+                flops = self._flops(part.name, path) if found.backend == backends.ONNXRUNTIME else found.flops
+                return found.model_copy(update={"flops": flops})
             self.console.log(f"{part.name}: rebuilt, {' and '.join(changed) or 'its files'} changed")
         work = self.folder / "export"
         work.mkdir()
@@ -160,13 +162,14 @@ class _Builder:
             weights = weights_sha256(part.sources, advance)
         return {
             "weights": weights,
-            "graph": _exporter_digest(),
+            "graph": _sources_digest("export", "*.py"),
             "pipeline": f"{self.pipeline.pipeline}, {self.pipeline.text_length} tokens",
             "precision": str(precision),
             # ONNX Runtime takes any size; a TensorRT engine is compiled for this one.
-            "shapes": "any" if self.request.backend == "onnxruntime" else repr(self._profile(part.name)),
+            "shapes": "any" if self.request.backend == backends.ONNXRUNTIME else repr(self._profile(part.name)),
             "back end": f"{self.request.backend} {backends.backend_version(self.request.backend)}",
             "targets": " ".join(self.request.targets),
+            "compiler": "" if self.request.backend == backends.ONNXRUNTIME else _sources_digest("engine", "trt_*.py"),
             "versions": exporter_versions(),
         }
 
@@ -194,13 +197,8 @@ class _Builder:
         return graph
 
     def _compile(self, graph: ExportedGraph, key: Mapping[str, str]) -> Component:
-        from flowblending.export.flops import count_flops
-
         name, backend = graph.spec.name, self.request.backend
-        flops = None
-        if name in (LARGE, SMALL):
-            linear, attention = count_flops(graph.onnx, {**self._sizes(), "batch": 1})
-            flops = Flops(linear=linear, attention=attention)
+        flops = self._flops(name, graph.onnx)
         with self.console.phase(f"{name}: compiling for {backend}") as report:
             files = backends.compile_engine(
                 backend=backend,
@@ -220,6 +218,15 @@ class _Builder:
             flops=flops,
         )
 
+    def _flops(self, name: str, onnx: Path) -> Flops | None:
+        """What one call of a transformer costs at the bundle's geometry; None for the other components."""
+        from flowblending.export.flops import count_flops
+
+        if name not in (LARGE, SMALL):
+            return None
+        linear, attention = count_flops(onnx, {**self._sizes(), "batch": 1})
+        return Flops(linear=linear, attention=attention)
+
     def _sizes(self) -> dict[str, int]:
         _, frames, height, width = self.geometry.latent_shape
         return {"frames": frames, "height": height, "width": width}
@@ -232,13 +239,10 @@ class _Builder:
         return ShapeProfile({"batch": batch} | {key: Range.fixed(size) for key, size in self._sizes().items()})
 
 
-def _exporter_digest() -> str:
-    """SHA-256 over the exporter's own sources: a graph is rebuilt when the code that makes it changed."""
-    import flowblending.export
-
+def _sources_digest(room: str, pattern: str) -> str:
+    """SHA-256 over our own sources: what they make is made anew when they change."""
     digest = hashlib.sha256()
-    folder = Path(next(iter(flowblending.export.__path__)))
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted((Path(flowblending.__file__).parent / room).glob(pattern)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
@@ -248,6 +252,22 @@ def split_targets(text: str | None) -> tuple[str, ...]:
     return tuple(sorted({item.strip().lower() for item in (text or "").split(",") if item.strip()}))
 
 
-def request_command(arguments: Sequence[str]) -> tuple[str, ...]:
-    """The command that a bundle remembers for its own rebuilding."""
-    return ("fb-build-engines", *arguments)
+def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
+    """The command that makes the requested bundle again, from whatever folder it is given in."""
+    options = {
+        "--large": _absolute(request.large),
+        "--small": _absolute(request.small),
+        "--out": str(request.out.absolute()),
+        "--size": request.size,
+        "--frames": request.frames,
+        "--precision": request.precision,
+        "--backend": request.backend,
+        "--target": ",".join(request.targets) or None,
+    }
+    given = ((name, str(value)) for name, value in options.items() if value is not None)
+    return ("fb-build-engines", *(word for option in given for word in option))
+
+
+def _absolute(source: str) -> str:
+    """A checkpoint's folder as an absolute path; a hub id as it is."""
+    return str(Path(source).absolute()) if Path(source).exists() else source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from flowblending import FlowBlendingError
+from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.checksum import ChecksumCache, sha256
 from flowblending.engine.manifest import FORMAT, MANIFEST, BundleFile, Component, Geometry, Manifest
 from flowblending.export.spec import PipelineSpec
@@ -102,11 +103,13 @@ def open_bundle(folder: Path) -> Bundle:
     """
     path = folder / MANIFEST
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError:
         raise FlowBlendingError(
             f"{folder} is no bundle (it has no readable {MANIFEST}); make one with fb-build-engines --out {folder}."
         ) from None
+    except UnicodeDecodeError:
+        text = ""
     try:
         content = json.loads(text)
         found = content["format"]
@@ -131,9 +134,9 @@ def describe_file(folder: Path, path: Path) -> BundleFile:
     return BundleFile(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256(path))
 
 
-def bundle_id(pipeline: PipelineSpec, geometry: Geometry, components: Iterable[Component]) -> str:
+def bundle_id(pipeline: PipelineSpec, geometry: Geometry, components: Iterable[Component], tokenizer: bytes) -> str:
     """Sixteen digits that change when anything that determines the videos changes."""
-    digest = hashlib.sha256(repr((pipeline, geometry)).encode())
+    digest = hashlib.sha256(repr((pipeline, geometry)).encode() + tokenizer)
     for component in components:
         digest.update(json.dumps(component.key, sort_keys=True).encode())
     return digest.hexdigest()[:16]
@@ -148,9 +151,13 @@ def write_bundle(out: Path) -> Iterator[Path]:
     Raises:
         FlowBlendingError: ``out`` holds something that is no bundle, or its parent cannot be written.
     """
+    # A link is followed, so that the bundle lies on the disk that the user means.
+    out = out.resolve()
+    if out in (Path.cwd(), *Path.cwd().parents):
+        raise UsageError(f"{out} is the folder that this runs in, which cannot be replaced; choose another --out.")
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise FlowBlendingError(f"{out} exists and is no bundle; choose another --out or remove it.")
-    parent = out.absolute().parent
+    parent = out.parent
     partial = parent / f".{out.name}.partial-{os.getpid()}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -167,16 +174,23 @@ def write_bundle(out: Path) -> Iterator[Path]:
         replaced = parent / f".{out.name}.replaced-{os.getpid()}"
         if out.exists():
             out.rename(replaced)
-        partial.rename(out)
+        try:
+            partial.rename(out)
+        except BaseException:
+            if replaced.exists() and not out.exists():
+                replaced.rename(out)
+            raise
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _remove_leftovers(parent: Path, name: str) -> None:
-    for leftover in [*parent.glob(f".{name}.replaced-*"), *parent.glob(f".{name}.partial-*")]:
+    stem = glob.escape(f".{name}.")
+    for leftover in [*parent.glob(f"{stem}replaced-*"), *parent.glob(f"{stem}partial-*")]:
         process = leftover.name.rpartition("-")[2]
-        if process.isdecimal() and _alive(int(process)):
+        # In a container every build may have the same number, so our own is no sign of life.
+        if process.isdecimal() and int(process) != os.getpid() and _alive(int(process)):
             continue
         if ".replaced-" in leftover.name and not (parent / name).exists():
             leftover.rename(parent / name)

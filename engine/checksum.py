@@ -28,36 +28,51 @@ def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
     return digest.hexdigest()
 
 
-def cache_folder() -> Path:
-    """Where things that can be computed again are kept: ``$XDG_CACHE_HOME/flowblending``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowblending"
+def cache_folder() -> Path | None:
+    """Where things that can be computed again are kept, ``$XDG_CACHE_HOME/flowblending``; None for a homeless user."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowblending"
+    except RuntimeError:
+        return None
 
 
 class ChecksumCache:
     """Remembers checksums between processes. Losing it, or never being able to write it, only costs time."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        self._path = (folder or cache_folder()) / "checksums.json"
-        try:
-            content = json.loads(self._path.read_text())
-            self._known: dict[str, str] = content if isinstance(content, dict) else {}
-        except (OSError, ValueError):
-            self._known = {}
+        folder = folder or cache_folder()
+        self._path = None if folder is None else folder / "checksums.json"
+        self._known = self._read()
 
     def sha256(self, path: Path, *, recompute: bool = False, progress: Callable[[int], None] | None = None) -> str:
         """The checksum of a file; ``recompute`` reads it even when it looks unchanged."""
         status = path.stat()
-        key = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
+        name = f"{path.resolve()}|"
+        key = f"{name}{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
         if recompute or key not in self._known:
-            self._known[key] = sha256(path, progress)
-            self._save()
+            found = sha256(path, progress)
+            # Another process may have added its own meanwhile; what the file was before is of no more use.
+            known = {old: digest for old, digest in self._read().items() if not old.startswith(name)}
+            self._known |= known | {key: found}
+            self._save(known | {key: found})
         return self._known[key]
 
-    def _save(self) -> None:
+    def _read(self) -> dict[str, str]:
+        if self._path is None:
+            return {}
+        try:
+            content = json.loads(self._path.read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _save(self, known: dict[str, str]) -> None:
+        if self._path is None:
+            return
         temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self._known))
+            temporary.write_text(json.dumps(known))
             temporary.replace(self._path)
         except OSError:
             with contextlib.suppress(OSError):

@@ -54,9 +54,9 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def build(arguments: argparse.Namespace, command: Sequence[str]) -> None:
+def build(arguments: argparse.Namespace) -> None:
     """Build the bundle that the arguments ask for, and say how to use it."""
-    from flowblending.engine.build import BuildRequest, build_bundle, request_command, split_targets
+    from flowblending.engine.build import BuildRequest, build_bundle, split_targets
     from flowblending.engine.console import Console
 
     console = Console(quiet=arguments.quiet)
@@ -69,7 +69,6 @@ def build(arguments: argparse.Namespace, command: Sequence[str]) -> None:
         precision=arguments.precision,
         backend=arguments.backend,
         targets=split_targets(arguments.target),
-        command=request_command(command),
     )
     _summary(build_bundle(request, console), console)
 
@@ -97,11 +96,10 @@ def _summary(bundle: Bundle, console: Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``fb-build-engines``."""
-    command = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = parser().parse_args(command)
+    parsed = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
     from flowblending.engine.console import run_program
 
-    run_program(lambda: build(parsed, command))
+    run_program(lambda: build(parsed))
 
 
 if __name__ == "__main__":

@@ -36,13 +36,15 @@ class Console:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
+        # Not rich's own idea of a terminal, which an environment variable can change.
+        self._live = sys.stderr is not None and sys.stderr.isatty() and not quiet
         # A log file has no width of its own; rich would take 80 columns and cut wide tables.
-        self._rich = RichConsole(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 120)
+        self._rich = RichConsole(stderr=True, highlight=False, width=None if self.live else 120)
 
     @property
     def live(self) -> bool:
         """Whether progress is shown."""
-        return self._rich.is_terminal and not self._quiet
+        return self._live
 
     def log(self, line: str) -> None:
         """One line about something that has happened."""
@@ -120,7 +122,7 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
     """Run a program and exit: an error that the user can mend becomes one line, an interrupt no traceback."""
     try:
         code = main() or 0
-        sys.stdout.flush()
+        code = _flush() or code
     except FlowBlendingError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
@@ -128,7 +130,23 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
         print("interrupted; nothing was left half-written", file=sys.stderr)
         code = INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output (head, say) has gone; Python would print a traceback when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        code = _give_up_output(0)
     sys.exit(code)
+
+
+def _flush() -> int:
+    """Write what is still to be printed; Python itself would do it later, and fail with a traceback."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _give_up_output(0)
+    except OSError as error:
+        print(f"error: Cannot write the output ({error.strerror}); check where it goes.", file=sys.stderr)
+        return _give_up_output(1)
+    return 0
+
+
+def _give_up_output(code: int) -> int:
+    """The reader of our output (head, say) has gone: drop the rest, or Python tries to flush it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code

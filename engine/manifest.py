@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from flowblending.export.spec import GraphSpec, PipelineSpec
+from flowblending.export.spec import (
+    LARGE,
+    SMALL,
+    TEXT_ENCODER,
+    VAE,
+    VAE_FIRST,
+    VAE_NEXT,
+    GraphSpec,
+    PipelineSpec,
+)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -21,8 +30,8 @@ class _Frozen(BaseModel):
 class BundleFile(_Frozen):
     """A file of the bundle: its name in the folder, size in bytes, and SHA-256."""
 
-    path: str
-    bytes: int
+    path: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+    bytes: int = Field(ge=0)
     sha256: str
 
 
@@ -55,7 +64,7 @@ class Component(_Frozen):
     backend: Backend
     backend_version: str
     targets: tuple[str, ...] = ()
-    files: tuple[BundleFile, ...]
+    files: tuple[BundleFile, ...] = Field(min_length=1)
     key: dict[str, str]
     flops: Flops | None = None
 
@@ -63,9 +72,9 @@ class Component(_Frozen):
 class Geometry(_Frozen):
     """The videos a bundle makes: pixels, frames, and the latents [C, F, H, W] behind them."""
 
-    width: int
-    height: int
-    frames: int
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+    frames: int = Field(gt=0)
     latent_shape: tuple[int, int, int, int]
 
 
@@ -85,6 +94,21 @@ class Manifest(_Frozen):
     pipeline: PipelineSpec
     geometry: Geometry
     components: dict[str, Component]
-    tokenizer: tuple[BundleFile, ...]
+    tokenizer: tuple[BundleFile, ...] = Field(min_length=1)
     rebuild: tuple[str, ...]
     created_by: str
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        """Everything that a run needs is there, so that no run finds out half-way that it is not."""
+        decoder = {VAE} if VAE in self.components else {VAE_FIRST, VAE_NEXT}
+        missing = {LARGE, SMALL, TEXT_ENCODER, *decoder} - self.components.keys()
+        if missing:
+            raise ValueError(f"component {min(missing)} is missing")
+        for model in (LARGE, SMALL):
+            flops = self.components[model].flops
+            if flops is None or flops.total < 1:
+                raise ValueError(f"component {model} does not say what it costs")
+        if min(*self.pipeline.patch, *self.geometry.latent_shape) < 1:
+            raise ValueError("sizes of latents and patches are positive")
+        return self

@@ -41,7 +41,7 @@ def _run_line(pipeline: Pipeline, line: Line, folder: Path, console: Console, wh
     if line.job is None:
         console.warn(f"line {line.number} failed: {line.error}")
         return "failed"
-    out = folder / (line.job.file_stem(line.number) + SUFFIX)
+    out = folder / (line.job.file_stem(pipeline.bundle.manifest.id) + SUFFIX)
     if out.exists():
         console.log(f"{where} {out.name}: already there, skipped")
         return "skipped"
@@ -49,6 +49,10 @@ def _run_line(pipeline: Pipeline, line: Line, folder: Path, console: Console, wh
         outcome = generate(pipeline, line.job, out, console)
     except FlowBlendingError as error:
         console.warn(f"line {line.number} failed: {error}")
+        return "failed"
+    except Exception as error:
+        # Hours of other lines must not be lost to what nobody thought of.
+        console.warn(f"line {line.number} failed: {type(error).__name__}: {error}; please report this.")
         return "failed"
     console.log(f"{where} {out.name}: {outcome.seconds['total']:.1f} s")
     return "made"

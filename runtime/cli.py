@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from flowblending.runtime.pipeline import Pipeline
 
 DEFAULT_OUT = Path("video.mp4")
+DEFAULT_FOLDER = Path("videos")
+VIDEO_SUFFIXES = (".mp4", ".npy")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -85,14 +87,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments ask for; returns the exit code."""
     from flowblending.engine.bundle import open_bundle
     from flowblending.engine.console import Console
-    from flowblending.runtime.jobs import compile_job
-    from flowblending.runtime.plan import plan_lines
 
     _check(arguments)
     console = Console(quiet=arguments.quiet)
     bundle = open_bundle(arguments.bundle)
     if arguments.dry_run:
-        print("\n".join(plan_lines(bundle, compile_job(_job(arguments), bundle.manifest), arguments.device)))
+        _dry_run(arguments, bundle)
         return 0
     total = sum(file.bytes for file in bundle.files())
     with console.progress("checking the bundle", total=total, unit="B") as advance:
@@ -103,12 +103,28 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    """Refuse arguments that contradict one another."""
     if (arguments.prompt is None) == (arguments.prompts is None) and not arguments.dry_run:
         raise UsageError("Give either --prompt TEXT or --prompts FILE.")
     if arguments.prompts is not None and (arguments.latents or arguments.save_latents):
         raise UsageError("--latents and --save-latents are for a single --prompt; leave them out with --prompts.")
     if arguments.threads is not None and arguments.threads < 1:
         raise UsageError(f"{arguments.threads} threads were asked for, but at least 1 is needed; try --threads 2.")
+    out = _out(arguments)
+    if arguments.prompts is not None and out.suffix in VIDEO_SUFFIXES:
+        raise UsageError(f"--out {out} names one video, but --prompts makes a folder of them; name a folder.")
+    if arguments.save_latents is not None and out.resolve() == arguments.save_latents.resolve():
+        raise UsageError(f"--out and --save-latents both name {out}; give two files.")
+    for path in filter(None, (out, arguments.save_latents)):
+        if arguments.bundle.resolve() in path.resolve().parents:
+            raise UsageError(f"{path} lies in the bundle, which holds nothing but engines; choose another place.")
+
+
+def _out(arguments: argparse.Namespace) -> Path:
+    """Where the video goes, or the videos."""
+    default = DEFAULT_OUT if arguments.prompts is None else DEFAULT_FOLDER
+    out: Path = arguments.out or default
+    return out
 
 
 def _job(arguments: argparse.Namespace) -> Job:
@@ -127,6 +143,22 @@ def _job(arguments: argparse.Namespace) -> Job:
     )
 
 
+def _dry_run(arguments: argparse.Namespace, bundle: Bundle) -> None:
+    """Print what would be done, for every prompt of a file too, after every check that needs no engine."""
+    from flowblending.runtime.jobs import compile_job, read_jobs
+    from flowblending.runtime.plan import plan_lines
+
+    job = _job(arguments)
+    lines = [] if arguments.prompts is None else read_jobs(arguments.prompts, job)
+    for line in lines:
+        if line.job is None:
+            raise UsageError(f"Line {line.number} of {arguments.prompts}: {line.error}")
+    for number, each in [(line.number, line.job) for line in lines if line.job is not None] or [(0, job)]:
+        if number:
+            print(f"line      {number}: {each.prompt}")
+        print("\n".join(plan_lines(bundle, compile_job(each, bundle.manifest), arguments.device)))
+
+
 def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
     from flowblending.runtime.pipeline import Pipeline
     from flowblending.runtime.place import open_device
@@ -141,12 +173,13 @@ def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
 
     job = _job(arguments)
     latents = read_latents(arguments.latents) if arguments.latents else None
-    out = arguments.out or DEFAULT_OUT
+    out = _out(arguments)
     pipeline = _open(arguments, bundle)
     try:
         outcome = generate(pipeline, job, out, console, latents=latents, latents_out=arguments.save_latents)
     finally:
         pipeline.close()
+        pipeline.device.close()
     show_times(outcome, console)
     console.log(f"{out}: {bundle.manifest.geometry.frames} frames")
     return 0
@@ -159,9 +192,10 @@ def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -
     lines = read_jobs(arguments.prompts, _job(arguments))
     pipeline = _open(arguments, bundle)
     try:
-        return run_batch(pipeline, lines, arguments.out or Path("videos"), console)
+        return run_batch(pipeline, lines, _out(arguments), console)
     finally:
         pipeline.close()
+        pipeline.device.close()
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

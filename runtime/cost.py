@@ -65,10 +65,13 @@ class Timings:
     """Seconds per call of a bundle's models, as last measured on this machine. Losing them costs nothing."""
 
     def __init__(self, bundle_id: str, device: str, folder: Path | None = None) -> None:
-        self._path = (folder or cache_folder()) / "timings" / f"{bundle_id}-{device}.json"
+        folder = folder or cache_folder()
+        self._path = None if folder is None else folder / "timings" / f"{bundle_id}-{device}.json"
 
     def read(self) -> dict[str, float]:
         """Seconds per call by model (and per video for ``text_encoder`` and ``vae``); empty if never measured."""
+        if self._path is None:
+            return {}
         try:
             content = json.loads(self._path.read_text())
             return {str(name): float(seconds) for name, seconds in content.items()}
@@ -77,6 +80,8 @@ class Timings:
 
     def write(self, seconds: Mapping[str, float]) -> None:
         """Remember what a run measured; models that it did not use keep their figures."""
+        if self._path is None:
+            return
         temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,6 +44,15 @@ class Clock:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    @contextmanager
+    def leaving(self, stage: str, manager: AbstractContextManager[object]) -> Iterator[None]:
+        """Enter a context, and add the time that leaving it takes to a stage."""
+        left = 0.0
+        with manager:
+            yield
+            left = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - left
 
     def timed(self, stage: str, items: Iterator[_Item]) -> Iterator[_Item]:
         """The items, while the time that each takes to come is added to a stage."""
@@ -109,9 +119,10 @@ def generate(
     if latents_out is not None:
         save_latents(latents_out, final)
     if out is not None:
-        metadata = _metadata(pipeline, job, program)
-        writer = open_writer(out, width=geometry.width, height=geometry.height, frame_rate=rate, metadata=metadata)
-        with writer, console.progress("decoding", total=geometry.frames) as advance:
+        metadata = _metadata(pipeline, job, program, None if latents is None else initial)
+        with clock.measure(VIDEO):
+            writer = open_writer(out, width=geometry.width, height=geometry.height, frame_rate=rate, metadata=metadata)
+        with console.progress("decoding", total=geometry.frames) as advance, clock.leaving(VIDEO, writer):
             for frames in clock.timed(VAE, pipeline.decode(sample.latents, generator)):
                 with clock.measure(VIDEO):
                     writer.write(frames)
@@ -127,11 +138,12 @@ def _needed(pipeline: Pipeline, program: Program) -> list[str]:
     return [name for name in pipeline.bundle.manifest.components if name not in (LARGE, SMALL) or name in models]
 
 
-def _metadata(pipeline: Pipeline, job: Job, program: Program) -> dict[str, str]:
-    """What the video file says about how it was made."""
+def _metadata(pipeline: Pipeline, job: Job, program: Program, given: npt.NDArray[np.float32] | None) -> dict[str, str]:
+    """What the video file says about how it was made; initial latents that were given are known by their digest."""
+    noise = {"seed": str(job.seed)} if given is None else {"latents_sha256": sha256(given.tobytes()).hexdigest()}
     return {
         "prompt": job.prompt,
-        "seed": str(job.seed),
+        **noise,
         "schedule": program.schedule,
         "solver": program.solver,
         "guidance": f"{program.guidance:g}",

@@ -43,12 +43,12 @@ class Job:
     solver: str | None = None
     frame_rate: float | None = None
 
-    def file_stem(self, number: int) -> str:
-        """A file name that tells jobs of one prompt file apart, and changes when the job does."""
+    def file_stem(self, bundle_id: str) -> str:
+        """A readable file name for the job's video on a bundle: the same for the same video, else another."""
         words = re.sub(r"[^\w]+", "-", self.prompt.lower()).strip("-")[:40].strip("-")
-        content = json.dumps(dataclasses.asdict(self), sort_keys=True)
-        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-        return "-".join(filter(None, (f"{number:04d}", words, digest)))
+        content = json.dumps([bundle_id, dataclasses.asdict(self)], sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+        return "-".join(filter(None, (words, digest)))
 
 
 def compile_job(job: Job, manifest: Manifest) -> Program:
@@ -59,6 +59,11 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
     """
     pipeline = manifest.pipeline
     steps = pipeline.steps if job.steps is None else job.steps
+    if steps > pipeline.grid.train_timesteps:
+        raise UsageError(
+            f"{steps} steps were asked for, but the models tell {pipeline.grid.train_timesteps} noise levels apart; "
+            "give no more steps than that."
+        )
     solver = job.solver or pipeline.solver
     tokens = math.prod(manifest.geometry.latent_shape[1:]) // math.prod(pipeline.patch)
     schedule = StageSchedule.parse(job.schedule, steps, pipeline.early, pipeline.late)
@@ -90,7 +95,7 @@ def read_jobs(path: Path, defaults: Job) -> list[Line]:
         FlowBlendingError: the file cannot be read, or holds no prompt at all.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise FlowBlendingError(f"Cannot read the prompt file {path} ({error}); give a UTF-8 text file.") from None
     lines = list(_lines(text, defaults))
@@ -100,7 +105,8 @@ def read_jobs(path: Path, defaults: Job) -> list[Line]:
 
 
 def _lines(text: str, defaults: Job) -> Iterator[Line]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines: a JSON string may hold Unicode's own line separators.
+    for number, line in enumerate(text.split("\n"), start=1):
         content = line.strip()
         if not content or content.startswith("#"):
             continue
@@ -114,7 +120,7 @@ def _lines(text: str, defaults: Job) -> Iterator[Line]:
 def _parse(text: str) -> dict[str, Any]:
     try:
         fields: dict[str, Any] = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"The line is no JSON object ({error}); write one object or one prompt a line.") from None
     types = get_type_hints(Job)
     for name, value in fields.items():

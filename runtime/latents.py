@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from tokenize import TokenError
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +22,7 @@ def read_latents(path: Path) -> npt.NDArray[np.generic]:
     """
     try:
         content = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError, BadZipFile, TokenError) as error:
         raise FlowBlendingError(f"Cannot read latents from {path} ({error}); give a .npy file.") from None
     if not isinstance(content, np.ndarray):
         raise FlowBlendingError(f"{path} holds several arrays, but one was expected; give a .npy file.")
@@ -39,9 +41,10 @@ def save_latents(path: Path, latents: npt.NDArray[np.float32]) -> None:
             np.save(file, latents)
         temporary.replace(path)
     except OSError as error:
+        raise _cannot_write(path, error.strerror or str(error)) from None
+    finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise _cannot_write(path, error.strerror or str(error)) from None
 
 
 def check_target(path: Path) -> None:

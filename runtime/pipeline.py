@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -23,6 +22,8 @@ from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.program import COND, UNCOND, Program
 from flowblending.runtime.prompt import Tokenizer
 from flowblending.runtime.sampler import Sampler, SampleResult, StepEvent
+
+MAX_FRAME_RATE = 1000
 
 
 @dataclass(kw_only=True)
@@ -64,11 +65,14 @@ class Pipeline:
         """Frames per second of a job's video.
 
         Raises:
-            UsageError: not a positive number.
+            UsageError: not between 1 and ``MAX_FRAME_RATE``.
         """
         rate = self.bundle.manifest.pipeline.frame_rate if job.frame_rate is None else job.frame_rate
-        if not (math.isfinite(rate) and rate > 0):
-            raise UsageError(f"A frame rate of {rate} was given, but a positive number was expected; try --fps 16.")
+        if not 1 <= rate <= MAX_FRAME_RATE:
+            raise UsageError(
+                f"A frame rate of {rate} was given, but 1 to {MAX_FRAME_RATE} frames per second were expected; "
+                "try --fps 16."
+            )
         return rate
 
     def encode(self, job: Job, program: Program, warn: Callable[[str], None]) -> Conditions:
@@ -123,9 +127,11 @@ class Pipeline:
                 f"Latents of shape {list(latents.shape)} and type {latents.dtype} were given, but this bundle "
                 f"expects float32 of shape {list(expected)} [B, C, F, H, W]; give such a file to --latents."
             )
-        if not np.isfinite(latents).all():
+        with np.errstate(over="ignore"):
+            values = np.ascontiguousarray(latents, np.float32)
+        if not np.isfinite(values).all():
             raise UsageError("The latents given contain infinite or undefined numbers; give finite ones to --latents.")
-        return np.ascontiguousarray(latents, np.float32)
+        return values
 
     def sample(
         self,

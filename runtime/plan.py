@@ -34,7 +34,7 @@ def _steps(program: Program) -> list[str]:
         last = index + 1 == len(program.steps)
         if last or program.steps[index + 1].model != step.model:
             noise = f"sigma {program.steps[first].sigma:.4f} to {step.sigma:.4f}"
-            lines.append(f"  steps {first:>3}-{index:<3} {step.model:<5}  {noise}")
+            lines.append(f"  steps {first + 1:>3}-{index + 1:<3} {step.model:<5}  {noise}")
             first = index + 1
     return lines
 

@@ -67,11 +67,11 @@ class Tokenizer:
         Raises:
             UsageError: the prompt is not valid Unicode.
         """
-        text = clean_prompt(prompt) if self._clean else prompt
         try:
-            text.encode()
+            prompt.encode()
         except UnicodeEncodeError:
             raise UsageError("The prompt is not valid Unicode; write it in UTF-8.") from None
+        text = clean_prompt(prompt) if self._clean else prompt
         encoding = self._tokenizer.encode(text)
         count = len(encoding.ids)
         ids = np.full((1, self._length), self._pad, np.int64)

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Final, Protocol, Self
 
 import numpy as np
@@ -142,7 +142,7 @@ def check_output(path: str | Path, *, width: int, height: int) -> None:
 
     Raises:
         UsageError: unknown suffix, an odd size for MP4, or something in the way at ``path``.
-        FlowBlendingError: the folder cannot be written to.
+        FlowBlendingError: the folder cannot be written to, or the encoder is missing.
     """
     folder = _is_folder(path)
     path = Path(path)
@@ -156,6 +156,8 @@ def check_output(path: str | Path, *, width: int, height: int) -> None:
         raise UsageError(
             f"A video of {width}x{height} pixels cannot be MP4 (yuv420p), which needs even sizes; use .npy or a folder."
         )
+    if suffix == _MP4 and not folder:
+        _load_av()
     if folder and path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise UsageError(f"{path} exists already and a folder of PNG images is never merged; give another name.")
     if not folder and path.is_dir():
@@ -262,30 +264,36 @@ class _Pngs:
         """Nothing is open between frames."""
 
 
+def _load_av() -> ModuleType:
+    """PyAV, imported here and nowhere else, once it is known to have the encoder."""
+    try:
+        import av
+    except ImportError:
+        raise FlowBlendingError(
+            "Writing MP4 needs PyAV, which is not installed; "
+            "install flowblending[video], or write .npy or a folder of PNG images."
+        ) from None
+    try:
+        av.codec.Codec(_X264, "w")
+    except av.codec.codec.UnknownCodecError:
+        raise FlowBlendingError(
+            "The installed PyAV has no x264 encoder; install PyAV's own wheels with flowblending[video], "
+            "or write .npy or a folder of PNG images."
+        ) from None
+    return av
+
+
 class _Mp4:
-    """H.264 by way of PyAV, which is imported here and nowhere else."""
+    """H.264 by way of PyAV."""
 
     def __init__(self, path: Path, size: tuple[int, int], frame_rate: float, metadata: Metadata) -> None:
-        try:
-            import av
-        except ImportError:
-            raise FlowBlendingError(
-                "Writing MP4 needs PyAV, which is not installed; "
-                "install flowblending[video], or write .npy or a folder of PNG images."
-            ) from None
+        av = _load_av()
         # "+faststart" puts the index first, so that a browser plays the file while it loads.
         with _ffmpeg_errors():
             self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
         self._container.metadata.update(title=str(metadata.get("prompt", "")), comment=_json(metadata))
         rate = Fraction(frame_rate).limit_denominator(1001)
-        try:
-            self._stream = self._container.add_stream(_X264, rate=rate, options={"crf": "18"})
-        except av.codec.codec.UnknownCodecError:
-            self.abort()
-            raise FlowBlendingError(
-                "The installed PyAV has no x264 encoder; install PyAV's own wheels with flowblending[video], "
-                "or write .npy or a folder of PNG images."
-            ) from None
+        self._stream = self._container.add_stream(_X264, rate=rate, options={"crf": "18"})
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = "yuv420p"
         context = self._stream.codec_context

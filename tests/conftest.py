@@ -39,7 +39,13 @@ class Geometry:
     frames: int
 
 
-SMALLEST = {"wan": Geometry("32x48", 9), "ltx": Geometry("96x64", 17), "ltx-condition": Geometry("96x64", 17)}
+SMALLEST = {
+    "wan": Geometry("32x48", 9),
+    "wan-other": Geometry("64x32", 5),
+    "ltx": Geometry("96x64", 17),
+    "ltx-0.9.0": Geometry("64x96", 9),
+    "ltx-condition": Geometry("96x64", 17),
+}
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +83,6 @@ def build(tmp_path_factory: pytest.TempPathFactory, checkpoints: Callable[[str],
                 precision=precision,
                 backend=backend,
                 targets=targets,
-                command=("fb-build-engines", "--out", str(root / name)),
             )
             made[name] = build_bundle(request, Console(quiet=True))
         return made[name]

@@ -46,10 +46,10 @@ def spec(name: str) -> GraphSpec:
 
 
 def write(folder: Path, *, backend: Backend = "onnxruntime", targets: tuple[str, ...] = ()) -> Manifest:
-    """Write a bundle of two engines and a tokenizer."""
+    """Write a bundle of toy engines and a tokenizer."""
     folder.mkdir(parents=True)
     components = {}
-    for name, flops in (("large", 1000), ("small", 100)):
+    for name, flops in (("large", 1000), ("small", 100), ("text_encoder", 10), ("vae", 10)):
         path = folder / f"{name}.onnx"
         path.write_bytes(name.encode() * 100)
         components[name] = Component(
@@ -64,7 +64,7 @@ def write(folder: Path, *, backend: Backend = "onnxruntime", targets: tuple[str,
     (folder / "tokenizer.json").write_text("{}")
     geometry = Geometry(width=64, height=32, frames=9, latent_shape=(16, 3, 4, 8))
     manifest = Manifest(
-        id=bundle_id(PIPELINE, geometry, components.values()),
+        id=bundle_id(PIPELINE, geometry, components.values(), b"{}"),
         pipeline=PIPELINE,
         geometry=geometry,
         components=components,

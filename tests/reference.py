@@ -22,7 +22,9 @@ def load(checkpoints: Path) -> tuple[Any, dict[str, Any]]:
     pipe = DiffusionPipeline.from_pretrained(checkpoints / "large", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     kind = WanTransformer3DModel if isinstance(pipe, WanPipeline) else LTXVideoTransformer3DModel
-    return pipe, {"large": pipe.transformer, "small": kind.from_pretrained(checkpoints / "small")}
+    small = checkpoints / "small"
+    whole = (small / "model_index.json").exists()
+    return pipe, {"large": pipe.transformer, "small": kind.from_pretrained(small / "transformer" if whole else small)}
 
 
 def run(checkpoints: Path, manifest: Manifest, job: Job, *, decode: bool = False, latents: Any = None) -> Reference:

@@ -42,7 +42,6 @@ def request(pair: Path, out: Path) -> BuildRequest:
         precision=None,
         backend="onnxruntime",
         targets=(),
-        command=("fb-build-engines",),
     )
 
 
@@ -57,7 +56,14 @@ def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(
     console = Recorder()
     moved = build_bundle(dataclasses.replace(request(pair, out), size="64x64"), console).manifest
     assert {line.partition(":")[2] for line in console.lines} == {" reused, nothing changed"}
-    assert (moved.geometry.width, moved.components) == (64, before.components)
+    assert moved.geometry.width == 64
+    assert {name: each.key for name, each in moved.components.items()} == {
+        name: each.key for name, each in before.components.items()
+    }
+    smaller, larger = before.components["large"].flops, moved.components["large"].flops
+    assert smaller is not None
+    assert larger is not None
+    assert larger.total > 2 * smaller.total
     assert moved.id != before.id
     # One byte of the small model's weights, and one file of the bundle damaged.
     weights = pair / "small" / "diffusion_pytorch_model.safetensors"
@@ -117,7 +123,9 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(checkpoints: Callable[[str
 def test_the_manifest_says_how_to_build_the_bundle_again(build: Build) -> None:
     bundle = build("wan")
     content = json.loads((bundle.folder / "manifest.json").read_text())
-    assert content["rebuild"][0] == "fb-build-engines"
+    command = content["rebuild"]
+    assert command[0] == "fb-build-engines"
+    assert Path(command[command.index("--large") + 1]).is_absolute()
     assert content["format"] == 1
     assert set(content["components"]) == {"large", "small", "text_encoder", "vae_first", "vae_next"}
     assert content["components"]["large"]["flops"]["attention"] > 0

@@ -75,6 +75,9 @@ def test_an_alteration_that_keeps_the_time_stamp_is_found_when_asked(tmp_path: P
         ({"format": 99}, "has format 99, but this version of FlowBlending reads format 1; rebuild with: fb-build"),
         ({"geometry": {"width": "wide"}}, "is damaged at geometry"),
         ({"surprise": 1}, "is damaged at surprise"),
+        ({"components": {}}, "component .* is missing"),
+        ({"tokenizer": []}, "is damaged at tokenizer"),
+        ({"tokenizer": [{"path": "../x", "bytes": 1, "sha256": ""}]}, "is damaged at tokenizer.0.path"),
     ],
 )
 def test_a_manifest_of_another_version_or_damaged(tmp_path: Path, change: dict[str, object], message: str) -> None:

@@ -52,6 +52,8 @@ WRONG_JOBS: list[tuple[tuple[str, ...], str]] = [
     (("--prompt", "x", "--schedule", "LXL"), "X"),
     (("--prompt", "x", "--schedule", ""), "schedule is empty"),
     (("--prompt", "x", "--fps", "0"), "frame rate of 0.0 was given"),
+    (("--prompt", "x", "--fps", "1e300"), "frame rate of 1e+300 was given"),
+    (("--prompt", "x", "--steps", "1000000000"), "the models tell 1000 noise levels apart"),
     (("--prompt", "x", "--guidance", "nan"), "guidance scale is nan"),
     (("--prompt", "x", "--threads", "0"), "0 threads were asked for"),
     (("--prompt", "x", "--seed", str(2**70)), "does not fit in 64 bits"),
@@ -86,6 +88,13 @@ def test_a_gpu_bundle_without_a_gpu(tmp_path: Path) -> None:
     assert_sentence(run("fb-run", tmp_path / "gpu", "--prompt", "x"), 1, "no CUDA driver or GPU was found")
     result = run("fb-run", tmp_path / "gpu", "--prompt", "x", "--device", "cpu")
     assert_sentence(result, 2, "large is a TensorRT plan, which runs on GPUs only")
+
+
+def test_outputs_that_would_be_in_the_way(toy: Path) -> None:
+    both = ("--out", toy.parent / "x.npy", "--save-latents", toy.parent / "x.npy")
+    assert_sentence(run("fb-run", toy, "--prompt", "x", *both), 2, "give two files")
+    assert_sentence(run("fb-run", toy, "--prompt", "x", "--out", toy / "x.mp4"), 2, "lies in the bundle")
+    assert_sentence(run("fb-run", toy, "--prompts", "y", "--out", "x.mp4"), 2, "name a folder")
 
 
 def test_dry_run_needs_no_engine(toy: Path) -> None:
@@ -147,7 +156,7 @@ def test_a_prompt_file_goes_on_after_a_failed_line_and_skips_what_is_done(build:
     assert result.returncode == 1
     assert "line 2 failed: The runs of the schedule L9 add up to 9 steps" in result.stderr
     assert "2 made, 0 skipped, 1 failed" in result.stderr
-    assert sorted(path.name[:5] for path in out.iterdir()) == ["0001-", "0003-"]
+    assert sorted(path.name[:2] for path in out.iterdir()) == ["a-", "c-"]
     times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert "0 made, 2 skipped, 1 failed" in run("fb-run", *arguments).stderr
     assert times == {path: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -172,19 +181,48 @@ def test_outputs_that_cannot_be_written(build: Build, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_no_half_written_file(build: Build, tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["while sampling", "while writing"])
+def test_ctrl_c_leaves_no_half_written_file(build: Build, tmp_path: Path, when: str) -> None:
     (tmp_path / "video.mp4").write_text("an earlier video")
-    arguments = (build("wan").folder, "--prompt", "x", "--steps", 200000, "--solver", "euler", "--device", "cpu")
+    bundle = build("wan", size="256x256", frames=81).folder
+    arguments = (bundle, "--prompt", "x", "--steps", 1000 if when == "while sampling" else 1, "--device", "cpu")
     command = [sys.executable, "-m", MODULES["fb-run"], *map(str, arguments), "--out", str(tmp_path / "video.mp4")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        time.sleep(4)
+        if when == "while sampling":
+            time.sleep(4)
+        else:
+            while len(os.listdir(tmp_path)) == 1 and process.poll() is None:
+                time.sleep(0.001)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "interrupted" in errors
     assert "Traceback" not in errors
     assert os.listdir(tmp_path) == ["video.mp4"]
     assert (tmp_path / "video.mp4").read_text() == "an earlier video"
+
+
+@pytest.mark.slow
+def test_a_run_needs_neither_torch_nor_diffusers_nor_transformers(build: Build, tmp_path: Path) -> None:
+    arguments = [
+        str(build("wan").folder),
+        "--prompt",
+        "x",
+        "--steps",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "x.mp4"),
+    ]
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'diffusers', 'transformers', 'onnx'): sys.modules[name] = None\n"
+        f"from flowblending.runtime.cli import main; main({arguments!r})"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "x.mp4").exists()
 
 
 WRONG_BUILDS: list[tuple[tuple[str, ...], str]] = [

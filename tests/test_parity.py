@@ -91,7 +91,16 @@ def test_another_geometry(kind: str, size: str, frames: int, build: Build, check
     assert reference.relative_error(ours(bundle, job), expected) < LATENT_TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["wan", "ltx-condition"])
+@pytest.mark.parametrize("kind", ["wan-other", "ltx-0.9.0"])
+def test_other_configurations(kind: str, build: Build, checkpoints: Callable[[str], Path]) -> None:
+    bundle = build(kind)
+    for schedule in ("LLL", "L2 S1 L2"):
+        job = dataclasses.replace(JOB, schedule=schedule, steps=5)
+        expected, _ = reference.run(checkpoints(kind), bundle.manifest, job)
+        assert reference.relative_error(ours(bundle, job), expected) < LATENT_TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["wan", "wan-other", "ltx-0.9.0", "ltx-condition"])
 def test_frames_equal_diffusers(kind: str, build: Build, checkpoints: Callable[[str], Path]) -> None:
     """LTX 0.9.1 is left out: its decoder draws noise from torch's global generator (see test_ltx_vae)."""
     bundle = build(kind)

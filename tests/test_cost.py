@@ -1,0 +1,91 @@
+"""Costs counted by hand on a small manifest, and the memory of measured times."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flowblending.engine.manifest import Manifest
+from flowblending.runtime.cost import Timings, cost_of
+from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.program import Program
+from tests import manifests
+
+LARGE_FLOPS, SMALL_FLOPS = 1100, 110
+LATENT_BYTES = 4 * 16 * 3 * 4 * 8
+SECONDS = {"large": 1.5, "text_encoder": 0.25}
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return manifests.write(tmp_path / "bundle")
+
+
+def program(manifest: Manifest, schedule: str, *, guidance: float = 5.0) -> Program:
+    return compile_job(Job(prompt="x", schedule=schedule, steps=6, solver="euler", guidance=guidance), manifest)
+
+
+def test_two_branches_a_step_count_twice(manifest: Manifest) -> None:
+    cost = cost_of(program(manifest, "L2 S3 L1"), manifest)
+    assert cost.calls == {"large": 6, "small": 6}
+    assert cost.flops == 6 * LARGE_FLOPS + 6 * SMALL_FLOPS
+    assert cost.flops_all_large == 12 * LARGE_FLOPS
+    assert cost.bound == pytest.approx(2 / 1.1)
+    # Euler needs the latents and the velocity of each branch.
+    assert cost.slot_bytes == 3 * LATENT_BYTES
+
+
+def test_without_guidance_a_step_is_one_call(manifest: Manifest) -> None:
+    cost = cost_of(program(manifest, "L2 S3 L1", guidance=1.0), manifest)
+    assert cost.calls == {"large": 3, "small": 3}
+    assert cost.bound == pytest.approx(2 / 1.1)
+    assert cost.slot_bytes == 2 * LATENT_BYTES
+
+
+def test_only_models_that_run_are_loaded_and_everything_else_always_is(manifest: Manifest) -> None:
+    sizes = {"large": 7000, "small": 200, "text_encoder": 30, "vae": 4}
+    components = {
+        name: component.model_copy(update={"files": (component.files[0].model_copy(update={"bytes": sizes[name]}),)})
+        for name, component in manifest.components.items()
+    }
+    manifest = manifest.model_copy(update={"components": components})
+    for schedule, size, bound in (("L2 S3 L1", 7234, 2 / 1.1), ("LLL", 7034, 1.0), ("SSS", 234, 10.0)):
+        cost = cost_of(program(manifest, schedule), manifest)
+        assert cost.engine_bytes == size
+        assert cost.bound == pytest.approx(bound)
+
+
+def test_times_are_kept_by_bundle_and_device_and_updated_by_model(tmp_path: Path) -> None:
+    here = Timings("0123", "cpu", tmp_path)
+    assert here.read() == {}
+    here.write(SECONDS)
+    here.write({"small": 0.5, "large": 1.0})
+    assert Timings("0123", "cpu", tmp_path).read() == {**SECONDS, "small": 0.5, "large": 1.0}
+    assert Timings("0123", "cuda", tmp_path).read() == {}
+    assert Timings("4567", "cpu", tmp_path).read() == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"large": null}', b'{"large": "fast"}', b"\xff"], ids=repr)
+def test_damaged_times_are_measured_again(tmp_path: Path, content: bytes) -> None:
+    timings = Timings("0123", "cpu", tmp_path)
+    timings.write({"small": 9.0})
+    (stored,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    stored.write_bytes(content)
+    assert timings.read() == {}
+    timings.write(SECONDS)
+    assert timings.read() == SECONDS
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [stored]
+
+
+def test_times_that_cannot_be_stored_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setattr(Path, "home", homeless)
+    for timings in (Timings("0123", "cpu", tmp_path / "cache"), Timings("0123", "cpu")):
+        timings.write(SECONDS)
+        assert timings.read() == {}
+
+
+def homeless() -> Path:
+    raise RuntimeError("Could not determine home directory.")

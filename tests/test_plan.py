@@ -1,0 +1,76 @@
+"""What ``fb-run --dry-run`` says, with every number worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flowblending.engine.bundle import Bundle
+from flowblending.engine.manifest import Flops
+from flowblending.runtime.cost import Timings
+from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.plan import plan_lines
+from flowblending.runtime.program import Program
+from tests import manifests
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A bundle whose large model is 5 GB and takes 2 TFLOPs a call, the small one 1 GB and 0.5 TFLOPs."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    manifest = manifests.write(tmp_path / "bundle")
+    components = dict(manifest.components)
+    for name, linear, size in (("large", 19 * 10**11, 5 * 10**9), ("small", 4 * 10**11, 10**9)):
+        (file,) = components[name].files
+        files = (file.model_copy(update={"bytes": size}),)
+        flops = Flops(linear=linear, attention=10**11)
+        components[name] = components[name].model_copy(update={"flops": flops, "files": files})
+    geometry = manifest.geometry.model_copy(update={"latent_shape": (16, 3, 400, 800)})
+    changes = {"components": components, "geometry": geometry}
+    return Bundle(folder=tmp_path / "bundle", manifest=manifest.model_copy(update=changes))
+
+
+def program(bundle: Bundle, schedule: str) -> Program:
+    return compile_job(Job(prompt="x", schedule=schedule, steps=6, solver="euler", guidance=5.0), bundle.manifest)
+
+
+def test_the_lines_of_a_plan(bundle: Bundle) -> None:
+    made = program(bundle, "L2 S3 L1")
+    sigmas = [step.sigma for step in made.steps]
+    lines = plan_lines(bundle, made, "cpu")
+    assert [line.split() for line in lines] == [
+        line.split()
+        for line in (
+            f"bundle {bundle.folder} ({bundle.manifest.id}), wan",
+            "video 64x32, 9 frames, latents [16, 3, 400, 800]",
+            "schedule L2 S3 L1, 6 steps, euler, guidance 5",
+            f"steps 1-2 large sigma {sigmas[0]:.4f} to {sigmas[1]:.4f}",
+            f"steps 3-5 small sigma {sigmas[2]:.4f} to {sigmas[4]:.4f}",
+            f"steps 6-6 large sigma {sigmas[5]:.4f} to {sigmas[5]:.4f}",
+            "calls large x 6, small x 6",
+            "FLOPs 15 TFLOPs of 24 TFLOPs all-large (62.5%); speed-up bound 1.600x",
+            "memory engines 6000.0 MB, latent slots 184.3 MB",
+            "time not measured on this machine yet",
+        )
+    ]
+
+
+def test_one_stage_is_one_line(bundle: Bundle) -> None:
+    lines = plan_lines(bundle, program(bundle, "LLL"), "cpu")
+    (stage,) = (line for line in lines if line.startswith("  steps"))
+    assert stage.split()[1:3] == ["1-6", "large"]
+    assert "calls     large x 12, small x 0" in lines
+    assert any("speed-up bound 1.000x" in line for line in lines)
+
+
+def test_the_time_is_told_when_every_model_that_runs_was_measured(bundle: Bundle) -> None:
+    timings = Timings(bundle.manifest.id, "cpu")
+    timings.write({"large": 2.0, "vae": 1.25, "text_encoder": 0.5})
+    assert "not measured" in plan_lines(bundle, program(bundle, "L2 S3 L1"), "cpu")[-1]
+    assert plan_lines(bundle, program(bundle, "LLL"), "cpu")[-1].split(maxsplit=1) == [
+        "time",
+        "about 25.75 s as last measured (sampling 24.00 s)",
+    ]
+    timings.write({"small": 0.5})
+    assert "about 16.75 s" in plan_lines(bundle, program(bundle, "L2 S3 L1"), "cpu")[-1]
