@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-embedding lint clean
 
 # The small random pair, built and run on the CPU: demo/video.mp4.
 demo: $(INSTALLED)
@@ -12,6 +12,11 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest
+
+# Needs cmake, g++, nlohmann-json3-dev, libssl-dev and libpython3.11 from the distribution beside.
+test-embedding: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray,client]'
+	FLOWBLENDING_REQUIRE_CPP=1 $(BIN)/python -m pytest -m embedding
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

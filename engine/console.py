@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -20,6 +20,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -29,6 +30,24 @@ from rich.table import Table
 from flowblending import FlowBlendingError
 
 INTERRUPTED = 130
+
+
+class Board:
+    """What several workers do, and how much of it is done. Made by `Console.board`."""
+
+    def __init__(self, progress: Progress, everything: TaskID, rows: Mapping[str, TaskID]) -> None:
+        self._progress = progress
+        self._everything = everything
+        self._rows = rows
+
+    def left(self, count: int) -> None:
+        """How much is not done yet."""
+        total = self._progress.tasks[self._everything].total or 0
+        self._progress.update(self._everything, completed=total - count)
+
+    def show(self, row: str, doing: str, done: int, of: int) -> None:
+        """What one worker does, and how far it is."""
+        self._progress.update(self._rows[row], doing=doing, completed=done, total=of or None)
 
 
 class Console:
@@ -105,6 +124,20 @@ class Console:
                 progress.update(task, completed=done, stage=model[0].upper(), rate=rate)
 
             yield advance
+
+    @contextmanager
+    def board(self, title: str, *, total: int, rows: Sequence[str]) -> Iterator[Board]:
+        """Work of known length that several do at a time: a bar for all of it, and a row for each of them."""
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[doing]}", markup=False),
+            TimeElapsedColumn(),
+        ]
+        with Progress(*columns, console=self._rich, transient=True, disable=not self.live) as progress:
+            everything = progress.add_task(title, total=total, doing="")
+            yield Board(progress, everything, {row: progress.add_task(row, total=None, doing="") for row in rows})
 
     def table(self, title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
         """A table; every column but the first is aligned to the right."""

@@ -31,6 +31,22 @@ def gpu_architecture() -> str | None:
     return f"sm{major}{minor}"
 
 
+def gpu_count() -> int:
+    """How many GPUs CUDA shows; 0 without a driver."""
+    try:
+        from cuda.bindings import driver
+    except ImportError:
+        return 0
+    try:
+        (status,) = driver.cuInit(0)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            return 0
+        status, count = driver.cuDeviceGetCount()
+    except RuntimeError:  # as above
+        return 0
+    return int(count) if status == driver.CUresult.CUDA_SUCCESS else 0
+
+
 def check_architecture(component: str, targets: Sequence[str], architecture: str | None) -> None:
     """Refuse a GPU that a component was not compiled for.
 

@@ -4,12 +4,36 @@ The three stages are three packages, and imports run one way::
 
     runtime  ->  engine  ->  export
 
-This package holds what all of them share: the version and the one error class.
+This package holds what all of them share, the version and the error classes, and the Python API: `open`
+and the types that it brings, which are imported when they are first asked for.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flowblending.runtime.api import Embedding as Embedding
+    from flowblending.runtime.api import FramesEvent as FramesEvent
+    from flowblending.runtime.api import Generation as Generation
+    from flowblending.runtime.api import LatentsEvent as LatentsEvent
+    from flowblending.runtime.api import LoadEvent as LoadEvent
+    from flowblending.runtime.api import VideoSampler as VideoSampler
+    from flowblending.runtime.api import open as open
+    from flowblending.runtime.sampler import StepEvent as StepEvent
 
 __version__ = "0.1.0"
 
-__all__ = ["FlowBlendingError", "__version__"]
+__all__ = ["FlowBlendingError", "UsageError", "__version__"]  # `open` would hide Python's own in a star import
+
+_API = {
+    "Embedding",
+    "FramesEvent",
+    "Generation",
+    "LatentsEvent",
+    "LoadEvent",
+    "StepEvent",
+    "VideoSampler",
+    "open",
+}
 
 
 class FlowBlendingError(Exception):
@@ -26,3 +50,11 @@ class UsageError(FlowBlendingError):
     """A wrong argument: found before any work was done."""
 
     exit_code = 2
+
+
+def __getattr__(name: str) -> object:
+    if name in _API:
+        from flowblending.runtime import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -40,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
         help="many videos: one prompt a line, or one JSON object a line with prompt, seed, steps, ...; "
         "finished videos are skipped when run again",
     )
+    what.add_argument(
+        "--shard", metavar="I/N", help="with --prompts: only every N-th line, from line I on; for N runs at a time"
+    )
     what.add_argument("--seed", type=int, default=0, help="of the noise; the same as in diffusers (default: 0)")
     what.add_argument("--latents", type=Path, metavar="FILE", help="initial latents (.npy, fp32 [B, C, F, H, W])")
     how = parser.add_argument_group("how to sample")
@@ -69,6 +72,19 @@ def parser() -> argparse.ArgumentParser:
     )
     where.add_argument("--fps", type=float, dest="frame_rate", help="frames per second (default: the family's)")
     where.add_argument("--save-latents", type=Path, metavar="FILE", help="also write the final latents (.npy)")
+    where.add_argument(
+        "--emit-program",
+        type=Path,
+        metavar="FILE",
+        help="write the sampling program (.json) for other interpreters; without a prompt, nothing else is done",
+    )
+    where.add_argument(
+        "--emit-inputs",
+        type=Path,
+        metavar="FILE",
+        help="write the prompt's embeddings and the initial latents (.safetensors) for other interpreters, "
+        "and sample nothing",
+    )
     where.add_argument("--dry-run", action="store_true", help="print the plan and its cost; run nothing")
     where.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     machine = parser.add_argument_group("machine")
@@ -76,6 +92,17 @@ def parser() -> argparse.ArgumentParser:
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="for onnxruntime bundles (default: auto)"
     )
     machine.add_argument("--threads", type=int, metavar="N", help="CPU threads of ONNX Runtime")
+    machine.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="with --prompts: N processes with an engine pair each, one per GPU or sharing the CPU's cores",
+    )
+    machine.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help='with --prompts: on a Ray cluster: its address, "auto", or "local" for one on this machine',
+    )
     machine.add_argument(
         "--verify", action="store_true", help="check every file's checksum, also if unchanged since the last run"
     )
@@ -94,20 +121,35 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         _dry_run(arguments, bundle)
         return 0
+    if arguments.emit_program is not None:
+        _emit_program(arguments, bundle)
+        if arguments.prompt is None and arguments.prompts is None:
+            return 0
     total = sum(file.bytes for file in bundle.files())
     with console.progress("checking the bundle", total=total, unit="B") as advance:
         bundle.verify(recompute=arguments.verify, progress=advance)
     if arguments.prompts is not None:
         return _run_many(arguments, bundle, console)
+    if arguments.emit_inputs is not None:
+        return _emit_inputs(arguments, bundle, console)
     return _run_one(arguments, bundle, console)
 
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse arguments that contradict one another."""
-    if (arguments.prompt is None) == (arguments.prompts is None) and not arguments.dry_run:
+    neither = arguments.prompt is None and arguments.prompts is None
+    if neither and not (arguments.dry_run or (arguments.emit_program and not arguments.emit_inputs)):
         raise UsageError("Give either --prompt TEXT or --prompts FILE.")
-    if arguments.prompts is not None and (arguments.latents or arguments.save_latents):
-        raise UsageError("--latents and --save-latents are for a single --prompt; leave them out with --prompts.")
+    if arguments.prompt is not None and arguments.prompts is not None and not arguments.dry_run:
+        raise UsageError("Give either --prompt TEXT or --prompts FILE.")
+    if arguments.prompts is not None and (arguments.latents or arguments.save_latents or arguments.emit_inputs):
+        raise UsageError(
+            "--latents, --save-latents and --emit-inputs are for a single --prompt; leave them out with --prompts."
+        )
+    if arguments.prompts is None and (arguments.workers is not None or arguments.shard or arguments.ray):
+        raise UsageError("--workers, --shard and --ray are for --prompts FILE; leave them out with a single --prompt.")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UsageError(f"{arguments.workers} workers were asked for, but at least 1 is needed; try --workers 2.")
     if arguments.threads is not None and arguments.threads < 1:
         raise UsageError(f"{arguments.threads} threads were asked for, but at least 1 is needed; try --threads 2.")
     out = _out(arguments)
@@ -167,6 +209,27 @@ def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
     return Pipeline(bundle=bundle, device=device, threads=arguments.threads)
 
 
+def _emit_program(arguments: argparse.Namespace, bundle: Bundle) -> None:
+    from flowblending.runtime.jobs import compile_job
+    from flowblending.runtime.program_file import ProgramFile
+
+    program = compile_job(_job(arguments), bundle.manifest)
+    ProgramFile.for_bundle(program, bundle.manifest).write(arguments.emit_program)
+
+
+def _emit_inputs(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> int:
+    from flowblending.runtime.generate import write_inputs
+    from flowblending.runtime.latents import read_latents
+
+    latents = read_latents(arguments.latents) if arguments.latents else None
+    pipeline = _open(arguments, bundle)
+    try:
+        write_inputs(pipeline, _job(arguments), arguments.emit_inputs, console, latents=latents)
+    finally:
+        pipeline.close()
+    return 0
+
+
 def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> int:
     from flowblending.runtime.generate import generate, show_times
     from flowblending.runtime.latents import read_latents
@@ -186,13 +249,34 @@ def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
 
 
 def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> int:
-    from flowblending.runtime.batch import run_batch
+    from flowblending.runtime.batch import Batch, Shard, run_batch
     from flowblending.runtime.jobs import read_jobs
+    from flowblending.runtime.place import device_kind
 
     lines = read_jobs(arguments.prompts, _job(arguments))
+    if arguments.shard is not None:
+        shard = Shard.parse(arguments.shard)
+        lines = [line for line in lines if shard.holds(line.number)]
+    batch = Batch(lines, _out(arguments), bundle.manifest.id, console)
+    if not batch.unfinished:
+        return batch.finish()
+    if arguments.ray is not None:
+        from flowblending.runtime.cluster import ClusterOptions
+        from flowblending.runtime.ray_pool import run_on_ray
+
+        options = ClusterOptions(
+            address=arguments.ray, device=arguments.device, workers=arguments.workers, threads=arguments.threads
+        )
+        return run_on_ray(bundle, batch, options, console)
+    if arguments.workers is not None:
+        from flowblending.runtime.workers import plan_seats, run_workers
+
+        device = device_kind(arguments.device, bundle.manifest)
+        seats = plan_seats(bundle.folder, count=arguments.workers, device=device, threads=arguments.threads)
+        return run_workers(seats, batch, console)
     pipeline = _open(arguments, bundle)
     try:
-        return run_batch(pipeline, lines, _out(arguments), console)
+        return run_batch(pipeline, batch, console)
     finally:
         pipeline.close()
         pipeline.device.close()

@@ -89,9 +89,18 @@ class CudaDevice:
         return CUDA
 
     @property
+    def index(self) -> int:
+        """Which GPU, among those that CUDA shows."""
+        return int(self._device.device_id)
+
+    @property
     def stream(self) -> int:
         """Handle of the stream."""
         return int(self._stream.handle)
+
+    def wait_for(self, stream: int) -> None:
+        """Enqueue a wait for an event on the other stream."""
+        self._stream.wait(self._core.Stream.from_handle(stream))
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
         """Memory of unspecified content, from the device's stream-ordered pool."""

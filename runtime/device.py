@@ -66,8 +66,17 @@ class Device(Protocol):
         ...
 
     @property
+    def index(self) -> int:
+        """Which GPU, among those that CUDA shows; 0 on the CPU."""
+        ...
+
+    @property
     def stream(self) -> int:
         """Handle of the CUDA stream for `Engine.run`; 0 on the CPU."""
+        ...
+
+    def wait_for(self, stream: int) -> None:
+        """Enqueue: what comes next waits for what another CUDA stream was given so far."""
         ...
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:

@@ -20,8 +20,9 @@ from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.latents import check_target, save_latents
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.program import Program
+from flowblending.runtime.program import LATENTS, Program
 from flowblending.runtime.sampler import SampleResult
+from flowblending.runtime.tensor_file import write_tensors
 from flowblending.runtime.video import check_output, open_writer
 
 _Item = TypeVar("_Item")
@@ -119,7 +120,7 @@ def generate(
     if latents_out is not None:
         save_latents(latents_out, final)
     if out is not None:
-        metadata = _metadata(pipeline, job, program, None if latents is None else initial)
+        metadata = video_metadata(pipeline, job, program, None if latents is None else initial)
         with clock.measure(VIDEO):
             writer = open_writer(out, width=geometry.width, height=geometry.height, frame_rate=rate, metadata=metadata)
         with console.progress("decoding", total=geometry.frames) as advance, clock.leaving(VIDEO, writer):
@@ -133,12 +134,44 @@ def generate(
     return Outcome(program=program, sample=sample, latents=final, seconds=clock.seconds)
 
 
+def write_inputs(
+    pipeline: Pipeline,
+    job: Job,
+    out: Path,
+    console: Console,
+    *,
+    latents: npt.NDArray[np.generic] | None = None,
+) -> None:
+    """Write what a job's sampling starts from, for an interpreter that has no text encoder.
+
+    Args:
+        out: a safetensors file with ``latents`` float32 [1, C, F, H, W] and ``BRANCH.INPUT`` (``cond.text``) for
+            every condition of every branch.
+        latents: initial latents in place of the seed's noise, float32 [1, C, F, H, W].
+
+    Raises:
+        FlowBlendingError: a job that makes no program, latents that do not fit, or a file that cannot be written.
+    """
+    program = compile_job(job, pipeline.bundle.manifest)
+    initial = pipeline.noise(TorchNormal(job.seed)) if latents is None else pipeline.check_latents(latents)
+    with console.phase("encoding the prompt"):
+        conditions = pipeline.encode(job, program, console.warn)
+    arrays: dict[str, npt.NDArray[np.generic]] = {
+        f"{branch}.{name}": pipeline.device.download(tensor)
+        for branch, inputs in conditions.items()
+        for name, tensor in inputs.items()
+    }
+    write_tensors(out, {LATENTS: initial, **arrays})
+
+
 def _needed(pipeline: Pipeline, program: Program) -> list[str]:
     models = {step.model for step in program.steps}
     return [name for name in pipeline.bundle.manifest.components if name not in (LARGE, SMALL) or name in models]
 
 
-def _metadata(pipeline: Pipeline, job: Job, program: Program, given: npt.NDArray[np.float32] | None) -> dict[str, str]:
+def video_metadata(
+    pipeline: Pipeline, job: Job, program: Program, given: npt.NDArray[np.float32] | None = None
+) -> dict[str, str]:
     """What the video file says about how it was made; initial latents that were given are known by their digest."""
     noise = {"seed": str(job.seed)} if given is None else {"latents_sha256": sha256(given.tobytes()).hexdigest()}
     return {

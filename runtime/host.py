@@ -29,9 +29,17 @@ class HostDevice:
         return CPU
 
     @property
+    def index(self) -> int:
+        """0: there is one CPU."""
+        return 0
+
+    @property
     def stream(self) -> int:
         """0: there is none."""
         return 0
+
+    def wait_for(self, stream: int) -> None:
+        """Nothing is pending."""
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
         """A new array of unspecified content."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from flowblending import UsageError
+from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.backend import open_engine
 from flowblending.engine.bundle import Bundle
 from flowblending.engine.protocol import Engine
@@ -21,7 +21,7 @@ from flowblending.runtime.jobs import Job
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.program import COND, UNCOND, Program
 from flowblending.runtime.prompt import Tokenizer
-from flowblending.runtime.sampler import Sampler, SampleResult, StepEvent
+from flowblending.runtime.sampler import Sampler, SampleResult, StepEvent, Trajectory
 
 MAX_FRAME_RATE = 1000
 
@@ -41,9 +41,20 @@ class Pipeline:
     threads: int | None = None
     _engines: dict[str, Engine] = field(default_factory=dict)
     _tokenizer: Tokenizer | None = None
+    _closed: bool = False
+
+    def is_open(self, name: str) -> bool:
+        """Whether a component's engine is open."""
+        return name in self._engines
 
     def engine(self, name: str) -> Engine:
-        """An engine of the bundle by its component's name, opened if it is not yet."""
+        """An engine of the bundle by its component's name, opened if it is not yet.
+
+        Raises:
+            FlowBlendingError: the engine cannot be opened, or the pipeline has been closed.
+        """
+        if self._closed:
+            raise FlowBlendingError(f"The bundle {self.bundle.folder} has been closed; open it again.")
         if name not in self._engines:
             component = self.bundle.manifest.components[name]
             self._engines[name] = open_engine(
@@ -57,7 +68,8 @@ class Pipeline:
         return self._engines[name]
 
     def close(self) -> None:
-        """Close every engine."""
+        """Close every engine, for good. Twice is harmless."""
+        self._closed = True
         while self._engines:
             self._engines.popitem()[1].close()
 
@@ -75,23 +87,30 @@ class Pipeline:
             )
         return rate
 
-    def encode(self, job: Job, program: Program, warn: Callable[[str], None]) -> Conditions:
-        """Run the text encoder for every branch that the program has.
+    def encode(
+        self, job: Job, program: Program, warn: Callable[[str], None], given: Conditions | None = None
+    ) -> Conditions:
+        """What the transformers take beside latents and timestep, for every branch that the program has.
 
         Args:
             warn: told when a prompt is longer than the text encoder takes, and is cut.
+            given: embeddings as `embed` gives them, of the branches whose text is not to be encoded.
         """
+        given = given or {}
         negative = self.bundle.manifest.pipeline.negative_prompt if job.negative_prompt is None else job.negative_prompt
-        rate = self.device.upload(np.array([self.frame_rate(job)], np.float32))
         prompts = {COND: job.prompt, UNCOND: negative}
-        needed = {branch for each in program.instructions() for branch in getattr(each, "branches", ())}
+        rate = self.device.upload(np.array([self.frame_rate(job)], np.float32))
         return {
-            branch: {**self._encode(text, warn), "frame_rate": rate}
-            for branch, text in prompts.items()
-            if branch in needed
+            branch: {**(given[branch] if branch in given else self.embed(prompts[branch], warn)), "frame_rate": rate}
+            for branch in program.branches()
         }
 
-    def _encode(self, text: str, warn: Callable[[str], None]) -> dict[str, Tensor]:
+    def embed(self, text: str, warn: Callable[[str], None]) -> dict[str, Tensor]:
+        """Run the text encoder: ``text`` float32 [1, tokens, width] and ``text_mask`` int64 [1, tokens].
+
+        Args:
+            warn: told when the text is longer than the text encoder takes, and is cut.
+        """
         pipeline = self.bundle.manifest.pipeline
         if self._tokenizer is None:
             path = self.bundle.folder / self.bundle.manifest.tokenizer[0].path
@@ -141,14 +160,21 @@ class Pipeline:
         on_step: Callable[[StepEvent], None] | None = None,
     ) -> SampleResult:
         """Run a program from initial latents float32 [1, C, F, H, W]."""
+        return self.prepare(program, conditions).run(latents, on_step=on_step)
+
+    def prepare(self, program: Program, conditions: Conditions) -> Trajectory:
+        """Bind a program to the engines that it runs and to memory of its own."""
         models = {step.model for step in program.steps}
         sampler = Sampler({name: self.engine(name) for name in sorted(models)}, self.device)
-        return sampler.sample(program, latents, conditions, on_step=on_step)
+        return sampler.prepare(program, (1, *self.bundle.manifest.geometry.latent_shape), conditions)
+
+    def decoders(self) -> list[str]:
+        """The components that decoding takes."""
+        return [name for name in self.bundle.manifest.components if name.startswith(VAE)]
 
     def decode(self, latents: Tensor, generator: TorchNormal) -> Iterator[Frames]:
         """Chunks of frames float32 [3, f, H, W] in [-1, 1]; see `Decoder`."""
-        names = [name for name in self.bundle.manifest.components if name.startswith(VAE)]
-        engines = {name: self.engine(name) for name in names}
+        engines = {name: self.engine(name) for name in self.decoders()}
         return Decoder(engines=engines, device=self.device, pipeline=self.bundle.manifest.pipeline).decode(
             latents, generator
         )

@@ -36,13 +36,20 @@ def device_kind(choice: str, manifest: Manifest) -> str:
     return CUDA if cuda_available() else CPU
 
 
-def open_device(choice: str, manifest: Manifest) -> Device:
+def open_device(choice: str, manifest: Manifest, stream: int | None = None) -> Device:
     """The device for a bundle, after checking that its engines can run there.
 
+    Args:
+        choice: see `device_kind`.
+        stream: handle of the CUDA stream to work on, which must outlive the device; None makes one.
+
     Raises:
+        UsageError: a stream for a bundle that runs on the CPU.
         FlowBlendingError: there is no GPU for a GPU bundle, or it is not one that the plans were built for.
     """
     if device_kind(choice, manifest) == CPU:
+        if stream is not None:
+            raise UsageError("A CUDA stream was given, but the bundle runs on the CPU; leave it out.")
         from flowblending.runtime.host import HostDevice
 
         return HostDevice()
@@ -56,4 +63,4 @@ def open_device(choice: str, manifest: Manifest) -> Device:
         check_architecture(name, component.targets, architecture)
     from flowblending.runtime.cuda import CudaDevice
 
-    return CudaDevice()
+    return CudaDevice(stream=stream)

@@ -101,6 +101,11 @@ class Program:
                 names.update(dict.fromkeys([*(slot for _, slot in instruction.terms), instruction.out]))
         return tuple(names)
 
+    def branches(self) -> tuple[str, ...]:
+        """The text conditions that it needs: ``cond``, and ``uncond`` where guidance is on."""
+        used = {branch for each in self.instructions() if isinstance(each, Run) for branch in each.branches}
+        return tuple(branch for branch in (COND, UNCOND) if branch in used)
+
     def calls(self, model: str) -> int:
         """How often ``model`` runs on one latent, each branch counted."""
         return sum(len(each.branches) for each in self.instructions() if isinstance(each, Run) and each.model == model)

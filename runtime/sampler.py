@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from flowblending import FlowBlendingError
 from flowblending.engine.protocol import Engine
 from flowblending.engine.tensor import Tensor
 from flowblending.runtime.binding import BoundStep, Call, Conditions, bind
-from flowblending.runtime.device import Device, Mark, Watch
+from flowblending.runtime.device import Device, Watch
 from flowblending.runtime.program import Program
 
 _FLOAT32 = np.dtype(np.float32)
@@ -135,21 +135,60 @@ class Trajectory:
         Raises:
             FlowBlendingError: a model gave a non-finite velocity, or an engine failed.
         """
+        if on_step is None:
+            with self._running(latents):
+                for step in self._binding.steps:
+                    _enqueue(step, self._device, self._watch, self._binding.latents)
+                if self._binding.steps:
+                    self._binding.steps[-1].stop.wait()
+            return self._result()
+        with contextlib.closing(self.follow(latents)) as events:
+            for event in events:
+                on_step(event)
+        return self._result()
+
+    def follow(
+        self, latents: npt.NDArray[np.float32] | Tensor, *, ahead: int | None = None
+    ) -> Generator[StepEvent, None, SampleResult]:
+        """`run` as a generator: yields every finished step in order, and returns the result.
+
+        Closing the generator ends the run; it returns when the steps that were enqueued have finished.
+
+        Args:
+            latents: as for `run`.
+            ahead: how many steps may be enqueued beyond the one yielded next, which is what an early end has to wait
+                for; None sets no limit. One or two keep a GPU busy.
+
+        Raises:
+            FlowBlendingError: as `run`.
+        """
+        steps, told = self._binding.steps, 0
+        with self._running(latents):
+            for enqueued, step in enumerate(steps, start=1):
+                _enqueue(step, self._device, self._watch, self._binding.latents)
+                due = 0 if ahead is None else enqueued - ahead
+                while told < enqueued and (told < due or steps[told].stop.reached()):
+                    yield self._event(told)
+                    told += 1
+            while told < len(steps):
+                yield self._event(told)
+                told += 1
+        return self._result()
+
+    @contextlib.contextmanager
+    def _running(self, latents: npt.NDArray[np.float32] | Tensor) -> Iterator[None]:
+        """What comes before and after the loop, however the loop ends."""
         if latents.shape != self._binding.latents.shape or latents.dtype != _FLOAT32:
             raise FlowBlendingError(
                 f"The initial latents are {latents.dtype} {list(latents.shape)}, but float32 "
                 f"{list(self._binding.latents.shape)} was expected; give latents of the size that was prepared."
             )
         source = latents if isinstance(latents, Tensor) else self._device.upload(latents)
-        progress = _Progress(self._device, self._start, self._binding.steps, on_step)
         self._watch.reset()
         self._device.copy(source, self._binding.latents)
         self._start.record()
         try:
-            for step in self._binding.steps:
-                _enqueue(step, self._device, self._watch, self._binding.latents)
-                progress.report()
-            progress.finish()
+            yield
         except BaseException:
             # The engines and this memory must not go before the work that uses them.
             with contextlib.suppress(Exception):
@@ -157,7 +196,16 @@ class Trajectory:
                 self._start.wait()
             raise
         self._watch.raise_if_bad()
-        return self._result()
+
+    def _event(self, index: int) -> StepEvent:
+        """Wait for a step, and describe it. Waiting for one that others follow does not hold up the stream."""
+        step = self._binding.steps[index]
+        last = self._binding.steps[index - 1].stop if index else self._start
+        if not step.stop.reached():
+            step.stop.wait()
+        return StepEvent(
+            index=index, steps=len(self._binding.steps), model=step.model, seconds=self._device.seconds(last, step.stop)
+        )
 
     def _result(self) -> SampleResult:
         seconds = self._device.seconds
@@ -189,41 +237,3 @@ def _enqueue(step: BoundStep, device: Device, watch: Watch, latents: Tensor) -> 
         else:
             device.mix(each.out, each.terms)
     step.stop.record()
-
-
-class _Progress:
-    """Tells of finished steps. Asking whether a step has finished does not hold up the stream."""
-
-    def __init__(
-        self, device: Device, start: Mark, steps: tuple[BoundStep, ...], on_step: Callable[[StepEvent], None] | None
-    ) -> None:
-        self._device = device
-        self._last = start
-        self._steps = steps
-        self._on_step = on_step
-        self._enqueued = 0
-        self._told = 0
-
-    def report(self) -> None:
-        """One more step has been enqueued: tell of those that have finished."""
-        self._enqueued += 1
-        if self._on_step is not None:
-            while self._told < self._enqueued and self._steps[self._told].stop.reached():
-                self._tell(self._on_step)
-
-    def finish(self) -> None:
-        """Wait for the remaining steps one by one, telling of each."""
-        if self._on_step is not None:
-            while self._told < len(self._steps):
-                self._steps[self._told].stop.wait()
-                self._tell(self._on_step)
-        elif self._steps:
-            self._steps[-1].stop.wait()
-
-    def _tell(self, on_step: Callable[[StepEvent], None]) -> None:
-        index = self._told
-        step = self._steps[index]
-        seconds = self._device.seconds(self._last, step.stop)
-        self._last = step.stop
-        self._told += 1
-        on_step(StepEvent(index=index, steps=len(self._steps), model=step.model, seconds=seconds))

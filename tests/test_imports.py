@@ -24,6 +24,8 @@ HEAVY = {
     "av": {"runtime"},
     "tokenizers": {"export", "runtime"},
     "ftfy": {"runtime"},
+    "tritonclient": {"runtime"},
+    "triton_python_backend_utils": {"runtime"},
 }
 
 
@@ -56,7 +58,15 @@ def test_imports_run_one_way(room: str) -> None:
                 assert room in HEAVY[parts[0]], f"{path} imports {name}"
 
 
-@pytest.mark.parametrize("program", ["flowblending.runtime.cli", "flowblending.engine.cli"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "flowblending.runtime.cli",
+        "flowblending.engine.cli",
+        "flowblending.runtime.triton.cli",
+        "flowblending.runtime.triton.client_cli",
+    ],
+)
 def test_help_answers_at_once_and_loads_nothing_heavy(program: str) -> None:
     code = (
         f"import sys; sys.argv = ['x', '--help']; from {program} import main\n"

@@ -1,0 +1,326 @@
+"""The Python API: a bundle opened as a sampler, which yields typed events, and frames as they are decoded.
+
+What crosses it are other libraries' arrays and streams (see `arrays`); torch is not needed. A sampler and what
+comes from it belong to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.engine.bundle import open_bundle
+from flowblending.engine.manifest import Manifest
+from flowblending.engine.tensor import CPU, CUDA, Tensor
+from flowblending.export.spec import LARGE, TEXT_ENCODER
+from flowblending.runtime.arrays import Array, adopt, stream_handle
+from flowblending.runtime.binding import Conditions
+from flowblending.runtime.decode import Frames
+from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.noise import TorchNormal
+from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.place import AUTO, open_device
+from flowblending.runtime.program import COND, UNCOND, Program
+from flowblending.runtime.protocols import ForeignArray, ForeignStream
+from flowblending.runtime.sampler import SampleResult, StepEvent
+from flowblending.runtime.video import to_uint8
+
+AHEAD: Final = 2
+"""Steps enqueued on a GPU beyond the one that is reported next: what a caller who stops early has to wait for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """What the text encoder makes of one text. Comes from `VideoSampler.encode`, or from another library.
+
+    Attributes:
+        text: float32 [1, tokens, width].
+        mask: int64 [1, tokens], 1 where a token is and 0 where padding is; None if the models take none (Wan's).
+    """
+
+    text: ForeignArray
+    mask: ForeignArray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadEvent:
+    """An engine is opened next, which may take a while."""
+
+    component: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsEvent:
+    """Sampling has finished.
+
+    Attributes:
+        latents: float32 [1, C, F, H, W], normalised as the transformers see them.
+        seconds: that all steps took.
+    """
+
+    latents: Array
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramesEvent:
+    """Some frames have been decoded.
+
+    Attributes:
+        first: number of the first of them in the video, from 0 on.
+        frames: float32 [3, f, height, width]; black is -1 and white is 1, and values may lie a little beyond.
+    """
+
+    first: int
+    frames: Frames
+
+    def images(self) -> npt.NDArray[np.uint8]:
+        """The frames as uint8 [f, height, width, 3]."""
+        return to_uint8(self.frames)
+
+
+Event = LoadEvent | StepEvent | LatentsEvent | FramesEvent
+
+
+class Generation:
+    """A video to be made. Nothing has run yet: iterate over it, or ask for its latents.
+
+    Iterating yields a `LoadEvent` for every engine that is not open yet, a `StepEvent` for every step, a
+    `LatentsEvent`, and `FramesEvent` until the video is complete. Leaving the loop early ends the work; on a GPU the
+    few steps enqueued already are waited for. Every iteration makes the video anew.
+
+    Attributes:
+        noise: initial latents, if they were given.
+        embeddings: per branch, those that were given.
+        program: the steps, before any has run.
+        frame_rate: of the video, in frames per second.
+    """
+
+    def __init__(self, pipeline: Pipeline, job: Job, noise: Tensor | None, embeddings: Conditions) -> None:
+        self._pipeline = pipeline
+        self._job = job
+        self.noise: Final = noise
+        self.embeddings: Final = embeddings
+        self.program: Final[Program] = compile_job(job, pipeline.bundle.manifest)
+        self.frame_rate: Final[float] = pipeline.frame_rate(job)
+
+    def __iter__(self) -> Generator[Event, None, None]:
+        generator = TorchNormal(self._job.seed)
+        result = yield from self._sample(generator)
+        yield LatentsEvent(latents=Array(result.latents, self._pipeline.device), seconds=result.loop_seconds)
+        yield from _decode(self._pipeline, result.latents, generator)
+
+    def latents(self) -> Array:
+        """Sample without decoding: float32 [1, C, F, H, W], normalised as the transformers see them.
+
+        Raises:
+            FlowBlendingError: a model gave a non-finite velocity, an engine failed, or the sampler has been closed.
+        """
+        for event in self:
+            if isinstance(event, LatentsEvent):
+                return event.latents
+        raise AssertionError("sampling ends with its latents")
+
+    def _sample(self, generator: TorchNormal) -> Generator[LoadEvent | StepEvent, None, SampleResult]:
+        pipeline = self._pipeline
+        noise = pipeline.noise(generator) if self.noise is None else self.noise
+        texts = [branch for branch in self.program.branches() if branch not in self.embeddings]
+        yield from _load(pipeline, [TEXT_ENCODER] if texts else [])
+        yield from _load(pipeline, sorted({step.model for step in self.program.steps}))
+        conditions = pipeline.encode(self._job, self.program, _warn, self.embeddings)
+        return (yield from pipeline.prepare(self.program, conditions).follow(noise, ahead=AHEAD))
+
+
+class VideoSampler:
+    """An opened bundle: a context manager, made by `open`.
+
+    Engines are opened when they are first needed, and stay open.
+    """
+
+    def __init__(self, pipeline: Pipeline, stream: object = None) -> None:
+        self._pipeline = pipeline
+        self._foreign_stream = stream  # keeps it alive
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """What is behind it: the engines, and the parts that `Generation` puts together."""
+        return self._pipeline
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the bundle is: geometry, latent shape, defaults."""
+        return self._pipeline.bundle.manifest
+
+    @property
+    def stream(self) -> int:
+        """Handle of the CUDA stream that everything runs on; 0 on the CPU."""
+        return self._pipeline.device.stream
+
+    def encode(self, text: str) -> Embedding:
+        """Run the text encoder once, for any number of videos. Warns when the text is too long, and is cut."""
+        tensors, device = self._pipeline.embed(text, _warn), self._pipeline.device
+        device.close()  # waits: what is handed out is complete
+        return Embedding(text=Array(tensors["text"], device), mask=Array(tensors["text_mask"], device))
+
+    def generate(
+        self,
+        prompt: str | Embedding,
+        *,
+        negative_prompt: str | Embedding | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+        schedule: str = "LSL",
+        guidance: float | None = None,
+        batched_guidance: bool | None = None,
+        solver: str | None = None,
+        frame_rate: float | None = None,
+        noise: ForeignArray | None = None,
+    ) -> Generation:
+        """A video to be made; see `Generation`. None means the default of the bundle's family.
+
+        Args:
+            prompt: what the video shows; a text, or its embedding.
+            negative_prompt: what it should not show.
+            seed: of the noise, which is the one diffusers draws for the same seed on the CPU.
+            steps: sampling steps.
+            schedule: ``LSL``, or ``L20 S20 L10``.
+            guidance: scale of classifier-free guidance; 1 or less turns it off.
+            batched_guidance: both guidance branches in one call of the engine.
+            solver: ``unipc``, ``dpm++`` or ``euler``.
+            frame_rate: of the video, in frames per second.
+            noise: initial latents in place of the seed's, float32 [1, C, F, H, W]. They are read where they are, when
+                the video is made, and left as they are.
+
+        Raises:
+            UsageError: an option or an array that does not fit.
+        """
+        job = Job(
+            prompt=prompt if isinstance(prompt, str) else "",
+            negative_prompt=negative_prompt if isinstance(negative_prompt, str) else None,
+            seed=seed,
+            steps=steps,
+            schedule=schedule,
+            guidance=guidance,
+            batched_guidance=batched_guidance,
+            solver=solver,
+            frame_rate=frame_rate,
+        )
+        embeddings = {}
+        for branch, text, name in ((COND, prompt, "prompt"), (UNCOND, negative_prompt, "negative prompt")):
+            if isinstance(text, Embedding):
+                embeddings[branch] = self._embedding(text, name)
+        latents = None if noise is None else self._latents(noise, "noise")
+        return Generation(self._pipeline, job, latents, embeddings)
+
+    def decode(self, latents: ForeignArray, *, seed: int = 0) -> Iterator[LoadEvent | FramesEvent]:
+        """Decode latents, float32 [1, C, F, H, W], normalised as the transformers see them.
+
+        Args:
+            latents: of this bundle's shape; read where they are.
+            seed: of the noise that some decoders add (LTX-Video's); the seed that the latents were made with gives
+                the frames that iterating over the generation gives.
+
+        Raises:
+            UsageError: an array that does not fit.
+        """
+        generator = TorchNormal(seed)
+        self._pipeline.noise(generator)
+        return _decode(self._pipeline, self._latents(latents, "latents"), generator)
+
+    def close(self) -> None:
+        """Wait for what is running, and close the engines. Arrays that were handed out stay. Twice is harmless."""
+        self._pipeline.device.close()
+        self._pipeline.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _latents(self, array: ForeignArray, name: str) -> Tensor:
+        shape = (1, *self.manifest.geometry.latent_shape)
+        tensor = adopt(array, name=name, dtype="float32", shape=shape, device=self._pipeline.device)
+        if tensor.device == CPU and not np.isfinite(tensor.numpy()).all():
+            raise UsageError(f"The {name} contains infinite or undefined numbers; give finite ones.")
+        return tensor
+
+    def _embedding(self, embedding: Embedding, name: str) -> dict[str, Tensor]:
+        arrays = {"text": embedding.text, "text_mask": embedding.mask}
+        tensors = {}
+        for spec in self.manifest.components[LARGE].spec.inputs:
+            if spec.name not in arrays:
+                continue
+            array, shape = arrays[spec.name], spec.resolve({"batch": 1})
+            what = f"{spec.name.removeprefix('text_')} of the {name}'s embedding"
+            if array is None:
+                raise UsageError(
+                    f"The {what} is missing, but these models ask for it; give {spec.dtype} {list(shape)}."
+                )
+            tensors[spec.name] = adopt(array, name=what, dtype=spec.dtype, shape=shape, device=self._pipeline.device)
+        return tensors
+
+
+def open(
+    bundle: str | Path, *, device: str = AUTO, stream: ForeignStream | None = None, threads: int | None = None
+) -> VideoSampler:
+    """Open a bundle that fb-build-engines made.
+
+    Args:
+        bundle: its folder. Its files are checked against their checksums, once after every change.
+        device: ``cpu``, ``cuda``, or ``auto``: a GPU where the bundle can use one. The GPU is the first that CUDA
+            shows (``CUDA_VISIBLE_DEVICES``).
+        stream: a CUDA stream of that GPU's primary context to run on: its handle, or a stream of cuda.core, torch,
+            cupy, numba or pycuda. None makes one.
+        threads: of ONNX Runtime on the CPU; None takes every core.
+
+    Raises:
+        UsageError: a wrong argument.
+        FlowBlendingError: the bundle is missing, damaged or altered, or its libraries or its GPU are not here.
+    """
+    if device not in (AUTO, CPU, CUDA):
+        raise UsageError(f"The device is {device!r}, but {AUTO}, {CPU} or {CUDA} was expected; give one of them.")
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads were asked for, but at least 1 is needed; try threads=2.")
+    handle = None if stream is None else stream_handle(stream)
+    opened = open_bundle(Path(bundle))
+    opened.verify()
+    place = open_device(device, opened.manifest, handle)
+    return VideoSampler(Pipeline(bundle=opened, device=place, threads=threads), stream)
+
+
+def _load(pipeline: Pipeline, names: Sequence[str]) -> Generator[LoadEvent, None, None]:
+    """Open engines, naming each before."""
+    for name in names:
+        if not pipeline.is_open(name):
+            yield LoadEvent(component=name)
+            pipeline.engine(name)
+
+
+def _decode(
+    pipeline: Pipeline, latents: Tensor, generator: TorchNormal
+) -> Generator[LoadEvent | FramesEvent, None, None]:
+    """Decode, with the generator that the initial latents were drawn from."""
+    yield from _load(pipeline, pipeline.decoders())
+    first = 0
+    for frames in pipeline.decode(latents, generator):
+        if not np.isfinite(frames).all():
+            raise FlowBlendingError(
+                f"The VAE decoder gave a non-finite pixel from frame {first + 1} on; build it in bf16 or fp32."
+            )
+        yield FramesEvent(first=first, frames=frames)
+        first += frames.shape[1]
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)

@@ -1,0 +1,61 @@
+// A program bound to engines and memory: every slot, input and call, each made once.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "engine.hpp"
+
+namespace flowblending::detail {
+
+// An engine call: the latents are copied to each of `copies`, then the engine runs.
+struct BoundCall {
+  std::string model;
+  int step;  // counted from 1, for messages
+  std::vector<float*> copies;
+  std::unique_ptr<Call> call;
+  float* velocity;
+  std::size_t count;
+};
+
+struct BoundMix {
+  float* out;
+  std::vector<std::pair<float, const float*>> terms;
+};
+
+struct BoundStep {
+  std::string model;
+  std::vector<std::variant<BoundCall, BoundMix>> instructions;
+  std::unique_ptr<Mark> stop;
+};
+
+// A condition of one branch: where set_input copies it to.
+struct BoundInput {
+  InputInfo info;
+  std::vector<void*> places;
+  bool given = false;
+};
+
+using Engines = std::map<std::string, std::unique_ptr<Engine>>;
+
+// Its members are destroyed last to first: calls before the memory that they use.
+struct Binding {
+  std::vector<Memory> memory;
+  std::vector<float*> slots;  // the first is the latents'
+  std::vector<BoundInput> inputs;
+  std::vector<InputInfo> infos;
+  std::vector<BoundStep> steps;
+};
+
+// Whether a program was written for this bundle, with the engines that it has.
+void check_program(const Program& program, const Manifest& manifest, const std::string& where);
+
+// Allocates and binds everything that running a checked program takes.
+std::unique_ptr<Binding> bind_program(const Program& program, const Manifest& manifest, const Engines& engines,
+                                      DeviceMemory& device);
+
+}  // namespace flowblending::detail

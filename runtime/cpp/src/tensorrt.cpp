@@ -1,0 +1,232 @@
+// Plans of TensorRT 10.15 to 11 and of TensorRT-RTX, whichever of the two this library was built with
+// (FLOWBLENDING_TENSORRT is its back end's name). Their run-time interfaces are the same.
+#include <NvInferRuntime.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <mutex>
+#include <string_view>
+
+#include "engine.hpp"
+#include "failure.hpp"
+
+namespace flowblending::detail {
+namespace {
+
+constexpr const char* kTitle = std::string_view(FLOWBLENDING_TENSORRT) == "tensorrt" ? "TensorRT" : "TensorRT-RTX";
+
+// The library says why a call failed here and nowhere else. It keeps the first logger of a process, so there is one,
+// and it is never destroyed: engines may outlive every other static.
+class Logger : public nvinfer1::ILogger {
+ public:
+  void log(Severity severity, const char* message) noexcept override {
+    if (severity > Severity::kERROR) return;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    try {
+      if (first_.empty()) first_ = message;  // those after it are its consequences
+    } catch (...) {
+      first_.clear();
+    }
+  }
+  void clear() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    first_.clear();
+  }
+  std::string error() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return first_.empty() ? "it gave no reason" : first_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::string first_;
+};
+
+Logger& logger() {
+  static Logger* const one = new Logger;
+  return *one;
+}
+
+[[noreturn]] void failure(Code code, const std::string& what, const char* remedy) {
+  const std::string reason = logger().error();
+  const bool memory =
+      reason.find("out of memory") != std::string::npos || reason.find("OutOfMemory") != std::string::npos;
+  const bool cuda = reason.find("cudaError") != std::string::npos;
+  fail(memory || cuda ? Code::unavailable : code, kTitle, " ", getInferLibMajorVersion(), ".",
+       getInferLibMinorVersion(), ".", getInferLibPatchVersion(), " ", what, " (", reason, "); ",
+       memory ? "stop other programs on the GPU, or build a bundle for a smaller size"
+       : cuda ? "check the GPU and its driver"
+              : remedy,
+       ".");
+}
+
+// A file in memory, read only as far as it is looked at.
+class Mapping {
+ public:
+  explicit Mapping(const std::string& path) {
+    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    struct stat status{};
+    if (file >= 0 && fstat(file, &status) == 0 && status.st_size > 0) {
+      size_ = static_cast<std::size_t>(status.st_size);
+      data_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
+    }
+    if (file >= 0) close(file);
+    if (data_ == MAP_FAILED)
+      fail(Code::bad_file, "The plan ", path, " is empty or cannot be read; build the bundle again.");
+  }
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+  ~Mapping() { munmap(data_, size_); }
+
+  const void* data() const { return data_; }
+  std::size_t size() const { return size_; }
+
+ private:
+  void* data_ = MAP_FAILED;
+  std::size_t size_ = 0;
+};
+
+nvinfer1::DataType type_of(DType dtype) {
+  switch (dtype) {
+    case DType::float32: return nvinfer1::DataType::kFLOAT;
+    case DType::float16: return nvinfer1::DataType::kHALF;
+    case DType::int64: return nvinfer1::DataType::kINT64;
+    case DType::int32: return nvinfer1::DataType::kINT32;
+  }
+  return nvinfer1::DataType::kFLOAT;
+}
+
+nvinfer1::Dims dims_of(const Shape& shape) {
+  nvinfer1::Dims dims{};
+  dims.nbDims = static_cast<std::int32_t>(shape.size());
+  for (std::size_t axis = 0; axis < shape.size(); ++axis) dims.d[axis] = shape[axis];
+  return dims;
+}
+
+Shape shape_of(const nvinfer1::Dims& dims) { return Shape(dims.d, dims.d + std::max(dims.nbDims, 0)); }
+
+class TrtEngine : public Engine {
+ public:
+  TrtEngine(const std::string& path, const GraphSpec& spec, void* stream)
+      : name_(spec.name), stream_(static_cast<cudaStream_t>(stream)) {
+    logger().clear();
+    runtime_.reset(nvinfer1::createInferRuntime(logger()));
+    if (runtime_ == nullptr)
+      failure(Code::unavailable, "cannot start", "install a version that this library was built for");
+    const Mapping plan(path);
+    engine_.reset(runtime_->deserializeCudaEngine(plan.data(), plan.size()));
+    if (engine_ == nullptr) {
+      failure(Code::bad_file, "cannot load " + path,
+              "if it is damaged, or of another version or GPU, build the bundle again");
+    }
+    check_plan(path, spec);
+    context_.reset(engine_->createExecutionContext());
+    if (context_ == nullptr)
+      failure(Code::bad_file, "cannot prepare " + path + " for running", "build the bundle again");
+  }
+
+  std::unique_ptr<Call> bind(std::vector<BoundTensor> tensors) override;
+
+  // Tells the context what has changed since the last call, and enqueues it.
+  void run(const std::vector<BoundTensor>& tensors) {
+    if (last_ != &tensors) tell(tensors);
+    if (!context_->enqueueV3(stream_)) {
+      logged_failure("failed to run " + name_, "check the GPU and its driver");
+    }
+  }
+
+  // A call that goes must not be taken for one that is made later at its address.
+  void forget(const std::vector<BoundTensor>& tensors) {
+    if (last_ == &tensors) last_ = nullptr;
+  }
+
+ private:
+  // A plan of another graph would read and write beyond the memory that it is given.
+  void check_plan(const std::string& path, const GraphSpec& spec) const {
+    const auto expected = static_cast<std::int32_t>(spec.inputs.size() + spec.outputs.size());
+    bool same = engine_->getNbIOTensors() == expected;
+    const auto fits = [&](const TensorSpec& tensor, nvinfer1::TensorIOMode mode) {
+      const char* name = tensor.name.c_str();
+      return engine_->getTensorIOMode(name) == mode && engine_->getTensorDataType(name) == type_of(tensor.dtype) &&
+             engine_->getTensorShape(name).nbDims == static_cast<std::int32_t>(tensor.shape.size());
+    };
+    for (const TensorSpec& each : spec.inputs) same = same && fits(each, nvinfer1::TensorIOMode::kINPUT);
+    for (const TensorSpec& each : spec.outputs) same = same && fits(each, nvinfer1::TensorIOMode::kOUTPUT);
+    if (!same) {
+      fail(Code::bad_file, "The plan ", path, " has other inputs and outputs than the manifest's for engine ",
+           spec.name, "; build the bundle again.");
+    }
+  }
+
+  void tell(const std::vector<BoundTensor>& tensors) {
+    last_ = nullptr;  // what the context knows is in doubt until all of it has been told
+    logger().clear();
+    for (std::size_t index = 0; index + 1 < tensors.size(); ++index) set_shape(tensors[index]);
+    for (const BoundTensor& each : tensors) {
+      if (!context_->setTensorAddress(each.spec->name.c_str(), each.data)) {
+        logged_failure("refused the memory of " + each.spec->name, "report it");
+      }
+    }
+    last_ = &tensors;
+  }
+
+  void set_shape(const BoundTensor& tensor) {
+    const char* name = tensor.spec->name.c_str();
+    // Telling it a shape, even the same one, makes it work out all others again.
+    if (shape_of(context_->getTensorShape(name)) == tensor.shape) return;
+    if (context_->setInputShape(name, dims_of(tensor.shape))) return;
+    const auto least = engine_->getProfileShape(name, 0, nvinfer1::OptProfileSelector::kMIN);
+    const auto most = engine_->getProfileShape(name, 0, nvinfer1::OptProfileSelector::kMAX);
+    fail(Code::bad_file, "Input ", tensor.spec->name, " of engine ", name_, " has shape ", brackets(tensor.shape),
+         ", but it was compiled for ", brackets(shape_of(least)), " to ", brackets(shape_of(most)),
+         "; build the bundle for this size.");
+  }
+
+  [[noreturn]] void logged_failure(const std::string& what, const char* remedy) { failure(Code::failed, what, remedy); }
+
+  std::string name_;
+  cudaStream_t stream_;
+  // Destroyed last to first, as TensorRT asks.
+  std::unique_ptr<nvinfer1::IRuntime> runtime_;
+  std::unique_ptr<nvinfer1::ICudaEngine> engine_;
+  std::unique_ptr<nvinfer1::IExecutionContext> context_;
+  const std::vector<BoundTensor>* last_ = nullptr;
+};
+
+class TrtCall : public Call {
+ public:
+  TrtCall(TrtEngine& engine, std::vector<BoundTensor> tensors) : engine_(engine), tensors_(std::move(tensors)) {}
+  TrtCall(const TrtCall&) = delete;
+  TrtCall& operator=(const TrtCall&) = delete;
+  ~TrtCall() override { engine_.forget(tensors_); }
+
+  void enqueue() override { engine_.run(tensors_); }
+
+ private:
+  TrtEngine& engine_;
+  std::vector<BoundTensor> tensors_;
+};
+
+std::unique_ptr<Call> TrtEngine::bind(std::vector<BoundTensor> tensors) {
+  for (const BoundTensor& each : tensors) {
+    if (reinterpret_cast<std::uintptr_t>(each.data) % kAlignment != 0) {
+      fail(Code::bad_file, "Tensor ", each.spec->name, " of engine ", name_, " does not lie at a multiple of ",
+           kAlignment, " bytes, which ", kTitle,
+           " needs; compile the program so that a batch's slots are not used alone.");
+    }
+  }
+  auto call = std::make_unique<TrtCall>(*this, std::move(tensors));
+  return call;
+}
+
+}  // namespace
+
+std::unique_ptr<Engine> open_tensorrt(const std::string& path, const GraphSpec& spec, void* stream) {
+  return std::make_unique<TrtEngine>(path, spec, stream);
+}
+
+}  // namespace flowblending::detail

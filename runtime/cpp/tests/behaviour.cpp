@@ -1,0 +1,208 @@
+// What the public interface promises beside numbers: behaviour BUNDLE CASE SCRATCH
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <limits>
+#include <stdexcept>
+
+#include "flowblending/files.hpp"
+#include "flowblending/flowblending.hpp"
+
+namespace fb = flowblending;
+
+static int faults = 0;
+
+static void expect(bool good, const std::string& what) {
+  if (good) return;
+  ++faults;
+  std::fprintf(stderr, "FAULT: %s\n", what.c_str());
+}
+
+// A refusal of a kind, whose message has these words.
+static void refused(const fb::Status& status, fb::Code code, const std::string& words) {
+  const std::string& message = status.message();
+  expect(status.code() == code && message.find(words) != std::string::npos,
+         "expected '" + words + "', got " + std::to_string(static_cast<int>(status.code())) + " '" + message + "'");
+}
+
+static void write(const std::string& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
+
+static std::string text_of(const std::string& path) {
+  std::ifstream stream(path, std::ios::binary);
+  return std::string(std::istreambuf_iterator<char>(stream), {});
+}
+
+// JSON without white space between its parts, so that it can be changed by text.
+static std::string compact(const std::string& path) {
+  std::string text;
+  bool quoted = false;
+  for (const char each : text_of(path)) {
+    if (each == '"') quoted = !quoted;
+    if (quoted || (each != ' ' && each != '\n')) text += each;
+  }
+  return text;
+}
+
+// `text` with the first occurrence of some words replaced.
+static std::string with(std::string text, const std::string& words, const std::string& others) {
+  const std::size_t found = text.find(words);
+  expect(found != std::string::npos, "'" + words + "' is there to be changed");
+  return found == std::string::npos ? text : text.replace(found, words.size(), others);
+}
+
+static void give_inputs(fb::Sampler& sampler, const std::string& folder) {
+  for (const fb::InputInfo& input : sampler.inputs()) {
+    auto array = fb::read_npy(folder + "/" + input.branch + "." + input.name + ".npy");
+    expect(array.ok(), "inputs can be read");
+    expect(sampler.set_input(input.branch, input.name, array->view()).ok(), "inputs are taken");
+  }
+}
+
+static void sampling(const std::string& bundle_path, const std::string& folder) {
+  auto bundle = fb::Bundle::open(bundle_path, fb::Verify::checksums);
+  expect(bundle.ok(), bundle.status().message());
+  fb::SamplerOptions options;
+  options.stream = &options;
+  refused(fb::Sampler::create(*bundle, options).status(), fb::Code::invalid_argument, "stream was given for the CPU");
+  auto made = fb::Sampler::create(*bundle);
+  fb::Sampler sampler = std::move(*made);
+  auto noise = fb::read_npy(folder + "/latents.npy");
+  const std::size_t count = noise->bytes.size() / sizeof(float);
+  std::vector<float> latents(count, 7.0f), again(count), cancelled(count, 7.0f);
+
+  refused(sampler.sample(noise->floats(), latents.data()), fb::Code::invalid_argument, "No program was loaded");
+  expect(sampler.load(folder + "/program.json").ok(), "a program is loaded");
+  refused(sampler.sample(noise->floats(), latents.data()), fb::Code::invalid_argument, "was not given");
+  give_inputs(sampler, folder);
+  refused(sampler.sample(nullptr, latents.data()), fb::Code::invalid_argument, "pointer is null");
+  refused(sampler.set_input("cond", "colour", {}), fb::Code::invalid_argument, "no input colour of branch cond");
+  refused(sampler.set_input("cond", "text", {latents.data(), fb::DType::float32, {1, 2}}), fb::Code::invalid_argument,
+          "float32 [1, 2], but float32 [1, 3, 6] was expected");
+
+  int told = 0, steps = 0;
+  refused(sampler.sample(noise->floats(), cancelled.data(),
+                         [&](const fb::StepEvent& step) {
+                           expect(step.index == told++, "steps are told in order");
+                           steps = step.steps;
+                           refused(sampler.load("x"), fb::Code::invalid_argument, "is running");
+                           return told < 2;
+                         }),
+          fb::Code::cancelled, "after step 2 of");
+  expect(told == 2 && cancelled == std::vector<float>(count, 7.0f), "a cancelled run stops and leaves latents alone");
+  refused(sampler.sample(noise->floats(), cancelled.data(),
+                         [](const fb::StepEvent&) -> bool { throw std::runtime_error("x"); }),
+          fb::Code::failed, "unexpected error");
+  refused(sampler.sample(noise->floats(), cancelled.data(), [](const fb::StepEvent&) -> bool { throw 1; }),
+          fb::Code::failed, "progress callback");
+
+  told = 0;
+  expect(sampler.sample(noise->floats(), latents.data(), [&](const fb::StepEvent&) { return ++told > 0; }).ok(),
+         "runs after a cancel");
+  expect(told == steps, "every step is told");
+  again.assign(noise->floats(), noise->floats() + count);
+  expect(sampler.sample(again.data(), again.data()).ok() && again == latents,
+         "runs again, in place, with the same result");
+
+  std::vector<float> bad(noise->floats(), noise->floats() + count);
+  bad[3] = std::numeric_limits<float>::quiet_NaN();
+  refused(sampler.sample(bad.data(), again.data()), fb::Code::failed,
+          "The large model gave a non-finite velocity at step 1 of");
+  refused(sampler.load(folder + "/none.json"), fb::Code::bad_file, "cannot be read");
+  expect(sampler.sample(noise->floats(), again.data()).ok() && again == latents,
+         "a program that cannot be loaded leaves the old one");
+}
+
+static void bundles(const std::string& bundle, const std::string& scratch) {
+  const std::string manifest = compact(bundle + "/manifest.json");
+  const auto open = [&](const std::string& content) {
+    write(scratch + "/manifest.json", content);
+    return fb::Bundle::open(scratch, fb::Verify::checksums).status();
+  };
+  for (const char* name : {"large.json", "small.json"}) write(scratch + "/" + name, text_of(bundle + "/" + name));
+  expect(open(manifest).ok(), "a copy is a bundle");
+  refused(open(with(manifest, R"("format":1)", R"("format":2)")), fb::Code::bad_file, "has format 2");
+  refused(open(with(manifest, "\"large.json", "\"../bundle/large.json")), fb::Code::bad_file, "path inside the bundle");
+  refused(open(with(manifest, "\"inputs\"", "\"outputs\"")), fb::Code::bad_file,
+          "damaged at components.large.spec.inputs (it is missing)");
+  expect(open(with(manifest, "\"fake\"", "\"tensorrt\"")).ok(), "a bundle of plans can be opened");
+  refused(fb::Bundle::open(scratch + "/none").status(), fb::Code::bad_file, "is no bundle");
+
+  const std::string altered = with(text_of(bundle + "/small.json"), "8", "7");
+  write(scratch + "/small.json", altered);
+  refused(open(manifest), fb::Code::bad_file, "was altered");
+  expect(fb::Bundle::open(scratch, fb::Verify::sizes).ok(), "sizes alone do not show it");
+  write(scratch + "/small.json", altered + " ");
+  refused(open(manifest), fb::Code::bad_file, "were expected; rebuild with: python -m");
+  std::remove((scratch + "/small.json").c_str());
+  refused(open(manifest), fb::Code::bad_file, "is missing from the bundle");
+
+  write(scratch + "/manifest.json", std::string(200000, '['));
+  refused(fb::Bundle::open(scratch).status(), fb::Code::bad_file, "no valid JSON");
+}
+
+static void programs(const std::string& bundle_path, const std::string& folder, const std::string& scratch) {
+  auto bundle = fb::Bundle::open(bundle_path);
+  auto sampler = fb::Sampler::create(*bundle);
+  const std::string program = compact(folder + "/program.json");
+  const auto load = [&](const std::string& words, const std::string& others) {
+    write(scratch + "/program.json", with(program, words, others));
+    return sampler->load(scratch + "/program.json");
+  };
+  expect(load(R"("solver")", R"("created_by":"x","solver")").ok(), "what is not known does no harm");
+  refused(load(R"("format":1)", R"("format":9)"), fb::Code::bad_file, "has format 9");
+  refused(load(R"("bundle":")", R"("bundle":"other)"), fb::Code::bad_file, "was written for bundle other");
+  refused(load("[4,", "[1048576,"), fb::Code::bad_file, "was written for bundle");
+  refused(load("[4,", "[0,"), fb::Code::bad_file, "damaged at latent_shape.0");
+  refused(load(R"("latents","cond")", R"("latents","latents")"), fb::Code::bad_file, "slots.1 (it occurs twice)");
+  refused(load(R"("name":"text")", R"("name":"colour")"), fb::Code::bad_file,
+          "other inputs than the bundle's manifest");
+  refused(load(R"("out":["cond"])", R"("out":["latents"])"), fb::Code::bad_file, "may not write to latents");
+  refused(load(R"("model":"large","branches")", R"("model":"huge","branches")"), fb::Code::bad_file,
+          "steps.0.instructions.0.model");
+  refused(load(R"("branches")", R"("scale")"), fb::Code::bad_file, "a newer version");
+  refused(load(R"("instructions":[)", R"("instructions":[{"out":"cond","terms":[[1.0,"uncond"]]},)"),
+          fb::Code::bad_file, "before anything was written");
+  refused(load(R"("timestep":)", R"("timestep":1e300,"x":)"), fb::Code::bad_file, "range of float32");
+}
+
+static void files(const std::string& scratch) {
+  const std::string npy = scratch + "/a.npy", tensors = scratch + "/a.safetensors";
+  const float values[6] = {1, 2, 3, 4, 5, 6};
+  expect(fb::write_npy(npy, values, {2, 3}).ok(), "an array is written");
+  auto array = fb::read_npy(npy);
+  expect(array.ok() && array->shape == std::vector<std::int64_t>{2, 3} && array->floats()[5] == 6, "and read again");
+  refused(fb::write_npy(scratch + "/none/a.npy", values, {6}), fb::Code::bad_file, "Cannot write");
+  for (const char* text :
+       {"", "\x93NUMPY", "\x93NUMPY\x01\x00\xff\xff{'descr': '<f4'", "\x93NUMPY\x01\x00\x02\x00{}      "}) {
+    write(npy, text);
+    expect(!fb::read_npy(npy).ok(), "a damaged .npy is refused");
+  }
+  const auto tensors_of = [&](const std::string& header, const std::string& data) {
+    std::string text(8, '\0');
+    text[0] = static_cast<char>(header.size());
+    write(tensors, text + header + data);
+    return fb::read_safetensors(tensors);
+  };
+  auto good = tensors_of(R"({"a":{"dtype":"I32","shape":[1,2],"data_offsets":[0,8]}})", "12345678");
+  expect(good.ok() && good->at("a").dtype == fb::DType::int32 && good->at("a").bytes.size() == 8,
+         "safetensors are read");
+  refused(tensors_of(R"({"a":{"dtype":"I32","shape":[3],"data_offsets":[0,8]}})", "12345678").status(),
+          fb::Code::bad_file, "do not fit");
+  refused(tensors_of(R"({"a":{"dtype":"I32","shape":[2],"data_offsets":[8,0]}})", "12345678").status(),
+          fb::Code::bad_file, "damaged at a.data_offsets");
+  refused(tensors_of(R"({"a":{"dtype":"I8","shape":[8],"data_offsets":[0,8]}})", "12345678").status(),
+          fb::Code::bad_file, "one of F32");
+  refused(tensors_of("{", "").status(), fb::Code::bad_file, "no valid JSON");
+  write(tensors, std::string(8, '\xff'));
+  refused(fb::read_safetensors(tensors).status(), fb::Code::bad_file, "no safetensors file");
+}
+
+int main(int count, char** words) {
+  if (count != 4) return 2;
+  sampling(words[1], words[2]);
+  bundles(words[1], words[3]);
+  programs(words[1], words[2], words[3]);
+  files(words[3]);
+  std::printf("%d faults\n", faults);
+  return faults == 0 ? 0 : 1;
+}

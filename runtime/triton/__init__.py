@@ -1,0 +1,1 @@
+"""Serving a bundle with NVIDIA Triton: writing the model repository, the model inside the server, and a client."""
