@@ -194,7 +194,10 @@ def test_ctrl_c_leaves_no_half_written_file(build: Build, tmp_path: Path, when: 
             while len(os.listdir(tmp_path)) == 1 and process.poll() is None:
                 time.sleep(0.001)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, errors
     assert "interrupted" in errors
     assert "Traceback" not in errors
