@@ -190,7 +190,7 @@ def _remove_leftovers(parent: Path, name: str) -> None:
     for leftover in [*parent.glob(f"{stem}replaced-*"), *parent.glob(f"{stem}partial-*")]:
         process = leftover.name.rpartition("-")[2]
         # In a container every build may have the same number, so our own is no sign of life.
-        if process.isdecimal() and int(process) != os.getpid() and _alive(int(process)):
+        if process.isdecimal() and int(process) != os.getpid() and alive(int(process)):
             continue
         if ".replaced-" in leftover.name and not (parent / name).exists():
             leftover.rename(parent / name)
@@ -198,7 +198,8 @@ def _remove_leftovers(parent: Path, name: str) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _alive(process: int) -> bool:
+def alive(process: int) -> bool:
+    """Whether a process of this machine is running."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

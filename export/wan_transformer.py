@@ -83,7 +83,6 @@ class _Rotary(torch.nn.Module):
     def __init__(self, stock: WanRotaryPosEmbed) -> None:
         super().__init__()
         self.patch = stock.patch_size
-        self.limit = stock.max_seq_len
         self.widths = [stock.t_dim // 2, stock.h_dim // 2, stock.w_dim // 2]
         self.register_buffer("cos", stock.freqs_cos[:, 0::2].float().contiguous(), persistent=False)
         self.register_buffer("sin", stock.freqs_sin[:, 1::2].float().contiguous(), persistent=False)

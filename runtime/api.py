@@ -30,11 +30,8 @@ from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.place import AUTO, open_device
 from flowblending.runtime.program import COND, UNCOND, Program
 from flowblending.runtime.protocols import ForeignArray, ForeignStream
-from flowblending.runtime.sampler import SampleResult, StepEvent
+from flowblending.runtime.sampler import AHEAD, SampleResult, StepEvent
 from flowblending.runtime.video import to_uint8
-
-AHEAD: Final = 2
-"""Steps enqueued on a GPU beyond the one that is reported next: what a caller who stops early has to wait for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import flowblending
 from flowblending import FlowBlendingError, UsageError
-from flowblending.engine.bundle import open_bundle
+from flowblending.engine.bundle import alive, open_bundle
 from flowblending.engine.manifest import Manifest
 from flowblending.engine.tensor import CPU, CUDA
 from flowblending.runtime.batch import Task
@@ -179,15 +179,5 @@ def _sweep() -> None:
     """Remove the temporary folders of workers on this node that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         process = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        if process.isdecimal() and not _alive(int(process)):
+        if process.isdecimal() and not alive(int(process)):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

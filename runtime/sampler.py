@@ -25,6 +25,10 @@ from flowblending.runtime.program import Program
 
 _FLOAT32 = np.dtype(np.float32)
 
+AHEAD = 2
+"""Steps that may be under way on a GPU before the oldest is waited for by a caller that may stop early: the GPU never
+runs dry, and is free after these steps."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepEvent:

@@ -20,17 +20,13 @@ from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program import Program
-from flowblending.runtime.sampler import SampleResult, StepEvent
+from flowblending.runtime.sampler import AHEAD, SampleResult, StepEvent
 from flowblending.runtime.triton.request import Arrays, Request, read_request
 from flowblending.runtime.triton.signature import FRAMES, LATENTS, MP4, MP4_BASE64
 from flowblending.runtime.video import VideoWriter, open_writer
 
 _VIDEO = "video.mp4"
 _FRAMES = "frames.npy"
-
-_AHEAD = 2
-"""Steps that may be under way on a GPU before the oldest is waited for: it never runs dry, and a cancelled
-request frees it after these steps."""
 
 
 class Respond(Protocol):
@@ -98,7 +94,7 @@ def _sample(
     on_step: Callable[[StepEvent], None],
 ) -> SampleResult:
     """Run the program; an exception of ``on_step`` ends it after the steps that are under way."""
-    with closing(pipeline.prepare(program, conditions).follow(latents, ahead=_AHEAD)) as steps:
+    with closing(pipeline.prepare(program, conditions).follow(latents, ahead=AHEAD)) as steps:
         while True:
             try:
                 event = next(steps)
