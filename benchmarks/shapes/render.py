@@ -61,8 +61,9 @@ def coverage(kind: str, at: tuple[float, float], radius: float, size: tuple[int,
     width, height = size
     x = (np.arange(width, dtype=np.float32) + 0.5) / width - at[0]
     y = (np.arange(height, dtype=np.float32) + 0.5) / height - at[1]
-    across, down = np.meshgrid(x / radius, y * height / (radius * width))
-    return np.clip(0.5 - DISTANCES[kind](across, down) * radius * width, 0, 1).astype(np.float32)
+    across, down = (axis.astype(np.float32) for axis in np.meshgrid(x / radius, y * height / (radius * width)))
+    covered: Plane = np.clip(0.5 - DISTANCES[kind](across, down) * radius * width, 0, 1).astype(np.float32)
+    return covered
 
 
 def render(scene: Scene, *, frames: int, width: int, height: int) -> npt.NDArray[np.float32]:
@@ -78,4 +79,4 @@ def render(scene: Scene, *, frames: int, width: int, height: int) -> npt.NDArray
             covered = coverage(shape.kind, at, shape.radius, (width, height))[..., None]
             picture = picture + (np.asarray(COLOURS[shape.colour], np.float32) - picture) * covered
         clip[index] = picture
-    return clip / 255
+    return clip / np.float32(255)

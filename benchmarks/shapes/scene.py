@@ -1,7 +1,7 @@
 """What a clip shows, and how a caption says it: one or two coloured shapes that move over a background.
 
 A scene is plain data; `render.py` draws it, `judge.py` reads it back from pixels. The grammar is small enough
-that a tiny text encoder can learn it, and large enough (about 1.6 million captions) that it cannot be learned
+that a tiny text encoder can learn it, and large enough (about 110 thousand captions) that it cannot be learned
 by heart. A few (colour, kind) combinations never occur in training, so that generalisation can be measured.
 """
 

@@ -1,0 +1,145 @@
+"""How alike two clips are, or two sets of features: PSNR, SSIM, cosine, temporal roughness, Fréchet distance.
+
+General: clips are [frames, height, width, 3] in 0..1 of any size, features [samples, dimensions]. All is computed in
+float64 with numpy alone. Arrays that do not fit one another raise ValueError in one sentence.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.floating]
+
+WINDOW, SIGMA = 11, 1.5
+K1, K2 = 0.01, 0.03
+
+
+def psnr(a: Array, b: Array) -> float:
+    """Peak signal-to-noise ratio in dB, of the mean squared error over the whole clip; inf when they are equal.
+
+    The error is averaged before the logarithm, so that one frame without any error (a conditioning frame) does not
+    make the mean over the frames infinite. A mean of the frames' own PSNRs is never smaller.
+
+    Args:
+        a: [F, H, W, 3] in 0..1.
+        b: likewise.
+    """
+    _check_pair(a, b)
+    error = float(np.mean((a.astype(np.float64) - b) ** 2))
+    return -10 * math.log10(error) if error > 0 else math.inf
+
+
+def ssim(a: Array, b: Array) -> float:
+    """Structural similarity, -1..1, 1 when equal: of every channel (R, G, B) and frame, then averaged.
+
+    Wang, Bovik, Sheikh, Simoncelli, "Image Quality Assessment: From Error Visibility to Structural Similarity", 2004,
+    eq. 13 with their settings: Gaussian window of 11x11 and sigma 1.5, K1 = 0.01, K2 = 0.03, only where the whole
+    window lies in the frame. They take the luma alone; channels are taken here, since colours may differ at one luma.
+
+    Args:
+        a: [F, H, W, 3] in 0..1, at least 11 pixels high and wide.
+        b: likewise.
+    """
+    _check_pair(a, b)
+    if min(a.shape[1:3]) < WINDOW:
+        raise ValueError(f"SSIM needs frames of at least {WINDOW}x{WINDOW} pixels, got {a.shape[2]}x{a.shape[1]}")
+    # A frame at a time: eighty frames of 832x480 in float64 would take gigabytes.
+    return float(np.mean([_frame_ssim(x.astype(np.float64), y.astype(np.float64)) for x, y in zip(a, b, strict=True)]))
+
+
+def cosine(a: Array, b: Array) -> float:
+    """Cosine of the angle between two arrays of one shape, such as latents, seen as vectors; -1..1."""
+    if a.shape != b.shape:
+        raise ValueError(f"both arrays must have one shape, got {list(a.shape)} and {list(b.shape)}")
+    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    lengths = float(np.linalg.norm(x) * np.linalg.norm(y))
+    if lengths == 0:
+        raise ValueError("an array of zeros has no direction, so that there is no cosine")
+    return float(np.clip(x @ y / lengths, -1, 1))
+
+
+def temporal_smoothness(clip: Array) -> float:
+    """Mean absolute second difference over time, |x[t-1] - 2 x[t] + x[t+1]|, in levels of 0..1 per frame squared.
+
+    0 is the smoothest: a still clip, or one that fades evenly. Flicker of amplitude A gives 4 A. An edge that moves
+    counts as well, so only clips of like motion compare.
+
+    Args:
+        clip: [F, H, W, 3] in 0..1, at least three frames.
+    """
+    _check_clip(clip)
+    if len(clip) < 3:
+        raise ValueError(f"a second difference needs at least 3 frames, got {len(clip)}")
+    frames = clip.astype(np.float64)
+    return float(np.mean(np.abs(frames[:-2] - 2 * frames[1:-1] + frames[2:])))
+
+
+def frechet(features_a: Array, features_b: Array) -> float:
+    """Squared Fréchet distance of the Gaussians fitted to two sets of features, in the features' unit squared.
+
+    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)): Heusel, Ramsauer, Unterthiner, Nessler, Hochreiter, "GANs Trained
+    by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", 2017, eq. 6; covariances with N - 1.
+
+    It is biased: with few samples it is too large, even for two sets of one distribution, by about a constant over N
+    (Chong and Forsyth, "Effectively Unbiased FID and Inception Score", 2020). With N of the order of D or below it
+    says little. Compare only values of equal N, beside that of two halves of the real set.
+
+    Args:
+        features_a: [N, D].
+        features_b: [M, D].
+    """
+    for features in (features_a, features_b):
+        if features.ndim != 2 or len(features) < 2 or features.shape[1] == 0:
+            raise ValueError(f"expected features [samples, dimensions], at least 2 samples, got {list(features.shape)}")
+    if features_a.shape[1] != features_b.shape[1]:
+        raise ValueError(f"features differ in their dimensions: {features_a.shape[1]} and {features_b.shape[1]}")
+    mean_a, covariance_a = _gaussian(features_a)
+    mean_b, covariance_b = _gaussian(features_b)
+    values, vectors = np.linalg.eigh(covariance_a)
+    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
+    # C_a C_b has the eigenvalues of the symmetric C_a^(1/2) C_b C_a^(1/2), whose root needs no complex numbers.
+    mixed = np.linalg.eigvalsh(root @ covariance_b @ root)
+    shared = float(np.sum(np.sqrt(np.maximum(mixed, 0))))
+    spread = float(np.trace(covariance_a) + np.trace(covariance_b)) - 2 * shared
+    # Rounding may leave a tiny negative number for equal sets.
+    return max(0.0, float(np.sum((mean_a - mean_b) ** 2)) + spread)
+
+
+def _gaussian(features: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    values = features.astype(np.float64)
+    mean = values.mean(0)
+    return mean, (values - mean).T @ (values - mean) / (len(values) - 1)
+
+
+def _frame_ssim(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    mean_a, mean_b = _weigh(a), _weigh(b)
+    variance_a, variance_b = _weigh(a * a) - mean_a**2, _weigh(b * b) - mean_b**2
+    covariance = _weigh(a * b) - mean_a * mean_b
+    c1, c2 = K1**2, K2**2
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    structure = (2 * covariance + c2) / (variance_a + variance_b + c2)
+    return float(np.mean(luminance * structure))
+
+
+def _weigh(frame: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Means under the Gaussian window around every pixel that has a whole one, [H - 10, W - 10, 3]."""
+    weights = np.exp(-((np.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
+    weights /= weights.sum()
+    height, width = (size - WINDOW + 1 for size in frame.shape[:2])
+    # The window is a product of a column and a row: 22 multiplications for a pixel in place of 121.
+    frame = sum((weight * frame[i : i + height] for i, weight in enumerate(weights)), np.zeros(()))
+    return sum((weight * frame[:, i : i + width] for i, weight in enumerate(weights)), np.zeros(()))
+
+
+def _check_clip(clip: Array) -> None:
+    if clip.ndim != 4 or clip.shape[-1] != 3 or 0 in clip.shape:
+        raise ValueError(f"expected a clip [frames, height, width, 3], got {list(clip.shape)}")
+
+
+def _check_pair(a: Array, b: Array) -> None:
+    _check_clip(a)
+    if a.shape != b.shape:
+        raise ValueError(f"both clips must have one shape, got {list(a.shape)} and {list(b.shape)}")
