@@ -51,7 +51,7 @@ class Plan:
 
 FULL = Plan(
     vae=Recipe(steps=10_000, rate=1e-3),
-    text=Recipe(steps=1200, rate=2e-3),
+    text=Recipe(steps=5000, rate=2e-3),
     features=Recipe(steps=1200, rate=2e-3),
     large=Recipe(steps=8000, rate=1e-3),
     small=Recipe(steps=8000, rate=1.5e-3),
@@ -127,12 +127,12 @@ def train_all(session: Session) -> Path:
     for module in (vae, text_model, feature_network, *pair.values()):
         session.new(module)
 
-    session.train(TextTask(text_model, tokenizer, plan.text, seed))
-    session.train(FeatureTask(feature_network, plan.features, seed))
     vae_task = VaeTask(vae, plan.vae, seed)
     if session.compiled:
         vae_task.compile()
     session.train(vae_task)
+    session.train(TextTask(text_model, tokenizer, plan.text, seed))
+    session.train(FeatureTask(feature_network, plan.features, seed))
     file = session.work / "encoded.pt"
     encoded = encode(vae, text_encoder, tokenizer, count=plan.clips, seed=seed, file=file, progress=session.progress)
     for name, module in pair.items():
