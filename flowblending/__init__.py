@@ -11,13 +11,13 @@ and the types that it brings, which are imported when they are first asked for.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from flowblending.runtime.api import Embedding as Embedding
-    from flowblending.runtime.api import FramesEvent as FramesEvent
     from flowblending.runtime.api import Generation as Generation
-    from flowblending.runtime.api import LatentsEvent as LatentsEvent
-    from flowblending.runtime.api import LoadEvent as LoadEvent
     from flowblending.runtime.api import VideoSampler as VideoSampler
     from flowblending.runtime.api import open as open
+    from flowblending.runtime.events import Embedding as Embedding
+    from flowblending.runtime.events import FramesEvent as FramesEvent
+    from flowblending.runtime.events import LatentsEvent as LatentsEvent
+    from flowblending.runtime.events import LoadEvent as LoadEvent
     from flowblending.runtime.sampler import StepEvent as StepEvent
 
 __version__ = "0.1.0"

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.bundle import open_bundle
@@ -23,7 +21,7 @@ from flowblending.engine.tensor import CPU, CUDA, Tensor
 from flowblending.export.spec import LARGE, TEXT_ENCODER
 from flowblending.runtime.arrays import Array, adopt, stream_handle
 from flowblending.runtime.binding import Conditions
-from flowblending.runtime.decode import Frames
+from flowblending.runtime.events import Embedding, Event, FramesEvent, LatentsEvent, LoadEvent
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
@@ -31,60 +29,6 @@ from flowblending.runtime.place import AUTO, open_device
 from flowblending.runtime.program import COND, UNCOND, Program
 from flowblending.runtime.protocols import ForeignArray, ForeignStream
 from flowblending.runtime.sampler import AHEAD, SampleResult, StepEvent
-from flowblending.runtime.video import to_uint8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Embedding:
-    """What the text encoder makes of one text. Comes from `VideoSampler.encode`, or from another library.
-
-    Attributes:
-        text: float32 [1, tokens, width].
-        mask: int64 [1, tokens], 1 where a token is and 0 where padding is; None if the models take none (Wan's).
-    """
-
-    text: ForeignArray
-    mask: ForeignArray | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadEvent:
-    """An engine is opened next, which may take a while."""
-
-    component: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentsEvent:
-    """Sampling has finished.
-
-    Attributes:
-        latents: float32 [1, C, F, H, W], normalised as the transformers see them.
-        seconds: that all steps took.
-    """
-
-    latents: Array
-    seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class FramesEvent:
-    """Some frames have been decoded.
-
-    Attributes:
-        first: number of the first of them in the video, from 0 on.
-        frames: float32 [3, f, height, width]; black is -1 and white is 1, and values may lie a little beyond.
-    """
-
-    first: int
-    frames: Frames
-
-    def images(self) -> npt.NDArray[np.uint8]:
-        """The frames as uint8 [f, height, width, 3]."""
-        return to_uint8(self.frames)
-
-
-Event = LoadEvent | StepEvent | LatentsEvent | FramesEvent
 
 
 class Generation:
@@ -230,7 +174,7 @@ class VideoSampler:
         """
         generator = TorchNormal(seed)
         self._pipeline.noise(generator)
-        return _decode(self._pipeline, self._latents(latents, "latents"), generator)
+        return _decode(self._pipeline, self._latents(latents, "array of latents"), generator)
 
     def close(self) -> None:
         """Wait for what is running, and close the engines. Arrays that were handed out stay. Twice is harmless."""

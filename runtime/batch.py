@@ -89,13 +89,18 @@ class Batch:
         self._waiting: deque[Task] = deque()
         self._running = 0
         self._total = len(lines)
+        first: dict[Path, int] = {}
         for line in lines:
             if line.job is None:
                 self._fail(line.number, line.error or "")
                 continue
             out = folder / (line.job.file_stem(bundle_id) + SUFFIX)
+            same = first.setdefault(out, line.number)
             if out.exists():
                 self._count("skipped", f"{out.name}: already there, skipped")
+            elif same != line.number:
+                # Two workers that write the same video would remove one another's beginnings.
+                self._count("skipped", f"{out.name}: line {line.number} is line {same} again, skipped")
             else:
                 self._waiting.append(Task(number=line.number, job=line.job, out=out))
 

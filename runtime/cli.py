@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -155,11 +156,17 @@ def _check(arguments: argparse.Namespace) -> None:
     out = _out(arguments)
     if arguments.prompts is not None and out.suffix in VIDEO_SUFFIXES:
         raise UsageError(f"--out {out} names one video, but --prompts makes a folder of them; name a folder.")
-    if arguments.save_latents is not None and out.resolve() == arguments.save_latents.resolve():
-        raise UsageError(f"--out and --save-latents both name {out}; give two files.")
-    for path in filter(None, (out, arguments.save_latents)):
-        if arguments.bundle.resolve() in path.resolve().parents:
-            raise UsageError(f"{path} lies in the bundle, which holds nothing but engines; choose another place.")
+    options = {"--save-latents": arguments.save_latents, "--emit-program": arguments.emit_program}
+    named = {"--out": out, **options, "--emit-inputs": arguments.emit_inputs}
+    written = {name: path.resolve() for name, path in named.items() if path is not None}
+    for (one, path), (other, same) in combinations(written.items(), 2):
+        if path == same:
+            raise UsageError(f"{one} and {other} both name {named[one]}; give two files.")
+    for name, path in written.items():
+        if arguments.bundle.resolve() in path.parents:
+            raise UsageError(
+                f"{named[name]} lies in the bundle, which holds nothing but engines; choose another place."
+            )
 
 
 def _out(arguments: argparse.Namespace) -> Path:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +11,18 @@ from typing import Any, Final
 
 import flowblending
 from flowblending import FlowBlendingError, UsageError
-from flowblending.engine.bundle import alive, open_bundle
+from flowblending.engine.bundle import open_bundle
 from flowblending.engine.manifest import Manifest
 from flowblending.engine.tensor import CPU, CUDA
 from flowblending.runtime.batch import Task
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.place import open_device
 from flowblending.runtime.relay import Doing, Failed, Made, Ready, Relay, Unable, Warned
+from flowblending.runtime.scratch import scratch, sweep_scratch
 from flowblending.runtime.worker import make
 
 _SHARE: Final = 0.9
 """Of a node's cores, what all workers on it reserve: actors that hold every core leave none for other work."""
-
-_PREFIX: Final = "flowblending-worker-"
-"""Of temporary folders; the process's number and a random part follow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +148,7 @@ class Maker:
             device = open_device(setting.device, bundle.manifest)
         except FlowBlendingError as error:
             return Unable(why=f"on {where}: {error}")
-        _sweep()
+        sweep_scratch()
         self._pipeline = Pipeline(bundle=bundle, device=device, threads=setting.threads)
         return Ready()
 
@@ -167,17 +163,9 @@ class Maker:
             elif self._board is not None:
                 self._board.put.remote(self._setting.name, message)
 
-        with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as folder:
+        with scratch() as folder:
             out = Path(folder) / name
             result = make(self._pipeline, Task(number=number, job=job, out=out), Relay(tell))
             if isinstance(result, Made):
                 return Video(content=out.read_bytes(), warnings=tuple(warnings), seconds=result.seconds)
             return result
-
-
-def _sweep() -> None:
-    """Remove the temporary folders of workers on this node that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        process = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        if process.isdecimal() and not alive(int(process)):
-            shutil.rmtree(folder, ignore_errors=True)

@@ -17,13 +17,14 @@ from flowblending.engine.console import Console
 from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, VAE
 from flowblending.runtime.cost import Timings
 from flowblending.runtime.jobs import Job, compile_job
-from flowblending.runtime.latents import check_target, save_latents
+from flowblending.runtime.latents import save_latents
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program import LATENTS, Program
 from flowblending.runtime.sampler import SampleResult
 from flowblending.runtime.tensor_file import write_tensors
 from flowblending.runtime.video import check_output, open_writer
+from flowblending.runtime.whole_file import check_target
 
 _Item = TypeVar("_Item")
 
@@ -152,6 +153,7 @@ def write_inputs(
     Raises:
         FlowBlendingError: a job that makes no program, latents that do not fit, or a file that cannot be written.
     """
+    check_target(out)
     program = compile_job(job, pipeline.bundle.manifest)
     initial = pipeline.noise(TorchNormal(job.seed)) if latents is None else pipeline.check_latents(latents)
     with console.phase("encoding the prompt"):

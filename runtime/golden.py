@@ -6,17 +6,17 @@
 
 Every case is a folder: ``program.json``, the initial latents and all conditions as ``.npy``, ``trace.npy`` float32
 [instructions, slots, C, F, H, W] with every slot after every instruction (NaN where nothing was written yet), and
-``golden.json``, which names them. The closed-form cases share ``bundle``: as much of a manifest as a sampler reads,
-with engines of the back end ``fake``, which only interpreters under test have.
+``golden.json``, which names them. The closed-form cases share ``bundle`` (see `closed_form`).
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,72 +24,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-import flowblending
 from flowblending import FlowBlendingError
 from flowblending.engine.bundle import open_bundle
 from flowblending.engine.console import run_program
-from flowblending.engine.function import Arrays, FunctionEngine
 from flowblending.engine.protocol import Engine
 from flowblending.engine.tensor import Tensor
-from flowblending.export.spec import LARGE, SMALL, GraphSpec, Precision, SigmaGrid, TensorSpec
+from flowblending.export.spec import LARGE, SMALL
+from flowblending.runtime import closed_form
 from flowblending.runtime.binding import Conditions
-from flowblending.runtime.compile import compile_program
 from flowblending.runtime.device import Term
 from flowblending.runtime.host import HostDevice, HostWatch
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.program import COND, LATENTS, UNCOND, Program, Run
+from flowblending.runtime.program import LATENTS, Program, Run
 from flowblending.runtime.program_file import ProgramFile
 from flowblending.runtime.sampler import Sampler
-from flowblending.runtime.schedule import StageSchedule
-from flowblending.runtime.sigmas import sigma_grid
 
 FORMAT = 1
 TOLERANCE = 1e-5
 """Largest difference allowed, as a share of a slot's largest value (fp32 sums in another order)."""
 
 Array = npt.NDArray[np.float32]
-
-_LATENT = (4, 3, 2, 5)
-_TEXT_LENGTH, _TEXT_WIDTH = 3, 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClosedForm:
-    """An engine that is a formula: ``gain * latents + drift * timestep / 1000 + condition * sum of means``.
-
-    The last sum runs over the conditions, each with the mean of the row's own elements. Everything that does not
-    depend on the latents is summed in float64 and rounded once.
-    """
-
-    gain: float
-    drift: float
-    condition: float
-
-    def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """The velocity for a batch."""
-        batch = len(arrays["latents"])
-        shift = self.drift * arrays["timestep"].astype(np.float64) / 1000.0
-        for name, array in arrays.items():
-            if name not in ("latents", "timestep"):
-                rows = np.broadcast_to(array, (batch, *array.shape[1:])).reshape(batch, -1)
-                shift = shift + self.condition * rows.mean(axis=1, dtype=np.float64)
-        rounded = shift.astype(np.float32).reshape(-1, 1, 1, 1, 1)
-        return {"velocity": np.float32(self.gain) * arrays["latents"] + rounded}
-
-
-CLOSED_FORMS = {
-    LARGE: ClosedForm(gain=-0.9, drift=0.2, condition=0.05),
-    SMALL: ClosedForm(gain=-0.8, drift=0.1, condition=0.03),
-}
-
-CASES = {
-    "unipc-two-calls": ("L2 S3 L1", "unipc", 5.0, False),
-    "dpm-one-call": ("L2 S2 L1", "dpm++", 3.0, True),
-    "euler-no-guidance": ("L1 S1", "euler", 1.0, False),
-}
-"""Closed-form cases by folder: schedule, solver, guidance, both branches in one call."""
+Inputs = Mapping[str, Mapping[str, npt.NDArray[Any]]]
 
 
 class _Recorder(HostDevice):
@@ -141,30 +98,12 @@ def trace(program: Program, engines: Mapping[str, Engine], latents: Array, condi
 
 def write_closed_form(folder: Path) -> None:
     """Write the closed-form bundle and its cases."""
-    bundle = folder / "bundle"
-    bundle.mkdir(parents=True)
-    components = {name: _component(bundle, name) for name in CLOSED_FORMS}
-    digest = hashlib.sha256(json.dumps(components, sort_keys=True).encode()).hexdigest()[:16]
-    manifest = {
-        "format": 1,
-        "id": digest,
-        "geometry": {"width": 40, "height": 16, "frames": 9, "latent_shape": _LATENT},
-        "components": components,
-        "tokenizer": [],
-        "rebuild": ["python", "-m", "flowblending.runtime.golden", "--out", folder.name],
-        "created_by": flowblending.__version__,
-    }
-    _write_json(bundle / "manifest.json", manifest)
+    closed_form.write_bundle(folder / "bundle")
     random = np.random.default_rng(6)
-    for name, (schedule, solver, guidance, batched) in CASES.items():
-        stages = StageSchedule.parse(schedule, _steps(schedule), 0.4, 0.2)
-        grid = sigma_grid(SigmaGrid(kind="shifted", shift=3.0), solver, _steps(schedule), 30)
-        program = compile_program(schedule=stages, solver=solver, grid=grid, guidance=guidance, batched=batched)
-        file = ProgramFile.of(program, bundle=digest, latent_shape=_LATENT, specs={n: _spec(n) for n in CLOSED_FORMS})
-        branches = [COND, UNCOND] if guidance > 1.0 else [COND]
-        conditions = {branch: _conditions(random, length) for length, branch in enumerate(branches, start=1)}
-        latents = random.standard_normal((1, *_LATENT)).astype(np.float32)
-        _write_case(folder / name, file, closed_form_engines(), latents, conditions)
+    for name, case in closed_form.CASES.items():
+        conditions = case.conditions(random)
+        latents = random.standard_normal((1, *closed_form.LATENT)).astype(np.float32)
+        _write_case(folder / name, case.program(), closed_form.engines(), latents, conditions)
 
 
 def write_for_bundle(folder: Path, bundle: Path, job: Job) -> None:
@@ -184,97 +123,13 @@ def write_for_bundle(folder: Path, bundle: Path, job: Job) -> None:
         pipeline.close()
 
 
-def check(case: Path, engines: Mapping[str, Engine]) -> float:
-    """Run a case's program again, and compare every slot after every instruction.
-
-    Returns:
-        The largest difference, as a share of the slot's largest value.
-
-    Raises:
-        FlowBlendingError: the files are damaged, or a slot differs by more than the tolerance.
-    """
-    golden = json.loads((case / "golden.json").read_text())
-    file = ProgramFile.read(case / golden["program"])
-    conditions = {
-        branch: {name: Tensor.of(np.load(case / path)) for name, path in inputs.items()}
-        for branch, inputs in golden["conditions"].items()
-    }
-    expected = np.load(case / golden["trace"])
-    found = trace(file.program, engines, np.load(case / golden["latents"]), conditions)
-    if found.shape != expected.shape or not np.array_equal(np.isnan(found), np.isnan(expected)):
-        raise FlowBlendingError(
-            f"{case} has a trace of {list(expected.shape)}, but the program gives {list(found.shape)}; make it again."
-        )
-    axes = tuple(range(2, found.ndim))
-    errors = np.abs(found - expected).max(axis=axes) / np.abs(expected).max(axis=axes)
-    worst = float(np.nanmax(errors))
-    if not worst <= golden["tolerance"]:
-        instruction, slot = np.unravel_index(np.nanargmax(errors), errors.shape)
-        raise FlowBlendingError(
-            f"{case}: slot {file.slots[slot]} differs by {worst:.2e} after instruction {instruction}, but at most "
-            f"{golden['tolerance']:g} was expected; the engines or the sampler have changed."
-        )
-    return worst
-
-
-def closed_form_engines() -> dict[str, Engine]:
-    """The pair behind the closed-form cases."""
-    return {name: FunctionEngine(_spec(name), function) for name, function in CLOSED_FORMS.items()}
-
-
-def _spec(name: str) -> GraphSpec:
-    latent = ("batch", _LATENT[0], "frames", "height", "width")
-    return GraphSpec(
-        name=name,
-        precision=Precision.FP32,
-        inputs=(
-            TensorSpec(name="latents", dtype="float32", shape=latent),
-            TensorSpec(name="timestep", dtype="float32", shape=("batch",)),
-            TensorSpec(name="text", dtype="float32", shape=("batch", _TEXT_LENGTH, _TEXT_WIDTH)),
-            TensorSpec(name="text_mask", dtype="int64", shape=("batch", _TEXT_LENGTH)),
-            TensorSpec(name="frame_rate", dtype="float32", shape=(1,)),
-        ),
-        outputs=(TensorSpec(name="velocity", dtype="float32", shape=latent),),
-    )
-
-
-def _component(bundle: Path, name: str) -> dict[str, object]:
-    path = bundle / f"{name}.json"
-    _write_json(path, dataclasses.asdict(CLOSED_FORMS[name]))
-    content = path.read_bytes()
-    return {
-        "spec": dataclasses.asdict(_spec(name)),
-        "backend": "fake",
-        "backend_version": "1",
-        "targets": [],
-        "files": [{"path": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}],
-        "key": {},
-        "flops": None,
-    }
-
-
-def _conditions(random: np.random.Generator, length: int) -> dict[str, npt.NDArray[Any]]:
-    return {
-        "text": random.standard_normal((1, _TEXT_LENGTH, _TEXT_WIDTH)).astype(np.float32),
-        "text_mask": (np.arange(_TEXT_LENGTH)[None] < length).astype(np.int64),
-        "frame_rate": np.array([16.0], np.float32),
-    }
-
-
 def _write_case(
-    folder: Path,
-    file: ProgramFile,
-    engines: Mapping[str, Engine],
-    latents: Array,
-    conditions: Mapping[str, Mapping[str, npt.NDArray[Any]]],
+    folder: Path, file: ProgramFile, engines: Mapping[str, Engine], latents: Array, conditions: Inputs
 ) -> None:
-    folder.mkdir(parents=True)
-    tensors = {
-        branch: {name: Tensor.of(array) for name, array in inputs.items()} for branch, inputs in conditions.items()
-    }
+    folder.mkdir(parents=True, exist_ok=True)
     file.write(folder / "program.json")
     np.save(folder / "latents.npy", latents)
-    np.save(folder / "trace.npy", trace(file.program, engines, latents, tensors))
+    np.save(folder / "trace.npy", trace(file.program, engines, latents, _tensors(conditions)))
     names: dict[str, dict[str, str]] = {}
     for branch, inputs in conditions.items():
         names[branch] = {name: f"{branch}.{name}.npy" for name in inputs}
@@ -289,15 +144,82 @@ def _write_case(
         "trace": "trace.npy",
         "tolerance": TOLERANCE,
     }
-    _write_json(folder / "golden.json", golden)
+    (folder / "golden.json").write_text(json.dumps(golden, indent=1) + "\n")
 
 
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
+def _tensors(conditions: Inputs) -> Conditions:
+    return {branch: {name: Tensor.of(array) for name, array in inputs.items()} for branch, inputs in conditions.items()}
 
 
-def _steps(schedule: str) -> int:
-    return sum(int(stage[1:]) for stage in schedule.split())
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """A case that was written: what goes in, and what came of it."""
+
+    file: ProgramFile
+    latents: Array
+    conditions: Inputs
+    trace: Array
+    tolerance: float
+
+    @classmethod
+    def read(cls, case: Path) -> Golden:
+        """Read a case's folder.
+
+        Raises:
+            FlowBlendingError: a file is missing or damaged.
+        """
+        try:
+            golden = json.loads((case / "golden.json").read_text())
+            return cls(
+                file=ProgramFile.read(case / golden["program"]),
+                latents=np.load(case / golden["latents"]),
+                conditions={
+                    branch: {name: np.load(case / path) for name, path in inputs.items()}
+                    for branch, inputs in golden["conditions"].items()
+                },
+                trace=np.load(case / golden["trace"]),
+                tolerance=float(golden["tolerance"]),
+            )
+        except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise FlowBlendingError(f"{case} is damaged ({reason}); write it again with --out.") from None
+
+
+def check(case: Path, engines: Mapping[str, Engine], bundle: str) -> float:
+    """Run a case's program again, and compare every slot after every instruction.
+
+    Args:
+        engines: of the bundle that the case was written for.
+        bundle: its id.
+
+    Returns:
+        The largest difference, as a share of the slot's largest value.
+
+    Raises:
+        FlowBlendingError: the files are damaged or another bundle's, or a slot differs by more than the tolerance.
+    """
+    golden = Golden.read(case)
+    if golden.file.bundle != bundle:
+        raise FlowBlendingError(
+            f"{case} was written for bundle {golden.file.bundle}, but this is {bundle}; give that one to --bundle, or "
+            "leave it out for closed-form cases."
+        )
+    expected = golden.trace
+    found = trace(golden.file.program, engines, golden.latents, _tensors(golden.conditions))
+    if found.shape != expected.shape or not np.array_equal(np.isnan(found), np.isnan(expected)):
+        raise FlowBlendingError(
+            f"{case} has a trace of {list(expected.shape)}, but the program gives {list(found.shape)}; make it again."
+        )
+    axes = tuple(range(2, found.ndim))
+    errors = np.abs(found - expected).max(axis=axes) / np.abs(expected).max(axis=axes)
+    worst = float(np.nanmax(errors))
+    if not worst <= golden.tolerance:
+        instruction, slot = np.unravel_index(np.nanargmax(errors), errors.shape)
+        raise FlowBlendingError(
+            f"{case}: slot {golden.file.slots[slot]} differs by {worst:.2e} after instruction {instruction}, but at "
+            f"most {golden.tolerance:g} was expected; the engines or the sampler have changed."
+        )
+    return worst
 
 
 def _pipeline(bundle: Path) -> Pipeline:
@@ -307,27 +229,48 @@ def _pipeline(bundle: Path) -> Pipeline:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m flowblending.runtime.golden", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m flowblending.runtime.golden",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--out", type=Path, metavar="DIR", help="new folder to write")
     where.add_argument("--check", type=Path, metavar="DIR", help="folder to compare with")
     parser.add_argument("--bundle", type=Path, metavar="BUNDLE", help="default: closed-form engines")
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--schedule", default="LSL")
+    parser.add_argument("--steps", type=int, default=4, metavar="N", help="of the bundle's case (default: 4)")
+    parser.add_argument("--schedule", default="LSL", metavar="S", help="of the bundle's case (default: LSL)")
     return parser.parse_args()
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.out is not None and arguments.out.exists():
-        raise FlowBlendingError(f"{arguments.out} exists already; name a new folder.")
-    if arguments.out is not None and arguments.bundle is None:
-        write_closed_form(arguments.out)
-    elif arguments.out is not None:
-        job = Job(prompt="A cat walks on the grass.", steps=arguments.steps, schedule=arguments.schedule)
-        write_for_bundle(arguments.out, arguments.bundle, job)
-    else:
+    if arguments.check is not None:
         _check_all(arguments.check, arguments.bundle)
+        return 0
+    with _new_folder(arguments.out) as folder:
+        if arguments.bundle is None:
+            write_closed_form(folder)
+        else:
+            job = Job(prompt="A cat walks on the grass.", steps=arguments.steps, schedule=arguments.schedule)
+            write_for_bundle(folder, arguments.bundle, job)
     return 0
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder that gets its name when the block has ended well, and goes if not."""
+    if out.exists():
+        raise FlowBlendingError(f"{out} exists already; name a new folder.")
+    out = out.absolute()
+    folder = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        folder.rename(out)
+    except OSError as error:
+        raise FlowBlendingError(f"Cannot write {out} ({error.strerror}); name a folder elsewhere.") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_all(folder: Path, bundle: Path | None) -> None:
@@ -335,9 +278,12 @@ def _check_all(folder: Path, bundle: Path | None) -> None:
     if not cases:
         raise FlowBlendingError(f"{folder} holds no golden.json; make one with --out {folder}.")
     pipeline = None if bundle is None else _pipeline(bundle)
-    engines = closed_form_engines() if pipeline is None else {n: pipeline.engine(n) for n in (LARGE, SMALL)}
+    if pipeline is None:
+        engines, name = closed_form.engines(), closed_form.bundle_id()
+    else:
+        engines, name = {each: pipeline.engine(each) for each in (LARGE, SMALL)}, pipeline.bundle.manifest.id
     for case in cases:
-        print(f"{case}: largest difference {check(case, engines):.2e}")
+        print(f"{case}: largest difference {check(case, engines, name):.2e}")
 
 
 def main() -> None:

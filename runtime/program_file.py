@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from flowblending.engine.manifest import Manifest
 from flowblending.export.spec import Dim, GraphSpec
 from flowblending.runtime.binding import TIMESTEP
 from flowblending.runtime.program import LATENTS, Program
+from flowblending.runtime.whole_file import write_whole
 
 CONDITION = "condition"
 
@@ -157,20 +157,3 @@ def _binding(spec: GraphSpec) -> EngineBinding:
         ),
         output=output.name,
     )
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that nobody sees half of it.
-
-    Raises:
-        FlowBlendingError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise FlowBlendingError(
-            f"Cannot write {path} ({error.strerror}); name a file in a folder that you can write to."
-        ) from None

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
+import re
+import socket
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import flowblending
@@ -20,12 +20,15 @@ from flowblending.engine.console import Board, Console
 from flowblending.runtime.batch import Batch, Task
 from flowblending.runtime.cluster import ClusterOptions, Maker, ProgressBoard, Setting, Share, Video, plan_share
 from flowblending.runtime.relay import Failed, Ready, Unable
+from flowblending.runtime.whole_file import write_whole
 from flowblending.runtime.workers import CRASHES
 
 if TYPE_CHECKING:
     from types import ModuleType
 
 LOCAL: Final = "local"
+
+_CONNECT_SECONDS: Final = 10.0
 
 _PERIOD: Final = 0.5
 """Seconds between two looks at the workers' progress."""
@@ -73,8 +76,9 @@ def _connected(ray: Any, address: str, console: Console) -> Iterator[None]:
         quiet["include_dashboard"] = False
     try:
         with console.phase("connecting to Ray"):
+            _knock(address)
             ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise FlowBlendingError(
             f"Cannot connect to the Ray cluster {address} ({_first_line(error)}); "
             "give the address of a running one, or --ray local."
@@ -83,6 +87,17 @@ def _connected(ray: Any, address: str, console: Console) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See whether anybody answers at ``host:port`` or ``ray://host:port``: Ray itself tries for minutes.
+
+    Raises:
+        OSError, OverflowError: nobody does, or there is no such port.
+    """
+    place = re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d{1,5})", address)
+    if place is not None:
+        socket.create_connection((place[1], int(place[2])), timeout=_CONNECT_SECONDS).close()
 
 
 class _Worker:
@@ -167,9 +182,9 @@ class _Pool:
         for line in answer.warnings:
             self._console.warn(f"line {task.number}: {line}")
         try:
-            _write(task.out, answer.content)
-        except OSError as error:
-            batch.failed(task, f"Cannot write {task.out} ({error.strerror}); free some space there.")
+            write_whole(task.out, answer.content)
+        except FlowBlendingError as error:
+            batch.failed(task, str(error))
         else:
             batch.made(task, answer.seconds)
 
@@ -191,15 +206,6 @@ class _Pool:
         """End the actors."""
         for worker in self.workers:
             self._ray.kill(worker.actor)
-
-
-def _write(out: Path, content: bytes) -> None:
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _how(error: Exception) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.runtime.program_file import write_whole
+from flowblending.runtime.whole_file import write_whole
 
 _NAMES = {"float32": "F32", "float16": "F16", "int64": "I64", "int32": "I32"}
 _ALIGNMENT = 8

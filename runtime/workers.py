@@ -47,7 +47,7 @@ def plan_seats(bundle: Path, *, count: int, device: str, threads: int | None) ->
     if count > gpus:
         raise UsageError(
             f"{count} workers were asked for, but {gpus} GPU{'s are' if gpus != 1 else ' is'} visible; "
-            f"use --workers {max(gpus, 1)}."
+            + (f"use --workers {gpus}." if gpus else "run it on a machine with GPUs.")
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",")[:count] if visible else [str(index) for index in range(count)]
@@ -63,8 +63,10 @@ def run_workers(seats: Sequence[Seat], batch: Batch, console: Console) -> int:
     Raises:
         FlowBlendingError: no worker can work here.
     """
-    workers = [_Worker(seat) for seat in seats]
+    workers: list[_Worker] = []
     with console.board("videos", total=batch.unfinished, rows=[seat.name for seat in seats]) as board, _ended(workers):
+        for seat in seats:
+            workers.append(_Worker(seat))
         while batch.unfinished and workers:
             for worker in workers:
                 worker.give(batch, alone=not any(each.ready for each in workers if each is not worker))
@@ -133,7 +135,10 @@ class _Worker:
         self.ready = False
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self._process: BaseProcess = context.Process(target=serve, args=(self._seat, theirs), name=self.name)
+        # A daemon: should this program end without ending it, Python does, and does not wait for it.
+        self._process: BaseProcess = context.Process(
+            target=serve, args=(self._seat, theirs), name=self.name, daemon=True
+        )
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             self._process.start()

@@ -177,7 +177,7 @@ def test_outputs_that_cannot_be_written(build: Build, tmp_path: Path) -> None:
     for out, code, message in (("file/x.mp4", 1, "make it a writable folder"), ("x.gif", 2, "x.gif")):
         assert_sentence(run("fb-run", *common, "--out", tmp_path / out), code, message)
     result = run("fb-run", *common, "--out", tmp_path / "x.npy", "--save-latents", tmp_path / "file" / "z.npy")
-    assert_sentence(result, 1, "give --save-latents a file in a folder that you can write to")
+    assert_sentence(result, 1, "name a file in a folder that you can write to")
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """The C++ library: built twice (plain, and with sanitizers), held to the golden vectors, attacked, and called from C.
 
-Where cmake, a compiler or nlohmann-json is missing, everything here is skipped with the reason, unless
-``FLOWBLENDING_REQUIRE_CPP`` is set, as in continuous integration.
+Where cmake, a compiler or nlohmann-json is missing, everything here is skipped with the reason (see `required`).
 """
 
 from __future__ import annotations
@@ -14,25 +13,20 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import pytest
 
 from flowblending.runtime import golden
+from flowblending.runtime.closed_form import CASES
 from flowblending.runtime.jobs import Job
 from tests.conftest import Build
+from tests.required import unavailable
 
 pytestmark = [pytest.mark.slow, pytest.mark.embedding]
 
 CPP = Path(__file__).parents[1] / "runtime/cpp"
 CASE = "unipc-two-calls"
-
-
-def unavailable(reason: str) -> NoReturn:
-    if os.environ.get("FLOWBLENDING_REQUIRE_CPP"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 def run(*command: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -50,11 +44,10 @@ def succeed(*command: object) -> str:
 
 @dataclass(frozen=True)
 class Built:
-    """Build folders, and whether the back end onnxruntime is in them."""
+    """Build folders."""
 
     plain: Path
     sanitized: Path
-    onnxruntime: bool
 
 
 def compile_library(folder: Path, targets: tuple[str, ...], **options: object) -> Path:
@@ -67,22 +60,35 @@ def compile_library(folder: Path, targets: tuple[str, ...], **options: object) -
     return folder
 
 
+@dataclass(frozen=True)
+class Gathered:
+    """A folder for ONNX Runtime's headers and library, and why it is not complete."""
+
+    folder: Path
+    why: str | None
+
+
 @pytest.fixture(scope="session")
-def onnxruntime_root(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+def gathered(tmp_path_factory: pytest.TempPathFactory) -> Gathered:
     folder = tmp_path_factory.mktemp("onnxruntime")
     result = run("bash", CPP / "scripts/get-onnxruntime.sh", folder, sys.executable)
-    if result.returncode and os.environ.get("FLOWBLENDING_REQUIRE_CPP"):
-        pytest.fail(result.stderr)
-    return None if result.returncode else folder
+    return Gathered(folder, result.stderr if result.returncode else None)
+
+
+@pytest.fixture
+def onnxruntime(gathered: Gathered) -> None:
+    """For a test that needs this back end."""
+    if gathered.why is not None:
+        unavailable(f"ONNX Runtime's headers could not be fetched: {gathered.why}")
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory, onnxruntime_root: Path | None) -> Built:
+def built(tmp_path_factory: pytest.TempPathFactory, gathered: Gathered) -> Built:
     for tool in ("cmake", "c++"):
         if shutil.which(tool) is None:
             unavailable(f"{tool} is missing; install cmake and g++.")
     root = tmp_path_factory.mktemp("cpp")
-    ort = onnxruntime_root or ""
+    ort = gathered.folder
     return Built(
         plain=compile_library(
             root / "plain", ("flowblending_c", "fb_sample"), CMAKE_CXX_FLAGS="-O1 -Werror", ONNXRUNTIME_ROOT=ort
@@ -96,7 +102,6 @@ def built(tmp_path_factory: pytest.TempPathFactory, onnxruntime_root: Path | Non
             FLOWBLENDING_TESTS="ON",
             ONNXRUNTIME_ROOT=ort,
         ),
-        onnxruntime=onnxruntime_root is not None,
     )
 
 
@@ -107,7 +112,7 @@ def closed_form(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", list(golden.CASES))
+@pytest.mark.parametrize("case", list(CASES))
 def test_closed_form_equals_the_golden_vectors(built: Built, closed_form: Path, case: str) -> None:
     succeed(built.sanitized / "fb_golden", closed_form / "bundle", closed_form / case)
 
@@ -124,10 +129,9 @@ def test_another_vector_is_told_apart(built: Built, closed_form: Path, tmp_path:
     assert f"after instruction {len(trace)}" in result.stderr
 
 
+@pytest.mark.usefixtures("onnxruntime")
 @pytest.mark.parametrize("kind", ["wan", "ltx"])
 def test_onnxruntime_equals_the_golden_vectors(built: Built, build: Build, tmp_path: Path, kind: str) -> None:
-    if not built.onnxruntime:
-        pytest.skip("ONNX Runtime's headers could not be fetched.")
     bundle = build(kind).folder
     golden.write_for_bundle(tmp_path / "case", bundle, Job(prompt="a cat", steps=4))
     succeed(built.sanitized / "fb_golden", bundle, tmp_path / "case")
@@ -295,9 +299,8 @@ def test_the_header_is_c(tmp_path: Path) -> None:
     succeed("cc", *strict, "-I", CPP / "include", source)
 
 
+@pytest.mark.usefixtures("onnxruntime")
 def test_the_example_equals_fb_run(built: Built, build: Build, tmp_path: Path) -> None:
-    if not built.onnxruntime:
-        pytest.skip("ONNX Runtime's headers could not be fetched.")
     bundle = build("wan").folder
     fb_run = (sys.executable, "-m", "flowblending.runtime.cli", bundle, "--prompt", "a cat", "--steps", "5")
     program, inputs, final = tmp_path / "program.json", tmp_path / "inputs.safetensors", tmp_path / "final.npy"
@@ -312,9 +315,7 @@ def test_the_example_equals_fb_run(built: Built, build: Build, tmp_path: Path) -
     assert len(lines) < 80
 
 
-def test_tensorrt_without_a_gpu(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, onnxruntime_root: Path | None
-) -> None:
+def test_tensorrt_without_a_gpu(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, gathered: Gathered) -> None:
     root = os.environ.get("TENSORRT_ROOT")
     if not root:
         pytest.skip("TensorRT's headers are in no registry; set TENSORRT_ROOT to a folder with include/ and lib/.")
@@ -323,7 +324,7 @@ def test_tensorrt_without_a_gpu(
         ("fb_tensorrt",),
         FLOWBLENDING_TESTS="ON",
         TENSORRT_ROOT=root,
-        ONNXRUNTIME_ROOT=onnxruntime_root or "",
+        ONNXRUNTIME_ROOT=gathered.folder,
         CMAKE_CXX_FLAGS="-O1 -Werror -Wno-deprecated-declarations",
         CMAKE_CUDA_ARCHITECTURES="90",
     )

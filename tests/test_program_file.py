@@ -16,6 +16,7 @@ import pytest
 
 from flowblending import FlowBlendingError
 from flowblending.runtime import golden
+from flowblending.runtime.closed_form import CASES, bundle_id, engines
 from flowblending.runtime.program_file import ProgramFile
 from flowblending.runtime.tensor_file import write_tensors
 from tests.conftest import Build
@@ -41,7 +42,7 @@ def test_the_schema_is_one() -> None:
     importlib.import_module("jsonschema").Draft202012Validator.check_schema(SCHEMA)
 
 
-@pytest.mark.parametrize("case", list(golden.CASES))
+@pytest.mark.parametrize("case", list(CASES))
 def test_programs_fit_the_schema_and_read_back(closed_form: Path, case: str) -> None:
     path = closed_form / case / "program.json"
     content = json.loads(path.read_text())
@@ -113,7 +114,7 @@ def interpret(case: Path) -> list[dict[str, npt.NDArray[np.float64]]]:
     return states
 
 
-@pytest.mark.parametrize("case", list(golden.CASES))
+@pytest.mark.parametrize("case", list(CASES))
 def test_golden_vectors_are_what_the_schema_says(closed_form: Path, case: str) -> None:
     names = json.loads((closed_form / case / "program.json").read_text())["slots"]
     trace = np.load(closed_form / case / "trace.npy")
@@ -128,11 +129,10 @@ def test_golden_vectors_are_what_the_schema_says(closed_form: Path, case: str) -
 
 
 def test_golden_vectors_are_checked(closed_form: Path) -> None:
-    for case in golden.CASES:
-        assert golden.check(closed_form / case, golden.closed_form_engines()) == 0.0
-    command = [sys.executable, "-m", "flowblending.runtime.golden", "--check", str(closed_form)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert len(result.stdout.splitlines()) == len(golden.CASES)
+    for case in CASES:
+        assert golden.check(closed_form / case, engines(), bundle_id()) == 0.0
+    result = golden_command("--check", closed_form)
+    assert len(result.stdout.splitlines()) == len(CASES)
 
 
 def test_a_changed_vector_is_named(tmp_path: Path) -> None:
@@ -142,7 +142,43 @@ def test_a_changed_vector_is_named(tmp_path: Path) -> None:
     trace[2, 0, 0, 0, 0, 0] += 1e-3
     np.save(case / "trace.npy", trace)
     with pytest.raises(FlowBlendingError, match=r"slot latents differs by .* after instruction 2,"):
-        golden.check(case, golden.closed_form_engines())
+        golden.check(case, engines(), bundle_id())
+
+
+def golden_command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flowblending.runtime.golden", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_mistakes_with_golden_vectors_are_one_sentence(tmp_path: Path) -> None:
+    folder = tmp_path / "closed"
+    golden.write_closed_form(folder)
+    (folder / "unipc-two-calls/trace.npy").write_bytes(b"\x93NUMPY")
+    (folder / "euler-no-guidance/golden.json").write_text("{")
+    case = folder / "dpm-one-call"
+    listing = json.loads((case / "golden.json").read_text())
+    (case / "golden.json").write_text(json.dumps({**listing, "trace": "none.npy"}))
+    program = json.loads((case / "program.json").read_text())
+    other = tmp_path / "other"
+    golden.write_closed_form(other)
+    (other / "dpm-one-call/program.json").write_text(json.dumps({**program, "bundle": "another"}))
+    (tmp_path / "file").write_text("")
+    for arguments, message in (
+        (("--check", folder / "unipc-two-calls"), "unipc-two-calls is damaged ("),
+        (("--check", folder / "euler-no-guidance"), "euler-no-guidance is damaged ("),
+        (("--check", case), "none.npy"),
+        (("--check", other / "dpm-one-call"), "was written for bundle another, but this is"),
+        (("--check", tmp_path / "none"), "holds no golden.json"),
+        (("--out", folder), "exists already; name a new folder"),
+        (("--out", tmp_path / "file" / "x"), "Cannot write "),
+        (("--out", tmp_path / "new", "--bundle", tmp_path / "none"), "is no bundle"),
+    ):
+        result = golden_command(*arguments)
+        assert result.returncode == 1
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("error: ")
+        assert message in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "file", "other"]
 
 
 def test_tensor_files_are_safetensors(tmp_path: Path) -> None:
@@ -159,8 +195,9 @@ def test_tensor_files_are_safetensors(tmp_path: Path) -> None:
     for name, array in arrays.items():
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
-    with pytest.raises(FlowBlendingError, match=r"Cannot write .*name a file"):
-        write_tensors(tmp_path / "none/x.safetensors", arrays)
+    for path in (tmp_path / "none/x.safetensors", Path(), tmp_path):
+        with pytest.raises(FlowBlendingError, match=r"Cannot write .*name a file"):
+            write_tensors(path, arrays)
 
 
 @pytest.mark.slow
@@ -180,6 +217,12 @@ def test_fb_run_writes_program_and_inputs(build: Build, tmp_path: Path) -> None:
     assert found["latents"].shape == (1, *bundle.manifest.geometry.latent_shape)
     assert {"cond.text", "uncond.text"} <= found.keys()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["i.safetensors", "p.json"]
+    for emit in ("--emit-program", "--emit-inputs"):
+        result = fb_run("--prompt", "a cat", emit, bundle.folder / "x.json")
+        assert (result.returncode, "lies in the bundle" in result.stderr) == (2, True)
+    result = fb_run("--prompt", "a cat", "--emit-program", tmp_path / "x", "--emit-inputs", tmp_path / "x")
+    assert (result.returncode, "give two files" in result.stderr) == (2, True)
+    assert not (tmp_path / "x").exists()
     result = fb_run("--emit-inputs", inputs)
     assert result.returncode == 2
     assert "Give either --prompt TEXT" in result.stderr

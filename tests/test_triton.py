@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import importlib.util
 import io
 import itertools
 import json
@@ -37,6 +38,7 @@ from flowblending.runtime.triton.repository import model_names, plan_models, vid
 from flowblending.runtime.triton.request import read_request
 from tests import manifests
 from tests.conftest import Build
+from tests.required import unavailable
 from tests.triton_server import TritonServer, Unavailable, install, serve
 
 pytestmark = pytest.mark.embedding
@@ -320,7 +322,7 @@ def test_a_server_that_ends_without_a_result() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """A server whose models are ``wan``, ``queued`` (with a queue policy), ``taller`` (another geometry) and plans."""
+    """A server whose models are ``wan``, ``queued`` (with a queue policy), ``taller`` (a larger geometry) and plans."""
 
     server: TritonServer
     repository: Path
@@ -344,13 +346,14 @@ def floats(array: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def served(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    pytest.importorskip("tritonclient.grpc", reason="tritonclient is not installed: flowblending[client]")
+    if importlib.util.find_spec("tritonclient") is None:
+        unavailable("tritonclient is not installed; install flowblending[client].")
     try:
         environment = install()
     except Unavailable as error:
-        pytest.skip(str(error))
+        unavailable(str(error))
     scratch = tmp_path_factory.mktemp("triton")
-    bundle, taller = build("wan"), build("wan", size="48x64")
+    bundle, taller = build("wan"), build("wan", size="192x256", frames=33)
     models = scratch / "models"
     result = program(EXPORT, bundle.folder, taller.folder, "--name=wan", "--name=taller", "--out", models)
     assert result.returncode == 0, result.stderr
@@ -370,9 +373,11 @@ def reference(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Array
     folder = tmp_path_factory.mktemp("reference")
     options = ("--prompt", PROMPT, "--steps", 3, "--seed", 5, "--guidance", 4.1, "--device", "cpu")
     files = ("--out", folder / "frames.npy", "--save-latents", folder / "latents.npy")
-    result = program(RUN, served.bundle.folder, *options, *files)
-    assert result.returncode == 0, result.stderr
-    return {name: np.load(folder / f"{name}.npy") for name in ("frames", "latents")}
+    for out in (files, ("--out", folder / "video.mp4"), ("--out", folder / "given.mp4", "--latents", files[-1])):
+        result = program(RUN, served.bundle.folder, *options, *out)
+        assert result.returncode == 0, result.stderr
+    videos = {name: np.frombuffer((folder / f"{name}.mp4").read_bytes(), np.uint8) for name in ("video", "given")}
+    return videos | {name: np.load(folder / f"{name}.npy") for name in ("frames", "latents")}
 
 
 @pytest.mark.slow
@@ -395,6 +400,9 @@ def test_grpc_tells_of_every_step_and_gives_what_fb_run_gives(served: Served, re
     with av.open(io.BytesIO(last["video"][0]), "r") as video:
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
         assert json.loads(video.metadata["comment"])["prompt"] == PROMPT
+    assert last["video"][0] == reference["video"].tobytes()
+    (*_, last) = served.ask("wan", {**SHORT, "latents": reference["latents"]})
+    assert last["video"][0] == reference["given"].tobytes()
     assert frames.shape == reference["frames"].shape
     assert np.abs(frames.astype(int) - reference["frames"]).mean() < 20
 
@@ -500,9 +508,9 @@ def loaded(served: Served, model: str) -> Iterator[None]:
 @pytest.mark.slow
 def test_another_geometry_is_another_model(served: Served) -> None:
     with loaded(served, "taller"):
-        assert served.latents("taller").shape == (1, *served.taller.manifest.geometry.latent_shape) == (1, 16, 3, 8, 6)
-        (*_, last) = served.ask("taller", {**SHORT, "result": "frames"})
-        assert last["frames"].shape == (9, 64, 48, 3)
+        (*_, last) = served.ask("taller", {**SHORT, "result": np.array([b"latents", b"frames"], np.object_)})
+        assert last["latents"].shape == (1, *served.taller.manifest.geometry.latent_shape) == (1, 16, 9, 32, 24)
+        assert last["frames"].shape == (33, 256, 192, 3)
 
 
 @pytest.mark.slow
@@ -544,19 +552,21 @@ def test_the_queue_has_an_end_an_order_and_a_limit_of_time(served: Served) -> No
 
 @pytest.mark.slow
 def test_a_killed_model_is_an_error_and_heals(served: Served) -> None:
-    before = served.latents()
+    """Killed while it computes, where long steps keep it: amid a message to Triton it may take the server with it."""
     with loaded(served, "taller"):
-        (stub,) = served.server.stubs("wan")
-        answers = served.ask("wan", LONG)
-        next(answers)
+        before = served.latents("taller")
+        (stub,) = served.server.stubs("taller")
+        answers = served.ask("taller", LONG)
+        step = next(answers)
+        time.sleep(float(step["seconds"][0]) / 2)
         os.kill(stub, signal.SIGKILL)
-        for failing in (lambda: list(answers), served.latents):
+        for failing in (lambda: list(answers), lambda: served.latents("taller")):
             with pytest.raises(FlowBlendingError, match="the model's process has died; unload the model and load it"):
                 failing()
-        assert served.latents("taller").shape == (1, 16, 3, 8, 6)
-        served.server.unload("wan")
-        served.server.load("wan")
-        np.testing.assert_array_equal(served.latents(), before)
+        assert served.latents("wan").shape == (1, 16, 3, 6, 4)
+        served.server.unload("taller")
+        served.server.load("taller")
+        np.testing.assert_array_equal(served.latents("taller"), before)
 
 
 def resident(process: int) -> int:
@@ -644,7 +654,10 @@ def test_the_client_fails_in_one_sentence(served: Served, tmp_path: Path) -> Non
         ((*where, *out, "--timeout", "nan"), 2, "timeout nan were given"),
         ((*where, *out, "--seed", 2**70), 2, "was given to --seed, but it must fit in int64"),
         ((*where, *out, "--latents", tmp_path / "no.npy"), 1, "Cannot read latents"),
-        ((*where, "--out", tmp_path / "x.gif"), 2, "Cannot save a video as x.gif"),
+        ((*where, "--out", tmp_path / "x.gif"), 2, "x.gif; use .mp4 or .npy"),
+        ((*where, "--out", tmp_path), 2, "Cannot save a video as"),
+        ((*where, *out, "--save-latents", tmp_path / "x.mp4"), 2, "Cannot save latents as"),
+        ((*where, "--out", tmp_path / "x.npy", "--save-latents", tmp_path / "x.npy"), 2, "give two files"),
     ]
     for arguments, code, message in cases:
         result = program(CLIENT, *arguments)

@@ -74,6 +74,12 @@ def test_a_worker_that_is_alone_gets_its_own_task_again(tmp_path: Path) -> None:
     assert console.lines[-2:] == ["warning: line 2 failed: The schedule is empty.", "1 made, 0 skipped, 1 failed"]
 
 
+def test_a_line_that_is_there_twice_is_made_once(tmp_path: Path) -> None:
+    todo, console = batch(tmp_path, ["a", "b", "a"])
+    assert todo.unfinished == 2
+    assert console.lines[0].endswith(".mp4: line 3 is line 1 again, skipped")
+
+
 def test_what_nobody_could_make_is_reported(tmp_path: Path) -> None:
     todo, console = batch(tmp_path, ["a", "b"])
     assert todo.finish() == 1
@@ -180,7 +186,19 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-LONG = '{"prompt": "forever", "steps": 20000, "solver": "euler"}\n'
+LONG = '{"prompt": "forever", "steps": 1000, "solver": "euler"}\n'
+"""A line that takes longer than its test, on a bundle of a larger size."""
+
+
+@pytest.fixture
+def slow(build: Build) -> Path:
+    """The engines of ``build("wan")`` for larger videos: a step takes ten times as long."""
+    return build("wan", size="128x96", frames=33).folder
+
+
+def prompts(folder: Path) -> list[str]:
+    """The first words of the videos' names, which are their prompts."""
+    return sorted(name.partition("-")[0] for name in os.listdir(folder))
 
 
 @pytest.mark.slow
@@ -194,7 +212,7 @@ def test_a_worker_killed_in_the_middle_is_replaced_and_its_prompt_made(build: Bu
     assert process.returncode == 1  # for the line that is broken
     assert "crashed (killed by SIGKILL); the prompt is tried once again" in errors
     assert "3 made, 0 skipped, 1 failed" in errors
-    assert sorted(name[:4] for name in os.listdir(tmp_path / "out")) == ["0001", "0002", "0003"]
+    assert prompts(tmp_path / "out") == ["one", "three", "two"]
     # A later run skips them; and shards see the same names.
     for shard, outcome in (("1/2", "0 made, 2 skipped, 0 failed"), ("2/2", "0 made, 1 skipped, 1 failed")):
         process = fb_run(*arguments, "--steps", 250, "--workers", 2, "--shard", shard)
@@ -202,24 +220,24 @@ def test_a_worker_killed_in_the_middle_is_replaced_and_its_prompt_made(build: Bu
 
 
 @pytest.mark.slow
-def test_a_prompt_that_always_kills_its_worker_is_reported_and_the_rest_finish(build: Build, tmp_path: Path) -> None:
+def test_a_prompt_that_always_kills_its_worker_is_reported_and_the_rest_finish(slow: Path, tmp_path: Path) -> None:
     (tmp_path / "prompts").write_text(f"one\n{LONG}two\nthree\n")
-    arguments = (build("wan").folder, "--prompts", tmp_path / "prompts", "--out", tmp_path / "out", "--device", "cpu")
-    process = fb_run(*arguments, "--steps", 2, "--workers", 2, "--threads", 1, seconds=6)
+    arguments = (slow, "--prompts", tmp_path / "prompts", "--out", tmp_path / "out", "--device", "cpu")
+    process = fb_run(*arguments, "--steps", 2, "--workers", 2, "--threads", 1, seconds=4)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
     assert "line 2: worker" in errors
     assert "line 2 failed: worker" in errors
     assert "had before" in errors
     assert "3 made, 0 skipped, 1 failed" in errors
-    assert sorted(name[:4] for name in os.listdir(tmp_path / "out")) == ["0001", "0003", "0004"]
+    assert prompts(tmp_path / "out") == ["one", "three", "two"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("everyone", [True, False], ids=["terminal", "parent only"])
-def test_ctrl_c_ends_all_and_leaves_nothing_half_written(build: Build, tmp_path: Path, everyone: bool) -> None:
-    (tmp_path / "prompts").write_text(LONG * 2)
-    arguments = (build("wan").folder, "--prompts", tmp_path / "prompts", "--out", tmp_path / "out", "--device", "cpu")
+def test_ctrl_c_ends_all_and_leaves_nothing_half_written(slow: Path, tmp_path: Path, everyone: bool) -> None:
+    (tmp_path / "prompts").write_text(LONG + LONG.replace("forever", "and a day"))
+    arguments = (slow, "--prompts", tmp_path / "prompts", "--out", tmp_path / "out", "--device", "cpu")
     process = fb_run(*arguments, "--workers", 2)
     until(lambda: len(workers_of(process)) == 2 and all(working(pid) for pid in workers_of(process)))
     workers = workers_of(process)

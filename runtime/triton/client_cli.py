@@ -62,13 +62,16 @@ def run(arguments: argparse.Namespace) -> None:
     from contextlib import closing
 
     from flowblending.engine.console import Console
+    from flowblending.runtime.latents import npy_bytes
     from flowblending.runtime.triton.client import responses
     from flowblending.runtime.video import check_output
 
     if arguments.out.suffix not in (".mp4", ".npy"):
-        raise UsageError(f"Cannot save a video as {arguments.out.name}; use .mp4 or .npy.")
+        raise UsageError(f"Cannot save a video as {arguments.out}; use .mp4 or .npy.")
     if arguments.save_latents is not None and arguments.save_latents.suffix != ".npy":
-        raise UsageError(f"Cannot save latents as {arguments.save_latents.name}; use .npy.")
+        raise UsageError(f"Cannot save latents as {arguments.save_latents}; use .npy.")
+    if arguments.save_latents is not None and arguments.out.resolve() == arguments.save_latents.resolve():
+        raise UsageError(f"--out and --save-latents both name {arguments.out}; give two files.")
     for path in filter(None, (arguments.out, arguments.save_latents)):
         check_output(path, width=2, height=2)  # the server knows the real size
     console = Console(quiet=arguments.quiet)
@@ -81,8 +84,8 @@ def run(arguments: argparse.Namespace) -> None:
     for warning in report["warnings"]:
         console.warn(warning)
     if arguments.save_latents is not None:
-        _save(arguments.save_latents, _npy(result["latents"]))
-    _save(arguments.out, result["video"][0] if arguments.out.suffix == ".mp4" else _npy(result["frames"]))
+        _save(arguments.save_latents, npy_bytes(result["latents"]))
+    _save(arguments.out, result["video"][0] if arguments.out.suffix == ".mp4" else npy_bytes(result["frames"]))
     console.log(f"{arguments.out}: {report['schedule']}, {report['seconds']['total']:.1f} s on the server")
 
 
@@ -143,24 +146,17 @@ def _number(name: str, value: float, kind: np.dtype[np.generic]) -> npt.NDArray[
 def _latents(path: Path) -> npt.NDArray[np.float32]:
     import numpy as np
 
-    try:
-        return np.asarray(np.load(path, allow_pickle=False), np.float32)
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise FlowBlendingError(f"Cannot read latents from {path} ({error}); give a .npy file of numbers.") from None
+    from flowblending.runtime.latents import read_latents
 
-
-def _npy(array: npt.NDArray[np.generic]) -> bytes:
-    import io
-
-    import numpy as np
-
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
+    content = read_latents(path)
+    if content.dtype.kind != "f":
+        raise UsageError(f"{path} holds {content.dtype}, but float32 was expected; convert it.")
+    with np.errstate(over="ignore"):  # the model refuses infinite numbers
+        return np.asarray(content, np.float32)
 
 
 def _save(path: Path, content: bytes) -> None:
-    from flowblending.runtime.program_file import write_whole
+    from flowblending.runtime.whole_file import write_whole
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

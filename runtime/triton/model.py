@@ -19,6 +19,7 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.bundle import open_bundle
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.place import open_device
+from flowblending.runtime.scratch import sweep_scratch
 from flowblending.runtime.triton.environment import check_numpy, show_one_gpu
 from flowblending.runtime.triton.request import Arrays
 from flowblending.runtime.triton.signature import BUNDLE_FOLDER, DEVICE, THREADS
@@ -41,6 +42,7 @@ class VideoModel:
             check_numpy(Path("/proc/self/exe"), np.__version__)
             if arguments["model_instance_kind"] == "GPU":
                 show_one_gpu(int(arguments["model_instance_device_id"]), os.environ)
+            sweep_scratch()
             folder = Path(arguments["model_repository"], arguments["model_version"], BUNDLE_FOLDER)
             bundle = open_bundle(folder)
             bundle.verify()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -21,9 +20,10 @@ from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program import Program
 from flowblending.runtime.sampler import AHEAD, SampleResult, StepEvent
+from flowblending.runtime.scratch import scratch
 from flowblending.runtime.triton.request import Arrays, Request, read_request
 from flowblending.runtime.triton.signature import FRAMES, LATENTS, MP4, MP4_BASE64
-from flowblending.runtime.video import VideoWriter, open_writer
+from flowblending.runtime.video import Metadata, VideoWriter, open_writer
 
 _VIDEO = "video.mp4"
 _FRAMES = "frames.npy"
@@ -63,21 +63,23 @@ def answer(pipeline: Pipeline, arrays: Arrays, respond: Respond, cancelled: Call
         if request.progress:
             respond(_step(event))
 
-    with clock.measure("total"), tempfile.TemporaryDirectory(prefix="flowblending-") as folder:
+    with clock.measure("total"), scratch() as folder:
         noise = TorchNormal(request.job.seed)
-        latents = pipeline.noise(noise) if request.latents is None else pipeline.check_latents(request.latents)
+        given = None if request.latents is None else pipeline.check_latents(request.latents)
+        initial = pipeline.noise(noise) if given is None else given
+        metadata = video_metadata(pipeline, request.job, program, given)
         # Opened before the long work, so that what keeps a video from being written is known before it.
-        with _writers(pipeline, request, program, Path(folder)) as writers:
+        with _writers(pipeline, request, metadata, Path(folder)) as writers:
             with clock.measure(TEXT_ENCODER):
                 conditions = pipeline.encode(request.job, program, warnings.append)
-            sample = _sample(pipeline, program, latents, conditions, on_step)
+            sample = _sample(pipeline, program, initial, conditions, on_step)
             for frames in clock.timed(VAE, pipeline.decode(sample.latents, noise)) if writers else ():
                 _stop_if(cancelled)
                 for writer in writers:
                     writer.write(frames)
         result = _result(pipeline, request, sample, Path(folder))
     clock.seconds |= sample.model_seconds
-    report = {**video_metadata(pipeline, request.job, program), "seconds": clock.seconds, "warnings": warnings}
+    report = {**metadata, "seconds": clock.seconds, "warnings": warnings}
     respond({**result, "report": _string(json.dumps(report))}, last=True)
 
 
@@ -114,7 +116,7 @@ def _step(event: StepEvent) -> Arrays:
 
 
 @contextmanager
-def _writers(pipeline: Pipeline, request: Request, program: Program, folder: Path) -> Iterator[list[VideoWriter]]:
+def _writers(pipeline: Pipeline, request: Request, metadata: Metadata, folder: Path) -> Iterator[list[VideoWriter]]:
     """What takes the decoded frames: none where only the latents were asked for."""
     names = []
     if {MP4, MP4_BASE64} & set(request.results):
@@ -130,7 +132,7 @@ def _writers(pipeline: Pipeline, request: Request, program: Program, folder: Pat
                     width=geometry.width,
                     height=geometry.height,
                     frame_rate=pipeline.frame_rate(request.job),
-                    metadata=video_metadata(pipeline, request.job, program),
+                    metadata=metadata,
                 )
             )
             for name in names

@@ -36,11 +36,14 @@ void verify_file(const Manifest& manifest, const File& file, Verify verify) {
 }  // namespace
 
 std::string read_file(const std::string& path, std::int64_t limit) {
-  std::ifstream stream(path, std::ios::binary | std::ios::ate);
-  const std::int64_t size = stream ? static_cast<std::int64_t>(stream.tellg()) : -1;
+  struct stat status{};  // a folder can be opened, and a pipe would be waited for
+  const bool regular = stat(path.c_str(), &status) == 0 && S_ISREG(status.st_mode);
+  std::ifstream stream;
+  if (regular) stream.open(path, std::ios::binary | std::ios::ate);
+  const std::int64_t size = stream.is_open() ? static_cast<std::int64_t>(stream.tellg()) : -1;
   if (size < 0 || size > limit) {
     fail(Code::bad_file, path,
-         size < 0 ? " cannot be read; check that it is there and may be read."
+         size < 0 ? " cannot be read; name a file that is there and may be read."
                   : " is far too large for what it should be; give another file.");
   }
   std::string content(static_cast<std::size_t>(size), '\0');

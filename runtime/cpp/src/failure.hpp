@@ -41,19 +41,28 @@ std::string brackets(const Sizes& sizes) {
   return sizes.empty() ? "[]" : text.str() + "]";
 }
 
+// A status, without its message where even that finds no memory.
+inline Status told(Code code, const char* before, const char* reason = "", const char* after = "") noexcept {
+  try {
+    return Status(code, std::string(before) + reason + after);
+  } catch (...) {
+    return Status(code, std::string());
+  }
+}
+
 template <typename Action>
 Status guarded(Action&& action) noexcept {
   try {
     std::forward<Action>(action)();
     return Status();
   } catch (const Failure& failure) {
-    return Status(failure.code(), failure.what());
+    return told(failure.code(), failure.what());
   } catch (const std::bad_alloc&) {
-    return Status(Code::unavailable, "There is not enough memory; stop other programs, or use a smaller size.");
+    return told(Code::unavailable, "There is not enough memory; stop other programs, or use a smaller size.");
   } catch (const std::exception& error) {
-    return Status(Code::failed, std::string("An unexpected error occurred (") + error.what() + "); report it.");
+    return told(Code::failed, "An unexpected error occurred (", error.what(), "); report it.");
   } catch (...) {
-    return Status(Code::failed, "An unknown error occurred, perhaps thrown by the progress callback; report it.");
+    return told(Code::failed, "An unknown error occurred, perhaps thrown by the progress callback; report it.");
   }
 }
 

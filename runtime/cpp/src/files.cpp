@@ -74,7 +74,7 @@ std::string value_of(const std::string& header, const std::string& key, const ch
   const std::size_t found = header.find("'" + key + "': ");
   const std::size_t from = found == std::string::npos ? found : found + key.size() + 4;
   const std::size_t to = from == std::string::npos ? from : header.find_first_of(end, from);
-  if (to == std::string::npos)
+  if (to == std::string::npos || to == from)
     fail(Code::bad_file, path, " is a .npy file without a ", key, "; write it with numpy.save.");
   return header.substr(from, to - from);
 }

@@ -172,10 +172,27 @@ static void files(const std::string& scratch) {
   auto array = fb::read_npy(npy);
   expect(array.ok() && array->shape == std::vector<std::int64_t>{2, 3} && array->floats()[5] == 6, "and read again");
   refused(fb::write_npy(scratch + "/none/a.npy", values, {6}), fb::Code::bad_file, "Cannot write");
-  for (const char* text :
-       {"", "\x93NUMPY", "\x93NUMPY\x01\x00\xff\xff{'descr': '<f4'", "\x93NUMPY\x01\x00\x02\x00{}      "}) {
+  refused(fb::read_npy(scratch).status(), fb::Code::bad_file, "cannot be read");
+  const auto npy_of = [&](const std::string& header, std::size_t length, const std::string& data) {
+    write(npy, std::string("\x93NUMPY\x01\x00", 8) + static_cast<char>(length) + '\0' + header + data);
+    return fb::read_npy(npy);
+  };
+  const auto refused_npy = [&](const std::string& header, const char* words) {
+    refused(npy_of(header, header.size(), "12345678").status(), fb::Code::bad_file, words);
+  };
+  const std::string good_header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }";
+  expect(npy_of(good_header, good_header.size(), "12345678").ok(), "a .npy is read");
+  refused(npy_of(good_header, good_header.size() + 9, "12345678").status(), fb::Code::bad_file, "ends inside its header");
+  refused(npy_of(good_header, good_header.size(), "1234567").status(), fb::Code::bad_file, "does not have the size");
+  refused_npy("{}", "without a descr");
+  refused_npy("{'descr': , 'fortran_order': False, 'shape': (2,), }", "without a descr");
+  refused_npy("{'descr': '<f8', 'fortran_order': False, 'shape': (1,), }", "is not float32");
+  refused_npy("{'descr': '<f4', 'fortran_order': True, 'shape': (2,), }", "is not float32");
+  refused_npy("{'descr': '<f4', 'fortran_order': False, 'shape': ), }", "without a shape");
+  refused_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (x,), }", "damaged shape");
+  for (const char* text : {"", "\x93NUMPY", "{}"}) {
     write(npy, text);
-    expect(!fb::read_npy(npy).ok(), "a damaged .npy is refused");
+    refused(fb::read_npy(npy).status(), fb::Code::bad_file, "is no .npy file");
   }
   const auto tensors_of = [&](const std::string& header, const std::string& data) {
     std::string text(8, '\0');

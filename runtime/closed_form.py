@@ -1,0 +1,165 @@
+"""A bundle whose engines are formulas: every interpreter can run it, and its golden vectors need no model.
+
+It holds as much of a manifest as a sampler reads. Only interpreters under test have the back end ``fake``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import flowblending
+from flowblending.engine.function import Arrays, FunctionEngine
+from flowblending.engine.protocol import Engine
+from flowblending.export.spec import LARGE, SMALL, GraphSpec, Precision, SigmaGrid, TensorSpec
+from flowblending.runtime.compile import compile_program
+from flowblending.runtime.program import COND, UNCOND
+from flowblending.runtime.program_file import ProgramFile
+from flowblending.runtime.schedule import StageSchedule
+from flowblending.runtime.sigmas import sigma_grid
+
+LATENT = (4, 3, 2, 5)
+_TEXT_LENGTH, _TEXT_WIDTH = 3, 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedForm:
+    """An engine that is a formula: ``gain * latents + drift * timestep / 1000 + condition * sum of means``.
+
+    The last sum runs over the conditions, each with the mean of the row's own elements. Everything that does not
+    depend on the latents is summed in float64 and rounded once.
+    """
+
+    gain: float
+    drift: float
+    condition: float
+
+    def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """The velocity for a batch."""
+        batch = len(arrays["latents"])
+        shift = self.drift * arrays["timestep"].astype(np.float64) / 1000.0
+        for name, array in arrays.items():
+            if name not in ("latents", "timestep"):
+                rows = np.broadcast_to(array, (batch, *array.shape[1:])).reshape(batch, -1)
+                shift = shift + self.condition * rows.mean(axis=1, dtype=np.float64)
+        rounded = shift.astype(np.float32).reshape(-1, 1, 1, 1, 1)
+        return {"velocity": np.float32(self.gain) * arrays["latents"] + rounded}
+
+
+FORMS = {
+    LARGE: ClosedForm(gain=-0.9, drift=0.2, condition=0.05),
+    SMALL: ClosedForm(gain=-0.8, drift=0.1, condition=0.03),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A program for the formulas: ``batched`` takes both guidance branches in one call."""
+
+    schedule: str
+    solver: str
+    guidance: float
+    batched: bool
+
+    def program(self) -> ProgramFile:
+        """The case's program, bound to the formulas."""
+        steps = sum(int(stage[1:]) for stage in self.schedule.split())
+        program = compile_program(
+            schedule=StageSchedule.parse(self.schedule, steps, 0.4, 0.2),
+            solver=self.solver,
+            grid=sigma_grid(SigmaGrid(kind="shifted", shift=3.0), self.solver, steps, 30),
+            guidance=self.guidance,
+            batched=self.batched,
+        )
+        specs = {name: _spec(name) for name in FORMS}
+        return ProgramFile.of(program, bundle=bundle_id(), latent_shape=LATENT, specs=specs)
+
+    def conditions(self, random: np.random.Generator) -> dict[str, dict[str, npt.NDArray[Any]]]:
+        """Numbers for every condition of every branch."""
+        branches = [COND, UNCOND] if self.guidance > 1.0 else [COND]
+        return {branch: _conditions(random, length) for length, branch in enumerate(branches, start=1)}
+
+
+CASES = {
+    "unipc-two-calls": Case(schedule="L2 S3 L1", solver="unipc", guidance=5.0, batched=False),
+    "dpm-one-call": Case(schedule="L2 S2 L1", solver="dpm++", guidance=3.0, batched=True),
+    "euler-no-guidance": Case(schedule="L1 S1", solver="euler", guidance=1.0, batched=False),
+}
+
+
+def engines() -> dict[str, Engine]:
+    """The formulas as engines."""
+    return {name: FunctionEngine(_spec(name), form) for name, form in FORMS.items()}
+
+
+def bundle_id() -> str:
+    """The id of the bundle that `write_bundle` writes."""
+    components = {name: _component(name) for name in FORMS}
+    return hashlib.sha256(json.dumps(components, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_bundle(folder: Path) -> None:
+    """Write the formulas and a manifest into a new folder."""
+    folder.mkdir(parents=True)
+    manifest = {
+        "format": 1,
+        "id": bundle_id(),
+        "geometry": {"width": 40, "height": 16, "frames": 9, "latent_shape": LATENT},
+        "components": {name: _component(name) for name in FORMS},
+        "tokenizer": [],
+        "rebuild": ["python", "-m", "flowblending.runtime.golden", "--out", "DIR"],
+        "created_by": flowblending.__version__,
+    }
+    for name in FORMS:
+        (folder / f"{name}.json").write_bytes(_content(name))
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _content(name: str) -> bytes:
+    return (json.dumps(dataclasses.asdict(FORMS[name]), indent=1) + "\n").encode()
+
+
+def _component(name: str) -> Mapping[str, object]:
+    content = _content(name)
+    file = {"path": f"{name}.json", "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    return {
+        "spec": dataclasses.asdict(_spec(name)),
+        "backend": "fake",
+        "backend_version": "1",
+        "targets": [],
+        "files": [file],
+        "key": {},
+        "flops": None,
+    }
+
+
+def _spec(name: str) -> GraphSpec:
+    latent = ("batch", LATENT[0], "frames", "height", "width")
+    return GraphSpec(
+        name=name,
+        precision=Precision.FP32,
+        inputs=(
+            TensorSpec(name="latents", dtype="float32", shape=latent),
+            TensorSpec(name="timestep", dtype="float32", shape=("batch",)),
+            TensorSpec(name="text", dtype="float32", shape=("batch", _TEXT_LENGTH, _TEXT_WIDTH)),
+            TensorSpec(name="text_mask", dtype="int64", shape=("batch", _TEXT_LENGTH)),
+            TensorSpec(name="frame_rate", dtype="float32", shape=(1,)),
+        ),
+        outputs=(TensorSpec(name="velocity", dtype="float32", shape=latent),),
+    )
+
+
+def _conditions(random: np.random.Generator, length: int) -> dict[str, npt.NDArray[Any]]:
+    return {
+        "text": random.standard_normal((1, _TEXT_LENGTH, _TEXT_WIDTH)).astype(np.float32),
+        "text_mask": (np.arange(_TEXT_LENGTH)[None] < length).astype(np.int64),
+        "frame_rate": np.array([16.0], np.float32),
+    }
