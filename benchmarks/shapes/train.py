@@ -19,10 +19,11 @@ import time
 from pathlib import Path
 
 import torch
-from diffusers import LTXPipeline, LTXVideoTransformer3DModel
+from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
 from rich.progress import Progress
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import T5EncoderModel, T5Tokenizer
 
 from benchmarks.shapes import data, networks
 from benchmarks.shapes.encode import encode
@@ -50,7 +51,7 @@ class Plan:
 
 
 FULL = Plan(
-    vae=Recipe(steps=10_000, rate=1e-3),
+    vae=Recipe(steps=8000, rate=1e-3),
     text=Recipe(steps=5000, rate=2e-3),
     features=Recipe(steps=1200, rate=2e-3),
     large=Recipe(steps=8000, rate=1e-3),
@@ -65,6 +66,9 @@ SMOKE = Plan(
     small=Recipe(steps=5, rate=1e-3, warmup=2),
     clips=64,
 )
+
+
+FEATURES_FILE = "features.safetensors"
 
 
 class OutOfTimeError(Exception):
@@ -110,51 +114,95 @@ class Session:
         module.to(self.device).train()
 
 
-def train_all(session: Session) -> Path:
-    """Train everything and write the checkpoints; the folder they are in.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the two transformers share, trained."""
+
+    vae: AutoencoderKLLTXVideo
+    text_encoder: T5EncoderModel
+    tokenizer: T5Tokenizer
+    features: networks.FeatureNetwork
+
+
+def _feature_network() -> networks.FeatureNetwork:
+    return networks.FeatureNetwork(tuple(len(names) for names in data.ATTRIBUTES))
+
+
+def train_parts(session: Session) -> Parts:
+    """Train VAE, text encoder and feature network.
 
     Raises:
         OutOfTimeError: everything is saved, and the next call goes on there.
     """
     plan, seed = session.plan, session.seed
     torch.manual_seed(seed)
-    # All modules are made first, in one order, so that what they start from does not depend on where a run resumes.
-    vae, text_encoder = networks.vae(), networks.text_encoder()
+    # All are made first, in one order, so that what they start from does not depend on where a run resumes.
+    vae, text_encoder, features = networks.vae(), networks.text_encoder(), _feature_network()
     tokenizer = networks.tokenizer(caption(scene) for scene in data.scenes([TEXT, seed], plan.captions))
     text_model = TextModel(text_encoder, text_encoder.config.vocab_size)
-    feature_network = networks.FeatureNetwork(tuple(len(names) for names in data.ATTRIBUTES))
-    pair = {name: networks.transformer(name) for name in networks.TRANSFORMERS}
-    for module in (vae, text_model, feature_network, *pair.values()):
+    for module in (vae, text_model, features):
         session.new(module)
-
     vae_task = VaeTask(vae, plan.vae, seed)
     if session.compiled:
         vae_task.compile()
     session.train(vae_task)
     session.train(TextTask(text_model, tokenizer, plan.text, seed))
-    session.train(FeatureTask(feature_network, plan.features, seed))
-    file = session.work / "encoded.pt"
-    encoded = encode(vae, text_encoder, tokenizer, count=plan.clips, seed=seed, file=file, progress=session.progress)
-    for name, module in pair.items():
-        session.train(FlowTask(name, module, encoded, getattr(plan, name), seed))
-    pipeline = LTXPipeline(
-        scheduler=networks.scheduler(),
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        transformer=pair["large"],
+    session.train(FeatureTask(features, plan.features, seed))
+    return Parts(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, features=features)
+
+
+def load_parts(session: Session, folder: Path) -> Parts:
+    """The parts of checkpoints that were written before."""
+    features = _feature_network()
+    weights = load_file(folder / FEATURES_FILE)
+    features.load_state_dict({name: value.float() for name, value in weights.items()})
+    vae = AutoencoderKLLTXVideo.from_pretrained(folder / "large/vae", torch_dtype=torch.float32)
+    text_encoder = T5EncoderModel.from_pretrained(folder / "large/text_encoder", dtype=torch.float32)
+    for module in (vae, text_encoder, features):
+        module.to(session.device).eval().requires_grad_(False)
+    tokenizer = T5Tokenizer.from_pretrained(folder / "large/tokenizer")
+    return Parts(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, features=features)
+
+
+def train_pair(session: Session, parts: Parts) -> Path:
+    """Train both transformers and write all checkpoints; the folder they are in.
+
+    Raises:
+        OutOfTimeError: everything is saved, and the next call goes on there.
+    """
+    plan, seed = session.plan, session.seed
+    torch.manual_seed(seed)
+    pair = {name: networks.transformer(name) for name in networks.TRANSFORMERS}
+    encoded = encode(
+        parts.vae,
+        parts.text_encoder,
+        parts.tokenizer,
+        count=plan.clips,
+        seed=seed,
+        file=session.work / "encoded.pt",
+        progress=session.progress,
     )
-    return _write(session.work / "checkpoints", pipeline, pair["small"], feature_network)
+    for name, module in pair.items():
+        session.new(module)
+        session.train(FlowTask(name, module, encoded, getattr(plan, name), seed))
+    return _write(session.work / "checkpoints", parts, pair["large"], pair["small"])
 
 
-def _write(folder: Path, pipeline: LTXPipeline, small: LTXVideoTransformer3DModel, features: nn.Module) -> Path:
+def _write(folder: Path, parts: Parts, large: LTXVideoTransformer3DModel, small: LTXVideoTransformer3DModel) -> Path:
     """Everything in fp16, under a temporary name until it is whole."""
     unfinished = folder.with_suffix(".part")
     shutil.rmtree(unfinished, ignore_errors=True)
+    pipeline = LTXPipeline(
+        scheduler=networks.scheduler(),
+        vae=parts.vae,
+        text_encoder=parts.text_encoder,
+        tokenizer=parts.tokenizer,
+        transformer=large,
+    )
     pipeline.to(torch.float16).save_pretrained(unfinished / "large", safe_serialization=True)
     small.half().save_pretrained(unfinished / "small", safe_serialization=True)
-    weights = {name: value.half().contiguous() for name, value in features.state_dict().items()}
-    save_file(weights, unfinished / "features.safetensors")
+    weights = {name: value.half().contiguous() for name, value in parts.features.state_dict().items()}
+    save_file(weights, unfinished / FEATURES_FILE)
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
     return folder
@@ -168,6 +216,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="compile the VAE (needs a C++ compiler)")
+    parser.add_argument(
+        "--parts", type=Path, metavar="DIR", help="train the transformers alone; take the rest from these checkpoints"
+    )
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, to see that it runs")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -182,7 +233,8 @@ def main() -> int:
             progress=progress,
         )
         try:
-            folder = train_all(session)
+            parts = load_parts(session, arguments.parts) if arguments.parts else train_parts(session)
+            folder = train_pair(session, parts)
         except OutOfTimeError:
             print("Time is over; run the same command again to go on.", file=sys.stderr)
             return 3

@@ -1,0 +1,145 @@
+"""Prompts of the evaluation, and clips made of them by the runtime; no torch is needed here."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.shapes.adherence import Adherence, adherence
+from benchmarks.shapes.judge import read
+from benchmarks.shapes.scene import Scene, caption, draw
+from flowblending import FlowBlendingError
+from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.noise import TorchNormal
+from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.whole_file import check_target
+
+Clip = npt.NDArray[np.float32]
+"""[F, H, W, 3] in 0..1."""
+
+CHECKPOINTS = Path("benchmarks/shapes/checkpoints")
+"""Of the trained pair, from the repository's root."""
+FEATURES = "features.safetensors"
+SIZE, FRAMES = "64x64", 13
+FRAME_RATE = 8.0
+"""The size, length and rate that the pair is trained for, as in `benchmarks.shapes.networks`."""
+STEPS, GUIDANCE = 40, 3.0
+HELD_OUT = 4
+"""One prompt in so many names a combination that training never shows."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What is asked for.
+
+    Args:
+        scene: what the clip should show.
+        held_out: whether the first shape is a combination that training never shows.
+        seed: of the noise, which all schedules start from.
+    """
+
+    scene: Scene
+    held_out: bool
+    seed: int
+
+    @property
+    def text(self) -> str:
+        """The scene's caption."""
+        return caption(self.scene)
+
+    def job(self, options: Job) -> Job:
+        """The job of this prompt and noise with the other options of ``options``."""
+        return dataclasses.replace(options, prompt=self.text, seed=self.seed)
+
+    def judge(self, clip: Clip) -> Adherence:
+        """Which of the prompt's attributes a clip shows."""
+        return adherence(read(clip), self.scene)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Made:
+    """A clip and how long it took.
+
+    Args:
+        frames: the clip.
+        latents: [1, C, F, H, W], normalised.
+        loop: seconds of the sampling loop.
+        engines: seconds of the engine calls in it.
+        total: seconds from the prompt's text to the frames, with all engines loaded.
+    """
+
+    frames: Clip
+    latents: npt.NDArray[np.float32]
+    loop: float
+    engines: float
+    total: float
+
+
+def check_checkpoints(folder: Path, names: Sequence[str] = ("large", "small", FEATURES)) -> None:
+    """See that a folder is one that the training writes.
+
+    Raises:
+        FlowBlendingError: something is missing.
+    """
+    if missing := [name for name in names if not (folder / name).exists()]:
+        raise FlowBlendingError(
+            f"{folder} lacks {' and '.join(missing)}, which the trained pair consists of; give --checkpoints the "
+            "folder that benchmarks.shapes.train has written."
+        )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results, before the long run that they come from.
+
+    Raises:
+        FlowBlendingError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FlowBlendingError(f"Cannot make the folder {folder} ({error.strerror}); give another --out.") from None
+    check_target(folder / "result")
+
+
+def evaluation_scenes(key: Sequence[int], count: int) -> list[Scene]:
+    """Random scenes, the last quarter with held-out combinations; equal keys give equal scenes.
+
+    Args:
+        key: behind the 0 that `benchmarks.shapes.tasks` keeps for evaluation.
+        count: how many.
+    """
+    generator = np.random.default_rng([0, *key])
+    return [draw(generator, held_out=index >= count - count // HELD_OUT) for index in range(count)]
+
+
+def prompts(count: int, seed: int) -> list[Prompt]:
+    """The prompts of a run, each with noise of its own."""
+    scenes = evaluation_scenes([seed], count)
+    return [
+        Prompt(scene=scene, held_out=index >= count - count // HELD_OUT, seed=100_000 * seed + index)
+        for index, scene in enumerate(scenes)
+    ]
+
+
+def make(pipeline: Pipeline, job: Job) -> Made:
+    """Make one clip with a pipeline that stays open."""
+    start = time.perf_counter()
+    program = compile_job(job, pipeline.bundle.manifest)
+    generator = TorchNormal(job.seed)
+    noise = pipeline.noise(generator)
+    sample = pipeline.sample(program, noise, pipeline.encode(job, program, warnings.warn))
+    chunks = list(pipeline.decode(sample.latents, generator))
+    frames = np.clip(np.concatenate(chunks, axis=1).transpose(1, 2, 3, 0) / 2 + 0.5, 0, 1)
+    return Made(
+        frames=np.ascontiguousarray(frames),
+        latents=pipeline.device.download(sample.latents),
+        loop=sample.loop_seconds,
+        engines=sample.engine_seconds,
+        total=time.perf_counter() - start,
+    )
