@@ -10,8 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks.side_by_side import PROMPTS, ROUNDS, SCALE, SEED, VIDEOS, side_by_side, times, write_video
 from benchmarks.schedules.run import FRAME_RATE, Made, Prompt, prompts
+from benchmarks.side_by_side import PROMPTS, ROUNDS, SCALE, SEED, VIDEOS, side_by_side, times, write_video
 from tests.scenes import film
 
 ROOT = Path(__file__).parents[1]
