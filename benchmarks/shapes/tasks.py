@@ -55,7 +55,7 @@ class VaeTask:
     KL_WEIGHT = 1e-4
     SHORT, SHORT_BATCH, WHOLE_BATCH = 5, 16, 6
 
-    def __init__(self, module: AutoencoderKLLTXVideo, recipe: Recipe, seed: int, *, whole_from: float = 0.8) -> None:
+    def __init__(self, module: AutoencoderKLLTXVideo, recipe: Recipe, seed: int, *, whole_from: float = 0.6) -> None:
         self.module = module
         self.recipe = recipe
         self.seed = seed
