@@ -53,7 +53,7 @@ class Plan:
 FULL = Plan(
     vae=Recipe(steps=8000, rate=1e-3),
     text=Recipe(steps=2500, rate=2e-3),
-    features=Recipe(steps=1200, rate=2e-3),
+    features=Recipe(steps=4000, rate=2e-3),
     large=Recipe(steps=8000, rate=1e-3),
     small=Recipe(steps=8000, rate=1.5e-3),
     clips=24_000,
