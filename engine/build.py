@@ -140,13 +140,13 @@ class _Builder:
                 # ONNX Runtime's engines serve any size, but what a call costs depends on it.
                 path = self.folder / found.files[0].path
                 flops = self._flops(part.name, path) if found.backend == backends.ONNXRUNTIME else found.flops
-                return found.model_copy(update={"flops": flops})
+                return found.model_copy(update={"flops": flops, "architecture": part.architecture})
             self.console.log(f"{part.name}: rebuilt, {' and '.join(changed) or 'its files'} changed")
         work = self.folder / "export"
         work.mkdir()
         try:
             graph = self._export(part, precision, key["weights"], work)
-            component = self._compile(graph, key)
+            component = self._compile(graph, key, part.architecture)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         size = sum(file.bytes for file in component.files)
@@ -196,7 +196,7 @@ class _Builder:
         self.console.log(f"{part.name}: equals torch to {parity.relative:.1e} at {parity.shapes} shapes")
         return graph
 
-    def _compile(self, graph: ExportedGraph, key: Mapping[str, str]) -> Component:
+    def _compile(self, graph: ExportedGraph, key: Mapping[str, str], architecture: str | None) -> Component:
         name, backend = graph.spec.name, self.request.backend
         flops = self._flops(name, graph.onnx)
         with self.console.phase(f"{name}: compiling for {backend}") as report:
@@ -216,6 +216,7 @@ class _Builder:
             files=tuple(describe_file(self.folder, path) for path in files),
             key=dict(key),
             flops=flops,
+            architecture=architecture,
         )
 
     def _flops(self, name: str, onnx: Path) -> Flops | None:

@@ -58,6 +58,7 @@ class Component(_Frozen):
         files: the engine's own file first.
         key: everything that determines the engine (weights, graph, precision, shapes, back end, versions).
         flops: of one call, where they were counted.
+        architecture: of a transformer: its published name, if it is one of `flowblending.export.spec`'s.
     """
 
     spec: GraphSpec
@@ -67,6 +68,7 @@ class Component(_Frozen):
     files: tuple[BundleFile, ...] = Field(min_length=1)
     key: dict[str, str]
     flops: Flops | None = None
+    architecture: str | None = None
 
 
 class Geometry(_Frozen):

@@ -51,11 +51,13 @@ class Part:
         name: the component's name in the bundle.
         sources: files that determine the graph and its weights (configuration and weight files), for its key.
         load: reads the weights and builds the module in a precision; the memory is the caller's to release.
+        architecture: of a transformer: its published name, if `flowblending.export.spec` has one.
     """
 
     name: str
     sources: tuple[Path, ...]
     load: Callable[[Precision], Exportable]
+    architecture: str | None = None
 
 
 class Family(Protocol):

@@ -25,6 +25,10 @@ VAE = "vae"
 VAE_FIRST = "vae_first"
 VAE_NEXT = "vae_next"
 
+WAN_T2V_1_3B = "wan2.1-t2v-1.3b"
+WAN_T2V_14B = "wan2.1-t2v-14b"
+"""Published architectures of which more is published than their weights: constants of step caches."""
+
 
 class Precision(StrEnum):
     """The type of a graph's weights and matrix products. Inputs and outputs are fp32 in every precision."""

@@ -17,13 +17,16 @@ from flowblending.export.checkpoint import (
     vae_statistics,
 )
 from flowblending.export.family import Part
-from flowblending.export.spec import PipelineSpec, SigmaGrid
+from flowblending.export.spec import WAN_T2V_1_3B, WAN_T2V_14B, PipelineSpec, SigmaGrid
 from flowblending.export.text import text_encoder_part
 from flowblending.export.wan_transformer import load_transformer
 from flowblending.export.wan_vae import check_decoder, decoder_parts
 
 TEXT_LENGTH = 512
 """Tokens of a prompt: the default of WanPipeline, which pads every prompt to it and masks none in the transformer."""
+
+_ARCHITECTURES: Mapping[tuple[object, ...], str] = {(30, 12, 128): WAN_T2V_1_3B, (40, 40, 128): WAN_T2V_14B}
+"""By number of layers, number of heads, and width of a head."""
 
 _FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 _PLAIN = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
@@ -134,6 +137,9 @@ class Wan:
             name=name,
             sources=model_files(folder),
             load=lambda precision: load_transformer(folder, name, TEXT_LENGTH, precision),
+            architecture=_ARCHITECTURES.get(
+                (config.get("num_layers"), config.get("num_attention_heads"), config.get("attention_head_dim"))
+            ),
         )
 
     def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:

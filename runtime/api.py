@@ -123,6 +123,7 @@ class VideoSampler:
         batched_guidance: bool | None = None,
         solver: str | None = None,
         frame_rate: float | None = None,
+        cache: str = "off",
         noise: ForeignArray | None = None,
     ) -> Generation:
         """A video to be made; see `Generation`. None means the default of the bundle's family.
@@ -137,6 +138,7 @@ class VideoSampler:
             batched_guidance: both guidance branches in one call of the engine.
             solver: ``unipc``, ``dpm++`` or ``euler``.
             frame_rate: of the video, in frames per second.
+            cache: which engine calls to leave out, such as ``taylor:1`` or ``scm:slow+guidance:5``.
             noise: initial latents in place of the seed's, float32 [1, C, F, H, W]. They are read where they are, when
                 the video is made, and left as they are.
 
@@ -153,6 +155,7 @@ class VideoSampler:
             batched_guidance=batched_guidance,
             solver=solver,
             frame_rate=frame_rate,
+            cache=cache,
         )
         embeddings = {}
         for branch, text, name in ((COND, prompt, "prompt"), (UNCOND, negative_prompt, "negative prompt")):

@@ -63,6 +63,13 @@ def parser() -> argparse.ArgumentParser:
         help="run both guidance branches in one call, or one after the other (default: the family's)",
     )
     how.add_argument("--solver", choices=("unipc", "dpm++", "euler"), help="(default: the family's)")
+    how.add_argument(
+        "--cache",
+        default="off",
+        metavar="POLICY",
+        help="leave out engine calls: mask:1101... (a digit a step), scm:slow|medium|fast|ultra, interval:N, magcache, "
+        "each with +taylor:ORDER to extrapolate, and guidance:N for the unconditional branch (default: off)",
+    )
     where = parser.add_argument_group("what to write")
     where.add_argument(
         "--out",
@@ -189,6 +196,7 @@ def _job(arguments: argparse.Namespace) -> Job:
         batched_guidance=arguments.batched_guidance,
         solver=arguments.solver,
         frame_rate=arguments.frame_rate,
+        cache=arguments.cache,
     )
 
 

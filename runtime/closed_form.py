@@ -20,6 +20,7 @@ import flowblending
 from flowblending.engine.function import Arrays, FunctionEngine
 from flowblending.engine.protocol import Engine
 from flowblending.export.spec import LARGE, SMALL, GraphSpec, Precision, SigmaGrid, TensorSpec
+from flowblending.runtime.cache.parse import parse_cache
 from flowblending.runtime.compile import compile_program
 from flowblending.runtime.program import COND, UNCOND
 from flowblending.runtime.program_file import ProgramFile
@@ -68,6 +69,7 @@ class Case:
     solver: str
     guidance: float
     batched: bool
+    cache: str = "off"
 
     def program(self) -> ProgramFile:
         """The case's program, bound to the formulas."""
@@ -78,6 +80,7 @@ class Case:
             grid=sigma_grid(SigmaGrid(kind="shifted", shift=3.0), self.solver, steps, 30),
             guidance=self.guidance,
             batched=self.batched,
+            cache=parse_cache(self.cache),
         )
         specs = {name: _spec(name) for name in FORMS}
         return ProgramFile.of(program, bundle=bundle_id(), latent_shape=LATENT, specs=specs)
@@ -92,6 +95,12 @@ CASES = {
     "unipc-two-calls": Case(schedule="L2 S3 L1", solver="unipc", guidance=5.0, batched=False),
     "dpm-one-call": Case(schedule="L2 S2 L1", solver="dpm++", guidance=3.0, batched=True),
     "euler-no-guidance": Case(schedule="L1 S1", solver="euler", guidance=1.0, batched=False),
+    "unipc-taylor": Case(
+        schedule="L5 S4", solver="unipc", guidance=5.0, batched=False, cache="mask:111001100+taylor:2"
+    ),
+    "dpm-guidance-skip": Case(
+        schedule="L4 S3", solver="dpm++", guidance=3.0, batched=True, cache="mask:1101101+taylor:1+guidance:2,1001"
+    ),
 }
 
 

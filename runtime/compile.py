@@ -1,12 +1,14 @@
-"""From schedule, solver, noise levels and guidance to a sampling program."""
+"""From schedule, solver, noise levels, guidance and step caches to a sampling program."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 from flowblending import UsageError
-from flowblending.runtime.combination import Combination, slot
-from flowblending.runtime.program import COND, UNCOND, VELOCITY, Program, Run, Step
+from flowblending.runtime.cache.policy import Outline, StepCache, decide
+from flowblending.runtime.cache.velocity import velocities
+from flowblending.runtime.program import Program, Step
 from flowblending.runtime.schedule import StageSchedule
 from flowblending.runtime.sigmas import Grid
 from flowblending.runtime.solver import solve
@@ -20,6 +22,8 @@ def compile_program(
     guidance: float,
     batched: bool,
     restart_at_switch: bool = False,
+    cache: Sequence[StepCache] = (),
+    architectures: Mapping[str, str | None] | None = None,
 ) -> Program:
     """Compile a trajectory.
 
@@ -33,17 +37,23 @@ def compile_program(
             two calls, as WanPipeline does.
         restart_at_switch: forget a multistep solver's history whenever the model changes, instead of mixing the
             clean estimates of both models.
+        cache: policies that leave out engine calls; see `flowblending.runtime.cache`.
+        architectures: published names of the models, for caches with constants of their own.
 
     Raises:
-        UsageError: ``guidance`` is not finite, or the solver is unknown.
+        UsageError: ``guidance`` is not finite, the solver is unknown, or a cache does not fit the run.
         ValueError: schedule and grid have different numbers of steps.
     """
     if not math.isfinite(guidance):
         raise UsageError(f"The guidance scale is {guidance}, but a finite number was expected; give one such as 5.")
+    outline = Outline(
+        schedule=schedule, timesteps=grid.timesteps, guided=guidance > 1.0, architectures=architectures or {}
+    )
+    calls = velocities(schedule, decide(cache, outline), guidance=guidance, batched=batched)
     updates = solve(
         solver,
         grid.sigmas,
-        velocity=_velocity(guidance),
+        velocities=[each.velocity for each in calls],
         restarts=schedule.switches if restart_at_switch else frozenset(),
     )
     return Program(
@@ -51,24 +61,9 @@ def compile_program(
         solver=solver,
         guidance=guidance,
         steps=tuple(
-            Step(model=model, timestep=timestep, sigma=sigma, instructions=(*_runs(model, guidance, batched), *update))
-            for model, timestep, sigma, update in zip(
-                schedule.models, grid.timesteps, grid.sigmas[:-1], updates, strict=True
+            Step(model=model, timestep=timestep, sigma=sigma, instructions=(*each.runs, *update))
+            for model, timestep, sigma, each, update in zip(
+                schedule.models, grid.timesteps, grid.sigmas[:-1], calls, updates, strict=True
             )
         ),
     )
-
-
-def _velocity(guidance: float) -> Combination:
-    """Guidance as a sum of slots: it becomes part of the solver's instructions, and costs no pass of its own."""
-    if guidance > 1.0:
-        return guidance * slot(COND) + (1.0 - guidance) * slot(UNCOND)
-    return slot(VELOCITY)
-
-
-def _runs(model: str, guidance: float, batched: bool) -> tuple[Run, ...]:
-    if guidance <= 1.0:
-        return (Run(model=model, branches=(COND,), out=(VELOCITY,)),)
-    if batched:
-        return (Run(model=model, branches=(UNCOND, COND), out=(UNCOND, COND)),)
-    return tuple(Run(model=model, branches=(branch,), out=(branch,)) for branch in (COND, UNCOND))

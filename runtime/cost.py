@@ -21,13 +21,15 @@ class Cost:
 
     Attributes:
         calls: of each model, one per guidance branch and step.
+        skipped: calls that a step cache leaves out, by the model of their step.
         flops: of all calls, counted from the exported graphs.
-        flops_all_large: of the same steps with the large model only.
+        flops_all_large: of the same steps with the large model only, and every call made.
         engine_bytes: size of the engines that the run loads.
         slot_bytes: latent-sized buffers of the program.
     """
 
     calls: Mapping[str, int]
+    skipped: Mapping[str, int]
     flops: int
     flops_all_large: int
     engine_bytes: int
@@ -42,6 +44,8 @@ class Cost:
 def cost_of(program: Program, manifest: Manifest) -> Cost:
     """Count a program's cost from the manifest, without loading an engine."""
     calls = {model: program.calls(model) for model in (LARGE, SMALL)}
+    branches = len(program.branches())
+    skipped = {model: branches * sum(step.model == model for step in program.steps) - calls[model] for model in calls}
     per_call = {model: _flops(manifest, model) for model in calls}
     loaded = [component for name, component in manifest.components.items() if name not in calls or calls[name] > 0]
     latent_bytes = 4
@@ -49,8 +53,9 @@ def cost_of(program: Program, manifest: Manifest) -> Cost:
         latent_bytes *= size
     return Cost(
         calls=calls,
+        skipped=skipped,
         flops=sum(calls[model] * per_call[model] for model in calls),
-        flops_all_large=sum(calls.values()) * per_call[LARGE],
+        flops_all_large=(sum(calls.values()) + sum(skipped.values())) * per_call[LARGE],
         engine_bytes=sum(file.bytes for component in loaded for file in component.files),
         slot_bytes=len(program.slots()) * latent_bytes,
     )

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from flowblending.engine.console import Console
 from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, VAE
+from flowblending.runtime.cache.parse import OFF
 from flowblending.runtime.cost import Timings
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.latents import save_latents
@@ -183,6 +184,7 @@ def video_metadata(
         "solver": program.solver,
         "guidance": f"{program.guidance:g}",
         "bundle": pipeline.bundle.manifest.id,
+        **({} if job.cache == OFF else {"cache": job.cache}),
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.manifest import Manifest
+from flowblending.runtime.cache.parse import parse_cache
 from flowblending.runtime.compile import compile_program
 from flowblending.runtime.program import Program
 from flowblending.runtime.schedule import StageSchedule
@@ -31,6 +32,7 @@ class Job:
         batched_guidance: both guidance branches in one call of the engine.
         solver: ``unipc``, ``dpm++`` or ``euler``.
         frame_rate: of the video, in frames per second.
+        cache: which engine calls to leave out, such as ``taylor:1``; see `flowblending.runtime.cache`.
     """
 
     prompt: str
@@ -42,6 +44,7 @@ class Job:
     batched_guidance: bool | None = None
     solver: str | None = None
     frame_rate: float | None = None
+    cache: str = "off"
 
     def file_stem(self, bundle_id: str) -> str:
         """A readable file name for the job's video on a bundle: the same for the same video, else another."""
@@ -55,7 +58,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
     """The sampling program of a job on a bundle; runs nothing.
 
     Raises:
-        UsageError: steps, schedule, solver or guidance that make no program.
+        UsageError: steps, schedule, solver, guidance or cache that make no program.
     """
     pipeline = manifest.pipeline
     steps = pipeline.steps if job.steps is None else job.steps
@@ -73,6 +76,8 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
         grid=sigma_grid(pipeline.grid, solver, steps, tokens),
         guidance=pipeline.guidance if job.guidance is None else job.guidance,
         batched=pipeline.batched_guidance if job.batched_guidance is None else job.batched_guidance,
+        cache=parse_cache(job.cache),
+        architectures={name: component.architecture for name, component in manifest.components.items()},
     )
 
 

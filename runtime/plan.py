@@ -6,7 +6,7 @@ from flowblending.engine.bundle import Bundle
 from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, VAE
 from flowblending.runtime.cost import Cost, Timings, cost_of
 from flowblending.runtime.place import device_kind
-from flowblending.runtime.program import Program
+from flowblending.runtime.program import Program, Run, Step
 
 
 def plan_lines(bundle: Bundle, program: Program, device: str) -> list[str]:
@@ -19,7 +19,7 @@ def plan_lines(bundle: Bundle, program: Program, device: str) -> list[str]:
         f"latents {list(geometry.latent_shape)}",
         f"schedule  {program.schedule}, {len(program.steps)} steps, {program.solver}, guidance {program.guidance:g}",
         *_steps(program),
-        f"calls     large x {cost.calls[LARGE]}, small x {cost.calls[SMALL]}",
+        _calls(cost),
         f"FLOPs     {_tera(cost.flops)} of {_tera(cost.flops_all_large)} all-large "
         f"({cost.flops / cost.flops_all_large:.1%}); speed-up bound {cost.bound:.3f}x",
         f"memory    engines {_mega(cost.engine_bytes)}, latent slots {_mega(cost.slot_bytes)}",
@@ -27,16 +27,31 @@ def plan_lines(bundle: Bundle, program: Program, device: str) -> list[str]:
     ]
 
 
+def _calls(cost: Cost) -> str:
+    line = f"calls     large x {cost.calls[LARGE]}, small x {cost.calls[SMALL]}"
+    if any(cost.skipped.values()):
+        line += f"; the cache skips large x {cost.skipped[LARGE]}, small x {cost.skipped[SMALL]}"
+    return line
+
+
 def _steps(program: Program) -> list[str]:
-    """One line per stage, with the noise levels it covers."""
+    """One line per stage, with the noise levels it covers, and with what a cache leaves of its steps."""
+    marks = "".join(_mark(step, len(program.branches())) for step in program.steps)
     lines, first = [], 0
     for index, step in enumerate(program.steps):
         last = index + 1 == len(program.steps)
         if last or program.steps[index + 1].model != step.model:
             noise = f"sigma {program.steps[first].sigma:.4f} to {step.sigma:.4f}"
-            lines.append(f"  steps {first + 1:>3}-{index + 1:<3} {step.model:<5}  {noise}")
+            computes = f", computes {marks[first : index + 1]}" if set(marks) != {"1"} else ""
+            lines.append(f"  steps {first + 1:>3}-{index + 1:<3} {step.model:<5}  {noise}{computes}")
             first = index + 1
     return lines
+
+
+def _mark(step: Step, branches: int) -> str:
+    """1 for a step that computes, 0 for one that does not, c for one that computes its conditional branch alone."""
+    calls = sum(len(each.branches) for each in step.instructions if isinstance(each, Run))
+    return "1" if calls == branches else "c" if calls else "0"
 
 
 def _expected(cost: Cost, seconds: dict[str, float]) -> str:

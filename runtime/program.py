@@ -1,4 +1,4 @@
-"""The sampling program: schedule x solver x guidance, compiled to a list of two kinds of instruction.
+"""The sampling program: schedule x solver x guidance x step cache, compiled to a list of two kinds of instruction.
 
 File contract 3. Everything clever happens here, once, in float64, before the first step: what a
 sampler executes is a list of `Run` (call an engine) and `Mix` (a linear combination of latent-sized

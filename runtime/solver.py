@@ -38,7 +38,7 @@ def solve(
     solver: str,
     sigmas: Sequence[float],
     *,
-    velocity: Combination | None = None,
+    velocities: Sequence[Combination] | None = None,
     restarts: frozenset[int] = frozenset(),
 ) -> tuple[tuple[Mix, ...], ...]:
     """What to do after each step's model call: from the latents at ``sigmas[i]`` to those at ``sigmas[i + 1]``.
@@ -46,31 +46,35 @@ def solve(
     Args:
         solver: ``euler`` (order 1), ``dpm++`` (DPM-Solver++ 2M, order 2) or ``unipc`` (UniPC-2, order 3).
         sigmas: falling from at most 1 to 0 [steps + 1].
-        velocity: the model's output in terms of slots; the slot ``velocity`` unless told otherwise.
+        velocities: each step's velocity in terms of slots [steps]; the slot ``velocity`` unless told otherwise.
         restarts: steps before which the history of a multistep solver is forgotten, as in a fresh run from there.
 
     Returns:
-        For each step, its instructions. They read ``latents`` and the slots of ``velocity``, write ``latents``,
+        For each step, its instructions. They read ``latents`` and the slots of ``velocities``, write ``latents``,
         and keep clean estimates in up to three slots ``x0_0``, ``x0_1``, ``x0_2``.
 
     Raises:
         UsageError: the solver is unknown.
     """
-    velocity = slot(VELOCITY) if velocity is None else velocity
+    if velocities is None:
+        velocities = [slot(VELOCITY)] * (len(sigmas) - 1)
     if solver == EULER:
-        return _euler(sigmas, velocity)
+        return _euler(sigmas, velocities)
     if solver in (DPM, UNIPC):
-        return _multistep(sigmas, velocity, restarts, corrector=solver == UNIPC)
+        return _multistep(sigmas, velocities, restarts, corrector=solver == UNIPC)
     raise UsageError(f"The solver {solver} is unknown; choose one of {', '.join(SOLVERS)}.")
 
 
-def _euler(sigmas: Sequence[float], velocity: Combination) -> tuple[tuple[Mix, ...], ...]:
+def _euler(sigmas: Sequence[float], velocities: Sequence[Combination]) -> tuple[tuple[Mix, ...], ...]:
     x = slot(LATENTS)
-    return tuple(((x + (after - now) * velocity).into(LATENTS),) for now, after in itertools.pairwise(sigmas))
+    return tuple(
+        ((x + (after - now) * velocity).into(LATENTS),)
+        for (now, after), velocity in zip(itertools.pairwise(sigmas), velocities, strict=True)
+    )
 
 
 def _multistep(
-    sigmas: Sequence[float], velocity: Combination, restarts: frozenset[int], *, corrector: bool
+    sigmas: Sequence[float], velocities: Sequence[Combination], restarts: frozenset[int], *, corrector: bool
 ) -> tuple[tuple[Mix, ...], ...]:
     steps = len(sigmas) - 1
     # Steps that use no history: the first, those after a restart, and the last, whose result is x0 alone.
@@ -82,7 +86,7 @@ def _multistep(
     updates = []
     for i in range(steps):
         mixes = []
-        x0 = x - sigmas[i] * velocity
+        x0 = x - sigmas[i] * velocities[i]
         if i + 1 not in fresh:
             mixes.append(x0.into(f"x0_{i % len(kept)}"))
             x0 = kept[i % len(kept)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import re
 import subprocess
@@ -81,6 +82,12 @@ def test_events_come_in_order_and_equal_what_fb_run_makes(sampler: flowblending.
     (sampled,) = (event.latents for event in events if isinstance(event, LatentsEvent))
     np.testing.assert_array_equal(sampled.numpy(), latents)
     np.testing.assert_array_equal(np.concatenate([event.images() for event in frames]), np.load(out))
+    # With a cache the job is another, and the same in both.
+    job = dataclasses.replace(job, cache="mask:10111+guidance:2,1001")
+    sampled = sampler.generate("a cat", steps=5, schedule="L2 S2 L1", seed=7, cache=job.cache).latents()
+    cached = generate(sampler.pipeline, job, tmp_path / "y.npy", Console(quiet=True)).latents
+    np.testing.assert_array_equal(sampled.numpy(), cached)
+    assert not np.array_equal(cached, latents)
     # Made again, nothing is loaded.
     assert [type(event) for event in generation][:1] == [StepEvent]
 
@@ -172,6 +179,8 @@ def test_a_closed_sampler_says_so_and_its_arrays_stay(bundle: Path) -> None:
 def test_wrong_options_are_told_at_once_and_a_long_prompt_is_a_warning(sampler: flowblending.VideoSampler) -> None:
     with pytest.raises(UsageError, match="L9 add up to 9 steps"):
         sampler.generate("x", steps=3, schedule="L9")
+    with pytest.raises(UsageError, match="The mask has 2 digits, but the run has 3 steps"):
+        sampler.generate("x", steps=3, cache="mask:10")
     with pytest.raises(UsageError, match="does not fit in 64 bits"):
         list(sampler.generate("x", seed=2**70))
     with pytest.warns(UserWarning, match="the text encoder takes 512"):

@@ -46,17 +46,28 @@ def request(pair: Path, out: Path) -> BuildRequest:
 
 
 def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(
-    build: Build, checkpoints: Callable[[str], Path], tmp_path: Path
+    build: Build, checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, pair = tmp_path / "bundle", tmp_path / "pair"
     shutil.copytree(build("wan").folder, out)
     shutil.copytree(checkpoints("wan"), pair)
     before = open_bundle(out).manifest
+    # A name that an older bundle does not know is added to what is reused.
+    fields = ("num_layers", "num_attention_heads", "attention_head_dim")
+    configs = {
+        name: json.loads((pair / folder / "config.json").read_text())
+        for name, folder in (("toy large", "large/transformer"), ("toy small", "small"))
+    }
+    names = {tuple(config[field] for field in fields): name for name, config in configs.items()}
+    monkeypatch.setattr("flowblending.export.wan._ARCHITECTURES", names)
     # Another geometry: ONNX Runtime's engines take any size, so nothing is built.
     console = Recorder()
     moved = build_bundle(dataclasses.replace(request(pair, out), size="64x64"), console).manifest
     assert {line.partition(":")[2] for line in console.lines} == {" reused, nothing changed"}
     assert moved.geometry.width == 64
+    assert before.components["large"].architecture is None
+    assert moved.components["large"].architecture == "toy large"
+    assert moved.components["text_encoder"].architecture is None
     assert {name: each.key for name, each in moved.components.items()} == {
         name: each.key for name, each in before.components.items()
     }
@@ -74,6 +85,7 @@ def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(
     console = Recorder()
     changed = build_bundle(request(pair, out), console)
     assert "small: rebuilt, weights changed" in console.lines
+    assert changed.manifest.components["small"].architecture == "toy small"
     assert "vae_next: rebuilt, its files changed" in console.lines
     assert sum("reused" in line for line in console.lines) == 3
     changed.verify(recompute=True)

@@ -22,8 +22,9 @@ def manifest(tmp_path: Path) -> Manifest:
     return manifests.write(tmp_path / "bundle")
 
 
-def program(manifest: Manifest, schedule: str, *, guidance: float = 5.0) -> Program:
-    return compile_job(Job(prompt="x", schedule=schedule, steps=6, solver="euler", guidance=guidance), manifest)
+def program(manifest: Manifest, schedule: str, *, guidance: float = 5.0, cache: str = "off") -> Program:
+    job = Job(prompt="x", schedule=schedule, steps=6, solver="euler", guidance=guidance, cache=cache)
+    return compile_job(job, manifest)
 
 
 def test_two_branches_a_step_count_twice(manifest: Manifest) -> None:
@@ -41,6 +42,27 @@ def test_without_guidance_a_step_is_one_call(manifest: Manifest) -> None:
     assert cost.calls == {"large": 3, "small": 3}
     assert cost.bound == pytest.approx(2 / 1.1)
     assert cost.slot_bytes == 2 * LATENT_BYTES
+
+
+@pytest.mark.parametrize(
+    ("cache", "guidance", "calls", "skipped"),
+    [
+        ("mask:101001", 5.0, (4, 2), (2, 4)),
+        ("mask:101001", 1.0, (2, 1), (1, 2)),
+        ("interval:2+taylor:2", 5.0, (4, 4), (2, 2)),
+        ("guidance:2,1001", 5.0, (5, 5), (1, 1)),
+        ("mask:111011+guidance:2,1001", 5.0, (5, 3), (1, 3)),
+        ("mask:111111", 5.0, (6, 6), (0, 0)),
+    ],
+)
+def test_a_cache_leaves_out_calls(
+    manifest: Manifest, cache: str, guidance: float, calls: tuple[int, int], skipped: tuple[int, int]
+) -> None:
+    cost = cost_of(program(manifest, "L2 S3 L1", guidance=guidance, cache=cache), manifest)
+    assert (cost.calls["large"], cost.calls["small"]) == calls
+    assert (cost.skipped["large"], cost.skipped["small"]) == skipped
+    assert cost.flops == calls[0] * LARGE_FLOPS + calls[1] * SMALL_FLOPS
+    assert cost.flops_all_large == (12 if guidance > 1 else 6) * LARGE_FLOPS
 
 
 def test_only_models_that_run_are_loaded_and_everything_else_always_is(manifest: Manifest) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from flowblending import FlowBlendingError, UsageError
-from flowblending.runtime.jobs import Job, read_jobs
+from flowblending.export.spec import LARGE, SMALL, WAN_T2V_1_3B, WAN_T2V_14B
+from flowblending.runtime.jobs import Job, compile_job, read_jobs
+from tests import manifests
 
 DEFAULTS = Job(prompt="", seed=7, steps=4)
 
@@ -23,12 +25,39 @@ def test_plain_lines_and_json_lines(tmp_path: Path) -> None:
     assert second.job == Job(prompt="一只猫 🐈", seed=3, steps=4, guidance=4, schedule="L2 S2")
 
 
+def test_a_line_may_have_a_cache_of_its_own(tmp_path: Path) -> None:
+    manifest = manifests.write(tmp_path / "bundle")
+    text = '{"prompt": "x", "cache": "mask:1010"}\n{"prompt": "x", "cache": "mask:101"}\nx\n'
+    own, wrong, plain = (line.job for line in read_jobs(write(tmp_path, text), Job(prompt="", steps=4, schedule="LLL")))
+    assert own and wrong and plain
+    assert [compile_job(job, manifest).calls("large") for job in (own, plain)] == [4, 8]
+    assert own.file_stem("b") != plain.file_stem("b")
+    with pytest.raises(UsageError, match="The mask has 3 digits, but the run has 4 steps"):
+        compile_job(wrong, manifest)
+
+
+def test_magcache_knows_the_models_by_the_manifest(tmp_path: Path) -> None:
+    manifest = manifests.write(tmp_path / "bundle")
+    job = Job(prompt="x", schedule="LSL", cache="magcache")
+    with pytest.raises(UsageError, match="the bundle's large model is not known as one of them"):
+        compile_job(job, manifest)
+    names = {LARGE: WAN_T2V_14B, SMALL: WAN_T2V_1_3B}
+    components = {
+        name: component.model_copy(update={"architecture": names.get(name)})
+        for name, component in manifest.components.items()
+    }
+    program = compile_job(job, manifest.model_copy(update={"components": components}))
+    assert program.schedule == "L20 S20 L10"
+    assert program.calls(LARGE) + program.calls(SMALL) < 100
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ('{"prompt": "x", "stepz": 3}', "Unknown option 'stepz'; known are prompt, negative_prompt"),
         ('{"prompt": "x", "steps": "3"}', "Option steps is '3', but int was expected"),
         ('{"prompt": "x", "steps": true}', "Option steps is True, but int was expected"),
+        ('{"prompt": "x", "cache": null}', "Option cache is None, but str was expected"),
         ('{"seed": 3}', "The line has no prompt"),
         ('{"prompt": ""}', "The line has no prompt"),
         ('{"prompt": ', "The line is no JSON object"),

@@ -31,8 +31,9 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     return Bundle(folder=tmp_path / "bundle", manifest=manifest.model_copy(update=changes))
 
 
-def program(bundle: Bundle, schedule: str) -> Program:
-    return compile_job(Job(prompt="x", schedule=schedule, steps=6, solver="euler", guidance=5.0), bundle.manifest)
+def program(bundle: Bundle, schedule: str, cache: str = "off") -> Program:
+    job = Job(prompt="x", schedule=schedule, steps=6, solver="euler", guidance=5.0, cache=cache)
+    return compile_job(job, bundle.manifest)
 
 
 def test_the_lines_of_a_plan(bundle: Bundle) -> None:
@@ -54,6 +55,18 @@ def test_the_lines_of_a_plan(bundle: Bundle) -> None:
             "time not measured on this machine yet",
         )
     ]
+
+
+def test_what_a_cache_leaves_out_is_told(bundle: Bundle) -> None:
+    made = program(bundle, "L2 S3 L1", "mask:101101+guidance:2,1001")
+    lines = plan_lines(bundle, made, "cpu")
+    assert [line.partition(", computes ")[2] for line in lines if line.startswith("  steps")] == ["10", "1c0", "1"]
+    assert "calls     large x 4, small x 3; the cache skips large x 2, small x 3" in lines
+    # 4 * 2 + 3 * 0.5 of what 12 calls of the large model take.
+    assert "FLOPs     9.5 TFLOPs of 24 TFLOPs all-large (39.6%); speed-up bound 2.526x" in lines
+    plain = "\n".join(plan_lines(bundle, program(bundle, "LLL"), "cpu")[1:])
+    assert "cache" not in plain
+    assert "computes" not in plain
 
 
 def test_one_stage_is_one_line(bundle: Bundle) -> None:

@@ -115,6 +115,7 @@ def test_a_request_becomes_the_job_of_the_command_line(toy: Bundle) -> None:
             batched_guidance=True,
             solver="euler",
             frame_rate=24.0,
+            cache="taylor:2",
             latents=latents,
             result=np.array([b"latents", b"mp4", b"latents"], np.object_),
             progress=False,
@@ -131,6 +132,7 @@ def test_a_request_becomes_the_job_of_the_command_line(toy: Bundle) -> None:
         batched_guidance=True,
         solver="euler",
         frame_rate=24.0,
+        cache="taylor:2",
     )
     assert request.latents is latents
     assert (request.results, request.progress) == (("latents", "mp4"), False)
@@ -434,6 +436,7 @@ BAD: list[tuple[dict[str, object], str]] = [
     ({"steps": 0}, "0 steps were asked for, but at least 1 is needed; give a positive number of steps."),
     ({"steps": 2**31 - 1}, "2147483647 steps were asked for, but the model knows 1000 noise levels; ask for fewer."),
     ({"schedule": "L20 S20"}, "add up to 40 steps, but 3 steps"),
+    ({"cache": "mask:11"}, "The mask has 2 digits, but the run has 3 steps"),
     ({"guidance": float("nan")}, "guidance scale is nan"),
     ({"solver": "heun"}, "heun"),
     ({"frame_rate": 0.0}, "A frame rate of 0.0 was given"),

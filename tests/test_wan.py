@@ -108,6 +108,18 @@ def test_image_to_video_is_refused(altered: Callable[..., Checkpoint]) -> None:
         WAN.transformer(checkpoint, checkpoint.folder / "transformer", LARGE)
 
 
+@pytest.mark.parametrize(
+    ("layers", "heads", "architecture"),
+    [(30, 12, "wan2.1-t2v-1.3b"), (40, 40, "wan2.1-t2v-14b"), (30, 40, None), (2, 2, None)],
+)
+def test_published_architectures_are_known(
+    altered: Callable[..., Checkpoint], layers: int, heads: int, architecture: str | None
+) -> None:
+    settings = {"num_layers": layers, "num_attention_heads": heads, "attention_head_dim": 128}
+    checkpoint = altered("transformer/config.json", **settings)
+    assert WAN.transformer(checkpoint, checkpoint.folder / "transformer", LARGE).architecture == architecture
+
+
 def test_weights_that_do_not_fit_the_configuration_are_refused(altered: Callable[..., Checkpoint]) -> None:
     checkpoint = altered("transformer/config.json", num_layers=5)
     part = WAN.transformer(checkpoint, checkpoint.folder / "transformer", LARGE)

@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         "--batched-guidance", action=argparse.BooleanOptionalAction, help="both guidance branches in one call"
     )
     parser.add_argument("--solver", choices=("unipc", "dpm++", "euler"))
+    parser.add_argument("--cache", metavar="POLICY", help="leave out engine calls, as fb-run --cache (default: off)")
     parser.add_argument("--fps", type=float, dest="frame_rate", help="frames per second")
     parser.add_argument(
         "--out",
@@ -118,7 +119,7 @@ def _inputs(arguments: argparse.Namespace) -> Arrays:
     results = [MP4 if arguments.out.suffix == ".mp4" else FRAMES]
     if arguments.save_latents is not None:
         results.append(LATENTS)
-    texts = {name: getattr(arguments, name) for name in ("prompt", "negative_prompt", "schedule", "solver")}
+    texts = {name: getattr(arguments, name) for name in ("prompt", "negative_prompt", "schedule", "solver", "cache")}
     given: dict[str, npt.NDArray[np.generic]] = {
         name: np.array([text.encode()], np.object_) for name, text in texts.items() if text is not None
     }

@@ -66,6 +66,7 @@ def read_request(arrays: Arrays, manifest: Manifest) -> Request:
         batched_guidance=values.truth("batched_guidance"),
         solver=values.text("solver"),
         frame_rate=values.number("frame_rate"),
+        cache=values.text("cache") or "off",
     )
     return Request(
         job=job,

@@ -70,6 +70,7 @@ def inputs(geometry: Geometry) -> tuple[Port, ...]:
         Port(name="batched_guidance", dtype="bool", optional=True),
         Port(name="solver", dtype=STRING, optional=True),
         Port(name="frame_rate", dtype="float64", optional=True),
+        Port(name="cache", dtype=STRING, optional=True),
         Port(name="latents", dtype="float32", shape=(1, *geometry.latent_shape), optional=True),
         Port(name="result", dtype=STRING, shape=(-1,), optional=True),
         Port(name="progress", dtype="bool", optional=True),

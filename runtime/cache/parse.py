@@ -1,0 +1,106 @@
+"""The policies of a command line: ``scm:fast+taylor:1+guidance:3``."""
+
+from __future__ import annotations
+
+import math
+
+from flowblending import UsageError
+from flowblending.runtime.cache.guidance import GuidanceSkip
+from flowblending.runtime.cache.magcache import MagCache
+from flowblending.runtime.cache.mask import SCM, Interval, Scm, StaticMask
+from flowblending.runtime.cache.policy import StepCache
+from flowblending.runtime.cache.taylor import MAX_ORDER, Taylor
+
+OFF = "off"
+FORMS = "off, mask:1101..., scm:fast, interval:5, magcache, taylor:1, guidance:5, or several joined by +"
+
+_STEPS, _TAYLOR, _GUIDANCE = range(3)
+_KINDS = {
+    "mask": _STEPS,
+    "scm": _STEPS,
+    "interval": _STEPS,
+    "magcache": _STEPS,
+    "taylor": _TAYLOR,
+    "guidance": _GUIDANCE,
+}
+"""At most one of each kind, applied in this order: guidance counts the steps that the others leave."""
+
+_TAYLOR_INTERVAL = 5
+"""Of ``taylor`` alone: TaylorSeer's own for Wan 2.1 (``fresh_threshold``)."""
+
+
+def parse_cache(text: str) -> tuple[StepCache, ...]:
+    """Read ``--cache``; no policy is ``off``.
+
+    Raises:
+        UsageError: ``text`` names no policy, or two that do not go together.
+    """
+    words = "".join(text.lower().split())
+    if words == OFF:
+        return ()
+    found: dict[int, StepCache] = {}
+    for word in words.split("+"):
+        name, _, arguments = word.partition(":")
+        if name not in _KINDS:
+            raise UsageError(f"The cache {word or text!r} is unknown; give {FORMS}.")
+        if _KINDS[name] in found:
+            raise UsageError(f"The cache {words} decides about the same engine calls twice; leave out {word}.")
+        found[_KINDS[name]] = _policy(name, arguments, word)
+    if _TAYLOR in found and _STEPS not in found:
+        found[_STEPS] = Interval(every=_TAYLOR_INTERVAL)
+    return tuple(found[kind] for kind in sorted(found))
+
+
+def _policy(name: str, arguments: str, word: str) -> StepCache:
+    match name:
+        case "mask":
+            if not arguments or set(arguments) - {"0", "1"}:
+                raise UsageError(
+                    f"The cache {word} has no mask; write a digit for every step, 1 to compute and 0 to reuse."
+                )
+            return StaticMask(digits=arguments)
+        case "scm":
+            if arguments not in SCM:
+                raise UsageError(f"The cache {word} is no mask that is published; give scm: and {', '.join(SCM)}.")
+            return Scm(name=arguments)
+        case "interval":
+            return Interval(every=_whole(word, arguments, low=2))
+        case "taylor":
+            return Taylor(order=_whole(word, arguments or "1", low=0, high=MAX_ORDER))
+        case "magcache":
+            return _magcache(arguments, word)
+        case _:
+            return _guidance(arguments, word)
+
+
+def _magcache(arguments: str, word: str) -> MagCache:
+    if not arguments:
+        return MagCache()
+    threshold, _, most = arguments.partition(",")
+    return MagCache(threshold=_positive(word, threshold), most=_whole(word, most, low=1) if most else None)
+
+
+def _guidance(arguments: str, word: str) -> GuidanceSkip:
+    if not arguments:
+        return GuidanceSkip()
+    every, _, below = arguments.partition(",")
+    number = _whole(word, every, low=2)
+    return GuidanceSkip(every=number, below=_positive(word, below)) if below else GuidanceSkip(every=number)
+
+
+def _whole(word: str, text: str, *, low: int, high: int | None = None) -> int:
+    # Nine digits are enough for anything, and int() refuses thousands of them with an error of its own.
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= (high or int(text))):
+        wanted = f"from {low} on" if high is None else f"from {low} to {high}"
+        raise UsageError(f"The cache {word} has {text or 'nothing'} where a whole number {wanted} was expected.")
+    return int(text)
+
+
+def _positive(word: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (value > 0 and math.isfinite(value)):
+        raise UsageError(f"The cache {word} has {text or 'nothing'} where a number above 0 was expected.")
+    return value

@@ -1,0 +1,97 @@
+"""What every step cache is: decisions that are made before the first step, so that they become part of the program.
+
+A cached velocity belongs to one model and one guidance branch. Nothing is kept across a switch: the first step of
+every stage runs its engine for all branches, whatever a policy would like.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from flowblending import UsageError
+from flowblending.runtime.schedule import StageSchedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outline:
+    """What a policy knows of a run.
+
+    Attributes:
+        schedule: the model of every step.
+        timesteps: what the transformer is told at each step, in [0, 1000] [steps].
+        guided: whether every step has an unconditional branch beside the conditional one.
+        architectures: of each model, by ``large`` and ``small``: its published name (see
+            `flowblending.export.spec`), for policies with constants of its own; None or absent if it has none.
+    """
+
+    schedule: StageSchedule
+    timesteps: tuple[float, ...]
+    guided: bool
+    architectures: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """How many steps the run has."""
+        return len(self.schedule.models)
+
+    @property
+    def starts(self) -> frozenset[int]:
+        """The first step of every stage, from 0 on."""
+        return self.schedule.switches | {0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decisions:
+    """What runs, and how to stand in for what does not.
+
+    Attributes:
+        cond: for each step, whether the engine runs for the conditional branch (the only one without guidance).
+        uncond: the same for the unconditional branch; never where ``cond`` is false.
+        order: of the extrapolation over the computed steps where neither runs; 0 takes the last velocity as it is.
+    """
+
+    cond: tuple[bool, ...]
+    uncond: tuple[bool, ...]
+    order: int = 0
+
+    def only(self, computed: Sequence[bool]) -> Decisions:
+        """These decisions with no engine running at steps other than those ``computed``."""
+        pairs = list(zip(self.cond, self.uncond, computed, strict=True))
+        return dataclasses.replace(
+            self,
+            cond=tuple(cond and run for cond, _, run in pairs),
+            uncond=tuple(uncond and run for _, uncond, run in pairs),
+        )
+
+
+class StepCache(Protocol):
+    """A policy. Several may follow one another, each leaving out more engine calls than the one before."""
+
+    def narrow(self, decisions: Decisions, outline: Outline) -> Decisions:
+        """The decisions with this policy's added.
+
+        Raises:
+            UsageError: the policy does not fit the run.
+        """
+        ...
+
+
+def decide(cache: Sequence[StepCache], outline: Outline) -> Decisions:
+    """What the policies leave of a run; without any, every engine call.
+
+    Raises:
+        UsageError: a policy does not fit the run, or skips the first step of a stage.
+    """
+    decisions = Decisions(cond=(True,) * outline.steps, uncond=(outline.guided,) * outline.steps)
+    for policy in cache:
+        decisions = policy.narrow(decisions, outline)
+    for step in sorted(outline.starts):
+        if not decisions.cond[step] or decisions.uncond[step] != outline.guided:
+            raise UsageError(
+                f"The cache skips step {step + 1}, the first of a stage of the {outline.schedule.models[step]} model, "
+                "which has nothing to reuse there yet; let that step compute."
+            )
+    return decisions
