@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from flowblending import FlowBlendingError
 from flowblending.export.flops import ATTENTION, constants, products
 
-_NAMES = {
+_NAMES: Mapping[int, str] = {
     TensorProto.FLOAT: "fp32",
     TensorProto.FLOAT16: "fp16",
     TensorProto.BFLOAT16: "bf16",
@@ -87,7 +87,7 @@ def audit(path: Path, sizes: Mapping[str, int]) -> Audit:
             kind = types.widest(product.operands)
             layers[kind] += 1
             flops[kind] += product.flops
-    low = set(layers) | set(attention) != {"fp32"}
+    low = {*layers, *attention} != {"fp32"}
     return Audit(
         layers=dict(layers),
         flops=dict(flops),
@@ -118,11 +118,11 @@ class _Types:
         self._quantised = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
 
     def of(self, name: str) -> str:
-        """The type as an ``Audit`` names it, or ONNX's name for a type that has no other."""
+        """The type as an ``Audit`` names it, or numpy's name for one that no product has."""
         if name not in self._known:
             raise FlowBlendingError(f"The type of {name} in {self._path} is unknown; export the graph again.")
         kind = self._known[name]
-        return _NAMES.get(kind, TensorProto.DataType.Name(kind).lower())
+        return _NAMES.get(kind) or helper.tensor_dtype_to_np_dtype(kind).name
 
     def widest(self, operands: tuple[str, ...]) -> str:
         """The widest type of these operands, as they are before they are converted back from quantised ones."""
