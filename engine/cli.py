@@ -38,8 +38,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision",
         metavar="P",
-        help="fp32, fp16 or bf16 for both transformers, or per component: large=bf16,small=fp16,"
-        "text_encoder=bf16,vae=fp32 (default: bf16 with a fp32 VAE; fp32 for onnxruntime)",
+        help="fp32, fp16, fp16-mixed (fp16 with fp32 between the layers, where fp16 overflows) or bf16 for both "
+        "transformers, or per component: large=bf16,small=fp16,text_encoder=bf16,vae=fp32 "
+        "(default: bf16 with a fp32 VAE; fp32 for onnxruntime)",
     )
     parser.add_argument(
         "--backend",

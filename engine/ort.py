@@ -79,7 +79,7 @@ class OrtEngine:
         if device == CPU and spec.precision == Precision.BF16:
             raise FlowBlendingError(
                 f"Engine {spec.name} is bf16, which ONNX Runtime's CPU kernels cannot run; "
-                "build it with --precision fp32 or fp16."
+                "build it with --precision fp32, fp16-mixed or fp16."
             )
         if device == CUDA and CUDA_PROVIDER not in onnxruntime.get_available_providers():
             raise FlowBlendingError(

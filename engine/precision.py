@@ -17,6 +17,8 @@ def choose_precisions(text: str | None, backend: Backend) -> Mapping[str, Precis
 
     A bare precision is meant for both transformers. The text encoder and the VAE decoder follow only
     where they are named: the reference pipelines decode in fp32, and T5's feed-forward overflows fp16.
+    fp16-mixed is for the transformers alone: the text encoder's fp16 keeps its sums in fp32 as it is, and the VAE
+    has fp32.
 
     Args:
         text: the option as given, or None for the back end's defaults (ONNX Runtime: fp32; TensorRT: bf16
@@ -24,7 +26,7 @@ def choose_precisions(text: str | None, backend: Backend) -> Mapping[str, Precis
         backend: the library that will run the engines.
 
     Raises:
-        UsageError: an unknown component or precision, or one that the back end cannot run.
+        UsageError: an unknown component or precision, or one that the back end or the component does not have.
     """
     high = Precision.FP32 if backend == "onnxruntime" else Precision.BF16
     chosen = {LARGE: high, SMALL: high, TEXT_ENCODER: high, VAE_KEY: Precision.FP32}
@@ -34,10 +36,16 @@ def choose_precisions(text: str | None, backend: Backend) -> Mapping[str, Precis
             raise UsageError(f"--precision names {key!r}, but the components are {', '.join(_KEYS)}; use one of them.")
         for name in [key] if equals else [LARGE, SMALL]:
             chosen[name] = _parse(value)
+    for name, instead in ((TEXT_ENCODER, "fp16, whose sums are fp32 already"), (VAE_KEY, Precision.FP32)):
+        if chosen[name] is Precision.FP16_MIXED:
+            raise UsageError(
+                f"--precision asks for {name}={Precision.FP16_MIXED}, but only the transformers have that; "
+                f"use {name}={instead}."
+            )
     if backend == "onnxruntime" and Precision.BF16 in chosen.values():
         raise UsageError(
             "bf16 was asked for, but ONNX Runtime has no bf16 kernels for these graphs; "
-            "use --precision fp32 or fp16, or a TensorRT back end."
+            "use --precision fp32, fp16-mixed or fp16, or a TensorRT back end."
         )
     return chosen
 

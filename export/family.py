@@ -17,8 +17,10 @@ Tensors = tuple[torch.Tensor, ...]
 TORCH_DTYPES: Mapping[Precision, torch.dtype] = {
     Precision.FP32: torch.float32,
     Precision.FP16: torch.float16,
+    Precision.FP16_MIXED: torch.float16,
     Precision.BF16: torch.bfloat16,
 }
+"""The type of a graph's weights, those aside that diffusers keeps in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +31,8 @@ class Exportable:
         spec: inputs, outputs, precision of the graph to be.
         module: in eval mode; takes the inputs in the order of ``spec`` and returns the outputs in its order.
         reference: the same weights through the unmodified diffusers or transformers classes, called
-            as the reference pipeline calls them. What the graph is verified against.
+            as the reference pipeline calls them. What the graph is verified against; in fp16-mixed, which these
+            classes cannot compute in, it is plain fp16, and the graph is verified against the fp32 one.
         inputs: makes random inputs for the given symbol sizes.
         export_sizes: symbol sizes to trace at.
         verify_sizes: two or more others to verify at.

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ast
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -18,7 +19,8 @@ from flowblending import FlowBlendingError
 
 Shape = tuple[int, ...]
 
-_LINEAR = ("MatMul", "Gemm", "Conv")
+LINEAR = ("MatMul", "Gemm", "Conv")
+ATTENTION = "Attention"
 _BINARY: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -28,6 +30,25 @@ _BINARY: Mapping[type[ast.operator], Callable[[int, int], int]] = {
     ast.Pow: operator.pow,
 }
 _CALLS: Mapping[str, Callable[..., int]] = {"Min": min, "Max": max}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """A node that multiplies matrices.
+
+    Attributes:
+        name: of the node.
+        operator: one of ``LINEAR``, or ``ATTENTION``.
+        operands: the names of the values that it multiplies.
+        weighted: whether one of them is a constant, as in a layer.
+        flops: of one call.
+    """
+
+    name: str
+    operator: str
+    operands: tuple[str, ...]
+    weighted: bool
+    flops: int
 
 
 def count_flops(path: Path, sizes: Mapping[str, int]) -> tuple[int, int]:
@@ -40,25 +61,49 @@ def count_flops(path: Path, sizes: Mapping[str, int]) -> tuple[int, int]:
     Raises:
         FlowBlendingError: the shape of an operand cannot be told.
     """
-    model = onnx.load(path, load_external_data=False)
-    graph = model.graph
-    shapes = _Shapes(model, sizes, path)
-    constant = {tensor.name for tensor in graph.initializer}
     linear = attention = 0
-    for node in graph.node:
-        inputs = [name for name in node.input if name]
-        if all(name in constant for name in inputs):
-            constant.update(node.output)
-            continue
-        if node.op_type == "Attention":
-            attention += _attention(node, [shapes.of(name) for name in node.input[:3]])
-        elif node.op_type in _LINEAR:
-            count = _linear(node, [shapes.of(name) for name in node.input[:2]], shapes.of(node.output[0]))
-            if any(name in constant for name in node.input[:2]):
-                linear += count
-            else:
-                attention += count
+    for product in products(onnx.load(path, load_external_data=False), sizes, path):
+        linear += product.flops if product.weighted else 0
+        attention += 0 if product.weighted else product.flops
     return linear, attention
+
+
+def products(model: onnx.ModelProto, sizes: Mapping[str, int], path: Path) -> Iterator[Product]:
+    """Every node that multiplies matrices, in the graph's order, those of constants with one another aside.
+
+    Args:
+        model: the content of ``path``, without weights.
+        sizes: the size of every symbol of its inputs.
+        path: for messages.
+
+    Raises:
+        FlowBlendingError: the shape of an operand cannot be told.
+    """
+    shapes = _Shapes(model, sizes, path)
+    constant = constants(model.graph)
+    for node in model.graph.node:
+        if node.output[0] in constant or node.op_type not in (ATTENTION, *LINEAR):
+            continue
+        operands = tuple(node.input[: 3 if node.op_type == ATTENTION else 2])
+        known = [shapes.of(name) for name in operands]
+        yield Product(
+            name=node.name,
+            operator=node.op_type,
+            operands=operands,
+            weighted=any(name in constant for name in operands),
+            flops=_attention(node, known)
+            if node.op_type == ATTENTION
+            else _linear(node, known, shapes.of(node.output[0])),
+        )
+
+
+def constants(graph: onnx.GraphProto) -> set[str]:
+    """The values that no input has a part in: weights, and what is made of weights alone."""
+    known = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if all(name in known for name in node.input if name):
+            known.update(node.output)
+    return known
 
 
 def _linear(node: onnx.NodeProto, operands: list[Shape], output: Shape) -> int:

@@ -12,6 +12,7 @@ from diffusers import LTXConditionPipeline, LTXPipeline, LTXVideoTransformer3DMo
 
 from flowblending.export.attention import attend, rotate
 from flowblending.export.family import Exportable, Tensors
+from flowblending.export.mixed import normalise, project
 from flowblending.export.spec import GraphSpec, Precision, TensorSpec
 from flowblending.export.weights import load_model
 
@@ -68,7 +69,7 @@ def load_transformer(
 
     return Exportable(
         spec=spec,
-        module=LtxTransformer(stock, factors, causal=causal).eval(),
+        module=LtxTransformer(stock, factors, causal=causal, mixed=precision is Precision.FP16_MIXED).eval(),
         reference=_condition_reference(stock, factors) if causal else _plain_reference(stock, factors),
         inputs=inputs,
         export_sizes={"batch": 2, "frames": 3, "height": 4, "width": 5},
@@ -89,15 +90,19 @@ class LtxTransformer(torch.nn.Module):
         stock: used as it is, and not changed.
         factors: video frames and pixels per latent frame and pixel.
         causal: frames at the times of LTXConditionPipeline (the first one spans one video frame), not LTXPipeline.
+        mixed: fp32 between the layers (fp16-mixed), not the type of their weights.
     """
 
     frequencies: torch.Tensor
 
-    def __init__(self, stock: LTXVideoTransformer3DModel, factors: tuple[int, int], *, causal: bool) -> None:
+    def __init__(
+        self, stock: LTXVideoTransformer3DModel, factors: tuple[int, int], *, causal: bool, mixed: bool = False
+    ) -> None:
         super().__init__()
         self.stock = stock
         self.factors = factors
         self.causal = causal
+        self.stream = torch.float32 if mixed else stock.proj_in.weight.dtype
         rope = stock.rope
         exponents = torch.linspace(0.0, 1.0, rope.dim // 6, dtype=torch.float32)
         self.register_buffer("frequencies", rope.theta**exponents * math.pi / 2.0, persistent=False)
@@ -113,7 +118,7 @@ class LtxTransformer(torch.nn.Module):
         """Velocity, fp32, like ``latents``."""
         stock, dtype = self.stock, self.stock.proj_in.weight.dtype
         batch, _, frames, height, width = latents.shape
-        hidden = stock.proj_in(latents.to(dtype).flatten(2).transpose(1, 2))
+        hidden = stock.proj_in(latents.to(dtype).flatten(2).transpose(1, 2)).to(self.stream)
         modulation, embedded = stock.time_embed(timestep, batch_size=batch, hidden_dtype=dtype)
         context = stock.caption_projection(text.to(dtype))
         # -10000 rather than minus infinity, as the stock model has it; ONNX Runtime wants a row for every query.
@@ -122,8 +127,8 @@ class LtxTransformer(torch.nn.Module):
         rotation = cos.expand(batch, -1, -1), sin.expand(batch, -1, -1)
         for block in stock.transformer_blocks:
             hidden = _block(block, hidden, context, modulation=modulation, rotation=rotation, bias=bias)
-        shift, scale = (stock.scale_shift_table[None] + embedded[:, None]).chunk(2, dim=1)
-        velocity = stock.proj_out(stock.norm_out(hidden) * (1 + scale) + shift).float()
+        shift, scale = (stock.scale_shift_table.to(self.stream)[None] + embedded[:, None]).chunk(2, dim=1)
+        velocity = stock.proj_out((stock.norm_out(hidden) * (1 + scale) + shift).to(dtype)).float()
         return (velocity.transpose(1, 2).reshape(batch, -1, frames, height, width),)
 
     def _rotation(
@@ -168,36 +173,50 @@ def _block(
     rotation: tuple[torch.Tensor, torch.Tensor],
     bias: torch.Tensor,
 ) -> torch.Tensor:
-    """One transformer block; ``modulation`` [batch, 6 * channels] is the time embedding for adaLN-single."""
-    changes = block.scale_shift_table[None] + modulation.reshape(-1, *block.scale_shift_table.shape)
+    """One transformer block; ``modulation`` [batch, 6 * channels] is the time embedding for adaLN-single.
+
+    The type of ``hidden`` is that of all sums, products and norms between the layers.
+    """
+    table = block.scale_shift_table.to(hidden.dtype)
+    changes = table[None] + modulation.reshape(-1, *table.shape)
     shift, scale, gate, shift_ff, scale_ff, gate_ff = changes.chunk(6, dim=1)
     normed = _normalise(block.norm1, hidden) * (1 + scale) + shift
-    hidden = hidden + _attention(block.attn1, normed, normed, rotation=rotation) * gate
+    hidden = hidden + _attention(block.attn1, normed, rotation=rotation) * gate
     hidden = hidden + _attention(block.attn2, hidden, context, bias=bias)
     normed = _normalise(block.norm2, hidden) * (1 + scale_ff) + shift_ff
-    result: torch.Tensor = hidden + block.ff(normed) * gate_ff
+    result: torch.Tensor = hidden + block.ff(normed.to(context.dtype)) * gate_ff
     return result
 
 
 def _attention(
     attention: LTXAttention,
     hidden: torch.Tensor,
-    context: torch.Tensor,
+    text: torch.Tensor | None = None,
     *,
     rotation: tuple[torch.Tensor, torch.Tensor] | None = None,
     bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    query = attention.norm_q(attention.to_q(hidden))
-    key = attention.norm_k(attention.to_k(context))
+    """Self-attention, or cross-attention to ``text``; in the type of the weights, whatever that of ``hidden`` is."""
+    dtype = attention.to_v.weight.dtype
+    context = hidden.to(dtype) if text is None else text
+    if hidden.dtype == dtype:
+        query, key = attention.norm_q(attention.to_q(hidden)), attention.norm_k(attention.to_k(context))
+    else:
+        # Cross-attention is where the stream meets a layer with no norm before it.
+        query = attention.to_q(context) if text is None else project(attention.to_q, hidden)
+        query, key = normalise(query, attention.norm_q), normalise(attention.to_k(context), attention.norm_k)
     if rotation is not None:
         # All channels are rotated as if they were one head, before they become heads.
         query, key = rotate(query, *rotation, 1), rotate(key, *rotation, 1)
-    result: torch.Tensor = attention.to_out[0](attend(query, key, attention.to_v(context), attention.heads, mask=bias))
+    value = attention.to_v(context)
+    attended = attend(query.to(dtype), key.to(dtype), value, attention.heads, mask=bias)
+    result: torch.Tensor = attention.to_out[0](attended)
     return result
 
 
 def _normalise(norm: RMSNorm, hidden: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.rms_norm(hidden, tuple(norm.dim), norm.weight, norm.eps)
+    weight = None if norm.weight is None else norm.weight.to(hidden.dtype)
+    return torch.nn.functional.rms_norm(hidden, tuple(norm.dim), weight, norm.eps)
 
 
 def _plain_reference(stock: LTXVideoTransformer3DModel, factors: tuple[int, int]) -> Callable[..., Tensors]:

@@ -31,10 +31,15 @@ WAN_T2V_14B = "wan2.1-t2v-14b"
 
 
 class Precision(StrEnum):
-    """The type of a graph's weights and matrix products. Inputs and outputs are fp32 in every precision."""
+    """The type of a graph's weights and matrix products. Inputs and outputs are fp32 in every precision.
+
+    ``fp16-mixed`` is for the transformers: weights, matrix products and attention are fp16, and what lies between
+    them (the sums that run through all blocks, modulation, gates, norms) is fp32, where it may exceed fp16's 65504.
+    """
 
     FP32 = "fp32"
     FP16 = "fp16"
+    FP16_MIXED = "fp16-mixed"
     BF16 = "bf16"
 
 

@@ -12,6 +12,7 @@ from diffusers.models.transformers.transformer_wan import WanAttention, WanRotar
 
 from flowblending.export.attention import attend, rotate
 from flowblending.export.family import Exportable, Tensors
+from flowblending.export.mixed import narrow_layers, normalise, project
 from flowblending.export.spec import GraphSpec, Precision, TensorSpec
 from flowblending.export.weights import load_model, twin
 
@@ -26,9 +27,6 @@ def load_transformer(folder: Path, name: str, text_length: int, precision: Preci
         precision: of everything that diffusers does not keep in fp32.
     """
     stock: WanTransformer3DModel = load_model(WanTransformer3DModel, folder, precision)
-    model = twin(stock)
-    model.rope = _Rotary(stock.rope)
-    model.set_attn_processor(_Attention())
     config = stock.config
     patch = config.patch_size
     shape = ("batch", config.in_channels, "frames", "height", "width")
@@ -63,12 +61,29 @@ def load_transformer(folder: Path, name: str, text_length: int, precision: Preci
 
     return Exportable(
         spec=spec,
-        module=_Call(model),
-        reference=_Call(stock),
+        module=_mixed(stock) if precision is Precision.FP16_MIXED else _Call(_rewritten(stock), stock.dtype),
+        reference=_Call(stock, stock.dtype),
         inputs=inputs,
         export_sizes=sizes(2, 3, 4, 5),
         verify_sizes=(sizes(1, 1, 3, 2), sizes(2, 4, 2, 5)),
     )
+
+
+def _rewritten(stock: WanTransformer3DModel) -> WanTransformer3DModel:
+    """A copy with other positions and attention, over the same weights."""
+    model = twin(stock)
+    model.rope = _Rotary(stock.rope)
+    model.set_attn_processor(_Attention())
+    return model
+
+
+def _mixed(stock: WanTransformer3DModel) -> _Call:
+    """The transformer in fp16-mixed. Blocks compute between their layers in the type of what they are given."""
+    model = _rewritten(stock)
+    narrow_layers(model)
+    model.patch_embedding.register_forward_hook(lambda _layer, _inputs, tokens: tokens.float())
+    model.set_attn_processor(_MixedAttention(normalised=stock.config.cross_attn_norm))
+    return _Call(model, torch.float32)
 
 
 class _Rotary(torch.nn.Module):
@@ -123,14 +138,44 @@ class _Attention:
         return output
 
 
-class _Call(torch.nn.Module):
-    """A transformer called as WanPipeline calls it: latents and text in its own type; all else is fp32."""
+class _MixedAttention:
+    """The same with queries and keys in fp32 from the layers on which they come from to the attention itself.
 
-    def __init__(self, model: WanTransformer3DModel) -> None:
+    Args:
+        normalised: whether what cross-attention makes its queries of has been through a norm.
+    """
+
+    def __init__(self, *, normalised: bool) -> None:
+        self.normalised = normalised
+
+    def __call__(
+        self,
+        attention: WanAttention,
+        hidden: torch.Tensor,
+        text: torch.Tensor | None = None,
+        _mask: torch.Tensor | None = None,
+        positions: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        context = hidden if text is None else text
+        bare = text is not None and not self.normalised
+        query = normalise(project(attention.to_q, hidden) if bare else attention.to_q(hidden), attention.norm_q)
+        key = normalise(attention.to_k(context), attention.norm_k)
+        if positions is not None:
+            query = rotate(query, *positions, attention.heads)
+            key = rotate(key, *positions, attention.heads)
+        value = attention.to_v(context)
+        attended = attend(query.to(value.dtype), key.to(value.dtype), value, attention.heads)
+        output: torch.Tensor = attention.to_out[0](attended)
+        return output
+
+
+class _Call(torch.nn.Module):
+    """A transformer called as WanPipeline calls it: latents and text in its own type ``dtype``; all else is fp32."""
+
+    def __init__(self, model: WanTransformer3DModel, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
-        # Asked now: the answer takes a walk over the parameters, and those of a traced module have other names.
-        self.dtype: torch.dtype = model.dtype
+        self.dtype = dtype
 
     def forward(self, latents: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> Tensors:
         velocity = self.model(latents.to(self.dtype), timestep, text.to(self.dtype), return_dict=False)[0]

@@ -21,7 +21,8 @@ Conditions = Mapping[str, Mapping[str, Tensor]]
 
 _FLOAT32 = np.dtype(np.float32)
 _REMEDIES = {
-    Precision.FP16: "build it in bf16 or fp32",
+    Precision.FP16: "build it in fp16-mixed, bf16 or fp32",
+    Precision.FP16_MIXED: "build it in bf16 or fp32",
     Precision.BF16: "build it in fp32",
     Precision.FP32: "check its checkpoint and the initial latents",
 }

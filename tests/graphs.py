@@ -21,6 +21,7 @@ PROFILE = ShapeProfile({"batch": Range(min=1, opt=1, max=2), "tokens": Range(min
 _TYPES = {
     Precision.FP32: TensorProto.FLOAT,
     Precision.FP16: TensorProto.FLOAT16,
+    Precision.FP16_MIXED: TensorProto.FLOAT16,
     Precision.BF16: TensorProto.BFLOAT16,
 }
 

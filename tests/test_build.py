@@ -91,17 +91,19 @@ def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(
     changed.verify(recompute=True)
 
 
-@pytest.mark.parametrize("kind", ["wan", "ltx"])
-def test_real_plans_are_built_without_a_gpu(kind: str, build: Build) -> None:
+@pytest.mark.parametrize(("kind", "small"), [("wan", "fp16"), ("ltx", "bf16")])
+def test_real_plans_are_built_without_a_gpu(kind: str, small: str, build: Build) -> None:
     pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx")
-    bundle = build(kind, backend="tensorrt-rtx", targets=("sm120", "sm89"), precision="large=fp16,small=bf16")
+    bundle = build(kind, backend="tensorrt-rtx", targets=("sm120", "sm89"), precision=f"large=fp16-mixed,small={small}")
     bundle.verify()
     for name, component in bundle.manifest.components.items():
         assert component.targets == ("sm120", "sm89")
         assert bundle.path(name).suffix == ".plan"
         assert bundle.path(name).stat().st_size > 50_000
     precisions = {name: str(component.spec.precision) for name, component in bundle.manifest.components.items()}
-    assert (precisions["large"], precisions["small"], precisions["text_encoder"]) == ("fp16", "bf16", "bf16")
+    assert (precisions["large"], precisions["small"], precisions["text_encoder"]) == ("fp16-mixed", small, "bf16")
+    # The name of the fused kernel, whose source lies in the plan.
+    assert b"_gemm_mha_v2" in bundle.path("large").read_bytes()
     assert {path.suffix for path in bundle.folder.iterdir()} == {".plan", ".json"}
 
 

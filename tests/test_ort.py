@@ -120,7 +120,7 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
 
 def test_bf16_is_refused_on_the_cpu(tmp_path: Path) -> None:
     graph = attention(tmp_path, Precision.BF16)
-    with pytest.raises(FlowBlendingError, match=r"large is bf16, .* CPU .* --precision fp32 or fp16"):
+    with pytest.raises(FlowBlendingError, match=r"large is bf16, .* CPU .* --precision fp32, fp16-mixed or fp16"):
         OrtEngine(graph.onnx, graph.spec)
 
 

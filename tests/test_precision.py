@@ -15,6 +15,8 @@ NAMES = ("large", "small", "text_encoder", "vae_first", "vae_next")
         (None, "onnxruntime", "fp32 fp32 fp32 fp32 fp32"),
         (None, "tensorrt", "bf16 bf16 bf16 fp32 fp32"),
         ("fp16", "onnxruntime", "fp16 fp16 fp32 fp32 fp32"),
+        ("fp16-mixed", "onnxruntime", "fp16-mixed fp16-mixed fp32 fp32 fp32"),
+        ("small=fp16-mixed", "tensorrt", "bf16 fp16-mixed bf16 fp32 fp32"),
         ("large=bf16,small=fp16", "tensorrt-rtx", "bf16 fp16 bf16 fp32 fp32"),
         ("fp16, vae=bf16", "tensorrt", "fp16 fp16 bf16 bf16 bf16"),
         ("small=fp16,text_encoder=fp32", "tensorrt", "bf16 fp16 fp32 fp32 fp32"),
@@ -28,11 +30,13 @@ def test_precisions(text: str | None, backend: Backend, expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fp8", "Precision 'fp8' was given, but fp32, fp16, bf16 are known"),
+        ("fp8", "Precision 'fp8' was given, but fp32, fp16, fp16-mixed, bf16 are known"),
         ("medium=fp16", "names 'medium', but the components are large, small, text_encoder, vae"),
         ("=fp16", "names ''"),
         ("", "Precision '' was given"),
         ("bf16", "ONNX Runtime has no bf16 kernels"),
+        ("text_encoder=fp16-mixed", "text_encoder=fp16-mixed, but only the transformers .*; use text_encoder=fp16,"),
+        ("fp16,vae=fp16-mixed", "asks for vae=fp16-mixed, but only the transformers have that; use vae=fp32"),
     ],
 )
 def test_wrong_precisions(text: str, message: str) -> None:

@@ -248,7 +248,13 @@ def test_a_trajectory_can_be_run_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "remedy"), [(Precision.FP16, "bf16 or fp32"), (Precision.BF16, "in fp32"), (Precision.FP32, "check")]
+    ("precision", "remedy"),
+    [
+        (Precision.FP16, "in fp16-mixed, bf16 or fp32"),
+        (Precision.FP16_MIXED, "in bf16 or fp32"),
+        (Precision.BF16, "in fp32"),
+        (Precision.FP32, "check"),
+    ],
 )
 def test_a_non_finite_velocity_names_model_and_step(precision: Precision, remedy: str) -> None:
     small = engine("small", lambda arrays: arrays["latents"] / (arrays["timestep"][0] != 400.0), precision=precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,20 @@ def test_bf16_is_verified_by_its_twin(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["toy.json", "toy.onnx", "toy.onnx.data"]
     weights = onnx.load(graph.onnx, load_external_data=False).graph.initializer
     assert onnx.TensorProto.BFLOAT16 in {weight.data_type for weight in weights}
+
+
+def test_fp16_mixed_is_compared_with_fp32(tmp_path: Path) -> None:
+    def load(precision: Precision, fault: float = 0.0) -> Exportable:
+        lost = float("nan") if precision is Precision.FP16_MIXED else fault
+        return dataclasses.replace(made(precision), reference=Layer(precision, lost))
+
+    part = dataclasses.replace(PART, load=load)
+    graph, parity = export_and_verify(part, Precision.FP16_MIXED, tmp_path, "", lambda _: None)
+    assert graph.spec.precision is Precision.FP16_MIXED
+    assert 0 < parity.relative < TOLERANCE[Precision.FP16_MIXED].relative / 4
+    wrong = dataclasses.replace(PART, load=functools.partial(load, fault=0.01))
+    with pytest.raises(FlowBlendingError, match="fp16-mixed graph of toy differs from torch"):
+        export_and_verify(wrong, Precision.FP16_MIXED, tmp_path, "", lambda _: None)
 
 
 def test_a_twin_of_another_structure_is_refused(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ std::unique_ptr<Engine> open_onnxruntime(const std::string& path, const GraphSpe
                                          int threads) {
   if (device.kind() == Device::cpu && spec.precision == "bf16") {
     fail(Code::invalid_argument, "Engine ", spec.name,
-         " is bf16, which ONNX Runtime's CPU kernels cannot run; build it with --precision fp32 or fp16.");
+         " is bf16, which ONNX Runtime's CPU kernels cannot run; build it with --precision fp32, fp16-mixed or fp16.");
   }
   try {
     return std::make_unique<OrtEngine>(path, spec, device, threads);
