@@ -51,7 +51,7 @@ class Plan:
 
 
 FULL = Plan(
-    vae=Recipe(steps=8000, rate=1e-3),
+    vae=Recipe(steps=16_000, rate=1e-3),
     text=Recipe(steps=2500, rate=2e-3),
     features=Recipe(steps=4000, rate=2e-3),
     large=Recipe(steps=8000, rate=1e-3),
@@ -84,7 +84,7 @@ class Session:
         work: folder of states and logs.
         seed: of everything random.
         device: where.
-        compiled: compile the VAE.
+        compiled: compile the VAE and the transformers.
         until: ``time.monotonic()`` at which to stop.
         progress: bars go here.
     """
@@ -184,7 +184,10 @@ def train_pair(session: Session, parts: Parts) -> Path:
     )
     for name, module in pair.items():
         session.new(module)
-        session.train(FlowTask(name, module, encoded, getattr(plan, name), seed))
+        task = FlowTask(name, module, encoded, getattr(plan, name), seed)
+        if session.compiled:
+            task.compile()
+        session.train(task)
     return _write(session.work / "checkpoints", parts, pair["large"], pair["small"])
 
 
@@ -215,7 +218,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after this time; run again to go on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="compile the VAE (needs a C++ compiler)")
+    parser.add_argument("--compile", action="store_true", help="compile the networks (needs a C++ compiler)")
     parser.add_argument(
         "--parts", type=Path, metavar="DIR", help="train the transformers alone; take the rest from these checkpoints"
     )
