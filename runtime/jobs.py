@@ -97,6 +97,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
         batched=pipeline.batched_guidance if job.batched_guidance is None else job.batched_guidance,
         cache=parse_cache(job.cache),
         architectures={name: component.architecture for name, component in manifest.components.items()},
+        constants=None if manifest.calibration is None else manifest.calibration.caches,
     )
 
 

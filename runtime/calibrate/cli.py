@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PLOT = Path("calibration.png")
 PARTS = 10
-CACHES = ("magcache", "easycache")
+CACHES = ("magcache",)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         "--cache",
         action="append",
         choices=CACHES,
-        help="measure the constants of this step cache, and leave the schedule as it is; may be given twice",
+        help="measure the constants of this step cache, and leave the schedule as it is",
     )
     what.add_argument(
         "--similarity",

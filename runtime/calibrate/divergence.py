@@ -14,13 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending.export.spec import LARGE, SMALL
+from flowblending.runtime.cache.magcache import MAGCACHE
 from flowblending.runtime.calibrate.walk import Floats, Walk
 from flowblending.runtime.program import COND, UNCOND
 
 GUIDED = "guided"
 COSINE, RELATIVE_L2, RMS = "cosine", "relative_l2", "rms"
 _TINY = float(np.finfo(np.float32).tiny)
-MAGCACHE, EASYCACHE = "magcache", "easycache"
 
 Series = dict[str, dict[str, list[float]]]
 """By two names, a number for every step."""
@@ -63,9 +63,8 @@ class Recorder:
         for model, branches in velocities.items():
             velocity = branches[COND]
             before = self._before.get(model)
-            changes = (1.0, 0.0) if before is None else (ratio(velocity, before), change(velocity, before))
-            for cache, value in zip((MAGCACHE, EASYCACHE), changes, strict=True):
-                self.caches.setdefault(cache, {}).setdefault(model, []).append(value)
+            value = 1.0 if before is None else ratio(velocity, before)
+            self.caches.setdefault(MAGCACHE, {}).setdefault(model, []).append(value)
             self._before[model] = velocity
 
     def result(self) -> Divergence:
@@ -121,15 +120,6 @@ def ratio(velocity: Floats, before: Floats) -> float:
     """
     now, then = (np.linalg.norm(each.astype(np.float64), axis=1) for each in (velocity, before))
     return float(np.mean(now / np.maximum(then, _TINY)))
-
-
-def change(velocity: Floats, before: Floats) -> float:
-    """EasyCache's relative change of the output (arXiv 2507.02860): mean|v - v_before| / mean|v_before|.
-
-    The source predicts it while it runs; where every step computes, it can be measured.
-    """
-    scale = max(float(np.mean(np.abs(before), dtype=np.float64)), _TINY)
-    return float(np.mean(np.abs(velocity - before), dtype=np.float64)) / scale
 
 
 def mean_of(series: Sequence[Series]) -> Series:

@@ -50,7 +50,8 @@ def _show_early(test: SimilarityTest, steps: int, console: Console) -> None:
                 mark,
             )
         )
-    console.table(f"early boundary: {test.criterion}", ("schedule", "similarity", "lowest", ""), rows)
+    console.log(f"early boundary: {test.criterion}")
+    console.table("", ("schedule", "similarity", "lowest", ""), rows)
 
 
 def _show_late(test: DistanceTest, console: Console) -> None:
@@ -59,7 +60,8 @@ def _show_late(test: DistanceTest, console: Console) -> None:
         mark = "chosen" if count == test.chosen else ""
         similar = statistics(test.similarities[count])["mean"]
         rows.append((f"L{count} at the end", f"{value:.4g}", f"{similar:.2%}", mark))
-    console.table(f"late boundary: {test.criterion}", ("schedule", "distance", "similarity", ""), rows)
+    console.log(f"late boundary: {test.criterion}")
+    console.table("", ("schedule", "distance", "similarity", ""), rows)
 
 
 def _runs(large: int, small: int) -> str:
