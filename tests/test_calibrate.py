@@ -24,6 +24,7 @@ from flowblending.runtime.cache.magcache import CONSTANTS
 from flowblending.runtime.calibrate import boundaries, features
 from flowblending.runtime.calibrate.divergence import measure
 from flowblending.runtime.calibrate.measure import Measures, early_ticks, late_ticks, measure_early, measure_late
+from flowblending.runtime.calibrate.run import read_prompts
 from flowblending.runtime.calibrate.walk import Walk
 from flowblending.runtime.compile import compile_program
 from flowblending.runtime.host import HostDevice
@@ -234,6 +235,13 @@ def test_schedules_scale_with_the_steps() -> None:
     assert str(StageSchedule.scaled("L4 S4 L2", 1)) == "S1"
     with pytest.raises(UsageError, match="0 steps were asked for"):
         StageSchedule.scaled("L1", 0)
+
+
+def test_every_prompt_has_noise_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text('a\n# b\n{"prompt": "c", "seed": 5}\nd\n{"prompt": "e", "seed": "x"}\n')
+    lines = read_prompts(path, Job(prompt="", seed=5))
+    assert [(line.number, line.job and line.job.seed) for line in lines] == [(1, 5), (3, 5), (4, 8), (5, None)]
 
 
 def test_a_calibration_becomes_part_of_the_bundle(tmp_path: Path) -> None:

@@ -43,7 +43,12 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the family's)")
     how.add_argument("--guidance", type=float, metavar="G", help="guidance scale (default: the family's)")
     how.add_argument("--solver", choices=("unipc", "dpm++", "euler"), help="(default: the family's)")
-    how.add_argument("--seed", type=int, default=0, help="of lines that have none (default: 0)")
+    how.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the first line; one more for every line after it that has none of its own (default: 0)",
+    )
     what = parser.add_argument_group("what to measure")
     what.add_argument(
         "--proxy-only", action="store_true", help="choose by the divergence of the velocities; generate nothing"
@@ -95,13 +100,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments ask for; returns the exit code."""
     from flowblending.engine.bundle import open_bundle
     from flowblending.engine.console import Console
-    from flowblending.runtime.calibrate.run import check_jobs
-    from flowblending.runtime.jobs import read_jobs
+    from flowblending.runtime.calibrate.run import check_jobs, read_prompts
 
     _check(arguments)
     console = Console(quiet=arguments.quiet)
     bundle = open_bundle(arguments.bundle)
-    jobs = check_jobs(read_jobs(arguments.prompts, _defaults(arguments)), arguments.prompts, bundle.manifest)
+    jobs = check_jobs(read_prompts(arguments.prompts, _defaults(arguments)), arguments.prompts, bundle.manifest)
     _check_targets(arguments, bundle)
     total = sum(file.bytes for file in bundle.files())
     with console.progress("checking the bundle", total=total, unit="B") as advance:
@@ -231,9 +235,8 @@ def _calibrate_caches(calibrator: Calibrator, jobs: Sequence[Job], caches: Seque
         for name, models in constants.items()
         for model, values in models.items()
     ]
-    calibrator.console.table(
-        f"constants of {steps} steps, {len(jobs)} prompts", ("cache", "model", "lowest", "highest"), rows
-    )
+    calibrator.console.log(f"constants of {steps} steps, {len(jobs)} prompts")
+    calibrator.console.table("", ("cache", "model", "lowest", "highest"), rows)
     calibrator.console.log(f"{bundle.folder}: takes --cache {' and --cache '.join(names)} now")
     return 0
 

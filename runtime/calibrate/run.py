@@ -40,7 +40,7 @@ from flowblending.runtime.calibrate.measure import (
 )
 from flowblending.runtime.calibrate.walk import Walk
 from flowblending.runtime.calibrate.work import Work
-from flowblending.runtime.jobs import Job, Line, compile_job
+from flowblending.runtime.jobs import Job, Line, compile_job, read_jobs
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program import COND
@@ -70,6 +70,25 @@ class Request:
     measures: Measures
     proxy_only: bool
     blended: bool
+
+
+def read_prompts(path: Path, defaults: Job) -> list[Line]:
+    """The lines of a prompt file, each with noise of its own: line N without a seed takes the default and N - 1 more.
+
+    With one noise for all, the results would differ by their prompts alone, and distances between sets say little.
+
+    Raises:
+        FlowBlendingError: the file cannot be read, or holds no prompt at all.
+    """
+    lines = read_jobs(path, defaults)
+    # A line without a seed of its own is one that follows the default.
+    others = read_jobs(path, dataclasses.replace(defaults, seed=defaults.seed + 1))
+    return [
+        line
+        if line.job is None or line == other
+        else dataclasses.replace(line, job=dataclasses.replace(line.job, seed=defaults.seed + line.number - 1))
+        for line, other in zip(lines, others, strict=True)
+    ]
 
 
 def check_jobs(lines: Sequence[Line], path: Path, manifest: Manifest) -> list[Job]:
