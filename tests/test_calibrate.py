@@ -24,9 +24,10 @@ from flowblending.runtime.cache.magcache import CONSTANTS
 from flowblending.runtime.calibrate import boundaries, features
 from flowblending.runtime.calibrate.divergence import measure
 from flowblending.runtime.calibrate.measure import Measures, early_ticks, late_ticks, measure_early, measure_late
-from flowblending.runtime.calibrate.run import read_prompts
+from flowblending.runtime.calibrate.prompts import read_prompts
 from flowblending.runtime.calibrate.walk import Walk
 from flowblending.runtime.compile import compile_program
+from flowblending.runtime.cost import cost_of
 from flowblending.runtime.host import HostDevice
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.program import COND, UNCOND, Program
@@ -333,6 +334,9 @@ def main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
         ("a\n", ("--threshold", "1.5"), 2, "The threshold is 1.5"),
         ("a\n", ("--parts", "1"), 2, "1 parts were asked for"),
         ("a\n", ("--cache", "magcache", "--proxy-only"), 2, "--cache measures constants and chooses no schedule"),
+        ("a\n", ("--budget", "0.05"), 2, "all-small sampling costs 10.0%; give --budget at least that"),
+        ("a\n", ("--budget", "60"), 2, "The budget is 60.0, but a share"),
+        ("a\n", ("--switches", "0"), 2, "0 switches were allowed"),
         ("a\n", ("--plot", "none/x.png"), 1, "Cannot write none/x.png"),
         ("a\n", ("--similarity", "dino", "--device", "cpu"), 2, "The features 'dino' are unknown; give latent or"),
         ("a\n", ("--distance", "nowhere:f", "--device", "cpu"), 2, "nowhere:f cannot be imported (ModuleNotFoundError"),
@@ -389,6 +393,15 @@ def test_a_bundle_is_calibrated_and_run(
     assert main(*options, *named, "--blended", "--no-plot")[0] == 0
     assert main(*options, "--proxy-only", "--no-plot")[0] == 0
     assert main(*options, "--cache", "magcache")[0] == 0
+    code, told = main(*options, "--budget", "0.75", "--no-plot")
+    assert code == 0, told
+    found = json.loads((tmp_path / "wan" / "calibration-5.json").read_text())
+    assert found["budget"]["error"] <= found["budget"]["three_stages_error"]
+    assert found["early"] is None
+    program = compile_job(Job(prompt="x", steps=4), open_bundle(tmp_path / "wan").manifest)
+    assert program.schedule == found["schedule"]
+    assert sum(step.model == SMALL for step in program.steps) == found["budget"]["small_steps"]
+    assert cost_of(program, bundle.manifest).bound >= 1 / 0.75
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "wan.work").iterdir()} == measured
     again = json.loads((tmp_path / "wan" / "calibration-2.json").read_text())
     assert {**again, "number": 1} == evidence

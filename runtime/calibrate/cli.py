@@ -57,6 +57,16 @@ def parser() -> argparse.ArgumentParser:
         "--blended", action="store_true", help="also measure the divergence along the chosen schedule's trajectory"
     )
     what.add_argument(
+        "--budget",
+        type=float,
+        metavar="B",
+        help="beyond three stages: the best schedule within this share of all-large sampling's operations, "
+        "by the divergence alone",
+    )
+    what.add_argument(
+        "--switches", type=int, default=4, metavar="N", help="at most so many, with --budget (default: 4)"
+    )
+    what.add_argument(
         "--cache",
         action="append",
         choices=CACHES,
@@ -100,13 +110,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments ask for; returns the exit code."""
     from flowblending.engine.bundle import open_bundle
     from flowblending.engine.console import Console
-    from flowblending.runtime.calibrate.run import check_jobs, read_prompts
+    from flowblending.runtime.calibrate.budget import small_steps
+    from flowblending.runtime.calibrate.prompts import check_jobs, read_prompts
+    from flowblending.runtime.calibrate.run import small_cost
 
     _check(arguments)
     console = Console(quiet=arguments.quiet)
     bundle = open_bundle(arguments.bundle)
     jobs = check_jobs(read_prompts(arguments.prompts, _defaults(arguments)), arguments.prompts, bundle.manifest)
     _check_targets(arguments, bundle)
+    if arguments.budget is not None:
+        steps = jobs[0].steps or bundle.manifest.pipeline.steps
+        small_steps(steps, small_cost(bundle.manifest), arguments.budget)
     total = sum(file.bytes for file in bundle.files())
     with console.progress("checking the bundle", total=total, unit="B") as advance:
         bundle.verify(progress=advance)
@@ -131,8 +146,14 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.threads is not None and arguments.threads < 1:
         raise UsageError(f"{arguments.threads} threads were asked for, but at least 1 is needed; try --threads 2.")
-    if arguments.cache and (arguments.proxy_only or arguments.blended):
-        raise UsageError("--cache measures constants and chooses no schedule; leave out --proxy-only and --blended.")
+    if arguments.cache and (arguments.proxy_only or arguments.blended or arguments.budget is not None):
+        raise UsageError(
+            "--cache measures constants and chooses no schedule; leave out --proxy-only, --blended and --budget."
+        )
+    if arguments.budget is not None and not 0 < arguments.budget <= 1:
+        raise UsageError(f"The budget is {arguments.budget}, but a share above 0, up to 1, was expected.")
+    if arguments.switches < 1:
+        raise UsageError(f"{arguments.switches} switches were allowed, but at least 1 is needed; try --switches 2.")
     for path in (arguments.work, None if arguments.no_plot else arguments.plot):
         if path is not None and arguments.bundle.resolve() in (path.resolve(), *path.resolve().parents):
             raise UsageError(f"{path} lies in the bundle, which holds nothing but engines; choose another place.")
@@ -185,6 +206,8 @@ def _calibrator(arguments: argparse.Namespace, pipeline: Pipeline, console: Cons
         ),
         proxy_only=arguments.proxy_only,
         blended=arguments.blended,
+        budget=arguments.budget,
+        switches=arguments.switches,
     )
     work.open()
     return Calibrator(pipeline=pipeline, request=request, work=work, console=console)
@@ -198,7 +221,7 @@ def _calibrate_schedule(calibrator: Calibrator, jobs: Sequence[Job], plot: Path 
     from flowblending.runtime.jobs import compile_job
 
     console, bundle = calibrator.console, calibrator.pipeline.bundle
-    if len(jobs) == 1 and not calibrator.request.proxy_only:
+    if len(jobs) == 1 and not calibrator.request.proxy_only and calibrator.request.budget is None:
         console.warn("with one prompt there is no spread between prompts to compare with; 8 or more say much more.")
     findings = calibrator.findings(jobs)
     show(findings, console)

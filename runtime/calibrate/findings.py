@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -76,6 +77,27 @@ class DistanceTest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BudgetTest:
+    """The cheapest schedule under a budget, beside the best of three stages at equal cost.
+
+    Attributes:
+        budget: share of all-large sampling's operations.
+        switches: how many were allowed.
+        small_steps: how many keep within the budget.
+        error: of the schedule chosen: its small steps' velocity differences times their lengths in sigma, summed.
+        three_stages: the best schedule with all small steps in one piece.
+        three_stages_error: its error.
+    """
+
+    budget: float
+    switches: int
+    small_steps: int
+    error: float
+    three_stages: str
+    three_stages_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Findings:
     """A finished calibration of a schedule.
 
@@ -86,6 +108,7 @@ class Findings:
         proxy: early and late boundary by the divergence alone.
         early: None if only the divergence was measured.
         late: None also if no step is left to the small model.
+        budget: only if a budget was given; ``early`` and ``late`` are None then.
         runs: the schedule chosen.
     """
 
@@ -98,6 +121,7 @@ class Findings:
     proxy: tuple[int, int]
     early: SimilarityTest | None
     late: DistanceTest | None
+    budget: BudgetTest | None
     runs: str
 
     def evidence(self) -> dict[str, object]:
@@ -118,6 +142,7 @@ class Findings:
             },
             "early": None if self.early is None else _similarity_evidence(self.early),
             "late": None if self.late is None else _distance_evidence(self.late),
+            "budget": None if self.budget is None else dataclasses.asdict(self.budget),
         }
 
 

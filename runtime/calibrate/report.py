@@ -21,6 +21,14 @@ def show(findings: Findings, console: Console) -> None:
         _show_early(findings.early, findings.steps, console)
     if findings.late is not None:
         _show_late(findings.late, console)
+    if findings.budget is not None:
+        test = findings.budget
+        console.log(f"within {test.budget:.0%} of all-large sampling's operations: {test.small_steps} small steps")
+        rows = [
+            (findings.runs, f"{test.error:.4g}", f"at most {test.switches} switches"),
+            (test.three_stages, f"{test.three_stages_error:.4g}", "small steps in one piece"),
+        ]
+        console.table("", ("schedule", "error", ""), rows)
 
 
 def _show_divergence(runs: str, found: Sequence[Divergence], sigmas: Sequence[float], console: Console) -> None:

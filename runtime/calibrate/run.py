@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from flowblending import UsageError
 from flowblending.engine.console import Console
 from flowblending.engine.manifest import Manifest
+from flowblending.export.spec import LARGE, SMALL
 from flowblending.runtime.calibrate.boundaries import (
     candidates,
     early_boundary,
@@ -19,15 +18,17 @@ from flowblending.runtime.calibrate.boundaries import (
     proxy_boundaries,
     three_stages,
 )
+from flowblending.runtime.calibrate.budget import cheapest, small_steps, step_errors, three_stage
 from flowblending.runtime.calibrate.divergence import (
     COSINE,
     GUIDED,
+    RMS,
     Divergence,
     mean_of,
     measure,
 )
 from flowblending.runtime.calibrate.features import Latents, Video, frechet, frechet_noise
-from flowblending.runtime.calibrate.findings import DistanceTest, Findings, SimilarityTest
+from flowblending.runtime.calibrate.findings import BudgetTest, DistanceTest, Findings, SimilarityTest
 from flowblending.runtime.calibrate.measure import (
     Early,
     Late,
@@ -40,15 +41,12 @@ from flowblending.runtime.calibrate.measure import (
 )
 from flowblending.runtime.calibrate.walk import Walk
 from flowblending.runtime.calibrate.work import Work
-from flowblending.runtime.jobs import Job, Line, compile_job, read_jobs
+from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program import COND
 from flowblending.runtime.schedule import StageSchedule
 from flowblending.runtime.video import to_uint8
-
-LEAST_STEPS = 3
-"""One for each stage."""
 
 OTHER_NOISE = 1_000_003
 """Added to a prompt's seed for the all-large result that the distances are taken from."""
@@ -63,6 +61,9 @@ class Request:
         threshold: the similarity that the early boundary keeps.
         proxy_only: choose by the divergence alone, and generate nothing.
         blended: also measure the divergence along the chosen schedule's trajectory.
+        budget: choose the cheapest schedule within this share of all-large sampling's operations, by the divergence
+            alone; None for the boundaries of three stages.
+        switches: at most so many in a schedule under a budget.
     """
 
     parts: int
@@ -70,53 +71,8 @@ class Request:
     measures: Measures
     proxy_only: bool
     blended: bool
-
-
-def read_prompts(path: Path, defaults: Job) -> list[Line]:
-    """The lines of a prompt file, each with noise of its own: line N without a seed takes the default and N - 1 more.
-
-    With one noise for all, the results would differ by their prompts alone, and distances between sets say little.
-
-    Raises:
-        FlowBlendingError: the file cannot be read, or holds no prompt at all.
-    """
-    lines = read_jobs(path, defaults)
-    # A line without a seed of its own is one that follows the default.
-    others = read_jobs(path, dataclasses.replace(defaults, seed=defaults.seed + 1))
-    return [
-        line
-        if line.job is None or line == other
-        else dataclasses.replace(line, job=dataclasses.replace(line.job, seed=defaults.seed + line.number - 1))
-        for line, other in zip(lines, others, strict=True)
-    ]
-
-
-def check_jobs(lines: Sequence[Line], path: Path, manifest: Manifest) -> list[Job]:
-    """The jobs of a prompt file, which must share all but prompt and seed, so that steps can be compared.
-
-    Raises:
-        UsageError: a line is no job, or differs from the first in its steps, solver or guidance.
-    """
-    jobs: list[Job] = []
-    first = None
-    for line in lines:
-        if line.job is None:
-            raise UsageError(f"Line {line.number} of {path}: {line.error}")
-        program = compile_job(dataclasses.replace(line.job, schedule="LLL", cache="off"), manifest)
-        found = f"{len(program.steps)} steps of {program.solver} with guidance {program.guidance:g}"
-        first = first or found
-        if found != first:
-            raise UsageError(
-                f"Line {line.number} of {path} asks for {found}, but the first line for {first}; calibrate one at a "
-                "time."
-            )
-        if len(program.steps) < LEAST_STEPS:
-            raise UsageError(
-                f"{len(program.steps)} steps were asked for, but a schedule of three stages needs at least "
-                f"{LEAST_STEPS}; give --steps a higher number."
-            )
-        jobs.append(line.job)
-    return jobs
+    budget: float | None = None
+    switches: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +100,10 @@ class Calibrator:
         """
         steps = self._steps(jobs)
         tried = candidates(steps, self.request.parts)
-        early, late, early_test, late_test = 0, 0, None, None
-        if self.request.proxy_only:
+        program = compile_job(dataclasses.replace(jobs[0], schedule="LLL", cache="off"), self._manifest)
+        sigmas = tuple(step.sigma for step in program.steps)
+        early, late, early_test, late_test, budget_test = 0, 0, None, None, None
+        if self.request.proxy_only or self.request.budget is not None:
             divergences = self.divergence(jobs, f"L{steps}")
             early, late = proxy = proxy_boundaries(_guided(divergences))
         else:
@@ -158,13 +116,14 @@ class Calibrator:
                 late_test = self._choose_late(measured, self._late(jobs, measured, early, tried))
                 late = late_test.chosen
         runs = three_stages(steps, early, late)
+        if self.request.budget is not None:
+            runs, budget_test = self._choose_under(self.request.budget, divergences, sigmas)
         along = {f"L{steps}": divergences}
         if self.request.blended and runs not in along:
             along[runs] = self.divergence(jobs, runs)
-        program = compile_job(dataclasses.replace(jobs[0], schedule="LLL", cache="off"), self._manifest)
         return Findings(
             steps=steps,
-            sigmas=tuple(step.sigma for step in program.steps),
+            sigmas=sigmas,
             solver=program.solver,
             guidance=program.guidance,
             prompts=tuple(jobs),
@@ -172,6 +131,7 @@ class Calibrator:
             proxy=proxy,
             early=early_test,
             late=late_test,
+            budget=budget_test,
             runs=runs,
         )
 
@@ -293,6 +253,22 @@ class Calibrator:
             chosen=late_boundary(values, all_large=all_large, noise=noise),
         )
 
+    def _choose_under(
+        self, budget: float, divergences: Sequence[Divergence], sigmas: Sequence[float]
+    ) -> tuple[str, BudgetTest]:
+        errors = step_errors(_guided(divergences, RMS), sigmas)
+        count = small_steps(len(errors), small_cost(self._manifest), budget)
+        schedule, error = cheapest(errors, count, self.request.switches)
+        plain, plain_error = three_stage(errors, count)
+        return str(schedule), BudgetTest(
+            budget=budget,
+            switches=self.request.switches,
+            small_steps=count,
+            error=error,
+            three_stages=str(plain),
+            three_stages_error=plain_error,
+        )
+
     def _walk(self, job: Job) -> Walk:
         return Walk.open(self.pipeline, job, self.console.warn)
 
@@ -309,7 +285,15 @@ class Calibrator:
         return decode
 
 
-def _guided(divergences: Sequence[Divergence]) -> list[float]:
-    """The mean cosine distance after guidance, or of the one branch there is, of every step."""
+def small_cost(manifest: Manifest) -> float:
+    """What a step of the small model costs, as a share of the large one's, in operations."""
+    large, small = (manifest.components[name].flops for name in (LARGE, SMALL))
+    assert large is not None  # a manifest says so of both
+    assert small is not None
+    return small.total / large.total
+
+
+def _guided(divergences: Sequence[Divergence], measure: str = COSINE) -> list[float]:
+    """The mean distance after guidance, or of the one branch there is, of every step."""
     mean = mean_of([each.distances for each in divergences])
-    return mean[GUIDED if GUIDED in mean else COND][COSINE]
+    return mean[GUIDED if GUIDED in mean else COND][measure]
