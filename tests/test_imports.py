@@ -22,6 +22,7 @@ HEAVY = {
     "tensorrt_rtx": {"engine"},
     "cuda": {"engine", "runtime"},
     "av": {"runtime"},
+    "matplotlib": {"runtime"},
     "tokenizers": {"export", "runtime"},
     "ftfy": {"runtime"},
     "tritonclient": {"runtime"},
@@ -62,6 +63,7 @@ def test_imports_run_one_way(room: str) -> None:
     "program",
     [
         "flowblending.runtime.cli",
+        "flowblending.runtime.calibrate.cli",
         "flowblending.engine.cli",
         "flowblending.runtime.triton.cli",
         "flowblending.runtime.triton.client_cli",
