@@ -13,6 +13,7 @@ from flowblending.engine.checksum import cache_folder
 from flowblending.engine.manifest import Manifest
 from flowblending.export.spec import LARGE, SMALL
 from flowblending.runtime.program import Program
+from flowblending.runtime.schedule import StageSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class Cost:
         calls: of each model, one per guidance branch and step.
         skipped: calls that a step cache leaves out, by the model of their step.
         flops: of all calls, counted from the exported graphs.
-        flops_all_large: of the same steps with the large model only, and every call made.
+        flops_all_large: with the large model at every step of the run, with the run's guidance, and every call made.
         engine_bytes: size of the engines that the run loads.
         slot_bytes: latent-sized buffers of the program.
     """
@@ -44,8 +45,8 @@ class Cost:
 def cost_of(program: Program, manifest: Manifest) -> Cost:
     """Count a program's cost from the manifest, without loading an engine."""
     calls = {model: program.calls(model) for model in (LARGE, SMALL)}
-    branches = len(program.branches())
-    skipped = {model: branches * sum(step.model == model for step in program.steps) - calls[model] for model in calls}
+    wanted = {model: sum(1 + program.guided(step) for step in program.steps if step.model == model) for model in calls}
+    all_large = StageSchedule.runs(program.schedule).steps * (1 + (program.guidance > 1.0))
     per_call = {model: _flops(manifest, model) for model in calls}
     loaded = [component for name, component in manifest.components.items() if name not in calls or calls[name] > 0]
     latent_bytes = 4
@@ -53,9 +54,9 @@ def cost_of(program: Program, manifest: Manifest) -> Cost:
         latent_bytes *= size
     return Cost(
         calls=calls,
-        skipped=skipped,
+        skipped={model: wanted[model] - calls[model] for model in calls},
         flops=sum(calls[model] * per_call[model] for model in calls),
-        flops_all_large=(sum(calls.values()) + sum(skipped.values())) * per_call[LARGE],
+        flops_all_large=all_large * per_call[LARGE],
         engine_bytes=sum(file.bytes for component in loaded for file in component.files),
         slot_bytes=len(program.slots()) * latent_bytes,
     )

@@ -67,12 +67,14 @@ class Step:
         model: ``large`` or ``small``: the stage this step is in.
         timestep: what the transformer is told, in [0, 1000].
         sigma: noise level in [0, 1].
+        guidance: scale of the step's stage, if it has one of its own; None for the program's.
     """
 
     model: str
     timestep: float
     sigma: float
     instructions: tuple[Instruction, ...]
+    guidance: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +112,16 @@ class Program:
         """How often ``model`` runs on one latent, each branch counted."""
         return sum(len(each.branches) for each in self.instructions() if isinstance(each, Run) and each.model == model)
 
+    def guided(self, step: Step) -> bool:
+        """Whether a step has an unconditional branch, computed or not."""
+        return (self.guidance if step.guidance is None else step.guidance) > 1.0
+
     def listing(self) -> str:
         """The program as text: one line per step, one line per instruction."""
         lines = [f"{self.schedule}, {self.solver}, guidance {self.guidance:g}"]
         for number, step in enumerate(self.steps, start=1):
-            lines.append(f"step {number}: {step.model}, timestep {step.timestep:g}, sigma {step.sigma:.6f}")
+            scale = "" if step.guidance is None else f", guidance {step.guidance:g}"
+            lines.append(f"step {number}: {step.model}, timestep {step.timestep:g}, sigma {step.sigma:.6f}{scale}")
             for each in step.instructions:
                 if isinstance(each, Run):
                     lines.append(f"    {', '.join(each.out)} = {each.model}({LATENTS}, {', '.join(each.branches)})")

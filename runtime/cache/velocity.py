@@ -31,14 +31,16 @@ def velocities(
     Args:
         schedule: the model of every step.
         decisions: for as many steps; the first step of every stage computes.
-        guidance: scale of classifier-free guidance; 1 or less runs the conditional branch only.
+        guidance: scale of classifier-free guidance, where a stage has none of its own; 1 or less runs the conditional
+            branch only.
         batched: both branches in one call, uncond first; else cond and then uncond in two calls.
     """
     steps = []
-    stage = _Stage(guidance=guidance, batched=batched, order=decisions.order)
+    scales = schedule.guidance(guidance)
+    stage = _Stage(guidance=scales[0], batched=batched, order=decisions.order)
     for step, model in enumerate(schedule.models):
         if step in schedule.switches:
-            stage = _Stage(guidance=guidance, batched=batched, order=decisions.order)
+            stage = _Stage(guidance=scales[step], batched=batched, order=decisions.order)
         if decisions.cond[step]:
             steps.append(stage.compute(step, model, uncond=decisions.uncond[step]))
         else:

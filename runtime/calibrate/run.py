@@ -87,7 +87,7 @@ class Calibrator:
     def divergence(self, jobs: Sequence[Job], runs: str) -> list[Divergence]:
         """Of every prompt along the trajectory of ``runs``."""
         models = StageSchedule.scaled(runs, self._steps(jobs)).models
-        keys = [[self._key(job), str(StageSchedule(models))] for job in jobs]
+        keys = [[self._key(job), str(StageSchedule.of(models))] for job in jobs]
         missing = sum(self.work.read("divergence", key) is None for key in keys)
         with self.console.progress(f"divergence along {runs}", total=missing * len(models)) as advance:
             return [self._divergence(job, key, models, lambda: advance(1)) for job, key in zip(jobs, keys, strict=True)]
