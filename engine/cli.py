@@ -111,6 +111,9 @@ def _summary(bundle: Bundle, console: Console) -> None:
         ("component", "precision", "back end", "target", "size"),
         rows,
     )
+    for name, component in bundle.manifest.components.items():
+        if component.sampling is not None:
+            console.log(f"{name}: {component.sampling}")
     console.log(f'Run it: fb-run {bundle.folder} --prompt "..."')
 
 

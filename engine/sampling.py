@@ -40,6 +40,11 @@ class Sampling(BaseModel):
             raise ValueError("timesteps fall, and end above 0")
         return timesteps
 
+    def __str__(self) -> str:
+        guidance = "the run's" if self.guidance is None else write_number(self.guidance)
+        timesteps = ",".join(map(write_number, self.timesteps)) or "the run's"
+        return f"guidance {guidance}, timesteps {timesteps}"
+
 
 def is_falling(timesteps: Iterable[float]) -> bool:
     """Whether each is smaller than the one before, and the last above 0."""

@@ -17,6 +17,7 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.bundle import carry_calibration, open_bundle
 from flowblending.engine.calibration import add_calibration
 from flowblending.engine.function import FunctionEngine
+from flowblending.engine.sampling import Sampling
 from flowblending.engine.tensor import Tensor
 from flowblending.export.spec import LARGE, SMALL, SigmaGrid
 from flowblending.runtime import closed_form
@@ -360,6 +361,18 @@ def test_what_cannot_be_calibrated(
     (error,) = (line for line in errors.splitlines() if line.startswith("error: "))
     assert message in error
     assert (tmp_path / "b" / "manifest.json").read_bytes() == before
+    assert not (tmp_path / "b.work").exists()
+
+
+def test_a_distilled_model_cannot_be_calibrated(tmp_path: Path, main: Callable[..., tuple[int, str]]) -> None:
+    manifest = manifests.write(tmp_path / "b")
+    small = manifest.components["small"].model_copy(update={"sampling": Sampling(guidance=1.0)})
+    changed = manifest.model_copy(update={"components": {**manifest.components, "small": small}})
+    (tmp_path / "b" / "manifest.json").write_text(changed.model_dump_json())
+    (tmp_path / "prompts.txt").write_text("a\n")
+    code, errors = main(tmp_path / "b", "--prompts", tmp_path / "prompts.txt", "--no-plot")
+    assert code == 2
+    assert "The bundle's small model has timesteps or a guidance scale of its own, but fb-calibrate compares" in errors
     assert not (tmp_path / "b.work").exists()
 
 
