@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flowblending.engine.checksum import cache_folder
 from flowblending.engine.manifest import Manifest
+from flowblending.engine.sampling import Sampling
 from flowblending.export.spec import LARGE, SMALL
 from flowblending.runtime.program import Program
 from flowblending.runtime.schedule import StageSchedule
@@ -24,7 +25,7 @@ class Cost:
         calls: of each model, one per guidance branch and step.
         skipped: calls that a step cache leaves out, by the model of their step.
         flops: of all calls, counted from the exported graphs.
-        flops_all_large: with the large model at every step of the run, with the run's guidance, and every call made.
+        flops_all_large: of the same run with the schedule LLL, and every call made.
         engine_bytes: size of the engines that the run loads.
         slot_bytes: latent-sized buffers of the program.
     """
@@ -46,7 +47,6 @@ def cost_of(program: Program, manifest: Manifest) -> Cost:
     """Count a program's cost from the manifest, without loading an engine."""
     calls = {model: program.calls(model) for model in (LARGE, SMALL)}
     wanted = {model: sum(1 + program.guided(step) for step in program.steps if step.model == model) for model in calls}
-    all_large = StageSchedule.runs(program.schedule).steps * (1 + (program.guidance > 1.0))
     per_call = {model: _flops(manifest, model) for model in calls}
     loaded = [component for name, component in manifest.components.items() if name not in calls or calls[name] > 0]
     latent_bytes = 4
@@ -56,10 +56,18 @@ def cost_of(program: Program, manifest: Manifest) -> Cost:
         calls=calls,
         skipped={model: wanted[model] - calls[model] for model in calls},
         flops=sum(calls[model] * per_call[model] for model in calls),
-        flops_all_large=all_large * per_call[LARGE],
+        flops_all_large=_all_large_calls(program, manifest) * per_call[LARGE],
         engine_bytes=sum(file.bytes for component in loaded for file in component.files),
         slot_bytes=len(program.slots()) * latent_bytes,
     )
+
+
+def _all_large_calls(program: Program, manifest: Manifest) -> int:
+    """What LLL runs: the steps of the run, or the large model's own where it was distilled to some."""
+    wish = manifest.components[LARGE].sampling or Sampling()
+    steps = len(wish.timesteps) or StageSchedule.runs(program.schedule).steps
+    guidance = program.guidance if wish.guidance is None else wish.guidance
+    return steps * (1 + (guidance > 1.0))
 
 
 def _flops(manifest: Manifest, model: str) -> int:

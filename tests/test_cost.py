@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flowblending.engine.manifest import Flops, Manifest
+from flowblending.engine.sampling import Sampling
 from flowblending.runtime.cost import Cost, Timings, cost_of
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.program import Program
@@ -86,6 +87,16 @@ def test_the_authors_large_distilled_large(manifest: Manifest) -> None:
     alone = cost("S40:g1:t1000,950,900,800,700,600,400,200")
     assert alone.flops / 1e12 == pytest.approx(51.4, rel=1e-3)
     assert alone.flops_all_large == blended.flops_all_large
+
+
+def test_all_large_is_what_lll_runs(manifest: Manifest) -> None:
+    """A large model with three timesteps and no guidance of its own: not the six guided steps of the run."""
+    wish = Sampling(timesteps=(1000.0, 700.0, 300.0), guidance=1.0)
+    large = manifest.components["large"].model_copy(update={"sampling": wish})
+    distilled = manifest.model_copy(update={"components": {**manifest.components, "large": large}})
+    alone, blended = (cost_of(program(distilled, schedule), distilled) for schedule in ("LLL", "L3 S3"))
+    assert alone.flops == alone.flops_all_large == blended.flops_all_large == 3 * LARGE_FLOPS
+    assert blended.calls == {"large": 2, "small": 6}
 
 
 def test_only_models_that_run_are_loaded_and_everything_else_always_is(manifest: Manifest) -> None:
