@@ -17,7 +17,7 @@ from flowblending.export.spec import LARGE, SMALL, SigmaGrid
 from flowblending.runtime.cache.parse import parse_cache
 from flowblending.runtime.compile import compile_program
 from flowblending.runtime.course import chart
-from flowblending.runtime.program import COND, LATENTS, UNCOND, Program, Run
+from flowblending.runtime.program import COND, LATENTS, UNCOND, VELOCITY, Program, Run
 from flowblending.runtime.schedule import StageSchedule
 from flowblending.runtime.sigmas import Grid, sigma_grid
 from flowblending.runtime.solver import SOLVERS
@@ -97,6 +97,7 @@ def test_large_distilled_large_is_three_schedulers_of_diffusers(solver: str) -> 
     result = execute(program, bent, NOISE)[-1]
     assert np.linalg.norm(result - x.numpy()) / np.linalg.norm(x.numpy()) < 1e-6  # two classes round to float32
     assert (program.calls(LARGE), program.calls(SMALL)) == (2 * 12, 3)
+    assert VELOCITY not in program.slots()  # the conditional branch's slot will do
     assert [step.guidance for step in program.steps] == [None] * 8 + [1.0] * 3 + [2.0] * 4
 
 

@@ -37,10 +37,12 @@ def velocities(
     """
     steps = []
     scales = schedule.guidance(guidance)
-    stage = _Stage(guidance=scales[0], batched=batched, order=decisions.order)
+    # One slot serves the conditional branch of guided stages and the only one of the others.
+    single = COND if max(scales) > 1.0 else VELOCITY
+    stage = _Stage(guidance=scales[0], batched=batched, order=decisions.order, single=single)
     for step, model in enumerate(schedule.models):
         if step in schedule.switches:
-            stage = _Stage(guidance=scales[step], batched=batched, order=decisions.order)
+            stage = _Stage(guidance=scales[step], batched=batched, order=decisions.order, single=single)
         if decisions.cond[step]:
             steps.append(stage.compute(step, model, uncond=decisions.uncond[step]))
         else:
@@ -66,11 +68,12 @@ class _Computed:
 
 @dataclass(kw_only=True)
 class _Stage:
-    """What one model's steps since the last switch have left in the slots."""
+    """What one model's steps since the last switch have left in the slots; ``single`` is the slot without guidance."""
 
     guidance: float
     batched: bool
     order: int
+    single: str
     past: list[_Computed] = field(default_factory=list)
 
     def compute(self, step: int, model: str, *, uncond: bool) -> StepVelocity:
@@ -83,11 +86,13 @@ class _Stage:
             live.add(self.past[-1].full)
         slots = next(number for number in itertools.count() if number not in live)
         full = self.past[-1].full if alone else slots
-        velocity = _velocity(self.guidance, slots, full)
+        velocity = _velocity(self.guidance, slots, full, self.single)
         last = self.past[-1] if self.past else None
         terms = (velocity,) if last is None else differences(last.differences, velocity, step - last.step, self.order)
         self.past = [*needed, _Computed(step=step, slots=slots, full=full, differences=terms)]
-        return StepVelocity(runs=_runs(model, self.guidance, self.batched, slots, alone=alone), velocity=velocity)
+        return StepVelocity(
+            runs=_runs(model, self.guidance, self.batched, slots, self.single, alone=alone), velocity=velocity
+        )
 
     def skip(self, step: int) -> StepVelocity:
         """Continue from the computed steps."""
@@ -100,23 +105,23 @@ def _name(slot_name: str, number: int) -> str:
     return f"{slot_name}_{number}" if number else slot_name
 
 
-def _velocity(guidance: float, slots: int, full: int) -> Combination:
+def _velocity(guidance: float, slots: int, full: int, single: str) -> Combination:
     """Guidance as a sum of slots: it becomes part of the solver's instructions, and costs no pass of its own.
 
     With uncond = cond + (uncond - cond) of the set ``full``: where that is the set itself, plain guidance.
     """
     if guidance <= 1.0:
-        return slot(_name(VELOCITY, slots))
+        return slot(_name(single, slots))
     cond, uncond = slot(_name(COND, full)), slot(_name(UNCOND, full))
     if slots == full:
         return guidance * cond + (1.0 - guidance) * uncond
     return slot(_name(COND, slots)) + (1.0 - guidance) * (uncond - cond)
 
 
-def _runs(model: str, guidance: float, batched: bool, slots: int, *, alone: bool) -> tuple[Run, ...]:
+def _runs(model: str, guidance: float, batched: bool, slots: int, single: str, *, alone: bool) -> tuple[Run, ...]:
     cond, uncond = _name(COND, slots), _name(UNCOND, slots)
     if guidance <= 1.0:
-        return (Run(model=model, branches=(COND,), out=(_name(VELOCITY, slots),)),)
+        return (Run(model=model, branches=(COND,), out=(_name(single, slots),)),)
     if alone:
         return (Run(model=model, branches=(COND,), out=(cond,)),)
     if batched:
