@@ -14,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending.export.spec import LARGE, SMALL
+from flowblending.runtime.cache.easycache import EASYCACHE
 from flowblending.runtime.cache.magcache import MAGCACHE
+from flowblending.runtime.calibrate.prediction import Seen, look
 from flowblending.runtime.calibrate.walk import Floats, Walk
 from flowblending.runtime.program import COND, UNCOND
 
 GUIDED = "guided"
 COSINE, RELATIVE_L2, RMS = "cosine", "relative_l2", "rms"
+CACHES = (MAGCACHE, EASYCACHE)
 _TINY = float(np.finfo(np.float32).tiny)
 
 Series = dict[str, dict[str, list[float]]]
@@ -47,10 +50,10 @@ class Recorder:
     guidance: float
     distances: Series = field(default_factory=dict)
     caches: Series = field(default_factory=dict)
-    _before: dict[str, Floats] = field(default_factory=dict)
+    _before: dict[str, Seen] = field(default_factory=dict)
 
-    def add(self, velocities: dict[str, dict[str, Floats]]) -> None:
-        """A step: each model's velocity per branch."""
+    def add(self, latents: Floats, velocities: dict[str, dict[str, Floats]]) -> None:
+        """A step: its latents, and each model's velocity per branch."""
         large, small = velocities[LARGE], velocities[SMALL]
         pairs: dict[str, tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]]
         pairs = {branch: (small[branch], large[branch]) for branch in large}
@@ -63,9 +66,10 @@ class Recorder:
         for model, branches in velocities.items():
             velocity = branches[COND]
             before = self._before.get(model)
-            value = 1.0 if before is None else ratio(velocity, before)
-            self.caches.setdefault(MAGCACHE, {}).setdefault(model, []).append(value)
-            self._before[model] = velocity
+            prediction, self._before[model] = look(before, latents, velocity)
+            magnitude = 1.0 if before is None else ratio(velocity, before.velocity)
+            for cache, value in ((MAGCACHE, magnitude), (EASYCACHE, prediction)):
+                self.caches.setdefault(cache, {}).setdefault(model, []).append(value)
 
     def result(self) -> Divergence:
         """What was collected."""
@@ -91,8 +95,9 @@ def observe(walk: Walk, index: int, model: str, recorder: Recorder) -> None:
     """One step with ``model``, after both were evaluated."""
     other = SMALL if model == LARGE else LARGE
     velocities = {each: walk.evaluate(index, each) for each in (other, model)}
+    latents = walk.latents()
     walk.update(index)
-    recorder.add(velocities)
+    recorder.add(latents, velocities)
 
 
 def guided(velocities: dict[str, Floats], guidance: float) -> npt.NDArray[np.float64]:
