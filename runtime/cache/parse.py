@@ -12,11 +12,12 @@ from flowblending.runtime.cache.magcache import MagCache
 from flowblending.runtime.cache.mask import SCM, Interval, Scm, StaticMask
 from flowblending.runtime.cache.policy import StepCache
 from flowblending.runtime.cache.taylor import MAX_ORDER, Taylor
+from flowblending.runtime.cache.teacache import TeaCache
 
 OFF = "off"
 FORMS = (
-    "off, mask:1101..., scm:fast, interval:5, magcache, easycache, easycache-static, taylor:1, guidance:5, or several "
-    "joined by +"
+    "off, mask:1101..., scm:fast, interval:5, magcache, teacache, easycache, easycache-static, taylor:1, guidance:5, "
+    "or several joined by +"
 )
 
 _TAYLOR_INTERVAL = 5
@@ -73,6 +74,10 @@ def _magcache(arguments: str, word: str) -> MagCache:
     return MagCache(threshold=_positive(word, threshold), most=_whole(word, most, low=1) if most else None)
 
 
+def _teacache(arguments: str, word: str) -> TeaCache:
+    return TeaCache(threshold=_positive(word, arguments)) if arguments else TeaCache()
+
+
 def _easycache(arguments: str, word: str) -> EasyCache:
     threshold, first = _threshold_and_first(arguments, word)
     return EasyCache(threshold=threshold, first=first)
@@ -123,6 +128,7 @@ _KINDS: dict[str, tuple[int, Callable[[str, str], StepCache]]] = {
     "scm": (_STEPS, _scm),
     "interval": (_STEPS, _interval),
     "magcache": (_STEPS, _magcache),
+    "teacache": (_STEPS, _teacache),
     "easycache": (_STEPS, _easycache),
     "easycache-static": (_STEPS, _easymask),
     "taylor": (_TAYLOR, _taylor),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PLOT = Path("calibration.png")
 PARTS = 10
-CACHES = {"magcache": "magcache", "easycache": "easycache-static"}
+CACHES = {"magcache": "magcache", "easycache": "easycache-static", "teacache": "teacache"}
 """What can be measured, and which ``--cache`` of fb-run takes it."""
 
 
@@ -120,6 +120,11 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = open_bundle(arguments.bundle)
     jobs = check_jobs(read_prompts(arguments.prompts, _defaults(arguments)), arguments.prompts, bundle.manifest)
     _check_targets(arguments, bundle)
+    if "teacache" in (arguments.cache or ()) and not bundle.manifest.signals:
+        raise UsageError(
+            f"The bundle {arguments.bundle} was built without what TeaCache looks at; build it again, which reuses its "
+            f"engines: {bundle.rebuild} --teacache"
+        )
     if arguments.budget is not None:
         steps = jobs[0].steps or bundle.manifest.pipeline.steps
         small_steps(steps, small_cost(bundle.manifest), arguments.budget)
@@ -256,8 +261,8 @@ def _calibrate_caches(calibrator: Calibrator, jobs: Sequence[Job], caches: Seque
     bundle = add_calibration(calibrator.pipeline.bundle, evidence, caches=constants)
     rows = [
         (name, model, f"{min(values[2:]):.4f}", f"{max(values[2:]):.4f}")
-        for name, models in constants.items()
-        for model, values in models.items()
+        for name in names
+        for model, values in constants[name].items()
     ]
     calibrator.console.log(f"constants of {steps} steps, {len(jobs)} prompts")
     calibrator.console.table("", ("cache", "model", "lowest", "highest"), rows)

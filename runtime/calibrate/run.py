@@ -11,6 +11,7 @@ import numpy as np
 from flowblending.engine.console import Console
 from flowblending.engine.manifest import Manifest
 from flowblending.export.spec import LARGE, SMALL
+from flowblending.runtime.cache.teacache import TEACACHE
 from flowblending.runtime.calibrate.boundaries import (
     candidates,
     early_boundary,
@@ -157,8 +158,9 @@ class Calibrator:
 
     def _known_divergence(self, key: object) -> Divergence | None:
         known = self.work.read("divergence", key)
-        # An earlier version measured fewer constants.
-        return Divergence(**known) if known is not None and set(CACHES) <= set(known["caches"]) else None
+        # An earlier version measured fewer constants, and so does a bundle without signals.
+        needed = {*CACHES, *((TEACACHE,) if self._manifest.signals else ())}
+        return Divergence(**known) if known is not None and needed <= set(known["caches"]) else None
 
     def _early(self, jobs: Sequence[Job], tried: Sequence[int]) -> list[Early]:
         names = [self.request.measures.similarity.name, self.request.measures.distance.name]
