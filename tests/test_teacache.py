@@ -115,9 +115,9 @@ def test_ltx_and_models_without_published_coefficients() -> None:
         expected = loop(lambda x: float(polynomial(x)), threshold, 1)
         assert "".join("01"[each] for each in decide(parse_cache(cache), run).cond) == expected
         assert "0" in expected
-    unknown = dataclasses.replace(
-        run, architectures={}, constants={**run.constants, COEFFICIENTS: {LARGE: [2.0, 0.001]}}
-    )
+    coefficients: Mapping[str, Sequence[float]] = {LARGE: [2.0, 0.001]}
+    constants: dict[str, Mapping[str, Sequence[float]]] = {**run.constants, COEFFICIENTS: coefficients}
+    unknown = dataclasses.replace(run, architectures={}, constants=constants)
     expected = loop(lambda x: 2 * x + 0.001, 0.05, 5)
     assert "".join("01"[each] for each in decide([TeaCache()], unknown).cond) == expected
 
@@ -137,6 +137,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no distances for the bundle's large model; measure them with fb-calibrate"):
         compile_job(Job(prompt="x", steps=9, schedule="L9", cache="teacache"), manifest)
     run = outline("L9", {LARGE: [0.1] * 9})
+    shorter: dict[str, Mapping[str, Sequence[float]]]
     shorter = {TEACACHE: {LARGE: [0.1] * 8}, TIMESTEPS: {LARGE: run.timesteps[:8]}}
     with pytest.raises(UsageError, match=r"measured at 8 steps, and the run has 9 or other timesteps; .* --steps 9"):
         decide([TeaCache()], dataclasses.replace(run, constants=shorter))
@@ -149,9 +150,27 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["wan", "ltx"])
+def test_the_signal_of_ltx_is_what_enters_the_first_block(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    """The export itself compares it with the unmodified class; it looks at latents and timestep."""
+    from flowblending.engine.backend import open_engine
+    from flowblending.export.ltx import Ltx
+    from flowblending.export.spec import Precision
+    from flowblending.export.verify import export_and_verify
+    from flowblending.runtime.calibrate.signal import EngineSignal
+
+    part = Ltx().signal(checkpoints("ltx") / "small", "small_signal")
+    graph, parity = export_and_verify(part, Precision.FP32, tmp_path, "", lambda _: None)
+    assert parity.relative < 1e-5
+    signal = EngineSignal(open_engine(backend="onnxruntime", path=graph.onnx, spec=graph.spec, device="cpu", threads=1))
+    latents = np.random.default_rng(0).standard_normal((1, 8, 3, 2, 3)).astype(np.float32)
+    one, other, later = signal(latents, 900.0), signal(2 * latents[:, ::-1].copy(), 900.0), signal(latents, 500.0)
+    assert one.shape == (1, 32, 3, 2, 3)
+    assert min(np.abs(one - other).max(), np.abs(one - later).max()) > 1e-3
+
+
+@pytest.mark.slow
 def test_from_the_build_to_the_run(
-    build: Build, checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    build: Build, checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flowblending.engine.build import BuildRequest, build_bundle
     from flowblending.engine.console import Console
@@ -160,23 +179,23 @@ def test_from_the_build_to_the_run(
     from tests.conftest import SMALLEST
 
     monkeypatch.chdir(tmp_path)
-    before = build(kind)
+    before = build("wan")
     shutil.copytree(before.folder, tmp_path / "b")
-    Path("prompts.txt").write_text("a cat\na dog\n")
+    Path("prompts.txt").write_text("a cat\n")
 
-    def calibrate(steps: int) -> int:
-        options = ["b", "--prompts", "prompts.txt", "--steps", str(steps), "--cache", "teacache", "--device", "cpu"]
+    def calibrate() -> int:
+        options = ["b", "--prompts", "prompts.txt", "--steps", "8", "--cache", "teacache", "--device", "cpu"]
         with pytest.raises(SystemExit) as exit_:
             cli.main([*options, "--quiet"])
         return int(exit_.value.code or 0)
 
-    assert calibrate(6) == 2
+    assert calibrate() == 2
     request = BuildRequest(
-        large=str(checkpoints(kind) / "large"),
-        small=str(checkpoints(kind) / "small"),
+        large=str(checkpoints("wan") / "large"),
+        small=str(checkpoints("wan") / "small"),
         out=tmp_path / "b",
-        size=SMALLEST[kind].size,
-        frames=SMALLEST[kind].frames,
+        size=SMALLEST["wan"].size,
+        frames=SMALLEST["wan"].frames,
         precision=None,
         backend="onnxruntime",
         targets=(),
@@ -187,26 +206,17 @@ def test_from_the_build_to_the_run(
     assert bundle.manifest.rebuild[-1] == "--teacache"
     # The engines are the same, and so are the videos.
     assert (bundle.manifest.id, bundle.manifest.components) == (before.manifest.id, before.manifest.components)
-    signals = open_signals(bundle, 1)
-    latents = np.random.default_rng(0).standard_normal((1, *bundle.manifest.geometry.latent_shape)).astype(np.float32)
-    assert set(signals) == {LARGE, SMALL}
-    for signal in signals.values():
-        at = [signal(latents * scale, t) for scale, t in ((1.0, 900.0), (2.0, 900.0), (1.0, 500.0))]
-        assert np.abs(at[0] - at[2]).max() > 1e-3
-        # Wan's knows the timestep alone.
-        assert (np.abs(at[0] - at[1]).max() > 1e-3) == (kind == "ltx")
-    assert calibrate(8) == 0
+    assert calibrate() == 0
     manifest = open_bundle(tmp_path / "b").manifest
     assert manifest.calibration is not None
-    distances = manifest.calibration.caches[TEACACHE]
     timesteps = [step.timestep for step in compile_job(Job(prompt="x", steps=8, schedule="L8"), manifest).steps]
     assert manifest.calibration.caches[TIMESTEPS][SMALL] == pytest.approx(timesteps)
-    if kind == "wan":
-        for model, signal in signals.items():
-            values = [signal(latents, t).astype(np.float64) for t in timesteps]
-            pairs = zip(values[1:], values[:-1], strict=True)
-            expected = [0.0, *(np.abs(now - last).mean() / np.abs(last).mean() for now, last in pairs)]
-            assert distances[model] == pytest.approx(expected, rel=1e-4)
+    nothing = np.zeros((1, *manifest.geometry.latent_shape), np.float32)
+    for model, signal in open_signals(bundle, 1).items():
+        values = [signal(nothing, t).astype(np.float64) for t in timesteps]
+        pairs = zip(values[1:], values[:-1], strict=True)
+        expected = [0.0, *(np.abs(now - last).mean() / np.abs(last).mean() for now, last in pairs)]
+        assert manifest.calibration.caches[TEACACHE][model] == pytest.approx(expected, rel=1e-4)
     program = compile_job(Job(prompt="x", steps=8, schedule="L8", cache="teacache:1e9"), manifest)
     runs = "".join("1" if any(isinstance(each, Run) for each in step.instructions) else "0" for step in program.steps)
     assert runs == "11111001"
