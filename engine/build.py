@@ -49,6 +49,7 @@ class BuildRequest:
     backend: Backend
     targets: tuple[str, ...]
     sampling: Mapping[str, Sampling] = field(default_factory=dict)
+    teacache: bool = False
 
 
 def build_bundle(request: BuildRequest, console: Console) -> Bundle:
@@ -65,7 +66,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     request = dataclasses.replace(request, targets=targets)
     precisions = choose_precisions(request.precision, request.backend)
     with console.phase("Reading checkpoints"):
-        pipeline, parts, tokenizer = _plan(request)
+        pipeline, parts, signals, tokenizer = _plan(request)
         geometry = plan_geometry(pipeline, request.size, request.frames)
     old = _existing(request.out)
     try:
@@ -86,6 +87,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
                 tokenizer=(describe_file(folder, folder / TOKENIZER),),
                 rebuild=rebuild_command(request),
                 created_by=f"flowblending {flowblending.__version__}",
+                signals={model: builder.signal(part) for model, part in signals.items()},
             )
             manifest = carry_calibration(old, manifest, folder)
             (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
@@ -99,8 +101,8 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     return Bundle(folder=request.out, manifest=manifest)
 
 
-def _plan(request: BuildRequest) -> tuple[PipelineSpec, tuple[Part, ...], bytes]:
-    """What to build: the pipeline's constants, every component, and the tokenizer."""
+def _plan(request: BuildRequest) -> tuple[PipelineSpec, tuple[Part, ...], dict[str, Part], bytes]:
+    """What to build: the pipeline's constants, every component, TeaCache's signals by model, and the tokenizer."""
     from flowblending.export.checkpoint import check_pair, open_checkpoint, open_transformer
     from flowblending.export.families import family_of
     from flowblending.export.text import tokenizer_file
@@ -115,7 +117,9 @@ def _plan(request: BuildRequest) -> tuple[PipelineSpec, tuple[Part, ...], bytes]
         family.transformer(large, small_transformer, SMALL),
         *family.parts(large),
     )
-    return family.describe(large), parts, tokenizer_file(large)
+    folders = {LARGE: large_transformer, SMALL: small_transformer} if request.teacache else {}
+    signals = {model: family.signal(folder, f"{model}_signal") for model, folder in folders.items()}
+    return family.describe(large), parts, signals, tokenizer_file(large)
 
 
 def _existing(out: Path) -> Bundle | None:
@@ -160,6 +164,23 @@ class _Builder:
         size = sum(file.bytes for file in component.files)
         self.console.log(f"{part.name}: built in {precision}, {size / 1e6:.1f} MB")
         return component
+
+    def signal(self, part: Part) -> Component:
+        """A signal, which is small enough to be built every time."""
+        work = self.folder / "export"
+        work.mkdir()
+        try:
+            graph = self._export(part, Precision.FP32, "", work)
+            files = backends.move_graph(graph, self.folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return Component(
+            spec=graph.spec,
+            backend=backends.ONNXRUNTIME,
+            backend_version="any",
+            files=tuple(describe_file(self.folder, path) for path in files),
+            key={},
+        )
 
     def _key(self, part: Part, precision: Precision) -> dict[str, str]:
         from flowblending.export.checkpoint import weights_sha256
@@ -277,7 +298,8 @@ def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
         options[f"--{model}-timesteps"] = ",".join(map(write_number, wish.timesteps)) or None
         options[f"--{model}-guidance"] = None if wish.guidance is None else write_number(wish.guidance)
     given = ((name, str(value)) for name, value in options.items() if value is not None)
-    return ("fb-build-engines", *(word for option in given for word in option))
+    teacache = ("--teacache",) if request.teacache else ()
+    return ("fb-build-engines", *(word for option in given for word in option), *teacache)
 
 
 def _absolute(source: str) -> str:

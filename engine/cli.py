@@ -63,6 +63,11 @@ def parser() -> argparse.ArgumentParser:
             metavar="G",
             help=f"the {model} model's own guidance scale; 1 for none (default: the run's)",
         )
+    parser.add_argument(
+        "--teacache",
+        action="store_true",
+        help="add the small graphs with which fb-calibrate --cache teacache measures its distances",
+    )
     parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
     return parser
@@ -89,6 +94,7 @@ def build(arguments: argparse.Namespace) -> None:
         backend=arguments.backend,
         targets=split_targets(arguments.target),
         sampling={model: wish for model, wish in wishes.items() if wish is not None},
+        teacache=arguments.teacache,
     )
     _summary(build_bundle(request, console), console)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
 from flowblending import UsageError
 from flowblending.engine.sampling import Sampling
+from flowblending.runtime.cache.easycache import observed, reused
 from flowblending.runtime.cache.policy import Outline, StepCache, decide
 from flowblending.runtime.cache.velocity import velocities
 from flowblending.runtime.course import chart
@@ -62,16 +64,14 @@ def compile_program(
         architectures=architectures or {},
         constants=constants or {},
     )
-    calls = velocities(course.visits, decide(cache, outline), guidance=guidance, batched=batched)
-    updates = solve(
-        solver,
-        course.grid.sigmas,
-        velocities=[each.velocity for each in calls],
-        restarts=course.restarts | (course.visits.switches if restart_at_switch else frozenset()),
-    )
+    decisions = decide(cache, outline)
+    calls = velocities(course.visits, decisions, guidance=guidance, batched=batched)
+    restarts = course.restarts | (course.visits.switches if restart_at_switch else frozenset())
+    solved = functools.partial(solve, solver, course.grid.sigmas, restarts=restarts)
+    updates = solved(velocities=[each.velocity for each in calls])
     scales = course.visits.guidance(guidance)
     levels = zip(course.visits.models, course.grid.timesteps, course.grid.sigmas[:-1], scales, strict=True)
-    return Program(
+    program = Program(
         schedule=str(course.schedule),
         solver=solver,
         guidance=guidance,
@@ -81,8 +81,13 @@ def compile_program(
                 timestep=timestep,
                 sigma=sigma,
                 guidance=None if scale == guidance else scale,
-                instructions=(*each.runs, *update),
+                instructions=(*each.calls, *update),
             )
             for (model, timestep, sigma, scale), each, update in zip(levels, calls, updates, strict=True)
         ),
     )
+    if decisions.online is None:
+        return program
+    # A step's update reads no other step's velocity, so that those of computed and skipped steps may alternate.
+    reuse = solved(velocities=[reused(each.velocity) for each in calls])
+    return observed(program, decisions.online, guided=any(outline.uncond), starts=outline.starts, reuse=reuse)

@@ -213,6 +213,16 @@ def test_caches_leave_a_stage_with_its_own_timesteps_alone() -> None:
         plan("L4 S4:t850,777.7 L6", cache="mask:111110111111")
 
 
+def test_easycache_sees_the_velocity_of_every_stage() -> None:
+    """It compares the conditional branch: stages without guidance have to write to the same slot."""
+    program = plan("L4:g1 S4:t850,800 S8", cache="easycache:0.1")
+    runs = [each for each in program.instructions() if isinstance(each, Run) and each.branches == (COND,)]
+    assert {each.out for each in runs} == {(COND,)}
+    assert program.choice is not None
+    assert program.choice.starts == {0, 4, 5, 6}
+    assert {distance.slot for distance in program.choice.learned[1:]} == {COND}
+
+
 def test_a_cache_skips_guidance_where_there_is_some() -> None:
     program = plan("L4:g1 S6", cache="guidance:3,1001", guidance=5.0)
     assert (program.calls(LARGE), program.calls(SMALL)) == (4, 6 + 2)
