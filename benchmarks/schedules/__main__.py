@@ -36,7 +36,6 @@ from benchmarks.schedules.samples import REFERENCE
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.console import Console, run_program
 from flowblending.runtime import api
-from flowblending.runtime.cost import cost_of
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.whole_file import write_whole
 
@@ -107,12 +106,10 @@ def main() -> int:
         measured = make_clips(
             sampler, wanted, options, checkpoints=arguments.checkpoints, seed=arguments.seed, console=console
         )
-        costs = {name: cost_of(program, sampler.manifest) for name, program in programs.items()}
     every = rows(
         measured,
         np.asarray([prompt.held_out for prompt in wanted]),
         runs={name: program.schedule for name, program in programs.items()},
-        flops={name: cost.flops / cost.flops_all_large for name, cost in costs.items()},
     )
     claims = check(measured.samples, measured.frechet) if options.keys() >= set(NEEDED) else []
     sentence = (

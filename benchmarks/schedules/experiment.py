@@ -27,8 +27,8 @@ SHOWN = 4
 
 
 @contextlib.contextmanager
-def pair_bundle(given: Path | None, checkpoints: Path, console: Console) -> Iterator[Path]:
-    """The bundle that is given, or one that is built for this run and gone after it."""
+def pair_bundle(given: Path | None, checkpoints: Path, console: Console, *, teacache: bool = False) -> Iterator[Path]:
+    """The bundle that is given, or one that is built for this run and gone after it; with TeaCache's graphs or not."""
     if given:
         yield given
         return
@@ -42,6 +42,7 @@ def pair_bundle(given: Path | None, checkpoints: Path, console: Console) -> Iter
             precision=None,
             backend="onnxruntime",
             targets=(),
+            teacache=teacache,
         )
         build_bundle(request, console)
         yield request.out

@@ -168,7 +168,7 @@ def shares(verdict: Adherence) -> dict[str, float]:
 
 
 def compared(made: Made, reference: Made | None) -> dict[str, float]:
-    """Likeness to the reference's clip of the same noise (none for the reference itself), and the times."""
+    """Likeness to the reference's clip of the same noise (none for the reference itself), the FLOPs, and the times."""
     likeness = {}
     if reference is not None:
         likeness = {
@@ -176,4 +176,4 @@ def compared(made: Made, reference: Made | None) -> dict[str, float]:
             "ssim": ssim(made.frames, reference.frames),
             "cosine": cosine(made.latents, reference.latents),
         }
-    return {**likeness, "loop": made.loop, "engines": made.engines, "total": made.total}
+    return {**likeness, "flops": made.flops, "loop": made.loop, "engines": made.engines, "total": made.total}

@@ -15,6 +15,7 @@ from benchmarks.shapes.adherence import Adherence, adherence
 from benchmarks.shapes.judge import read
 from benchmarks.shapes.scene import Scene, caption, draw
 from flowblending import FlowBlendingError
+from flowblending.engine.manifest import Manifest
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
@@ -72,6 +73,7 @@ class Made:
     Args:
         frames: the clip.
         latents: [1, C, F, H, W], normalised.
+        flops: of the transformers' calls that were made.
         loop: seconds of the sampling loop.
         engines: seconds of the engine calls in it.
         total: seconds from the prompt's text to the frames, with all engines loaded.
@@ -79,6 +81,7 @@ class Made:
 
     frames: Clip
     latents: npt.NDArray[np.float32]
+    flops: float
     loop: float
     engines: float
     total: float
@@ -151,7 +154,15 @@ def make(pipeline: Pipeline, job: Job) -> Made:
     return Made(
         frames=np.ascontiguousarray(frames),
         latents=pipeline.device.download(sample.latents),
+        flops=sum(count * _flops(pipeline.bundle.manifest, model) for model, count in sample.calls.items()),
         loop=sample.loop_seconds,
         engines=sample.engine_seconds,
         total=time.perf_counter() - start,
     )
+
+
+def _flops(manifest: Manifest, model: str) -> int:
+    """Of one call, counted from the exported graph, as every build does."""
+    flops = manifest.components[model].flops
+    assert flops is not None
+    return flops.total
