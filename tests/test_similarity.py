@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from benchmarks.shapes.similarity import cosine, frechet, psnr, ssim, temporal_smoothness
+from flowblending.runtime.compare.similarity import cosine, frechet, psnr, ssim, temporal_smoothness
 
 Array = npt.NDArray[np.float64]
 

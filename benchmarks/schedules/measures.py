@@ -19,9 +19,9 @@ from benchmarks.shapes.data import ATTRIBUTES as CLASSES
 from benchmarks.shapes.networks import FeatureNetwork
 from benchmarks.shapes.render import render
 from benchmarks.shapes.scene import Scene
-from benchmarks.shapes.similarity import cosine, frechet, psnr, ssim, temporal_smoothness
 from flowblending import FlowBlendingError
 from flowblending.engine.manifest import Geometry
+from flowblending.runtime.compare.similarity import cosine, frechet, psnr, ssim, temporal_smoothness
 from flowblending.runtime.jobs import Job
 
 REAL = 512
