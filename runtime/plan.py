@@ -36,7 +36,7 @@ def _calls(cost: Cost) -> str:
 
 def _steps(program: Program) -> list[str]:
     """One line per stage, with the noise levels it covers, and with what a cache leaves of its steps."""
-    marks = "".join(_mark(step, len(program.branches())) for step in program.steps)
+    marks = step_marks(program)
     lines, first = [], 0
     for index, step in enumerate(program.steps):
         last = index + 1 == len(program.steps)
@@ -48,8 +48,12 @@ def _steps(program: Program) -> list[str]:
     return lines
 
 
+def step_marks(program: Program) -> str:
+    """A character a step: 1 if it computes, 0 if it does not, c if it computes its conditional branch alone."""
+    return "".join(_mark(step, len(program.branches())) for step in program.steps)
+
+
 def _mark(step: Step, branches: int) -> str:
-    """1 for a step that computes, 0 for one that does not, c for one that computes its conditional branch alone."""
     calls = sum(len(each.branches) for each in step.instructions if isinstance(each, Run))
     return "1" if calls == branches else "c" if calls else "0"
 

@@ -124,6 +124,11 @@ class Trajectory:
         self._start = device.mark()
         self._watch = device.watch(self._binding.complaints)
 
+    @property
+    def latents(self) -> Tensor:
+        """This trajectory's latents, fp32 [1, C, F, H, W]: with ``follow(ahead=0)`` those after the step just told."""
+        return self._binding.latents
+
     def run(
         self, latents: npt.NDArray[np.float32] | Tensor, *, on_step: Callable[[StepEvent], None] | None = None
     ) -> SampleResult:

@@ -1,0 +1,274 @@
+"""Charts as inline SVG: quality against cost, and likeness to the reference by step above the runs' stages.
+
+Colours are the page's: ``--run-0`` to ``--run-7`` for schedules, and its text colours. Marks stand for caches.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from flowblending.runtime.compare.report import (
+    FLOPS,
+    SECONDS,
+    Column,
+    Report,
+    Run,
+    cell,
+    steps_of,
+    text_of,
+)
+
+WIDTH, HEIGHT = 720, 380
+LEFT, RIGHT, TOP, BOTTOM = 64, 16, 20, 44
+COLOURS = 8
+LETTER = 6.6
+"""Width of a letter of a label, roughly."""
+
+_MARKS = ("circle", "square", "diamond", "triangle", "cross", "ring")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """One chart and what it shows, for the page's choices."""
+
+    x: str
+    y: str
+    svg: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """A linear scale from values to places on the page, with round ticks."""
+
+    low: float
+    high: float
+    start: float
+    stop: float
+    ticks: tuple[float, ...]
+
+    def __call__(self, value: float) -> float:
+        """The place of a value."""
+        return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
+
+
+def scale(values: Sequence[float], start: float, stop: float, *, zero: bool = False) -> Scale:
+    """A scale that holds all values, and zero if asked, with about five ticks of 1, 2 or 5 times a power of ten."""
+    low, high = min(values), max(values)
+    if zero:
+        low = min(low, 0.0)
+    if high - low < 1e-9 * max(abs(high), 1e-9):
+        low, high = low - 0.5 * abs(low or 1), high + 0.5 * abs(high or 1)
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    digits = max(0, -math.floor(math.log10(step)))
+    ticks = tuple(round(index * step, digits) for index in range(first, last + 1))
+    return Scale(low=ticks[0], high=ticks[-1], start=start, stop=stop, ticks=ticks)
+
+
+def scatter_charts(report: Report) -> list[Chart]:
+    """Quality against cost, for every cost and every measure of which more is better."""
+    columns = {column.key: column for column in report.columns}
+    costs = [columns[key] for key in (SECONDS, FLOPS) if key in columns]
+    qualities = [column for column in report.columns if column.better > 0 and column.unit != "x"]
+    return [
+        Chart(x=cost.heading, y=quality.heading, svg=_scatter(report, cost, quality))
+        for quality, cost in itertools.product(qualities, costs)
+    ]
+
+
+def _scatter(report: Report, cost: Column, quality: Column) -> str:
+    points, aside = [], []
+    for run in report.runs:
+        x, y = cell(report, run, cost).value, cell(report, run, quality).value
+        if x is not None and y is not None and math.isfinite(y):
+            points.append((run, x, y))
+        elif x is not None:
+            aside.append((run, x, y))
+    xs = [x for _, x, _ in [*points, *aside]] or [0.0, 1.0]
+    horizontal = scale(xs, LEFT, WIDTH - RIGHT, zero=True)
+    vertical = scale([y for _, _, y in points] or [0.0, 1.0], HEIGHT - BOTTOM, TOP)
+    parts = [_axes(horizontal, vertical, _title(cost), _title(quality), quality)]
+    front = pareto([(x, y) for _, x, y in points])
+    if len(front) > 1:
+        path = " ".join(f"{horizontal(x):.1f},{vertical(y):.1f}" for x, y in front)
+        parts.append(f'<polyline class="front" points="{path}"/>')
+    for run, x, y in aside:
+        place = horizontal(x)
+        why = "equal to the reference" if y is not None else "reference"
+        parts.append(
+            f'<line class="aside" style="stroke:{_colour(report, run)}" x1="{place:.1f}" x2="{place:.1f}" '
+            f'y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+            f'<text class="label" text-anchor="end" transform="translate({place - 5:.1f} {TOP + 4}) rotate(-90)">'
+            f"{escape(run.label)} ({why})</text>"
+        )
+    taken: list[tuple[float, float, float]] = []
+    for run, x, y in sorted(points, key=lambda point: -point[2]):
+        left, top = horizontal(x), vertical(y)
+        told = f"{run.label}: {text_of(x, cost, unit=True)}, {quality.heading} {text_of(y, quality, unit=True)}"
+        parts.append(
+            f'<g style="color:{_colour(report, run)}"><title>{escape(told)}</title>{mark(report, run, left, top)}</g>'
+        )
+        parts.append(_label(run.label, left, top, taken))
+    about = f"{quality.heading} against {cost.heading}"
+    return _svg(about, HEIGHT, parts)
+
+
+def _label(text: str, x: float, y: float, taken: list[tuple[float, float, float]]) -> str:
+    """A label right of its point, or left where there is no room; moved down until it covers no other."""
+    width = LETTER * len(text)
+    right = x + 10 + width <= WIDTH - 2
+    start, place = (x + 10 if right else x - 10 - width), y + 4
+    while any(abs(place - other) < 13 and start < to and begin < start + width for begin, to, other in taken):
+        place += 13
+    taken.append((start, start + width, place))
+    anchor = "start" if right else "end"
+    return (
+        f'<text class="label" x="{x + (10 if right else -10):.1f}" y="{place:.1f}" text-anchor="{anchor}">'
+        f"{escape(text)}</text>"
+    )
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other beats in both cost (less) and quality (more), by cost."""
+    front: list[tuple[float, float]] = []
+    for x, y in sorted(set(points), key=lambda point: (point[0], -point[1])):
+        if not front or y > front[-1][1]:
+            front.append((x, y))
+    return front
+
+
+def steps_chart(report: Report) -> str:
+    """The latents' cosine with the reference's after every step, above each run's stages; empty if unknown."""
+    lines = [(run, steps_of(report, run)) for run in report.runs[1:]]
+    lines = [(run, values) for run, values in lines if values]
+    count = max((len(values) for _, values in lines), default=0)
+    # Runs of other lengths have no steps in common.
+    lines = [(run, values) for run, values in lines if len(values) == count]
+    if not lines:
+        return ""
+    bars = [report.runs[0], *(run for run, _ in lines)]
+    left = LEFT + LETTER * max(0, max(len(run.label) for run in bars) - 7)
+    horizontal = Scale(low=0.5, high=count + 0.5, start=left, stop=WIDTH - RIGHT, ticks=_step_ticks(count))
+    vertical = scale([1.0, *(value for _, values in lines for value in values)], 260, TOP)
+    parts = [_grid(vertical, left, ".4f" if vertical.high - vertical.low < 0.01 else "g")]
+    parts.append(f'<text class="title" x="{left:.0f}" y="{TOP - 8}">cosine with the reference\'s latents</text>')
+    for run, values in lines:
+        points = " ".join(f"{horizontal(step):.1f},{vertical(value):.1f}" for step, value in enumerate(values, start=1))
+        parts.append(
+            f'<polyline class="run{" cached" if run.cache else ""}" style="stroke:{_colour(report, run)}" '
+            f'points="{points}"><title>{escape(run.label)}</title></polyline>'
+        )
+    top = 276.0
+    for run in bars:
+        parts.append(_stages(report, run, horizontal, left, top))
+        top += 18
+    for tick in horizontal.ticks:
+        parts.append(f'<text class="tick" x="{horizontal(tick):.1f}" y="{top + 12:.0f}">{tick:g}</text>')
+    parts.append(f'<text class="title" text-anchor="end" x="{WIDTH - RIGHT}" y="{top + 28:.0f}">step</text>')
+    return _svg("Cosine with the reference's latents by step", round(top + 36), parts)
+
+
+def _stages(report: Report, run: Run, horizontal: Scale, left: float, top: float) -> str:
+    """A strip with a run's stages: full for the large model, light for the small one, low where a cache stands in."""
+    parts = [f'<text class="label" text-anchor="end" x="{left - 8:.0f}" y="{top + 10:.0f}">{escape(run.label)}</text>']
+    step = 0
+    for word in run.stages.split():
+        letter, length = word[0], int(word[1:])
+        for index in range(step, step + length):
+            computed = run.computed[index] if index < len(run.computed) else "1"
+            high = {"1": 13.0, "c": 8.0}.get(computed, 3.0)
+            x, wide = horizontal(index + 0.5), horizontal(index + 1.5) - horizontal(index + 0.5)
+            parts.append(
+                f'<rect class="{"large" if letter == "L" else "small"}" x="{x:.2f}" y="{top + 13 - high:.1f}" '
+                f'width="{max(wide - 0.75, 0.5):.2f}" height="{high}" style="fill:{_colour(report, run)}">'
+                f"<title>{escape(run.label)}, step {index + 1}: {_said(letter, computed)}</title></rect>"
+            )
+        step += length
+    return "".join(parts)
+
+
+def _said(letter: str, computed: str) -> str:
+    model = "large model" if letter == "L" else "small model"
+    return model + {"1": "", "c": ", conditional branch only"}.get(computed, ", from the cache")
+
+
+def _step_ticks(count: int) -> tuple[float, ...]:
+    step = next(size for size in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if count / size <= 12)
+    return tuple(float(tick) for tick in [1, *range(step, count + 1, step)] if tick == 1 or tick >= max(step, 2))
+
+
+def mark(report: Report, run: Run, x: float, y: float, size: float = 5.5) -> str:
+    """The mark of a run's cache, in the colour that it inherits."""
+    caches = list(dict.fromkeys(each.cache for each in report.runs))
+    shape = _MARKS[caches.index(run.cache) % len(_MARKS)]
+    match shape:
+        case "circle":
+            return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" fill="currentColor"/>'
+        case "ring":
+            return (
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size - 1}" fill="none" stroke="currentColor" '
+                'stroke-width="2.5"/>'
+            )
+        case "cross":
+            return (
+                f'<path d="M{x - size:.1f} {y - size:.1f}l{2 * size} {2 * size}m0 {-2 * size}l{-2 * size} {2 * size}" '
+                'stroke="currentColor" stroke-width="2.5" fill="none"/>'
+            )
+    corners = {
+        "square": [(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)],
+        "diamond": [(0, -1.25), (1.25, 0), (0, 1.25), (-1.25, 0)],
+        "triangle": [(0, -1.15), (1.15, 0.95), (-1.15, 0.95)],
+    }[shape]
+    points = " ".join(f"{x + size * dx:.1f},{y + size * dy:.1f}" for dx, dy in corners)
+    return f'<polygon points="{points}" fill="currentColor"/>'
+
+
+def colour_index(report: Report, run: Run) -> int:
+    """Which of the page's colours a run has: its schedule's."""
+    return list(dict.fromkeys(each.schedule for each in report.runs)).index(run.schedule) % COLOURS
+
+
+def _colour(report: Report, run: Run) -> str:
+    return f"var(--run-{colour_index(report, run)})"
+
+
+def _title(column: Column) -> str:
+    return column.heading + (f" ({column.unit})" if column.unit and column.unit not in (column.heading, "x") else "")
+
+
+def _axes(horizontal: Scale, vertical: Scale, below: str, above: str, quality: Column) -> str:
+    form = "%" if quality.unit == "%" else "g"
+    parts = [_grid(vertical, LEFT, form)]
+    for tick in horizontal.ticks:
+        x = horizontal(tick)
+        parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        parts.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}">{tick:g}</text>')
+    parts.append(
+        f'<text class="title" text-anchor="end" x="{WIDTH - RIGHT}" y="{HEIGHT - 8}">{escape(below)}</text>'
+        f'<text class="title" x="{LEFT}" y="{TOP - 8}">{escape(above)}</text>'
+    )
+    return "".join(parts)
+
+
+def _grid(vertical: Scale, left: float, form: str) -> str:
+    """Horizontal lines with their values left of them."""
+    parts = []
+    for tick in vertical.ticks:
+        y = vertical(tick)
+        text = f"{100 * tick:g} %" if form == "%" else f"{tick:{form}}"
+        parts.append(f'<line class="grid" x1="{left:.0f}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick side" x="{left - 8:.0f}" y="{y + 4:.1f}">{text}</text>')
+    return "".join(parts)
+
+
+def _svg(about: str, height: int, parts: Sequence[str]) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(about, quote=True)}">'
+        f"{''.join(parts)}</svg>"
+    )
