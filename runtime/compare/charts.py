@@ -28,6 +28,9 @@ COLOURS = 8
 LETTER = 6.6
 """Width of a letter of a label, roughly."""
 
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
 _MARKS = ("circle", "square", "diamond", "triangle", "cross", "ring")
 
 
@@ -107,31 +110,42 @@ def _scatter(report: Report, cost: Column, quality: Column) -> str:
             f'<text class="label" text-anchor="end" transform="translate({place - 5:.1f} {TOP + 4}) rotate(-90)">'
             f"{escape(run.label)} ({why})</text>"
         )
-    taken: list[tuple[float, float, float]] = []
-    for run, x, y in sorted(points, key=lambda point: -point[2]):
-        left, top = horizontal(x), vertical(y)
+    places = [(horizontal(x), vertical(y)) for _, x, y in points]
+    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in places]
+    for (run, x, y), (left, top) in zip(points, places, strict=True):
         told = f"{run.label}: {text_of(x, cost, unit=True)}, {quality.heading} {text_of(y, quality, unit=True)}"
         parts.append(
             f'<g style="color:{_colour(report, run)}"><title>{escape(told)}</title>{mark(report, run, left, top)}</g>'
         )
         parts.append(_label(run.label, left, top, taken))
-    about = f"{quality.heading} against {cost.heading}"
-    return _svg(about, HEIGHT, parts)
+    return _svg(f"{quality.heading} against {cost.heading}", HEIGHT, parts)
 
 
-def _label(text: str, x: float, y: float, taken: list[tuple[float, float, float]]) -> str:
-    """A label right of its point, or left where there is no room; moved down until it covers no other."""
-    width = LETTER * len(text)
-    right = x + 10 + width <= WIDTH - 2
-    start, place = (x + 10 if right else x - 10 - width), y + 4
-    while any(abs(place - other) < 13 and start < to and begin < start + width for begin, to, other in taken):
-        place += 13
-    taken.append((start, start + width, place))
-    anchor = "start" if right else "end"
-    return (
-        f'<text class="label" x="{x + (10 if right else -10):.1f}" y="{place:.1f}" text-anchor="{anchor}">'
-        f"{escape(text)}</text>"
-    )
+def _label(text: str, x: float, y: float, taken: list[Box]) -> str:
+    """A label at the first place around its point, within the axes, where it covers no point and no other label."""
+    wide = LETTER * len(text)
+    around = [(10 * side, 4 + 13.0 * row) for row in (0, -1, 1, -2, 2, -3, 3) for side in (1, -1)]
+    boxes = [
+        (x + dx - (wide if dx < 0 else 0), y + dy - 10, x + dx + (wide if dx > 0 else 0), y + dy + 3)
+        for dx, dy in around
+    ]
+    free = [
+        index
+        for index, box in enumerate(boxes)
+        if box[0] > LEFT
+        and box[2] < WIDTH
+        and box[3] < HEIGHT - BOTTOM
+        and not any(_overlap(box, other) for other in taken)
+    ]
+    chosen = free[0] if free else 0
+    taken.append(boxes[chosen])
+    dx, dy = around[chosen]
+    anchor = "start" if dx > 0 else "end"
+    return f'<text class="label" x="{x + dx:.1f}" y="{y + dy:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -200,7 +214,7 @@ def _said(letter: str, computed: str) -> str:
 
 def _step_ticks(count: int) -> tuple[float, ...]:
     step = next(size for size in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if count / size <= 12)
-    return tuple(float(tick) for tick in [1, *range(step, count + 1, step)] if tick == 1 or tick >= max(step, 2))
+    return (1.0, *(float(tick) for tick in range(max(step, 2), count + 1, step)))
 
 
 def mark(report: Report, run: Run, x: float, y: float, size: float = 5.5) -> str:

@@ -13,12 +13,12 @@ from flowblending import FlowBlendingError, UsageError
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle import Bundle
-    from flowblending.engine.console import Board, Console
-    from flowblending.runtime.compare.compare import Comparison
+    from flowblending.engine.console import Console
     from flowblending.runtime.compare.report import Report
     from flowblending.runtime.compare.runs import Way
     from flowblending.runtime.compare.scoring import Scorer
     from flowblending.runtime.jobs import Job
+    from flowblending.runtime.pipeline import Pipeline
 
 DEFAULT_OUT = Path("report")
 NOW = "now"
@@ -120,63 +120,54 @@ def _scorers(arguments: argparse.Namespace) -> list[Scorer]:
 
 def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
     from flowblending.engine.bundle import open_bundle
-    from flowblending.runtime.compare.compare import Comparison
-    from flowblending.runtime.compare.layout import check_names, lay_out, prepare
-    from flowblending.runtime.compare.runs import check_jobs, parse_ways, prompts_of
-    from flowblending.runtime.jobs import read_jobs
+    from flowblending.runtime.compare.figures import LATENTS, VIDEOS
+    from flowblending.runtime.compare.layout import lay_out, prepare
     from flowblending.runtime.pipeline import Pipeline
-    from flowblending.runtime.place import device_kind, open_device
+    from flowblending.runtime.place import open_device
 
     out: Path = arguments.out
     bundle = open_bundle(arguments.bundle)
-    if arguments.bundle.resolve() in (out.resolve(), *out.resolve().parents):
-        raise UsageError(f"{out} lies in the bundle, which holds nothing but engines; choose another place.")
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UsageError(f"{arguments.threads} threads were asked for, but at least 1 is needed; try --threads 2.")
-    ways = parse_ways(arguments.schedules or "LLL,LSL,SSS", arguments.caches or "off")
-    jobs = prompts_of(read_jobs(arguments.prompts, _job(arguments)), arguments.prompts)
-    check_jobs(jobs, ways, bundle.manifest)
-    if arguments.vbench is not None:
-        check_names([job.prompt for job in jobs])
-    device = device_kind(arguments.device, bundle.manifest)
+    jobs, ways = _planned(arguments, bundle)
     total = sum(file.bytes for file in bundle.files())
     with console.progress("checking the bundle", total=total, unit="B") as advance:
         bundle.verify(progress=advance)
     with console.phase("loading what scores"):
         scorers = _scorers(arguments)
-    pipeline = Pipeline(bundle=bundle, device=open_device(arguments.device, bundle.manifest), threads=arguments.threads)
+    device = open_device(arguments.device, bundle.manifest)
+    pipeline = Pipeline(bundle=bundle, device=device, threads=arguments.threads)
     for job in jobs:
         pipeline.frame_rate(job)
-    prepare(out)
+    prepare(out, (VIDEOS, LATENTS))
     try:
-        with console.board("comparing", total=len(jobs) * len(ways), rows=[NOW]) as board:
-            comparison = Comparison(
-                pipeline,
-                out,
-                ways=ways,
-                scorers=scorers,
-                place=f"{device} {arguments.threads}",
-                warn=console.warn,
-                on_step=lambda label, done, of: board.show(NOW, label, done, of),
-            )
-            report, failed = _make_all(
-                comparison,
-                bundle,
-                jobs=jobs,
-                ways=ways,
-                scorers=scorers,
-                arguments=arguments,
-                console=console,
-                board=board,
-            )
+        report, failed = _make_all(pipeline, jobs=jobs, ways=ways, scorers=scorers, out=out, console=console)
     finally:
         pipeline.close()
-        pipeline.device.close()
+        device.close()
     _show(report, console)
     if arguments.vbench is not None:
         console.log(f"{arguments.vbench}: {lay_out(report, out, arguments.vbench)} videos for VBench")
     console.log(f"{out / 'index.html'}: {len(jobs)} prompts, {len(ways)} runs each")
     return 1 if failed else 0
+
+
+def _planned(arguments: argparse.Namespace, bundle: Bundle) -> tuple[list[Job], list[Way]]:
+    """Prompts and ways, after every check that needs no engine."""
+    from flowblending.runtime.compare.layout import check_names
+    from flowblending.runtime.compare.runs import check_jobs, parse_ways, prompts_of
+    from flowblending.runtime.jobs import read_jobs
+
+    out: Path = arguments.out
+    if arguments.bundle.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UsageError(f"{out} lies in the bundle, which holds nothing but engines; choose another place.")
+    if arguments.threads is not None and arguments.threads < 1:
+        raise UsageError(f"{arguments.threads} threads were asked for, but at least 1 is needed; try --threads 2.")
+    schedules = "LLL,LSL,SSS" if arguments.schedules is None else arguments.schedules
+    ways = parse_ways(schedules, "off" if arguments.caches is None else arguments.caches)
+    jobs = prompts_of(read_jobs(arguments.prompts, _job(arguments)), arguments.prompts)
+    check_jobs(jobs, ways, bundle.manifest)
+    if arguments.vbench is not None:
+        check_names([job.prompt for job in jobs])
+    return jobs, ways
 
 
 def _job(arguments: argparse.Namespace) -> Job:
@@ -194,41 +185,53 @@ def _job(arguments: argparse.Namespace) -> Job:
 
 
 def _make_all(
-    comparison: Comparison,
-    bundle: Bundle,
+    pipeline: Pipeline,
     *,
     jobs: Sequence[Job],
     ways: Sequence[Way],
     scorers: Sequence[Scorer],
-    arguments: argparse.Namespace,
+    out: Path,
     console: Console,
-    board: Board,
 ) -> tuple[Report, int]:
     """Every run of every prompt; the page is written after each prompt. Returns the report, and how many failed."""
     from flowblending.runtime.compare.assemble import Made, of_runs
+    from flowblending.runtime.compare.compare import Comparison
     from flowblending.runtime.compare.layout import write
     from flowblending.runtime.compare.scoring import ScoringError
 
     made: list[Made] = []
-    failed, done = 0, 0
-    threads = "" if arguments.threads is None else f", {arguments.threads} threads"
-    for job in jobs:
-        videos, figures = {}, {}
-        for way in ways:
-            board.show(NOW, way.label, 0, 0)
-            try:
-                figures[way.label] = comparison.run(job, way)
-                videos[way.label] = str(comparison.files(job, way).video.relative_to(arguments.out))
-            except ScoringError:
-                raise
-            except FlowBlendingError as error:
-                failed += 1
-                console.warn(f"{way.label} of {job.prompt[:60]!r} failed: {error}")
-            done += 1
-            board.left(len(jobs) * len(ways) - done)
-        made.append(Made(job=job, videos=videos, figures=figures))
-        report = of_runs(made, ways, scorers, bundle.manifest, f"{comparison.device}{threads}")
-        write(arguments.out, report)
+    failed, total = 0, len(jobs) * len(ways)
+    machine = pipeline.device.kind
+    if pipeline.threads is not None:
+        machine += f", {pipeline.threads} thread{'s' if pipeline.threads > 1 else ''}"
+    with console.board("comparing", total=total, rows=[NOW]) as board:
+        comparison = Comparison(
+            pipeline,
+            out,
+            ways=ways,
+            scorers=scorers,
+            warn=console.warn,
+            on_step=lambda label, done, of: board.show(NOW, label, done, of),
+        )
+        for number, job in enumerate(jobs):
+            videos, figures = {}, {}
+            for index, way in enumerate(ways):
+                board.show(NOW, way.label, 0, 0)
+                try:
+                    figures[way.label] = comparison.run(job, way)
+                    videos[way.label] = str(comparison.files(job, way).video.relative_to(out))
+                except ScoringError:
+                    raise
+                except FlowBlendingError as error:
+                    failed += 1
+                    console.warn(f"{way.label} of {job.prompt[:60]!r} failed: {error}")
+                    if way == ways[0]:
+                        console.warn("its other runs are left out, since there is nothing to measure them against.")
+                        break
+                board.left(total - number * len(ways) - index - 1)
+            made.append(Made(job=job, videos=videos, figures=figures))
+            report = of_runs(made, ways, scorers, pipeline.bundle.manifest, machine)
+            write(out, report)
     return report, failed
 
 
@@ -247,7 +250,7 @@ def _compare_videos(arguments: argparse.Namespace, console: Console) -> int:
             f"{unknown[0]} does not say what its prompt was, as videos of fb-run do, so that nothing can be scored by "
             "it; leave out --judge, --clip and --dino."
         )
-    prepare(out)
+    prepare(out, (VIDEOS,))
     measured, scores, placed = [], [], []
     with console.progress("frames", total=sum(video.count for video in videos)) as advance:
         for index, video in enumerate(videos):
@@ -265,17 +268,14 @@ def _compare_videos(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def _show(report: Report, console: Console) -> None:
-    """The table, on the terminal."""
-    from flowblending.runtime.compare.report import cell, text_of
+    """The table's chief columns, on the terminal."""
+    from flowblending.runtime.compare.report import BOUND, SMOOTHNESS, WHOLE, cell, text_of
 
+    columns = [column for column in report.columns if column.key not in (WHOLE, BOUND, SMOOTHNESS)]
     rows = [
-        (run.label, *(text_of(cell(report, run, column).value, column) for column in report.columns))
-        for run in report.runs
+        (run.label, *(text_of(cell(report, run, column).value, column) for column in columns)) for run in report.runs
     ]
-    headings = (
-        f"{column.heading} ({column.unit})" if column.unit in ("s", "dB") else column.heading
-        for column in report.columns
-    )
+    headings = (f"{each.heading} ({each.unit})" if each.unit in ("s", "dB") else each.heading for each in columns)
     console.table("", ("run", *headings), rows)
 
 

@@ -43,7 +43,6 @@ class Comparison:
 
     Args:
         folder: of the report.
-        place: the device and threads, which are part of the runs' names.
         warn: told of prompts that are cut.
         on_step: told the run's label, how many of its steps are done, and of how many.
     """
@@ -55,7 +54,6 @@ class Comparison:
         *,
         ways: Sequence[Way],
         scorers: Sequence[Scorer],
-        place: str,
         warn: Callable[[str], None],
         on_step: Callable[[str, int, int], None],
     ) -> None:
@@ -63,17 +61,13 @@ class Comparison:
         self._folder = folder
         self._both = any("S" in way.schedule for way in ways)
         self._scorers = scorers
-        self._place = place
+        # Times depend on these, so runs elsewhere have other names.
+        self._place = f"{pipeline.device.kind} {pipeline.threads}"
         self._warn = warn
         self._on_step = on_step
         self._warm = False
         self._job: Job | None = None
         self._reference: Reference | None = None
-
-    @property
-    def device(self) -> str:
-        """``cpu`` or ``cuda``."""
-        return self._pipeline.device.kind
 
     def files(self, job: Job, way: Way) -> RunFiles:
         """Where a run of a prompt is, or will be."""

@@ -18,8 +18,11 @@ LONGEST = 255
 """Bytes of a file's name, on the usual file systems."""
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, parts: Sequence[str]) -> None:
     """Make the report's folder, or see that it is one.
+
+    Args:
+        parts: folders in it.
 
     Raises:
         UsageError: it holds something else.
@@ -28,7 +31,8 @@ def prepare(folder: Path) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not _is_report(folder / FIGURES):
         raise UsageError(f"{folder} holds other files and no report of fb-compare; name a new folder with --out.")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        for each in (folder, *(folder / name for name in parts)):
+            each.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FlowBlendingError(f"Cannot make the folder {folder} ({error.strerror}); give another --out.") from None
     if not (folder / FIGURES).exists():
@@ -83,13 +87,13 @@ def lay_out(report: Report, folder: Path, target: Path) -> int:
     try:
         for run in report.runs:
             seen: Counter[str] = Counter()
-            (target / run.label.replace("/", "-")).mkdir(parents=True, exist_ok=True)
+            place = target / run.label
             for case in report.cases:
                 if (clip := case.clips.get(run.label)) is None:
                     continue
-                name = target / run.label.replace("/", "-") / f"{case.title}-{seen[case.title]}.mp4"
+                place.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / clip.video, place / f"{case.title}-{seen[case.title]}.mp4")
                 seen[case.title] += 1
-                shutil.copyfile(folder / clip.video, name)
                 count += 1
     except OSError as error:
         raise FlowBlendingError(f"Cannot write to {target} ({error.strerror}); give another --vbench.") from None

@@ -29,12 +29,11 @@ function show(index) {
 function figure(run, clip) {
   const made = document.createElement("figure");
   const caption = document.createElement("figcaption");
-  caption.innerHTML = run.mark;
-  const name = document.createElement("span");
-  name.textContent = run.label;
-  const stages = document.createElement("small");
+  const name = document.createElement("b"), stages = document.createElement("small");
+  name.innerHTML = run.mark;
+  name.append(run.label);
   stages.textContent = run.stages;
-  stages.title = run.stages;
+  caption.title = `${run.label} ${run.stages}`;
   caption.append(name, stages);
   made.append(caption);
   const screen = document.createElement("div");
@@ -59,7 +58,7 @@ function figure(run, clip) {
     canvas.height = video.videoHeight;
     // Clips of a few pixels are shown as pixels, and small.
     made.classList.toggle("pixels", video.videoWidth < 200);
-    grid.style.setProperty("--cell", `${Math.max(170, Math.min(380, video.videoWidth))}px`);
+    grid.style.setProperty("--cell", `${Math.max(200, Math.min(380, video.videoWidth))}px`);
     update();
   });
   for (const event of ["loadeddata", "seeked"]) video.addEventListener(event, draw);
@@ -163,7 +162,7 @@ at("previous").onclick = () => show(shown - 1);
 at("next").onclick = () => show(shown + 1);
 at("chooser").hidden = data.cases.length < 2;
 document.addEventListener("keydown", (event) => {
-  if (event.target.closest("input, select, button") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.closest?.("input, select, button") || event.ctrlKey || event.metaKey || event.altKey) return;
   const keys = { " ": at("play"), ArrowLeft: at("back"), ArrowRight: at("forward"), p: at("previous"), n: at("next") };
   if (!keys[event.key]) return;
   event.preventDefault();

@@ -89,13 +89,15 @@ def _data(report: Report) -> str:
 
 
 def _caption(clip: Clip, columns: Sequence[Column]) -> str:
-    """The figures of one video in a line."""
-    shown = [column for column in columns if column.key in (SECONDS, PSNR, SSIM, COSINE) or "/" in column.key]
+    """The chief figures of one video in a line."""
+    scores = [column for column in columns if "/" in column.key][:1]
+    shown = [*(column for column in columns if column.key in (SECONDS, PSNR, SSIM, COSINE)), *scores]
     texts = []
     for column in shown:
         if column.key in clip.values:
             text = text_of(clip.values[column.key], column, unit=True)
-            texts.append(text if column.unit in ("s", "dB") else f"{column.heading} {text}")
+            heading = column.heading.removeprefix("latent ")
+            texts.append(text if column.unit in ("s", "dB") else f"{heading} {text}")
     return " · ".join("equal to the reference" if text == "equal" else text for text in texts)
 
 
@@ -144,10 +146,14 @@ def _figure(report: Report, run: Run, column: Column) -> str:
     if found.value is None:
         return '<td class="none" data-value="">–</td>'
     text = escape(text_of(found.value, column))
+    about = f"of {found.count} videos"
     if found.error is not None:
-        text += f" <small>± {escape(_error(found.error, column))}</small>"
+        error = escape(_error(found.error, column))
+        about += f", standard error {error}"
+        # The other columns are narrow enough without it to fit on a screen.
+        text += f" <small>± {error}</small>" if column.unit in ("dB", "%") else ""
     exact = "Infinity" if math.isinf(found.value) else repr(found.value)
-    return f'<td data-value="{exact}" title="of {found.count} videos">{text}</td>'
+    return f'<td data-value="{exact}" title="{about}">{text}</td>'
 
 
 def _error(error: float, column: Column) -> str:

@@ -46,7 +46,7 @@ COLUMNS = (
     ),
     Column(
         key=WHOLE,
-        heading="video",
+        heading="whole video",
         unit="s",
         about="Seconds from the prompt's text to the decoded frames, engines loaded; the median over the prompts.",
         better=-1,
@@ -83,7 +83,7 @@ COLUMNS = (
     Column(
         key=SSIM,
         heading="SSIM",
-        digits=4,
+        digits=3,
         about="Structural similarity to the reference's frames (Wang et al. 2004), 1 when equal.",
         relative=True,
     ),
@@ -185,7 +185,7 @@ def cell(report: Report, run: Run, column: Column) -> Cell:
         return _ratio(report, run, SECONDS if column.key == SPEEDUP else FLOPS)
     if not values:
         return Cell(value=None)
-    if column.key in (SECONDS, WHOLE):
+    if column.key in (SECONDS, WHOLE, FLOPS):
         return Cell(value=statistics.median(values), count=len(values))
     # A video that equals the reference's has an infinite PSNR, which would hide all others.
     finite = [value for value in values if math.isfinite(value)]
@@ -231,7 +231,7 @@ def text_of(value: float | None, column: Column, *, unit: bool = False) -> str:
         return f"{100 * value:.1f} %"
     if column.unit in ("s", "TFLOPs"):
         # Three digits tell runs apart, whether they take milliseconds or hours.
-        number = f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+        number = f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:.0f}"
         return f"{number} {column.unit}" if unit else number
     number = f"{value:.{column.digits}f}"
     return (
