@@ -29,7 +29,7 @@ lint: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,cpu,video,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,calibrate,cpu,video,tensorrt-rtx,dev]'
 	touch $@
 
 $(EMBEDDING): $(INSTALLED)

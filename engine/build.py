@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import flowblending
 from flowblending import FlowBlendingError
 from flowblending.engine import backend as backends
-from flowblending.engine.bundle import Bundle, bundle_id, describe_file, open_bundle, write_bundle
+from flowblending.engine.bundle import Bundle, bundle_id, carry_calibration, describe_file, open_bundle, write_bundle
 from flowblending.engine.console import Console
 from flowblending.engine.geometry import plan_geometry
 from flowblending.engine.manifest import MANIFEST, Backend, Component, Flops, Geometry, Manifest
@@ -80,6 +80,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
                 rebuild=rebuild_command(request),
                 created_by=f"flowblending {flowblending.__version__}",
             )
+            manifest = carry_calibration(old, manifest, folder)
             (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     except OSError as error:
         if error.errno in _DISK_FULL:

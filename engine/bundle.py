@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.checksum import ChecksumCache, sha256
-from flowblending.engine.manifest import FORMAT, MANIFEST, BundleFile, Component, Geometry, Manifest
+from flowblending.engine.manifest import EVIDENCE, FORMAT, MANIFEST, BundleFile, Component, Geometry, Manifest
 from flowblending.export.spec import PipelineSpec
 
 
@@ -51,6 +51,8 @@ class Bundle:
         for component in self.manifest.components.values():
             yield from component.files
         yield from self.manifest.tokenizer
+        if self.manifest.calibration is not None:
+            yield from self.manifest.calibration.evidence
 
     def verify(self, *, recompute: bool = False, progress: Callable[[int], None] | None = None) -> None:
         """Check that every file is there, whole and unaltered, and that there is no other.
@@ -68,7 +70,8 @@ class Bundle:
         expected = {MANIFEST, *(file.path for file in self.files())}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
-            if path.is_file() and name not in expected:
+            # Evidence is written before the manifest that names it: a killed fb-calibrate may have left some.
+            if path.is_file() and name not in expected and not EVIDENCE.fullmatch(name):
                 raise FlowBlendingError(
                     f"{path} does not belong to this bundle, whose manifest does not name it; "
                     f"remove it, or rebuild with: {self.rebuild}"
@@ -127,6 +130,22 @@ def open_bundle(folder: Path) -> Bundle:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise FlowBlendingError(f"{path} is damaged at {where} ({first['msg']}); rebuild with: {rebuild}") from None
+
+
+def carry_calibration(old: Bundle | None, manifest: Manifest, folder: Path) -> Manifest:
+    """The manifest of a bundle that is being written to ``folder``, with what of the old one's calibration still holds.
+
+    It holds while nothing that determines the videos has changed, and its evidence is whole.
+    """
+    calibration = None if old is None else old.manifest.calibration
+    if old is None or calibration is None or old.manifest.id != manifest.id:
+        return manifest
+    for file in calibration.evidence:
+        source = old.folder / file.path
+        if not source.is_file() or describe_file(old.folder, source) != file:
+            return manifest
+        shutil.copyfile(source, folder / file.path)
+    return manifest.model_copy(update={"calibration": calibration})
 
 
 def describe_file(folder: Path, path: Path) -> BundleFile:

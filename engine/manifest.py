@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,6 +20,8 @@ from flowblending.export.spec import (
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+EVIDENCE = re.compile(r"calibration-[0-9]+\.json(\.part)?")
+"""Names of what ``fb-calibrate`` measured, and of what it has not finished writing."""
 
 Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
@@ -80,6 +83,32 @@ class Geometry(_Frozen):
     latent_shape: tuple[int, int, int, int]
 
 
+class CalibratedSchedule(_Frozen):
+    """The schedule that a run takes unless told otherwise.
+
+    Attributes:
+        runs: such as ``L14 S26 L10``; another number of steps takes the same shares.
+        evidence: name of the file that says why.
+    """
+
+    runs: str = Field(pattern=r"^[LS][1-9][0-9]{0,5}( [LS][1-9][0-9]{0,5})*$")
+    evidence: str
+
+
+class Calibration(_Frozen):
+    """What ``fb-calibrate`` added to a bundle.
+
+    Attributes:
+        evidence: one file for every time it ran, the oldest first.
+        schedule: chosen by the last time that chose one.
+        caches: by the name of a step cache and by model: one constant for each step of a run, from the first on.
+    """
+
+    evidence: tuple[BundleFile, ...] = Field(min_length=1)
+    schedule: CalibratedSchedule | None = None
+    caches: dict[str, dict[str, tuple[float, ...]]] = {}
+
+
 class Manifest(_Frozen):
     """Everything about a bundle.
 
@@ -89,6 +118,7 @@ class Manifest(_Frozen):
         tokenizer: files of the tokenizer, ``tokenizer.json`` first.
         rebuild: the command that makes this bundle again.
         created_by: version of FlowBlending.
+        calibration: what was measured on this bundle, if anything was.
     """
 
     format: int = FORMAT
@@ -99,6 +129,12 @@ class Manifest(_Frozen):
     tokenizer: tuple[BundleFile, ...] = Field(min_length=1)
     rebuild: tuple[str, ...]
     created_by: str
+    calibration: Calibration | None = None
+
+    @property
+    def edition(self) -> str:
+        """Changes when the engines change, and also when defaults and constants do, which come from a calibration."""
+        return self.id if self.calibration is None else f"{self.id}-{len(self.calibration.evidence)}"
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -65,11 +65,13 @@ class Binding:
 
     Attributes:
         latents: the slot that holds noise first and the result last, fp32 [1, C, F, H, W].
+        slots: every slot by its name, that one among them.
         steps: the program's steps.
         complaints: for each engine call, by its index, what to say when its velocity is not finite.
     """
 
     latents: Tensor
+    slots: Mapping[str, Tensor]
     steps: tuple[BoundStep, ...]
     complaints: tuple[str, ...]
 
@@ -90,11 +92,11 @@ def bind(
         for each in step.instructions:
             if isinstance(each, Run):
                 instructions.append(memory.call(each, step, len(complaints)))
-                complaints.append(_complaint(engines[each.model], each.model, number, len(program.steps)))
+                complaints.append(complaint(engines[each.model], each.model, number, len(program.steps)))
             else:
                 instructions.append(memory.sum(each))
         steps.append(BoundStep(model=step.model, instructions=tuple(instructions), stop=device.mark()))
-    return Binding(latents=memory.slots[LATENTS], steps=tuple(steps), complaints=tuple(complaints))
+    return Binding(latents=memory.slots[LATENTS], slots=memory.slots, steps=tuple(steps), complaints=tuple(complaints))
 
 
 class _Memory:
@@ -221,7 +223,8 @@ def _check(engine: Engine, tensors: Mapping[str, Tensor], velocity: Tensor) -> N
         )
 
 
-def _complaint(engine: Engine, model: str, step: int, steps: int) -> str:
+def complaint(engine: Engine, model: str, step: int, steps: int) -> str:
+    """What to say when a model's velocity is not finite at a step, counted from 1 on."""
     precision = engine.spec.precision
     return (
         f"The {model} model gave a non-finite velocity at step {step} of {steps}; "

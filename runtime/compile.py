@@ -24,6 +24,7 @@ def compile_program(
     restart_at_switch: bool = False,
     cache: Sequence[StepCache] = (),
     architectures: Mapping[str, str | None] | None = None,
+    constants: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
 ) -> Program:
     """Compile a trajectory.
 
@@ -39,6 +40,7 @@ def compile_program(
             clean estimates of both models.
         cache: policies that leave out engine calls; see `flowblending.runtime.cache`.
         architectures: published names of the models, for caches with constants of their own.
+        constants: those measured on the bundle, by cache and model, which go before the published ones.
 
     Raises:
         UsageError: ``guidance`` is not finite, the solver is unknown, or a cache does not fit the run.
@@ -47,7 +49,11 @@ def compile_program(
     if not math.isfinite(guidance):
         raise UsageError(f"The guidance scale is {guidance}, but a finite number was expected; give one such as 5.")
     outline = Outline(
-        schedule=schedule, timesteps=grid.timesteps, guided=guidance > 1.0, architectures=architectures or {}
+        schedule=schedule,
+        timesteps=grid.timesteps,
+        guided=guidance > 1.0,
+        architectures=architectures or {},
+        constants=constants or {},
     )
     calls = velocities(schedule, decide(cache, outline), guidance=guidance, batched=batched)
     updates = solve(

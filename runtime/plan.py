@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from flowblending.engine.bundle import Bundle
+from flowblending.engine.manifest import Manifest
 from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, VAE
 from flowblending.runtime.cost import Cost, Timings, cost_of
+from flowblending.runtime.jobs import Job, calibrated_schedule, compile_job
 from flowblending.runtime.place import device_kind
 from flowblending.runtime.program import Program, Run, Step
 
 
-def plan_lines(bundle: Bundle, program: Program, device: str) -> list[str]:
-    """The plan, a line each: geometry, schedule, steps, cost, memory, and time if it was measured before."""
+def plan_lines(bundle: Bundle, job: Job, device: str) -> list[str]:
+    """The plan, a line each: geometry, schedule, steps, cost, memory, and time if it was measured before.
+
+    Raises:
+        UsageError: a job that makes no program.
+    """
     manifest = bundle.manifest
+    program = compile_job(job, manifest)
     geometry, cost = manifest.geometry, cost_of(program, manifest)
     return [
         f"bundle    {bundle.folder} ({manifest.id}), {manifest.pipeline.family}",
         f"video     {geometry.width}x{geometry.height}, {geometry.frames} frames, "
         f"latents {list(geometry.latent_shape)}",
-        f"schedule  {program.schedule}, {len(program.steps)} steps, {program.solver}, guidance {program.guidance:g}",
+        f"schedule  {program.schedule}{_origin(job, manifest)}, {len(program.steps)} steps, {program.solver}, "
+        f"guidance {program.guidance:g}",
         *_steps(program),
         _calls(cost),
         f"FLOPs     {_tera(cost.flops)} of {_tera(cost.flops_all_large)} all-large "
@@ -25,6 +33,11 @@ def plan_lines(bundle: Bundle, program: Program, device: str) -> list[str]:
         f"memory    engines {_mega(cost.engine_bytes)}, latent slots {_mega(cost.slot_bytes)}",
         _expected(cost, Timings(manifest.id, device_kind(device, manifest)).read()),
     ]
+
+
+def _origin(job: Job, manifest: Manifest) -> str:
+    calibrated = calibrated_schedule(job, manifest)
+    return "" if calibrated is None else f" (calibrated: {calibrated.runs}, {calibrated.evidence})"
 
 
 def _calls(cost: Cost) -> str:

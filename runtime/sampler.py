@@ -234,15 +234,19 @@ class Trajectory:
 
 def _enqueue(step: BoundStep, device: Device, watch: Watch, latents: Tensor) -> None:
     """The loop's body: what a CUDA graph would capture."""
-    stream = device.stream
     for each in step.instructions:
         if isinstance(each, Call):
-            for copy in each.copies:
-                device.copy(latents, copy)
-            each.start.record()
-            each.engine.run(each.tensors, stream)
-            each.stop.record()
-            watch.check(each.velocity, each.index)
+            call(each, device, watch, latents)
         else:
             device.mix(each.out, each.terms)
     step.stop.record()
+
+
+def call(each: Call, device: Device, watch: Watch, latents: Tensor) -> None:
+    """Enqueue one engine call, and a look at what it gives."""
+    for copy in each.copies:
+        device.copy(latents, copy)
+    each.start.record()
+    each.engine.run(each.tensors, device.stream)
+    each.stop.record()
+    watch.check(each.velocity, each.index)

@@ -12,6 +12,8 @@ from flowblending.export.spec import LARGE, SMALL
 
 MODELS = {"L": LARGE, "S": SMALL}
 LETTERS = {model: letter for letter, model in MODELS.items()}
+AUTO = "auto"
+"""The schedule that a bundle was calibrated to, or LSL."""
 
 _NAME = re.compile(r"[A-Z]{3}")
 _RUN = re.compile(r"([A-Z])([0-9]{1,9})")
@@ -43,9 +45,7 @@ class StageSchedule:
             UsageError: ``steps`` is not positive, or ``text`` is no schedule of that many steps.
         """
         if steps < 1:
-            raise UsageError(
-                f"{steps} steps were asked for, but at least 1 is needed; give a positive number of steps."
-            )
+            raise _too_few(steps)
         words = text.upper().split()
         if not words:
             raise UsageError(f"The schedule is empty; give {_FORMS}.")
@@ -61,6 +61,21 @@ class StageSchedule:
                 )
         return cls(tuple(_model(letter) for letter, length in runs for _ in range(length)))
 
+    @classmethod
+    def scaled(cls, runs: str, steps: int) -> StageSchedule:
+        """The schedule of ``runs`` (``L14 S26 L10``) stretched to a number of steps.
+
+        Every step takes the model of the step that lies at the same place of the run, measured at the steps' middles.
+
+        Raises:
+            UsageError: ``steps`` is not positive, or ``runs`` are none.
+        """
+        words = [_run(word) for word in runs.split()]
+        models = cls.parse(runs, sum(length for _, length in words), 0.0, 0.0).models
+        if steps < 1:
+            raise _too_few(steps)
+        return cls(tuple(models[(2 * step + 1) * len(models) // (2 * steps)] for step in range(steps)))
+
     @property
     def switches(self) -> frozenset[int]:
         """The steps whose model is not the one of the step before."""
@@ -70,6 +85,10 @@ class StageSchedule:
 
     def __str__(self) -> str:
         return " ".join(f"{LETTERS[model]}{len(list(run))}" for model, run in itertools.groupby(self.models))
+
+
+def _too_few(steps: int) -> UsageError:
+    return UsageError(f"{steps} steps were asked for, but at least 1 is needed; give a positive number of steps.")
 
 
 def _run(word: str) -> tuple[str, int]:

@@ -24,6 +24,7 @@ HEAVY = {
     "tensorrt_rtx": {"engine"},
     "cuda": {"engine", "runtime"},
     "av": {"runtime"},
+    "matplotlib": {"runtime"},
     "tokenizers": {"export", "runtime"},
     "ftfy": {"runtime"},
     "tritonclient": {"runtime"},
@@ -65,6 +66,7 @@ def test_imports_run_one_way(room: str) -> None:
     "program",
     [
         "flowblending.runtime.cli",
+        "flowblending.runtime.calibrate.cli",
         "flowblending.runtime.compare.cli",
         "flowblending.engine.cli",
         "flowblending.runtime.triton.cli",

@@ -25,12 +25,14 @@ class Outline:
         guided: whether every step has an unconditional branch beside the conditional one.
         architectures: of each model, by ``large`` and ``small``: its published name (see
             `flowblending.export.spec`), for policies with constants of its own; None or absent if it has none.
+        constants: by policy and model, what ``fb-calibrate`` measured on the bundle; it goes before what is published.
     """
 
     schedule: StageSchedule
     timesteps: tuple[float, ...]
     guided: bool
     architectures: Mapping[str, str | None] = field(default_factory=dict)
+    constants: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
     @property
     def steps(self) -> int:
