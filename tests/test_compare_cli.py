@@ -254,7 +254,7 @@ def test_errors_of_a_command_line_are_one_sentence(tmp_path: Path) -> None:
         (("--threads", "0"), "0 threads were asked for"),
         (("--out", str(tmp_path / "toy" / "report")), "lies in the bundle"),
         (("--out", str(tmp_path / "own")), "holds other files and no report"),
-        (("--judge", "nonsense"), "module:function was expected"),
+        (("--judge", "nonsense"), "MODULE:FUNCTION was expected"),
         (("--clip", str(tmp_path)), "is no folder of a model"),
         (("--fps", "0"), "frame rate of 0.0 was given"),
     ]

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from flowblending.runtime.compare import layout
-from flowblending.runtime.compare.report import COLUMNS, Case, Clip, Report, Run, in_use
+from flowblending.runtime.compare.columns import COLUMNS
+from flowblending.runtime.compare.report import Case, Clip, Report, Run, in_use
 from flowblending.runtime.video import open_writer
 from tests.browser import Browser, find_browser
 from tests.scenes import film, one, two

@@ -12,12 +12,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {"export": {"export"}, "engine": {"engine", "export"}, "runtime": {"runtime", "engine", "export"}}
-FEATURES = "runtime/compare/features.py"
-"""CLIP and DINO for a comparison, where the user has them: the only file of the runtime that knows torch."""
+NETWORKS = "runtime/measures/networks.py"
+"""Networks that look at videos, where the user has them: the only file of the runtime that knows torch."""
 HEAVY = {
-    "torch": {"export", FEATURES},
+    "torch": {"export", NETWORKS},
     "diffusers": {"export"},
-    "transformers": {"export", FEATURES},
+    "transformers": {"export", NETWORKS},
     "onnx": {"export"},
     "onnxruntime": {"export", "engine"},
     "tensorrt": {"engine"},

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from flowblending.runtime.compare.similarity import (
+from flowblending.runtime.measures.similarity import (
     Likeness,
     Smoothness,
     cosine,

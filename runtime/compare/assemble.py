@@ -9,9 +9,8 @@ from pathlib import Path
 from flowblending import __version__
 from flowblending.engine.manifest import Manifest
 from flowblending.runtime.cache.parse import OFF
-from flowblending.runtime.compare.existing import Measured, Video
-from flowblending.runtime.compare.figures import Figures
-from flowblending.runtime.compare.report import (
+from flowblending.runtime.compare import scoring
+from flowblending.runtime.compare.columns import (
     COLUMNS,
     COSINE,
     FLOPS,
@@ -20,18 +19,16 @@ from flowblending.runtime.compare.report import (
     SMOOTHNESS,
     SSIM,
     WHOLE,
-    Case,
-    Clip,
     Column,
-    Report,
-    Run,
-    in_use,
 )
+from flowblending.runtime.compare.existing import Measured, Video
+from flowblending.runtime.compare.figures import Figures
+from flowblending.runtime.compare.notes import calibration_notes, foreign, trail_note, unmeasured
+from flowblending.runtime.compare.report import Case, Clip, Divergence, Report, Run, Values, in_use
 from flowblending.runtime.compare.runs import Way
-from flowblending.runtime.compare.sample import TRAIL
-from flowblending.runtime.compare.scoring import Scorer
-from flowblending.runtime.compare.similarity import psnr_of
+from flowblending.runtime.compare.scoring import Asked, Scorer
 from flowblending.runtime.jobs import Job
+from flowblending.runtime.measures.similarity import psnr_of
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -46,12 +43,20 @@ class Made:
 
 
 def of_runs(
-    made: Sequence[Made], ways: Sequence[Way], scorers: Sequence[Scorer], manifest: Manifest, machine: str
+    made: Sequence[Made],
+    ways: Sequence[Way],
+    asked: Asked,
+    manifest: Manifest,
+    *,
+    machine: str,
+    divergence: Divergence | None = None,
+    distances: Mapping[str, Values] | None = None,
 ) -> Report:
     """The report of a bundle's runs.
 
     Args:
         machine: what the times were measured on.
+        distances: of each run's videos as a set, by its label and the set scorer's key.
     """
     first = {way.label: [each.figures[way.label] for each in made if way.label in each.figures] for way in ways}
     geometry, every = manifest.geometry, [figures for found in first.values() for figures in found]
@@ -90,14 +95,17 @@ def of_runs(
         facts=facts,
         runs=runs,
         cases=cases,
-        columns=in_use([*COLUMNS, *_columns(scorers, [figures.scores for figures in every])], cases),
+        columns=_all_columns(asked, [figures.scores for figures in every], cases, distances or {}),
         notes=(
-            *_notes(scorers),
+            *unmeasured(asked),
+            *calibration_notes(manifest, ways, divergence),
             "PSNR and SSIM are of the decoded 8-bit frames before they are compressed. A PSNR of runs that equal the "
             "reference on some prompts is the mean over the others.",
-            *_trail_note(manifest),
+            *trail_note(manifest),
         ),
         frame_rate=min(frame_rates, default=manifest.pipeline.frame_rate),
+        sets=distances or {},
+        divergence=divergence,
     )
 
 
@@ -106,10 +114,16 @@ def of_videos(
     measured: Sequence[Measured],
     scores: Sequence[Scores],
     placed: Sequence[str],
-    scorers: Sequence[Scorer],
+    *,
+    asked: Asked,
+    distances: Mapping[str, Values],
 ) -> Report:
-    """The report of existing videos, of which the first is the reference."""
-    labels = _labels([video.path for video in videos])
+    """The report of existing videos, of which the first is the reference.
+
+    Args:
+        distances: of each video's frames as a set, by its label and the set scorer's key.
+    """
+    labels = labels_of(videos)
     clips = {}
     for label, figures, scored, file in zip(labels, measured, scores, placed, strict=True):
         values = _frame_values(figures.smoothness, figures.error, figures.ssim) | _score_values(scored)
@@ -135,13 +149,14 @@ def of_videos(
         ),
         runs=runs,
         cases=cases,
-        columns=in_use([*COLUMNS, *_columns(scorers, scores)], cases),
+        columns=_all_columns(asked, scores, cases, distances),
         notes=(
-            *_notes(scorers),
+            *unmeasured(asked),
             "Times, FLOPs and latents are known of runs that fb-compare makes itself, not of existing videos.",
-            *_foreign(videos),
+            *foreign(videos),
         ),
         frame_rate=first.frame_rate,
+        sets=distances,
     )
 
 
@@ -169,59 +184,41 @@ def _score_values(scores: Scores) -> dict[str, float]:
     return {f"{key}/{name}": value for key, given in scores.items() for name, value in given.items()}
 
 
+def _all_columns(
+    asked: Asked, every: Sequence[Scores], cases: Sequence[Case], distances: Mapping[str, Values]
+) -> tuple[Column, ...]:
+    """Those of which there are figures."""
+    there = {key for values in distances.values() for key in values}
+    return (
+        *in_use([*COLUMNS, *_columns(asked.scorers, every)], cases),
+        *(_column(scorer.key, scorer.column, digits=2) for scorer in asked.sets if scorer.key in there),
+    )
+
+
 def _columns(scorers: Sequence[Scorer], every: Sequence[Scores]) -> list[Column]:
     columns = []
     for scorer in scorers:
         names = list(dict.fromkeys(name for scores in every for name in scores.get(scorer.key, {})))
         for name, shown in zip(names, scorer.columns(names), strict=True):
-            columns.append(
-                Column(
-                    key=f"{scorer.key}/{name}",
-                    heading=shown.heading,
-                    unit="%" if shown.share else "",
-                    digits=4,
-                    about=shown.about,
-                    relative=shown.relative,
-                )
-            )
+            columns.append(_column(f"{scorer.key}/{name}", shown, digits=4))
     return columns
 
 
-def _notes(scorers: Sequence[Scorer]) -> list[str]:
-    """What was not measured, and how it could have been."""
-    kinds = {scorer.key.split()[0] for scorer in scorers}
-    notes = []
-    if "judge" not in kinds:
-        notes.append("Prompt adherence was not measured: no judge was given (--judge module:function).")
-    absent = [name for name in ("clip", "dino") if name not in kinds]
-    if absent:
-        names, options = " and ".join(name.upper() for name in absent), " and ".join(f"--{name} DIR" for name in absent)
-        notes.append(f"{names} likeness was not measured: no local model was given ({options}).")
-    notes.append(
-        "LPIPS, FID and FVD are not measured by this version; --vbench DIR lays the videos out for VBench, and a "
-        "judge may ask any model about a video."
+def _column(key: str, shown: scoring.Column, *, digits: int) -> Column:
+    return Column(
+        key=key,
+        heading=shown.heading,
+        unit="%" if shown.share else "",
+        digits=digits,
+        about=shown.about,
+        better=shown.better,
+        relative=shown.relative,
     )
-    return notes
 
 
-def _trail_note(manifest: Manifest) -> list[str]:
-    size = 1
-    for each in manifest.geometry.latent_shape:
-        size *= each
-    if size <= TRAIL:
-        return []
-    return [f"The cosines by step are of {TRAIL} of the latents' {size} numbers, the same ones for all runs."]
-
-
-def _foreign(videos: Sequence[Video]) -> list[str]:
-    names = [video.path.name for video in videos if not video.playable]
-    if not names:
-        return []
-    return [f"For the page, {' and '.join(names)} was written anew in H.264; the figures are the original's."]
-
-
-def _labels(paths: Sequence[Path]) -> list[str]:
+def labels_of(videos: Sequence[Video]) -> list[str]:
     """The files' names, or as much of their paths as tells them apart."""
+    paths = [video.path for video in videos]
     depth = 1
     while len({path.parts[-depth:] for path in paths}) < len(paths):
         depth += 1

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: quality against cost, and likeness to the reference by step above the runs' stages.
+"""Charts as inline SVG: their parts, and quality against cost.
 
 Colours are the page's: ``--run-0`` to ``--run-7`` for schedules, and its text colours. Marks stand for caches.
 """
@@ -11,16 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from flowblending.runtime.compare.report import (
-    FLOPS,
-    SECONDS,
-    Column,
-    Report,
-    Run,
-    cell,
-    steps_of,
-    text_of,
-)
+from flowblending.runtime.compare.columns import BOUND, FLOPS, SECONDS, SMOOTHNESS, SPEEDUP, WHOLE, Column
+from flowblending.runtime.compare.report import Report, Run, cell, text_of
 
 WIDTH, HEIGHT = 720, 380
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 20, 44
@@ -30,6 +22,9 @@ LETTER = 6.6
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
+
+NO_QUALITY = {SECONDS, WHOLE, FLOPS, SPEEDUP, BOUND, SMOOTHNESS}
+"""Costs, and what only compares videos of like motion."""
 
 _MARKS = ("circle", "square", "diamond", "triangle", "cross", "ring")
 
@@ -75,10 +70,10 @@ def scale(values: Sequence[float], start: float, stop: float, *, zero: bool = Fa
 
 
 def scatter_charts(report: Report) -> list[Chart]:
-    """Quality against cost, for every cost and every measure of which more is better."""
+    """Quality against cost, for every cost and every measure of quality; better is always up."""
     columns = {column.key: column for column in report.columns}
     costs = [columns[key] for key in (SECONDS, FLOPS) if key in columns]
-    qualities = [column for column in report.columns if column.better > 0 and column.unit != "x"]
+    qualities = [column for column in report.columns if column.key not in NO_QUALITY]
     return [
         Chart(x=cost.heading, y=quality.heading, svg=_scatter(report, cost, quality))
         for quality, cost in itertools.product(qualities, costs)
@@ -95,17 +90,20 @@ def _scatter(report: Report, cost: Column, quality: Column) -> str:
             aside.append((run, x, y))
     xs = [x for _, x, _ in [*points, *aside]] or [0.0, 1.0]
     horizontal = scale(xs, LEFT, WIDTH - RIGHT, zero=True)
-    vertical = scale([y for _, _, y in points] or [0.0, 1.0], HEIGHT - BOTTOM, TOP)
-    parts = [_axes(horizontal, vertical, _title(cost), _title(quality), quality)]
-    front = pareto([(x, y) for _, x, y in points])
+    down = quality.better < 0
+    ends = (TOP, HEIGHT - BOTTOM) if down else (HEIGHT - BOTTOM, TOP)
+    vertical = scale([y for _, _, y in points] or [0.0, 1.0], *ends, zero=down)
+    above = f"{_title(quality)}, less is better" if down else _title(quality)
+    parts = [_axes(horizontal, vertical, _title(cost), above, quality)]
+    front = pareto([(x, quality.better * y) for _, x, y in points])
     if len(front) > 1:
-        path = " ".join(f"{horizontal(x):.1f},{vertical(y):.1f}" for x, y in front)
+        path = " ".join(f"{horizontal(x):.1f},{vertical(quality.better * y):.1f}" for x, y in front)
         parts.append(f'<polyline class="front" points="{path}"/>')
     for run, x, y in aside:
         place = horizontal(x)
         why = "equal to the reference" if y is not None else "reference"
         parts.append(
-            f'<line class="aside" style="stroke:{_colour(report, run)}" x1="{place:.1f}" x2="{place:.1f}" '
+            f'<line class="aside" style="stroke:{colour(report, run)}" x1="{place:.1f}" x2="{place:.1f}" '
             f'y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
             f'<text class="label" text-anchor="end" transform="translate({place - 5:.1f} {TOP + 4}) rotate(-90)">'
             f"{escape(run.label)} ({why})</text>"
@@ -115,10 +113,10 @@ def _scatter(report: Report, cost: Column, quality: Column) -> str:
     for (run, x, y), (left, top) in zip(points, places, strict=True):
         told = f"{run.label}: {text_of(x, cost, unit=True)}, {quality.heading} {text_of(y, quality, unit=True)}"
         parts.append(
-            f'<g style="color:{_colour(report, run)}"><title>{escape(told)}</title>{mark(report, run, left, top)}</g>'
+            f'<g style="color:{colour(report, run)}"><title>{escape(told)}</title>{mark(report, run, left, top)}</g>'
         )
         parts.append(_label(run.label, left, top, taken))
-    return _svg(f"{quality.heading} against {cost.heading}", HEIGHT, parts)
+    return svg(f"{quality.heading} against {cost.heading}", HEIGHT, parts)
 
 
 def _label(text: str, x: float, y: float, taken: list[Box]) -> str:
@@ -157,66 +155,6 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def steps_chart(report: Report) -> str:
-    """The latents' cosine with the reference's after every step, above each run's stages; empty if unknown."""
-    lines = [(run, steps_of(report, run)) for run in report.runs[1:]]
-    lines = [(run, values) for run, values in lines if values]
-    count = max((len(values) for _, values in lines), default=0)
-    # Runs of other lengths have no steps in common.
-    lines = [(run, values) for run, values in lines if len(values) == count]
-    if not lines:
-        return ""
-    bars = [report.runs[0], *(run for run, _ in lines)]
-    left = LEFT + LETTER * max(0, max(len(run.label) for run in bars) - 7)
-    horizontal = Scale(low=0.5, high=count + 0.5, start=left, stop=WIDTH - RIGHT, ticks=_step_ticks(count))
-    vertical = scale([1.0, *(value for _, values in lines for value in values)], 260, TOP)
-    parts = [_grid(vertical, left, ".4f" if vertical.high - vertical.low < 0.01 else "g")]
-    parts.append(f'<text class="title" x="{left:.0f}" y="{TOP - 8}">cosine with the reference\'s latents</text>')
-    for run, values in lines:
-        points = " ".join(f"{horizontal(step):.1f},{vertical(value):.1f}" for step, value in enumerate(values, start=1))
-        parts.append(
-            f'<polyline class="run{" cached" if run.cache else ""}" style="stroke:{_colour(report, run)}" '
-            f'points="{points}"><title>{escape(run.label)}</title></polyline>'
-        )
-    top = 276.0
-    for run in bars:
-        parts.append(_stages(report, run, horizontal, left, top))
-        top += 18
-    for tick in horizontal.ticks:
-        parts.append(f'<text class="tick" x="{horizontal(tick):.1f}" y="{top + 12:.0f}">{tick:g}</text>')
-    parts.append(f'<text class="title" text-anchor="end" x="{WIDTH - RIGHT}" y="{top + 28:.0f}">step</text>')
-    return _svg("Cosine with the reference's latents by step", round(top + 36), parts)
-
-
-def _stages(report: Report, run: Run, horizontal: Scale, left: float, top: float) -> str:
-    """A strip with a run's stages: full for the large model, light for the small one, low where a cache stands in."""
-    parts = [f'<text class="label" text-anchor="end" x="{left - 8:.0f}" y="{top + 10:.0f}">{escape(run.label)}</text>']
-    step = 0
-    for word in run.stages.split():
-        letter, length = word[0], int(word[1:])
-        for index in range(step, step + length):
-            computed = run.computed[index] if index < len(run.computed) else "1"
-            high = {"1": 13.0, "c": 8.0}.get(computed, 3.0)
-            x, wide = horizontal(index + 0.5), horizontal(index + 1.5) - horizontal(index + 0.5)
-            parts.append(
-                f'<rect class="{"large" if letter == "L" else "small"}" x="{x:.2f}" y="{top + 13 - high:.1f}" '
-                f'width="{max(wide - 0.75, 0.5):.2f}" height="{high}" style="fill:{_colour(report, run)}">'
-                f"<title>{escape(run.label)}, step {index + 1}: {_said(letter, computed)}</title></rect>"
-            )
-        step += length
-    return "".join(parts)
-
-
-def _said(letter: str, computed: str) -> str:
-    model = "large model" if letter == "L" else "small model"
-    return model + {"1": "", "c": ", conditional branch only"}.get(computed, ", from the cache")
-
-
-def _step_ticks(count: int) -> tuple[float, ...]:
-    step = next(size for size in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if count / size <= 12)
-    return (1.0, *(float(tick) for tick in range(max(step, 2), count + 1, step)))
-
-
 def mark(report: Report, run: Run, x: float, y: float, size: float = 5.5) -> str:
     """The mark of a run's cache, in the colour that it inherits."""
     caches = list(dict.fromkeys(each.cache for each in report.runs))
@@ -248,7 +186,8 @@ def colour_index(report: Report, run: Run) -> int:
     return list(dict.fromkeys(each.schedule for each in report.runs)).index(run.schedule) % COLOURS
 
 
-def _colour(report: Report, run: Run) -> str:
+def colour(report: Report, run: Run) -> str:
+    """The page's colour of a run, for CSS."""
     return f"var(--run-{colour_index(report, run)})"
 
 
@@ -258,7 +197,7 @@ def _title(column: Column) -> str:
 
 def _axes(horizontal: Scale, vertical: Scale, below: str, above: str, quality: Column) -> str:
     form = "%" if quality.unit == "%" else "g"
-    parts = [_grid(vertical, LEFT, form)]
+    parts = [grid(vertical, LEFT, form)]
     for tick in horizontal.ticks:
         x = horizontal(tick)
         parts.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
@@ -270,7 +209,7 @@ def _axes(horizontal: Scale, vertical: Scale, below: str, above: str, quality: C
     return "".join(parts)
 
 
-def _grid(vertical: Scale, left: float, form: str) -> str:
+def grid(vertical: Scale, left: float, form: str) -> str:
     """Horizontal lines with their values left of them."""
     parts = []
     for tick in vertical.ticks:
@@ -281,7 +220,8 @@ def _grid(vertical: Scale, left: float, form: str) -> str:
     return "".join(parts)
 
 
-def _svg(about: str, height: int, parts: Sequence[str]) -> str:
+def svg(about: str, height: int, parts: Sequence[str]) -> str:
+    """A whole chart of the usual width."""
     return (
         f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(about, quote=True)}">'
         f"{''.join(parts)}</svg>"

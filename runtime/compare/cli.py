@@ -9,20 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
-from flowblending import FlowBlendingError, UsageError
+from flowblending import UsageError
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle import Bundle
     from flowblending.engine.console import Console
     from flowblending.runtime.compare.report import Report
     from flowblending.runtime.compare.runs import Way
-    from flowblending.runtime.compare.scoring import Scorer
+    from flowblending.runtime.compare.scoring import Asked
     from flowblending.runtime.jobs import Job
-    from flowblending.runtime.pipeline import Pipeline
 
 DEFAULT_OUT = Path("report")
-NOW = "now"
-"""The board's row for the run at work."""
+SCHEDULES = "LLL,LSL,SSS"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--schedules",
         metavar="LIST",
-        help='separated by commas: names, or runs such as "L20 S20 L10"; LLL is always added (default: LLL,LSL,SSS)',
+        help='separated by commas: names, runs such as "L20 S20 L10", or auto for what fb-calibrate found; LLL is '
+        f"always added (default: {SCHEDULES}, and auto if the bundle is calibrated)",
     )
     what.add_argument("--caches", metavar="LIST", help="step caches, separated by commas (default: off)")
     what.add_argument(
@@ -60,8 +59,18 @@ def parser() -> argparse.ArgumentParser:
         help="prompt adherence by a function of yours: called with frames (uint8 [F, H, W, 3]) and prompt, it gives a "
         "share from 0 to 1, or a dict of such",
     )
-    scores.add_argument("--clip", type=Path, metavar="DIR", help="CLIP model folder (transformers): to prompt, to LLL")
-    scores.add_argument("--dino", type=Path, metavar="DIR", help="DINO model folder (transformers): likeness to LLL")
+    scores.add_argument("--clip", type=Path, metavar="FOLDER", help="CLIP (transformers): likeness to prompt and LLL")
+    scores.add_argument("--dino", type=Path, metavar="FOLDER", help="DINO (transformers): likeness to LLL")
+    scores.add_argument("--lpips", type=Path, metavar="FILE", help="VGG (TorchScript, vgg16.pt): distance from LLL")
+    scores.add_argument(
+        "--fid", type=Path, metavar="FILE", help="Inception (TorchScript, inception-2015-12-05.pt): distance from LLL"
+    )
+    scores.add_argument(
+        "--fvd",
+        type=Path,
+        metavar="FILE",
+        help="I3D (TorchScript, i3d_torchscript.pt): distance of whole videos",
+    )
     where = parser.add_argument_group("what to write")
     where.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="the report (default: report/)")
     where.add_argument("--vbench", type=Path, metavar="DIR", help="also copy the videos to DIR/RUN/PROMPT-INDEX.mp4")
@@ -100,28 +109,25 @@ def run(arguments: argparse.Namespace) -> int:
     return _compare_runs(arguments, console)
 
 
-def _scorers(arguments: argparse.Namespace) -> list[Scorer]:
+def _asked(arguments: argparse.Namespace) -> Asked:
     """What was asked for; loads models, so it comes after everything that can be refused without."""
-    scorers: list[Scorer] = []
-    if arguments.judge is not None:
-        from flowblending.runtime.compare.scoring import Judge
+    from flowblending.runtime.compare import seeing
+    from flowblending.runtime.compare.scoring import Asked, Judge
 
-        scorers.append(Judge(arguments.judge))
-    if arguments.clip is not None:
-        from flowblending.runtime.compare.features import Clip
-
-        scorers.append(Clip(arguments.clip))
-    if arguments.dino is not None:
-        from flowblending.runtime.compare.features import Dino
-
-        scorers.append(Dino(arguments.dino))
-    return scorers
+    scorers = (("judge", Judge), ("clip", seeing.ClipScore), ("dino", seeing.DinoScore), ("lpips", seeing.LpipsScore))
+    sets = (("fid", seeing.Fid), ("fvd", seeing.Fvd))
+    given = vars(arguments)
+    return Asked(
+        scorers=[make(given[name]) for name, make in scorers if given[name] is not None],
+        sets=[make(given[name]) for name, make in sets if given[name] is not None],
+    )
 
 
 def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
     from flowblending.engine.bundle import open_bundle
     from flowblending.runtime.compare.figures import LATENTS, VIDEOS
     from flowblending.runtime.compare.layout import lay_out, prepare
+    from flowblending.runtime.compare.make import make_all
     from flowblending.runtime.pipeline import Pipeline
     from flowblending.runtime.place import open_device
 
@@ -132,14 +138,14 @@ def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
     with console.progress("checking the bundle", total=total, unit="B") as advance:
         bundle.verify(progress=advance)
     with console.phase("loading what scores"):
-        scorers = _scorers(arguments)
+        asked = _asked(arguments)
     device = open_device(arguments.device, bundle.manifest)
     pipeline = Pipeline(bundle=bundle, device=device, threads=arguments.threads)
     for job in jobs:
         pipeline.frame_rate(job)
     prepare(out, (VIDEOS, LATENTS))
     try:
-        report, failed = _make_all(pipeline, jobs=jobs, ways=ways, scorers=scorers, out=out, console=console)
+        report, failed = make_all(pipeline, jobs=jobs, ways=ways, asked=asked, out=out, console=console)
     finally:
         pipeline.close()
         device.close()
@@ -155,16 +161,24 @@ def _planned(arguments: argparse.Namespace, bundle: Bundle) -> tuple[list[Job], 
     from flowblending.runtime.compare.layout import check_names
     from flowblending.runtime.compare.runs import check_jobs, parse_ways, prompts_of
     from flowblending.runtime.jobs import read_jobs
+    from flowblending.runtime.schedule import AUTO
 
     out: Path = arguments.out
     if arguments.bundle.resolve() in (out.resolve(), *out.resolve().parents):
         raise UsageError(f"{out} lies in the bundle, which holds nothing but engines; choose another place.")
     if arguments.threads is not None and arguments.threads < 1:
         raise UsageError(f"{arguments.threads} threads were asked for, but at least 1 is needed; try --threads 2.")
-    schedules = "LLL,LSL,SSS" if arguments.schedules is None else arguments.schedules
+    calibration = bundle.manifest.calibration
+    schedules = SCHEDULES if calibration is None or calibration.schedule is None else f"{SCHEDULES},{AUTO}"
+    if arguments.schedules is not None:
+        schedules = arguments.schedules
     ways = parse_ways(schedules, "off" if arguments.caches is None else arguments.caches)
     jobs = prompts_of(read_jobs(arguments.prompts, _job(arguments)), arguments.prompts)
     check_jobs(jobs, ways, bundle.manifest)
+    if arguments.fvd is not None and len(jobs) < 2:
+        raise UsageError(
+            f"--fvd compares sets of videos, but {arguments.prompts} holds 1 prompt; give at least 2, or leave it out."
+        )
     if arguments.vbench is not None:
         check_names([job.prompt for job in jobs])
     return jobs, ways
@@ -184,83 +198,38 @@ def _job(arguments: argparse.Namespace) -> Job:
     )
 
 
-def _make_all(
-    pipeline: Pipeline,
-    *,
-    jobs: Sequence[Job],
-    ways: Sequence[Way],
-    scorers: Sequence[Scorer],
-    out: Path,
-    console: Console,
-) -> tuple[Report, int]:
-    """Every run of every prompt; the page is written after each prompt. Returns the report, and how many failed."""
-    from flowblending.runtime.compare.assemble import Made, of_runs
-    from flowblending.runtime.compare.compare import Comparison
-    from flowblending.runtime.compare.layout import write
-    from flowblending.runtime.compare.scoring import ScoringError
-
-    made: list[Made] = []
-    failed, total = 0, len(jobs) * len(ways)
-    machine = pipeline.device.kind
-    if pipeline.threads is not None:
-        machine += f", {pipeline.threads} thread{'s' if pipeline.threads > 1 else ''}"
-    with console.board("comparing", total=total, rows=[NOW]) as board:
-        comparison = Comparison(
-            pipeline,
-            out,
-            ways=ways,
-            scorers=scorers,
-            warn=console.warn,
-            on_step=lambda label, done, of: board.show(NOW, label, done, of),
-        )
-        for number, job in enumerate(jobs):
-            videos, figures = {}, {}
-            for index, way in enumerate(ways):
-                board.show(NOW, way.label, 0, 0)
-                try:
-                    figures[way.label] = comparison.run(job, way)
-                    videos[way.label] = str(comparison.files(job, way).video.relative_to(out))
-                except ScoringError:
-                    raise
-                except FlowBlendingError as error:
-                    failed += 1
-                    console.warn(f"{way.label} of {job.prompt[:60]!r} failed: {error}")
-                    if way == ways[0]:
-                        console.warn("its other runs are left out, since there is nothing to measure them against.")
-                        break
-                board.left(total - number * len(ways) - index - 1)
-            made.append(Made(job=job, videos=videos, figures=figures))
-            report = of_runs(made, ways, scorers, pipeline.bundle.manifest, machine)
-            write(out, report)
-    return report, failed
-
-
 def _compare_videos(arguments: argparse.Namespace, console: Console) -> int:
     from flowblending.runtime.compare import existing
-    from flowblending.runtime.compare.assemble import of_videos
+    from flowblending.runtime.compare.assemble import labels_of, of_videos
     from flowblending.runtime.compare.figures import VIDEOS
     from flowblending.runtime.compare.layout import prepare, write
+    from flowblending.runtime.compare.sets import set_distances
 
     out: Path = arguments.out
+    if arguments.fvd is not None:
+        raise UsageError("--fvd compares sets of videos, but --videos single ones; leave it out.")
     videos = existing.open_all(arguments.videos)
-    scorers = _scorers(arguments)
-    unknown = [video.path for video in videos if "prompt" not in video.about] if scorers else []
-    if unknown:
+    unknown = [video.path for video in videos if "prompt" not in video.about]
+    if arguments.judge is not None and unknown:
         raise UsageError(
-            f"{unknown[0]} does not say what its prompt was, as videos of fb-run do, so that nothing can be scored by "
-            "it; leave out --judge, --clip and --dino."
+            f"{unknown[0]} does not say what its prompt was, as videos of fb-run do, so that nothing can be judged by "
+            "it; leave out --judge."
         )
+    asked = _asked(arguments)
     prepare(out, (VIDEOS,))
-    measured, scores, placed = [], [], []
+    measured, seen, placed = [], [], []
     with console.progress("frames", total=sum(video.count for video in videos)) as advance:
         for index, video in enumerate(videos):
             measured.append(existing.measure(video, videos[0] if index else None, advance))
-            scores.append(existing.score(videos, scorers, video))
+            seen.append(existing.look(videos, asked.scorers, asked.sets, video))
     for index, video in enumerate(videos, start=1):
         suffix = video.path.suffix if video.playable else ".mp4"
         placed.append(f"{VIDEOS}/{index}-{video.path.stem}{suffix}")
         existing.place(video, out / placed[-1])
-    report = of_videos(videos, measured, scores, placed, scorers)
+    labels = labels_of(videos)
+    features = dict(zip(labels, (each.features for each in seen), strict=True))
+    distances = set_distances(asked.sets, labels, 1, lambda key, label, _prompt: features[label][key])
+    report = of_videos(videos, measured, [each.scores for each in seen], placed, asked=asked, distances=distances)
     write(out, report)
     _show(report, console)
     console.log(f"{out / 'index.html'}: {len(videos)} videos")
@@ -269,7 +238,8 @@ def _compare_videos(arguments: argparse.Namespace, console: Console) -> int:
 
 def _show(report: Report, console: Console) -> None:
     """The table's chief columns, on the terminal."""
-    from flowblending.runtime.compare.report import BOUND, SMOOTHNESS, WHOLE, cell, text_of
+    from flowblending.runtime.compare.columns import BOUND, SMOOTHNESS, WHOLE
+    from flowblending.runtime.compare.report import cell, text_of
 
     columns = [column for column in report.columns if column.key not in (WHOLE, BOUND, SMOOTHNESS)]
     rows = [

@@ -10,18 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from flowblending import FlowBlendingError
 from flowblending.runtime.compare.figures import Against, Figures, Latents, RunFiles
 from flowblending.runtime.compare.runs import REFERENCE, Way, file_stem
 from flowblending.runtime.compare.sample import Sampled, sample, warm_up
-from flowblending.runtime.compare.scoring import Frames, Scorer
-from flowblending.runtime.compare.similarity import Likeness, Smoothness, cosine
+from flowblending.runtime.compare.scoring import Scorer, SetScorer
 from flowblending.runtime.jobs import Job
-from flowblending.runtime.noise import TorchNormal
+from flowblending.runtime.measures.networks import Frames
+from flowblending.runtime.measures.similarity import Likeness, Smoothness, cosine
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.video import open_writer, to_uint8
+from flowblending.runtime.schedule import AUTO
+from flowblending.runtime.video import from_uint8, open_writer
 from flowblending.runtime.workers import sweep
 
 
@@ -54,13 +52,15 @@ class Comparison:
         *,
         ways: Sequence[Way],
         scorers: Sequence[Scorer],
+        sets: Sequence[SetScorer],
         warn: Callable[[str], None],
         on_step: Callable[[str, int, int], None],
     ) -> None:
         self._pipeline = pipeline
         self._folder = folder
-        self._both = any("S" in way.schedule for way in ways)
+        self._both = any(way.schedule == AUTO or "S" in way.schedule for way in ways)
         self._scorers = scorers
+        self._sets = sets
         # Times depend on these, so runs elsewhere have other names.
         self._place = f"{pipeline.device.kind} {pipeline.threads}"
         self._warn = warn
@@ -83,20 +83,18 @@ class Comparison:
         files = self.files(job, way)
         figures = files.read()
         missing = [each for each in self._scorers if figures is None or each.key not in figures.scores]
-        if figures is not None and not missing:
+        sets = [each for each in self._sets if files.read_features(each.key) is None]
+        if figures is not None and not missing and not sets:
             return figures
         alone = way == Way(schedule=REFERENCE)
         reference = None if alone else self._reference_of(job)
         kept = None if figures is None else files.read_latents(trail=alone)
         if figures is None or kept is None:
             return self._make(job, way, files, reference)
-        frames = self._decode(kept[0], job)
+        frames = self._pipeline.pixels(kept[0], job.seed)
         if kept[1] is not None:
             self._keep(job, Reference(frames=frames, latents=kept[0], trail=kept[1]))
-        scores = {**figures.scores, **self._score(frames, job, reference, missing)}
-        figures = figures.model_copy(update={"scores": scores})
-        files.write(figures)
-        return figures
+        return self._ask(files, figures, frames, job, reference, scorers=missing, sets=sets)
 
     def _reference_of(self, job: Job) -> Reference:
         """The reference of a prompt: of the last run, from the disk, or made anew."""
@@ -107,7 +105,9 @@ class Comparison:
             if kept is None or kept[1] is None:
                 self._make(job, way, files, None)
             else:
-                self._keep(job, Reference(frames=self._decode(kept[0], job), latents=kept[0], trail=kept[1]))
+                self._keep(
+                    job, Reference(frames=self._pipeline.pixels(kept[0], job.seed), latents=kept[0], trail=kept[1])
+                )
         assert self._reference is not None
         return self._reference
 
@@ -127,7 +127,7 @@ class Comparison:
         )
         files.write_latents(made.latents, made.trail if reference is None else None)
         start = time.perf_counter()
-        frames = self._decode(made.latents, job)
+        frames = self._pipeline.pixels(made.latents, job.seed)
         decoding = time.perf_counter() - start
         self._write_video(frames, job, files, made)
         if reference is None:
@@ -145,36 +145,35 @@ class Comparison:
             scores={},
         )
         files.write(figures)  # a scorer that fails costs no run
-        if self._scorers:
-            scores = self._score(frames, job, reference, self._scorers)
-            figures = figures.model_copy(update={"scores": scores})
-            files.write(figures)
-        return figures
-
-    def _decode(self, latents: Latents, job: Job) -> Frames:
-        """The frames of latents as bytes, [F, H, W, 3]."""
-        pipeline = self._pipeline
-        generator = TorchNormal(job.seed)
-        pipeline.noise(generator)  # a decoder that adds noise draws on after the initial latents
-        chunks = []
-        for chunk in pipeline.decode(pipeline.device.upload(latents), generator):
-            if not np.isfinite(chunk).all():
-                raise FlowBlendingError("The VAE decoder gave a non-finite pixel; build it in bf16 or fp32.")
-            chunks.append(to_uint8(chunk))
-        return np.concatenate(chunks)
+        return self._ask(files, figures, frames, job, reference, scorers=self._scorers, sets=self._sets)
 
     def _write_video(self, frames: Frames, job: Job, files: RunFiles, made: Sampled) -> None:
         _, height, width, _ = frames.shape
         rate = self._pipeline.frame_rate(job)
         with open_writer(files.video, width=width, height=height, frame_rate=rate, metadata=made.metadata) as writer:
             for frame in frames:
-                writer.write(frame.transpose(2, 0, 1)[:, None].astype(np.float32) / np.float32(127.5) - np.float32(1))
+                writer.write(from_uint8(frame[None]))
 
-    def _score(
-        self, frames: Frames, job: Job, reference: Reference | None, scorers: Sequence[Scorer]
-    ) -> dict[str, dict[str, float]]:
+    def _ask(
+        self,
+        files: RunFiles,
+        figures: Figures,
+        frames: Frames,
+        job: Job,
+        reference: Reference | None,
+        *,
+        scorers: Sequence[Scorer],
+        sets: Sequence[SetScorer],
+    ) -> Figures:
+        """Have a run's video scored, and keep what is said of it."""
         other = None if reference is None else reference.frames
-        return {each.key: dict(each.score(frames, job.prompt, other)) for each in scorers}
+        given = {each.key: dict(each.score(frames, job.prompt, other)) for each in scorers}
+        if given:
+            figures = figures.model_copy(update={"scores": {**figures.scores, **given}})
+            files.write(figures)
+        for each in sets:
+            files.write_features(each.key, each.features(frames))
+        return figures
 
 
 def _smoothness(frames: Frames) -> float | None:

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import FlowBlendingError, UsageError
-from flowblending.runtime.compare.scoring import Frames, Scorer
-from flowblending.runtime.compare.similarity import Likeness, Smoothness
-from flowblending.runtime.video import open_writer
+from flowblending.runtime.compare.scoring import Scorer, SetScorer
+from flowblending.runtime.measures.networks import Features, Frames
+from flowblending.runtime.measures.similarity import Likeness, Smoothness
+from flowblending.runtime.video import from_uint8, open_writer
 
 Frame = npt.NDArray[np.uint8]
 
@@ -166,7 +167,7 @@ def place(video: Video, target: Path) -> None:
             target, width=video.width, height=video.height, frame_rate=video.frame_rate, metadata=dict(video.about)
         ) as writer:
             for frame in frames_of(video):
-                writer.write(frame.transpose(2, 0, 1)[:, None].astype(np.float32) / np.float32(127.5) - np.float32(1))
+                writer.write(from_uint8(frame[None]))
         return
     temporary = target.with_name(f".{target.name}.part")
     try:
@@ -180,12 +181,29 @@ def place(video: Video, target: Path) -> None:
         ) from None
 
 
-def score(videos: Sequence[Video], scorers: Sequence[Scorer], video: Video) -> dict[str, dict[str, float]]:
-    """What every scorer says of a video; the whole of it, and of the first, is in memory for that."""
-    if not scorers:
-        return {}
-    reference = None if video is videos[0] else whole(videos[0])
-    return {each.key: dict(each.score(whole(video), video.about["prompt"], reference)) for each in scorers}
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What scorers say of a video, by their keys: figures, and features for set scorers."""
+
+    scores: Mapping[str, Mapping[str, float]]
+    features: Mapping[str, Features]
+
+
+def look(videos: Sequence[Video], scorers: Sequence[Scorer], sets: Sequence[SetScorer], video: Video) -> Seen:
+    """Have a video scored; the whole of it, and of the first, is in memory for that.
+
+    Raises:
+        MeasureError: a scorer failed.
+    """
+    if not scorers and not sets:
+        return Seen(scores={}, features={})
+    frames = whole(video)
+    reference = None if video is videos[0] or not scorers else whole(videos[0])
+    prompt = video.about.get("prompt", "")
+    return Seen(
+        scores={each.key: dict(each.score(frames, prompt, reference)) for each in scorers},
+        features={each.key: each.features(frames) for each in sets},
+    )
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,20 @@ class RunFiles:
     def trail(self) -> Path:
         """Some of the latents after every step; of the reference only."""
         return self.folder / LATENTS / f"{self.stem}.steps.npy"
+
+    def read_features(self, key: str) -> Latents | None:
+        """What `write_features` wrote; None if it is not there, or damaged."""
+        try:
+            return read_latents(self._features(key)).astype(np.float32)
+        except FlowBlendingError:
+            return None
+
+    def write_features(self, key: str, features: npt.NDArray[np.floating]) -> None:
+        """Keep the features [samples, dimensions] of a set scorer."""
+        write_whole(self._features(key), npy_bytes(features.astype(np.float32)))
+
+    def _features(self, key: str) -> Path:
+        return self.folder / LATENTS / f"{self.stem}.{hashlib.sha256(key.encode()).hexdigest()[:8]}.npy"
 
     def read(self) -> Figures | None:
         """The figures of a complete run; None if it has to be made."""

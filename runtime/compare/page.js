@@ -190,7 +190,7 @@ for (const button of document.querySelectorAll("#figures th button")) {
   };
 }
 
-// ---- the scatter plot's choices ----
+// ---- the charts' choices ----
 
 function choose() {
   for (const chart of document.querySelectorAll(".scatter")) {
@@ -200,6 +200,12 @@ function choose() {
 if (at("cost")) {
   at("cost").onchange = at("quality").onchange = choose;
   choose();
+}
+if (at("measure")) {
+  at("measure").onchange = () => {
+    for (const chart of document.querySelectorAll(".measure")) chart.hidden = chart.dataset.measure !== at("measure").value;
+  };
+  at("measure").onchange();
 }
 
 show(0);

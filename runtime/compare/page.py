@@ -10,19 +10,10 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from flowblending.runtime.compare.charts import colour_index, mark, scatter_charts, steps_chart
-from flowblending.runtime.compare.report import (
-    COSINE,
-    PSNR,
-    SECONDS,
-    SSIM,
-    Clip,
-    Column,
-    Report,
-    Run,
-    cell,
-    text_of,
-)
+from flowblending.runtime.compare.by_step import divergence_charts, steps_chart
+from flowblending.runtime.compare.charts import colour_index, mark, scatter_charts
+from flowblending.runtime.compare.columns import COSINE, PSNR, SECONDS, SSIM, Column
+from flowblending.runtime.compare.report import Clip, Report, Run, cell, text_of
 
 TITLE = "fb-compare"
 LONGEST = 90
@@ -31,7 +22,7 @@ LONGEST = 90
 
 def page(report: Report) -> str:
     """The whole page. What users wrote (prompts, labels, file names) is escaped."""
-    charts = "\n".join(filter(None, (_steps(report), _scatter(report))))
+    charts = "\n".join(filter(None, (_scatter(report), _steps(report), _divergence(report))))
     return Template(_asset("page.html")).substitute(
         title=TITLE,
         subtitle=escape(report.subtitle),
@@ -188,6 +179,33 @@ def _steps(report: Report) -> str:
     )
 
 
+def _divergence(report: Report) -> str:
+    charts = divergence_charts(report)
+    if report.divergence is None:
+        return ""
+    figures = "".join(
+        f'<figure class="chart measure" data-measure="{escape(each.measure, quote=True)}"'
+        f"{' hidden' if index else ''}>{each.svg}</figure>"
+        for index, each in enumerate(charts)
+    )
+    lines = next(iter(report.divergence.lines.values()))
+    keys = "".join(
+        f'<span><i class="key line{" followed" if index else ""}"></i>{escape(line.about)}</span>'
+        for index, line in enumerate(lines)
+    )
+    return (
+        '<section id="divergence"><h2>Where the two models differ</h2>'
+        f'<p class="hint">{escape(report.divergence.about)}</p>'
+        f'<p class="choices">{_select("measure", "measure", [each.measure for each in charts])}</p>'
+        f'{figures}<p class="legend">{keys}</p></section>'
+    )
+
+
+def _select(name: str, label: str, options: Sequence[str]) -> str:
+    chosen = "".join(f"<option>{escape(option)}</option>" for option in options)
+    return f'<label>{label} <select id="{name}">{chosen}</select></label>'
+
+
 def _scatter(report: Report) -> str:
     charts = scatter_charts(report)
     if not charts or len(report.runs) < 2:
@@ -195,11 +213,6 @@ def _scatter(report: Report) -> str:
     costs, qualities = (
         list(dict.fromkeys(values)) for values in zip(*((each.x, each.y) for each in charts), strict=True)
     )
-
-    def select(name: str, label: str, options: list[str]) -> str:
-        chosen = "".join(f"<option>{escape(option)}</option>" for option in options)
-        return f'<label>{label} <select id="{name}">{chosen}</select></label>'
-
     figures = "".join(
         f'<figure class="chart scatter" data-x="{escape(each.x, quote=True)}" data-y="{escape(each.y, quote=True)}"'
         f"{' hidden' if index else ''}>{each.svg}</figure>"
@@ -208,6 +221,6 @@ def _scatter(report: Report) -> str:
     return (
         '<section><h2>Quality against cost</h2><p class="hint">Up and to the left is better; the dotted line joins the '
         "runs that no other beats in both.</p>"
-        f'<p class="choices">{select("quality", "quality", qualities)}{select("cost", "cost", costs)}</p>'
+        f'<p class="choices">{_select("quality", "quality", qualities)}{_select("cost", "cost", costs)}</p>'
         f"{figures}{_legend(report)}</section>"
     )

@@ -2,107 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flowblending.runtime.compare.columns import BOUND, FLOPS, SECONDS, SPEEDUP, WHOLE, Column
+
 Values = Mapping[str, float]
-
-SECONDS, WHOLE, FLOPS, SPEEDUP, BOUND = "seconds", "whole", "flops", "speedup", "bound"
-PSNR, SSIM, COSINE, SMOOTHNESS = "psnr", "ssim", "cosine", "smoothness"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """A column of the table.
-
-    Attributes:
-        key: of the figure.
-        unit: ``s``, ``x``, ``dB``, ``%``, ``TFLOPs`` or nothing.
-        digits: after the point.
-        about: a sentence that explains it.
-        better: 1 where more is better, -1 where less is, 0 where it depends.
-        relative: whether it is measured against the reference, which so has none.
-    """
-
-    key: str
-    heading: str
-    unit: str = ""
-    digits: int = 3
-    about: str
-    better: int = 1
-    relative: bool = False
-
-
-COLUMNS = (
-    Column(
-        key=SECONDS,
-        heading="sampling",
-        unit="s",
-        about="Seconds of the sampling loop; the median over the prompts.",
-        better=-1,
-    ),
-    Column(
-        key=WHOLE,
-        heading="whole video",
-        unit="s",
-        about="Seconds from the prompt's text to the decoded frames, engines loaded; the median over the prompts.",
-        better=-1,
-    ),
-    Column(
-        key=SPEEDUP,
-        heading="speed-up",
-        unit="x",
-        digits=2,
-        about="The reference's sampling seconds over this run's.",
-    ),
-    Column(
-        key=FLOPS,
-        heading="TFLOPs",
-        unit="TFLOPs",
-        about="Of the transformers' calls, attention included, counted from the exported graphs.",
-        better=-1,
-    ),
-    Column(
-        key=BOUND,
-        heading="bound",
-        unit="x",
-        digits=2,
-        about="The speed-up that the FLOPs allow.",
-    ),
-    Column(
-        key=PSNR,
-        heading="PSNR",
-        unit="dB",
-        digits=2,
-        about="Peak signal-to-noise ratio of the 8-bit frames against the reference's.",
-        relative=True,
-    ),
-    Column(
-        key=SSIM,
-        heading="SSIM",
-        digits=3,
-        about="Structural similarity to the reference's frames (Wang et al. 2004), 1 when equal.",
-        relative=True,
-    ),
-    Column(
-        key=COSINE,
-        heading="latent cosine",
-        digits=4,
-        about="Cosine of the final latents with the reference's, 1 when equal.",
-        relative=True,
-    ),
-    Column(
-        key=SMOOTHNESS,
-        heading="roughness",
-        digits=4,
-        about="Temporal smoothness: the mean absolute second difference over time, 0 the smoothest. Motion has some, "
-        "flicker has more, so only videos of like motion compare.",
-        better=-1,
-    ),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +57,30 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Line:
+    """A distance of the two models' velocities at every step, the mean over prompts, and its standard deviation."""
+
+    about: str
+    mean: tuple[float, ...]
+    spread: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """What ``fb-calibrate`` measured on the bundle.
+
+    Attributes:
+        about: a sentence on it.
+        stages: the schedule that it chose, ``L14 S26 L10``.
+        lines: by the measure's name, along the trajectories that were followed; the all-large one first.
+    """
+
+    about: str
+    stages: str
+    lines: Mapping[str, tuple[Line, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything that the page shows.
 
@@ -158,6 +91,8 @@ class Report:
         columns: of the table, those without any figure left out.
         notes: sentences on what was measured and what was not.
         frame_rate: of the videos, in frames per second.
+        sets: by the run's label, figures of all its videos together, by their column's key.
+        divergence: None where it was not measured.
     """
 
     subtitle: str
@@ -167,6 +102,8 @@ class Report:
     columns: tuple[Column, ...]
     notes: tuple[str, ...]
     frame_rate: float
+    sets: Mapping[str, Values] = field(default_factory=dict)
+    divergence: Divergence | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +118,8 @@ class Cell:
 def cell(report: Report, run: Run, column: Column) -> Cell:
     """One figure of the table: a median of times, a ratio of medians, or a mean."""
     values = _values(report, run, column.key)
+    if (together := report.sets.get(run.label, {}).get(column.key)) is not None:
+        return Cell(value=together, count=sum(run.label in case.clips for case in report.cases))
     if column.key in (SPEEDUP, BOUND):
         return _ratio(report, run, SECONDS if column.key == SPEEDUP else FLOPS)
     if not values:
@@ -258,6 +197,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "facts": dict(report.facts),
         "notes": list(report.notes),
         "frame_rate": report.frame_rate,
+        "divergence": None if report.divergence is None else dataclasses.asdict(report.divergence),
         "runs": [
             {
                 "label": run.label,

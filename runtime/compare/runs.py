@@ -14,7 +14,8 @@ from pathlib import Path
 from flowblending import UsageError
 from flowblending.engine.manifest import Manifest
 from flowblending.runtime.cache.parse import OFF
-from flowblending.runtime.jobs import Job, Line, compile_job
+from flowblending.runtime.jobs import Job, Line, calibrated_schedule, compile_job
+from flowblending.runtime.schedule import AUTO
 
 REFERENCE = "LLL"
 """The schedule that all others are measured against, without a cache; it is always among the runs."""
@@ -25,7 +26,7 @@ class Way:
     """One way to make a video.
 
     Attributes:
-        schedule: ``LSL`` or ``L20 S20 L10``, in upper case.
+        schedule: ``auto``, ``LSL`` or ``L20 S20 L10``; all but the first in upper case.
         cache: as ``--cache`` takes it.
     """
 
@@ -46,13 +47,14 @@ def parse_ways(schedules: str, caches: str) -> list[Way]:
     """Read ``--schedules`` and ``--caches``; the reference comes first, and nothing comes twice.
 
     Args:
-        schedules: separated by commas, ``LLL,LSL,L20 S20 L10``.
+        schedules: separated by commas, ``LLL,auto,L20 S20 L10``.
         caches: likewise; a comma before a digit belongs to a cache's arguments, ``off,magcache:0.12,4,taylor:1``.
 
     Raises:
         UsageError: one of them is empty. What is no schedule or no cache is found when it is compiled.
     """
     names = [" ".join(name.upper().split()) for name in schedules.split(",")]
+    names = [AUTO if name == AUTO.upper() else name for name in names]
     policies = ["".join(policy.lower().split()) for policy in re.split(r",(?!\s*[0-9.])", caches)]
     for option, words, example in (("--schedules", names, "LLL,LSL,SSS"), ("--caches", policies, "off,scm:slow")):
         if not all(words):
@@ -102,7 +104,13 @@ def file_stem(job: Job, way: Way, manifest: Manifest, place: str) -> str:
     Args:
         place: the device and the threads, which times depend on.
     """
-    content = json.dumps([manifest.id, place, dataclasses.asdict(way.job(job))], sort_keys=True)
+    made = way.job(job)
+    calibration = manifest.calibration
+    # A calibration changes what a schedule or a cache that leaves the choice to it stands for, and nothing else.
+    chosen = calibrated_schedule(made, manifest)
+    constants = None if calibration is None or way.cache == OFF else calibration.caches
+    parts = [manifest.id, place, dataclasses.asdict(made), None if chosen is None else chosen.runs, constants]
+    content = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     words = re.sub(r"[^\w]+", "-", f"{way.label} {job.prompt.lower()}").strip("-")[:60].strip("-")
     return f"{words}-{digest}"

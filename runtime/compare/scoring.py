@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from flowblending import FlowBlendingError, UsageError
-
-Frames = npt.NDArray[np.uint8]
-"""[F, H, W, 3]."""
+from flowblending.runtime.measures.function import MeasureError, load_function
+from flowblending.runtime.measures.networks import Features, Frames
 
 ADHERENCE = "adherence"
 
@@ -28,20 +22,18 @@ class Column:
         about: a sentence that explains it.
         share: whether it is shown as a percentage.
         relative: whether it is measured against the reference.
+        better: 1 where more is better, -1 where less is.
     """
 
     heading: str
     about: str
     share: bool = False
     relative: bool = False
-
-
-class ScoringError(FlowBlendingError):
-    """A scorer failed, and would again on the next video."""
+    better: int = 1
 
 
 class Scorer(Protocol):
-    """Gives a video figures of which more is better."""
+    """Gives figures of single videos."""
 
     @property
     def key(self) -> str:
@@ -57,21 +49,56 @@ class Scorer(Protocol):
 
         Args:
             frames: uint8 [F, H, W, 3].
-            prompt: that it was made for.
+            prompt: that it was made for; empty if unknown.
             reference: the reference's of the same prompt and noise; None for the reference itself.
 
         Raises:
-            ScoringError: it cannot.
+            MeasureError: it cannot.
         """
         ...
+
+
+class SetScorer(Protocol):
+    """Gives features of videos, whose Fréchet distance compares a run's videos with the reference's, as sets."""
+
+    @property
+    def key(self) -> str:
+        """As a scorer's."""
+        ...
+
+    @property
+    def column(self) -> Column:
+        """How the distance is shown."""
+        ...
+
+    def features(self, frames: Frames) -> Features:
+        """Of a video, [samples, dimensions].
+
+        Raises:
+            MeasureError: it cannot.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What was asked to be measured beside likeness, time and FLOPs."""
+
+    scorers: Sequence[Scorer] = ()
+    sets: Sequence[SetScorer] = ()
+
+    @property
+    def keys(self) -> list[str]:
+        """Of all of them; the first word of each says what it is."""
+        return [*(each.key for each in self.scorers), *(each.key for each in self.sets)]
 
 
 class Judge:
     """A function of the user's that says how well a video shows its prompt.
 
     Args:
-        name: ``module:function``. It is called with the frames, uint8 [F, H, W, 3], and the prompt, and gives a share
-            from 0 to 1 or a mapping of names to such. The working directory is searched for the module too.
+        name: ``module:function``, see `load_function`. It is called with the frames, uint8 [F, H, W, 3], and the
+            prompt, and gives a share from 0 to 1 or a mapping of names to such.
 
     Raises:
         UsageError: there is no such function.
@@ -79,7 +106,7 @@ class Judge:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._function = _load(name)
+        self._function = load_function(name, kind="judge")
 
     @property
     def key(self) -> str:
@@ -95,12 +122,12 @@ class Judge:
         """Ask the function.
 
         Raises:
-            ScoringError: it failed, or gave something else.
+            MeasureError: it failed, or gave something else.
         """
         try:
             given = self._function(frames, prompt)
         except Exception as error:
-            raise ScoringError(
+            raise MeasureError(
                 f"The judge {self._name} failed on the prompt {prompt!r} ({type(error).__name__}: {error}); mend it "
                 "and run again."
             ) from error
@@ -109,31 +136,9 @@ class Judge:
             # numpy's numbers are no instances of float, but turn into one.
             share = float(value) if isinstance(value, int | float | np.number | np.bool_) else -1.0
             if not 0 <= share <= 1:
-                raise ScoringError(
+                raise MeasureError(
                     f"The judge {self._name} gave {value!r} as {name}, but a number from 0 to 1 was expected; mend it "
                     "and run again."
                 )
             shares[str(name)] = share
         return shares
-
-
-def _load(name: str) -> Callable[[Frames, str], object]:
-    module, _, function = name.partition(":")
-    if not module or not function:
-        raise UsageError(f"The judge is {name!r}, but module:function was expected; give --judge my_judge:judge.")
-    folder = str(Path.cwd())
-    sys.path.insert(0, folder)
-    try:
-        found: object = importlib.import_module(module)
-        for part in function.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # a module of the user's may fail in any way
-        raise UsageError(
-            f"The judge {name} cannot be imported ({type(error).__name__}: {error}); give --judge module:function "
-            "of a module that Python finds here."
-        ) from None
-    finally:
-        sys.path.remove(folder)
-    if not callable(found):
-        raise UsageError(f"The judge {name} is no function; give --judge module:function.")
-    return found

@@ -156,22 +156,38 @@ def frechet(features_a: Array, features_b: Array) -> float:
             raise ValueError(f"expected features [samples, dimensions], at least 2 samples, got {list(features.shape)}")
     if features_a.shape[1] != features_b.shape[1]:
         raise ValueError(f"features differ in their dimensions: {features_a.shape[1]} and {features_b.shape[1]}")
-    mean_a, covariance_a = _gaussian(features_a)
-    mean_b, covariance_b = _gaussian(features_b)
-    values, vectors = np.linalg.eigh(covariance_a)
-    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    # C_a C_b has the eigenvalues of the symmetric C_a^(1/2) C_b C_a^(1/2), whose root needs no complex numbers.
-    mixed = np.linalg.eigvalsh(root @ covariance_b @ root)
-    shared = float(np.sum(np.sqrt(np.maximum(mixed, 0))))
-    spread = float(np.trace(covariance_a) + np.trace(covariance_b)) - 2 * shared
+    mean_a, centred_a = _centred(features_a)
+    mean_b, centred_b = _centred(features_b)
+    # With C = X^T X, the eigenvalues of C_a C_b are the squares of the singular values of X_a X_b^T; a triangle of a
+    # QR decomposition stands for X when samples are more than dimensions. No square root of a matrix is needed.
+    root_a, root_b = (np.asarray(np.linalg.qr(each, mode="r")) for each in (centred_a, centred_b))
+    shared = float(np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum())
+    spread = float(np.sum(centred_a**2) + np.sum(centred_b**2)) - 2 * shared
     # Rounding may leave a tiny negative number for equal sets.
     return max(0.0, float(np.sum((mean_a - mean_b) ** 2)) + spread)
 
 
-def _gaussian(features: Array) -> tuple[_Float, _Float]:
+def mean_cosine(features_a: Array, features_b: Array) -> float:
+    """The cosine of each sample's features in two sets, averaged over the samples; 1 for equal ones.
+
+    Args:
+        features_a: [N, D].
+        features_b: likewise.
+    """
+    if features_a.shape != features_b.shape:
+        raise ValueError(
+            f"both must have one shape, got features of {list(features_a.shape)} and {list(features_b.shape)}"
+        )
+    x, y = features_a.astype(np.float64), features_b.astype(np.float64)
+    lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    return float(np.mean(np.einsum("nd,nd->n", x, y) / np.maximum(lengths, np.finfo(np.float64).tiny)))
+
+
+def _centred(features: Array) -> tuple[_Float, _Float]:
+    """Mean, and what is left over (N - 1)^(1/2)."""
     values = features.astype(np.float64)
     mean = values.mean(0)
-    return mean, (values - mean).T @ (values - mean) / (len(values) - 1)
+    return mean, (values - mean) / math.sqrt(len(values) - 1)
 
 
 def _unit(frame: Array) -> _Float:
