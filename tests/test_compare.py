@@ -203,9 +203,9 @@ def test_charts_are_whole_and_hold_every_run() -> None:
     for svg in (*every.values(), steps):
         texts = " ".join(ElementTree.fromstring(svg).itertext())
         assert all(run.label in texts for run in whole.runs)
-    # Places on the page by hand: seconds 2.5 and 1 of a scale 0..8, PSNR 23 and 10 of 10..24.
+    # Places on the page by hand: seconds 2.5 of a scale 0..5, PSNR 23 of 10..25.
     circles = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', every["sampling", "PSNR"])
-    assert circles == [(f"{64 + 2.5 / 5 * 640:.1f}", f"{336 - (23 - 10) / 15 * 316:.1f}")]
+    assert circles == [(f"{64 + 2.5 / 5 * 540:.1f}", f"{316 - (23 - 10) / 15 * 296:.1f}")]
     root = ElementTree.fromstring(steps)
     shades = [each.get("class") for each in root.iter() if each.tag == "rect"]
     assert shades == ["large"] * 3 + ["large", "small", "large"] + ["small"] * 3

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +19,17 @@ import av
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 import flowblending
 from flowblending import FramesEvent, LatentsEvent, UsageError
+from flowblending.engine.bundle import open_bundle
+from flowblending.engine.calibration import add_calibration
 from flowblending.runtime.compare import cli
 from flowblending.runtime.compare.sample import sample
 from tests import manifests
 from tests.conftest import Build
+from tests.test_networks import Images, Videos
 
 pytestmark = pytest.mark.slow
 
@@ -123,6 +129,57 @@ def test_costs(made: Path, bundle: Path) -> None:
         assert 0 < row["seconds"]["value"] < row["whole"]["value"]
     assert rows["LLL"]["speedup"]["value"] == 1
     assert rows["SSS + interval:2"]["speedup"]["value"] > 1
+
+
+def test_sets_of_videos_by_their_features(again: Callable[..., Path], tmp_path: Path) -> None:
+    torch.jit.script(Images()).save(tmp_path / "inception.pt")
+    torch.jit.script(Videos()).save(tmp_path / "i3d.pt")
+    asked = ("--fid", tmp_path / "inception.pt", "--fvd", tmp_path / "i3d.pt")
+    out = again(*WHAT, *asked)
+    content = content_of(out)
+    rows = {run["label"]: run["table"] for run in content["runs"]}
+    assert rows["L5"][f"fid {tmp_path / 'inception.pt'}"]["value"] == pytest.approx(0, abs=1e-6)
+    assert rows["LLL"][f"fvd {tmp_path / 'i3d.pt'}"]["value"] is None
+    # Two videos: of n = 2 samples, the covariance has one axis, along which the two Gaussians lie.
+    digest = hashlib.sha256(f"fvd {tmp_path / 'i3d.pt'}".encode()).hexdigest()[:8]
+
+    def features(label: str) -> npt.NDArray[np.float32]:
+        files = [Path(case["videos"][label]["file"]).stem for case in content["prompts"]]
+        return np.concatenate([np.load(out / "latents" / f"{stem}.{digest}.npy") for stem in files])
+
+    a, b = features("SSS"), features("LLL")
+    assert a.shape == b.shape == (2, 6)
+    axis_a, axis_b = a[1] - a[0], b[1] - b[0]
+    expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + (axis_a @ axis_a + axis_b @ axis_b) / 2 - abs(axis_a @ axis_b)
+    assert rows["SSS"][f"fvd {tmp_path / 'i3d.pt'}"]["value"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_calibrated_bundle_shows_its_divergence_and_its_schedule(
+    bundle: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(bundle, tmp_path / "wan")
+    distances = {name: [0.4, 0.3, 0.2, 0.1, 0.5] for name in ("cosine", "relative_l2", "rms")}
+    spread = {name: [0.05] * 5 for name in distances}
+    series = {"mean": {"cond": distances, "guided": distances}, "spread": {"cond": spread, "guided": spread}}
+    evidence = {"schedule": "L1 S3 L1", "prompts": [{}, {}], "divergence": {"L5": series, "L1 S3 L1": series}}
+    add_calibration(open_bundle(tmp_path / "wan"), evidence, runs="L1 S3 L1")
+    counting = Counting(monkeypatch)
+    arguments = (tmp_path / "wan", "--prompts", prompts, *HOW, "--out", tmp_path / "report")
+    assert fb_compare(*arguments, "--schedules", "auto,L5") == 0
+    content = content_of(tmp_path / "report")
+    assert {run["label"]: run["stages"] for run in content["runs"]} == {"LLL": "L5", "auto": "L1 S3 L1", "L5": "L5"}
+    assert content["divergence"]["stages"] == "L1 S3 L1"
+    assert [line["mean"] for line in content["divergence"]["lines"]["cosine distance"]] == [distances["cosine"]] * 2
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Where the two models differ" in page
+    assert "The schedule auto is what fb-run takes unless told otherwise: L1 S3 L1, by calibration-1.json." in page
+    # Another calibration changes what auto is, and nothing else.
+    counting.runs.clear()
+    add_calibration(open_bundle(tmp_path / "wan"), {**evidence, "schedule": "S5"}, runs="S5")
+    assert fb_compare(*arguments) == 0
+    made = {run.split(" off")[0] for run in counting.runs}
+    assert made == {"auto", "LSL", "SSS"}
+    assert content_of(tmp_path / "report")["runs"][-1]["stages"] == "S5"
 
 
 class Counting:
@@ -256,6 +313,8 @@ def test_errors_of_a_command_line_are_one_sentence(tmp_path: Path) -> None:
         (("--out", str(tmp_path / "own")), "holds other files and no report"),
         (("--judge", "nonsense"), "MODULE:FUNCTION was expected"),
         (("--clip", str(tmp_path)), "is no folder of a model"),
+        (("--lpips", str(tmp_path / "none.pt")), "There is no file"),
+        (("--fvd", str(tmp_path / "none.pt")), "--fvd compares sets of videos, but .* holds 1 prompt"),
         (("--fps", "0"), "frame rate of 0.0 was given"),
     ]
     for more, message in cases:

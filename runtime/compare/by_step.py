@@ -9,7 +9,7 @@ from html import escape
 from flowblending.runtime.compare.charts import LEFT, LETTER, RIGHT, TOP, WIDTH, Scale, colour, grid, scale, svg
 from flowblending.runtime.compare.report import Divergence, Line, Report, Run, steps_of
 
-FLOOR = 260
+FLOOR = 240
 """Where the plot ends and what is below it begins."""
 STRIP = 18
 """From one run's stages to the next run's."""

@@ -14,7 +14,7 @@ from html import escape
 from flowblending.runtime.compare.columns import BOUND, FLOPS, SECONDS, SMOOTHNESS, SPEEDUP, WHOLE, Column
 from flowblending.runtime.compare.report import Report, Run, cell, text_of
 
-WIDTH, HEIGHT = 720, 380
+WIDTH, HEIGHT = 620, 360
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 20, 44
 COLOURS = 8
 LETTER = 6.6
@@ -99,17 +99,10 @@ def _scatter(report: Report, cost: Column, quality: Column) -> str:
     if len(front) > 1:
         path = " ".join(f"{horizontal(x):.1f},{vertical(quality.better * y):.1f}" for x, y in front)
         parts.append(f'<polyline class="front" points="{path}"/>')
-    for run, x, y in aside:
-        place = horizontal(x)
-        why = "equal to the reference" if y is not None else "reference"
-        parts.append(
-            f'<line class="aside" style="stroke:{colour(report, run)}" x1="{place:.1f}" x2="{place:.1f}" '
-            f'y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-            f'<text class="label" text-anchor="end" transform="translate({place - 5:.1f} {TOP + 4}) rotate(-90)">'
-            f"{escape(run.label)} ({why})</text>"
-        )
+    asides, beside = _asides(report, [(run, horizontal(x), y is not None) for run, x, y in aside])
+    parts += asides
     places = [(horizontal(x), vertical(y)) for _, x, y in points]
-    taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in places]
+    taken = [*beside, *((x - 7, y - 7, x + 7, y + 7) for x, y in places)]
     for (run, x, y), (left, top) in zip(points, places, strict=True):
         told = f"{run.label}: {text_of(x, cost, unit=True)}, {quality.heading} {text_of(y, quality, unit=True)}"
         parts.append(
@@ -117,6 +110,23 @@ def _scatter(report: Report, cost: Column, quality: Column) -> str:
         )
         parts.append(_label(run.label, left, top, taken))
     return svg(f"{quality.heading} against {cost.heading}", HEIGHT, parts)
+
+
+def _asides(report: Report, places: Sequence[tuple[Run, float, bool]]) -> tuple[list[str], list[Box]]:
+    """Upright lines for runs that have a cost and no figure, the reference and what equals it; and where labels are."""
+    parts: list[str] = []
+    boxes: list[Box] = []
+    for run, x, equal in places:
+        text = f"{run.label} ({'equal to the reference' if equal else 'reference'})"
+        top = max((box[3] + 10 for box in boxes if abs(box[2] - x) < LETTER * 2), default=TOP + 4.0)
+        boxes.append((x - 16, top, x, top + LETTER * len(text)))
+        parts.append(
+            f'<line class="aside" style="stroke:{colour(report, run)}" x1="{x:.1f}" x2="{x:.1f}" '
+            f'y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+            f'<text class="label" text-anchor="end" transform="translate({x - 5:.1f} {top:.1f}) rotate(-90)">'
+            f"{escape(text)}</text>"
+        )
+    return parts, boxes
 
 
 def _label(text: str, x: float, y: float, taken: list[Box]) -> str:

@@ -69,7 +69,10 @@ def _data(report: Report) -> str:
                 "title": case.title,
                 "note": case.note,
                 "clips": {
-                    label: {"video": clip.video, "text": _caption(clip, report.columns)}
+                    label: {
+                        "video": clip.video,
+                        "text": _caption(clip, report.columns, reference=label == report.runs[0].label),
+                    }
                     for label, clip in case.clips.items()
                 },
             }
@@ -79,11 +82,11 @@ def _data(report: Report) -> str:
     return json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
 
 
-def _caption(clip: Clip, columns: Sequence[Column]) -> str:
+def _caption(clip: Clip, columns: Sequence[Column], *, reference: bool) -> str:
     """The chief figures of one video in a line."""
     scores = [column for column in columns if "/" in column.key][:1]
     shown = [*(column for column in columns if column.key in (SECONDS, PSNR, SSIM, COSINE)), *scores]
-    texts = []
+    texts = ["reference"] if reference else []
     for column in shown:
         if column.key in clip.values:
             text = text_of(clip.values[column.key], column, unit=True)

@@ -108,7 +108,7 @@ def file_stem(job: Job, way: Way, manifest: Manifest, place: str) -> str:
     calibration = manifest.calibration
     # A calibration changes what a schedule or a cache that leaves the choice to it stands for, and nothing else.
     chosen = calibrated_schedule(made, manifest)
-    constants = None if calibration is None or way.cache == OFF else calibration.caches
+    constants = None if calibration is None or way.cache == OFF else calibration.caches or None
     parts = [manifest.id, place, dataclasses.asdict(made), None if chosen is None else chosen.runs, constants]
     content = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
