@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
+NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
 PATIENCE = 60.0
 """Seconds: machines that test are busy."""
 

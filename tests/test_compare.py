@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -16,7 +17,19 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.runtime.compare import by_step, charts, layout, scoring
 from flowblending.runtime.compare.columns import COLUMNS
 from flowblending.runtime.compare.page import page
-from flowblending.runtime.compare.report import Case, Clip, Report, Run, as_json, cell, in_use, steps_of, text_of
+from flowblending.runtime.compare.report import (
+    Case,
+    Clip,
+    Divergence,
+    Line,
+    Report,
+    Run,
+    as_json,
+    cell,
+    in_use,
+    steps_of,
+    text_of,
+)
 from flowblending.runtime.compare.runs import Way, check_jobs, file_stem, parse_ways, prompts_of
 from flowblending.runtime.compare.sample import TRAIL, trail_indices
 from flowblending.runtime.jobs import Job, read_jobs
@@ -211,6 +224,39 @@ def test_charts_are_whole_and_hold_every_run() -> None:
     assert shades == ["large"] * 3 + ["large", "small", "large"] + ["small"] * 3
     heights = [float(each.get("height", 0)) for each in root.iter() if each.tag == "rect"]
     assert heights == [13, 13, 13, 13, 8, 3, 13, 13, 13]
+
+
+def test_the_divergence_lies_on_the_stages_that_were_chosen() -> None:
+    lines = (Line(about="along L3", mean=(0.4, 0.2, 0.1), spread=(0.1, 0.2, 0.2)),)
+    divergence = Divergence(about="a & b", stages="L1 S2", lines={"cosine distance": lines})
+    (chart,) = by_step.divergence_charts(dataclasses.replace(report(), divergence=divergence))
+    root = ElementTree.fromstring(chart.svg)
+    # Three steps from 64 to 604; distances 0..0.5 from 240 up to 20, and none below zero.
+    shades = [(each.get("class"), each.get("x"), each.get("width")) for each in root.iter("rect")][:2]
+    assert shades == [("shade large", "64.0", "180.0"), ("shade small", "244.0", "360.0")]
+    (line,) = root.iter("polyline")
+    assert line.get("points") == "154.0,64.0 334.0,152.0 514.0,196.0"
+    (band,) = root.iter("polygon")
+    assert band.get("points") == "154.0,20.0 334.0,64.0 514.0,108.0 514.0,240.0 334.0,240.0 154.0,108.0"
+    assert [label for label in root.itertext() if label in ("L1", "S2", "LLL", "LSL", "SSS")] == [
+        *("L1", "S2"),
+        *("LLL", "LSL", "SSS"),
+    ]
+    text = page(dataclasses.replace(report(), divergence=divergence))
+    assert "a &amp; b" in text
+    assert "along L3" in text
+    assert by_step.divergence_charts(report()) == []
+
+
+def test_less_is_better_turns_a_chart_over() -> None:
+    columns = tuple(dataclasses.replace(COLUMN["ssim"], heading="LPIPS", better=-1) for _ in range(1))
+    whole = dataclasses.replace(report(), columns=(COLUMN["seconds"], *columns))
+    (chart,) = charts.scatter_charts(whole)
+    # 0.9 of LSL lies below 0.1 of SSS, which is faster too: alone on the front.
+    heights = [float(y) for y in re.findall(r'cy="([\d.]+)"', chart.svg)]
+    assert heights == [pytest.approx(20 + 0.9 * 296, abs=0.1)]
+    assert "LPIPS, less is better" in chart.svg
+    assert "polyline" not in chart.svg
 
 
 def test_a_report_without_anything_made_is_still_a_page() -> None:

@@ -14,9 +14,10 @@ from PIL import Image
 
 from flowblending.runtime.compare import layout
 from flowblending.runtime.compare.columns import COLUMNS
-from flowblending.runtime.compare.report import Case, Clip, Report, Run, in_use
+from flowblending.runtime.compare.report import Case, Clip, Divergence, Line, Report, Run, in_use
 from flowblending.runtime.video import open_writer
 from tests.browser import Browser, find_browser
+from tests.required import unavailable
 from tests.scenes import film, one, two
 
 pytestmark = pytest.mark.browser
@@ -67,6 +68,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         columns=in_use(COLUMNS, cases),
         notes=("Nothing of this is measured.",),
         frame_rate=8,
+        divergence=Divergence(
+            about="How far the small model is from the large one.",
+            stages="L4 S4 L2",
+            lines={
+                name: tuple(
+                    Line(
+                        about=about,
+                        mean=tuple(high * (0.2 + (step - 5) ** 2 / 40) for step in range(10)),
+                        spread=(0.05,) * 10,
+                    )
+                    for about, high in (("along L10", top), ("along L4 S4 L2", 1.2 * top))
+                )
+                for name, top in (("cosine distance", 1.0), ("relative L2 distance", 1.5))
+            },
+        ),
     )
     layout.write(folder, report)
     return folder
@@ -76,7 +92,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chromium() -> Iterator[Browser]:
     program = find_browser()
     if program is None:
-        pytest.skip("There is no Chromium here; install the package chromium to see fb-compare's page tested.")
+        unavailable("There is no Chromium here; install the package chromium or chromium-headless-shell.")
     with Browser(program) as browser:
         yield browser
 
@@ -191,6 +207,10 @@ def test_choosing_a_prompt_and_a_chart(browser: Browser) -> None:
     assert browser.evaluate(shown) == ["PSNR sampling"]
     browser.evaluate("at('quality').value = 'SSIM'; at('cost').value = 'TFLOPs'; at('cost').onchange()")
     assert browser.evaluate(shown) == ["SSIM TFLOPs"]
+    measures = "[...document.querySelectorAll('.measure:not([hidden])')].map((e) => e.dataset.measure)"
+    assert browser.evaluate(measures) == ["cosine distance"]
+    browser.evaluate("at('measure').value = 'relative L2 distance'; at('measure').onchange()")
+    assert browser.evaluate(measures) == ["relative L2 distance"]
 
 
 @pytest.mark.parametrize("dark", [False, True])
