@@ -87,7 +87,14 @@ class Browser:
             "r.height]; })()"
         )
         clip = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
-        return base64.b64decode(self._call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"])
+        if element is None:  # in a window as high as the page, what sticks to the window's edge lies where it belongs
+            self._call(
+                "Emulation.setDeviceMetricsOverride",
+                **{"width": round(width), "height": round(height), "deviceScaleFactor": 1, "mobile": False},
+            )
+        shot = self._call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"]
+        self._call("Emulation.clearDeviceMetricsOverride")
+        return base64.b64decode(shot)
 
     def __enter__(self) -> Self:
         return self

@@ -273,7 +273,7 @@ def test_the_page_escapes_what_users_write_and_needs_nothing_else() -> None:
     assert text.count("</script>") == 2
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
     assert data["cases"][0]["title"] == NASTY
-    assert data["cases"][2]["clips"]["LSL"]["text"] == "2.60 s · equal to the reference · SSIM 0.900"
+    assert data["cases"][2]["clips"]["LSL"]["figures"] == ["2.60 s", "equal to the reference", "SSIM 0.900"]
     assert "Nothing else was &lt;measured&gt;." in text
     # No address but the SVG's and the videos': nothing is fetched.
     assert not re.findall(r'(?:src|href)="(?!data:,)', text)

@@ -19,7 +19,6 @@ import av
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
 import flowblending
 from flowblending import FramesEvent, LatentsEvent, UsageError
@@ -29,7 +28,7 @@ from flowblending.runtime.compare import cli
 from flowblending.runtime.compare.sample import sample
 from tests import manifests
 from tests.conftest import Build
-from tests.test_networks import Images, Videos
+from tests.test_networks import write_scripts
 
 pytestmark = pytest.mark.slow
 
@@ -132,16 +131,15 @@ def test_costs(made: Path, bundle: Path) -> None:
 
 
 def test_sets_of_videos_by_their_features(again: Callable[..., Path], tmp_path: Path) -> None:
-    torch.jit.script(Images()).save(tmp_path / "inception.pt")
-    torch.jit.script(Videos()).save(tmp_path / "i3d.pt")
-    asked = ("--fid", tmp_path / "inception.pt", "--fvd", tmp_path / "i3d.pt")
+    inception, i3d = (write_scripts(tmp_path) / name for name in ("images.pt", "videos.pt"))
+    asked = ("--fid", inception, "--fvd", i3d)
     out = again(*WHAT, *asked)
     content = content_of(out)
     rows = {run["label"]: run["table"] for run in content["runs"]}
-    assert rows["L5"][f"fid {tmp_path / 'inception.pt'}"]["value"] == pytest.approx(0, abs=1e-6)
-    assert rows["LLL"][f"fvd {tmp_path / 'i3d.pt'}"]["value"] is None
+    assert rows["L5"][f"fid {inception}"]["value"] == pytest.approx(0, abs=1e-6)
+    assert rows["LLL"][f"fvd {i3d}"]["value"] is None
     # Two videos: of n = 2 samples, the covariance has one axis, along which the two Gaussians lie.
-    digest = hashlib.sha256(f"fvd {tmp_path / 'i3d.pt'}".encode()).hexdigest()[:8]
+    digest = hashlib.sha256(f"fvd {i3d}".encode()).hexdigest()[:8]
 
     def features(label: str) -> npt.NDArray[np.float32]:
         files = [Path(case["videos"][label]["file"]).stem for case in content["prompts"]]
@@ -151,7 +149,7 @@ def test_sets_of_videos_by_their_features(again: Callable[..., Path], tmp_path: 
     assert a.shape == b.shape == (2, 6)
     axis_a, axis_b = a[1] - a[0], b[1] - b[0]
     expected = np.sum((a.mean(0) - b.mean(0)) ** 2) + (axis_a @ axis_a + axis_b @ axis_b) / 2 - abs(axis_a @ axis_b)
-    assert rows["SSS"][f"fvd {tmp_path / 'i3d.pt'}"]["value"] == pytest.approx(float(expected), rel=1e-4)
+    assert rows["SSS"][f"fvd {i3d}"]["value"] == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_calibrated_bundle_shows_its_divergence_and_its_schedule(

@@ -202,7 +202,7 @@ def test_choosing_a_prompt_and_a_chart(browser: Browser) -> None:
     assert browser.evaluate("cells.map(({ video }) => video.src.split('/').pop())") == [
         f"1-{run}.mp4" for run in range(4)
     ]
-    assert browser.evaluate("document.querySelector('.grid figure:nth-child(2) p').textContent").startswith("2.75 s")
+    assert browser.evaluate("document.querySelector('.grid figure:nth-child(2) p').textContent").startswith("2.75 s ")
     shown = "[...document.querySelectorAll('.scatter:not([hidden])')].map((e) => e.dataset.y + ' ' + e.dataset.x)"
     assert browser.evaluate(shown) == ["PSNR sampling"]
     browser.evaluate("at('quality').value = 'SSIM'; at('cost').value = 'TFLOPs'; at('cost').onchange()")

@@ -20,10 +20,10 @@ from tests.scenes import film, one
 Clip = npt.NDArray[np.float32]
 
 
-def write(path: Path, clip: Clip, **about: str) -> Path:
+def write(path: Path, clip: Clip, rate: float = 8, **about: str) -> Path:
     """A video as fb-run writes it; ``clip`` is [F, H, W, 3] in 0..1."""
     _, height, width, _ = clip.shape
-    with open_writer(path, width=width, height=height, frame_rate=8, metadata=about) as writer:
+    with open_writer(path, width=width, height=height, frame_rate=rate, metadata=about) as writer:
         writer.write(clip.transpose(3, 0, 1, 2) * 2 - 1)
     return path
 
@@ -82,8 +82,13 @@ def test_the_figures_are_numpys(tmp_path: Path, clip: Clip) -> None:
     assert open_video(files["c.avi"]).playable
     assert np.abs(decoded(files["c.avi"]) - decoded(c)).mean() < 0.02
     assert any("c.avi was written anew in H.264" in note for note in content["notes"])
-    # A second time, over the first.
-    assert compare("--videos", a, b, "--out", tmp_path / "out") == 0
+    # A second time, over the first; a video of another frame rate plays at the first one's.
+    faster = write(tmp_path / "faster.mp4", clip, rate=24)
+    assert compare("--videos", a, faster, "--out", tmp_path / "out") == 0
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    placed = open_video(tmp_path / "out" / content["prompts"][0]["videos"]["faster.mp4"]["file"])
+    assert (placed.frame_rate, placed.count) == (8, len(clip))
+    assert any("faster.mp4 was written anew in H.264 at 8 frames per second" in note for note in content["notes"])
 
 
 def test_a_judge_knows_the_prompt_from_the_file(tmp_path: Path, clip: Clip) -> None:

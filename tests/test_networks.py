@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -150,13 +151,17 @@ class Videos(torch.nn.Module):
         return torch.cat([x[:, :, 0].mean([2, 3]), x[:, :, -1].mean([2, 3])], 1)
 
 
+def write_scripts(folder: Path) -> Path:
+    save: Any = torch.jit.save
+    for name, module in (("images.pt", Images()), ("videos.pt", Videos())):
+        save(torch.jit.script(module), folder / name)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """TorchScript files, as the published networks come."""
-    folder = tmp_path_factory.mktemp("scripts")
-    for name, module in (("images.pt", Images()), ("videos.pt", Videos())):
-        torch.jit.script(module).save(folder / name)
-    return folder
+    return write_scripts(tmp_path_factory.mktemp("scripts"))
 
 
 def test_lpips_is_the_squared_distance_of_what_the_network_gives(scripts: Path) -> None:

@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
         "--similarity",
         default="latent",
         metavar="F",
-        help="early boundary: latent (the cosine), dino:FOLDER, clip:FOLDER, or MODULE:FUNCTION from frames, uint8 "
+        help="early boundary: latent (the cosine), dino:DIR, clip:DIR, or MODULE:FUNCTION from frames, uint8 "
         "[F, H, W, 3], to features",
     )
     what.add_argument(

@@ -2,7 +2,7 @@
 
 A similarity compares a result with the all-large one of the same noise; a distance compares the results of all prompts
 with those of all-large sampling from other noise, as sets. No weights are downloaded: DINO, CLIP and others are read
-from a folder or file of the user's, ``dino:FOLDER``; any other network comes in as ``module:function``.
+from a folder or file of the user's, ``dino:DIR``; any other network comes in as ``module:function``.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ def distance_measure(text: str) -> Measure:
 
 
 def _of_frames(text: str) -> Measure:
-    """``dino:FOLDER`` and its like, or ``module:function``."""
+    """``dino:DIR`` and its like, or ``module:function``."""
     kind, _, place = text.partition(":")
     if not place:
         raise UsageError(
-            f"The features {text!r} are unknown; give {LATENT}, clip:FOLDER, dino:FOLDER, inception:FILE, i3d:FILE or "
+            f"The features {text!r} are unknown; give {LATENT}, clip:DIR, dino:DIR, inception:FILE, i3d:FILE or "
             "MODULE:FUNCTION."
         )
     if kind in NETWORKS:

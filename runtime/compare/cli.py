@@ -59,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
         help="prompt adherence by a function of yours: called with frames (uint8 [F, H, W, 3]) and prompt, it gives a "
         "share from 0 to 1, or a dict of such",
     )
-    scores.add_argument("--clip", type=Path, metavar="FOLDER", help="CLIP (transformers): likeness to prompt and LLL")
-    scores.add_argument("--dino", type=Path, metavar="FOLDER", help="DINO (transformers): likeness to LLL")
+    scores.add_argument("--clip", type=Path, metavar="DIR", help="CLIP (transformers): likeness to prompt and LLL")
+    scores.add_argument("--dino", type=Path, metavar="DIR", help="DINO (transformers): likeness to LLL")
     scores.add_argument("--lpips", type=Path, metavar="FILE", help="VGG (TorchScript, vgg16.pt): distance from LLL")
     scores.add_argument(
         "--fid", type=Path, metavar="FILE", help="Inception (TorchScript, inception-2015-12-05.pt): distance from LLL"
@@ -158,10 +158,12 @@ def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
 
 def _planned(arguments: argparse.Namespace, bundle: Bundle) -> tuple[list[Job], list[Way]]:
     """Prompts and ways, after every check that needs no engine."""
+    from flowblending.runtime.compare.figures import VIDEOS
     from flowblending.runtime.compare.layout import check_names
     from flowblending.runtime.compare.runs import check_jobs, parse_ways, prompts_of
     from flowblending.runtime.jobs import read_jobs
     from flowblending.runtime.schedule import AUTO
+    from flowblending.runtime.video import check_output
 
     out: Path = arguments.out
     if arguments.bundle.resolve() in (out.resolve(), *out.resolve().parents):
@@ -175,6 +177,8 @@ def _planned(arguments: argparse.Namespace, bundle: Bundle) -> tuple[list[Job], 
     ways = parse_ways(schedules, "off" if arguments.caches is None else arguments.caches)
     jobs = prompts_of(read_jobs(arguments.prompts, _job(arguments)), arguments.prompts)
     check_jobs(jobs, ways, bundle.manifest)
+    geometry = bundle.manifest.geometry
+    check_output(out / VIDEOS / "any.mp4", width=geometry.width, height=geometry.height)
     if arguments.fvd is not None and len(jobs) < 2:
         raise UsageError(
             f"--fvd compares sets of videos, but {arguments.prompts} holds 1 prompt; give at least 2, or leave it out."
@@ -223,9 +227,9 @@ def _compare_videos(arguments: argparse.Namespace, console: Console) -> int:
             measured.append(existing.measure(video, videos[0] if index else None, advance))
             seen.append(existing.look(videos, asked.scorers, asked.sets, video))
     for index, video in enumerate(videos, start=1):
-        suffix = video.path.suffix if video.playable else ".mp4"
+        suffix = video.path.suffix if video.fits(videos[0]) else ".mp4"
         placed.append(f"{VIDEOS}/{index}-{video.path.stem}{suffix}")
-        existing.place(video, out / placed[-1])
+        existing.place(video, videos[0], out / placed[-1])
     labels = labels_of(videos)
     features = dict(zip(labels, (each.features for each in seen), strict=True))
     distances = set_distances(asked.sets, labels, 1, lambda key, label, _prompt: features[label][key])

@@ -51,6 +51,10 @@ class Video:
         """Whether browsers play it as it is."""
         return self.path.suffix in (".mp4", ".webm") and self.codec in PLAYABLE and self.pixels == "yuv420p"
 
+    def fits(self, first: Video) -> bool:
+        """Whether browsers play it as it is, and in step with the first video."""
+        return self.playable and abs(self.frame_rate - first.frame_rate) < 1e-3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -156,15 +160,15 @@ def _lengths(video: Video, first: Video) -> UsageError:
     return UsageError(f"{video.path} has {ours} frames, but {first.path} has {theirs}; give videos of one length.")
 
 
-def place(video: Video, target: Path) -> None:
-    """Put a video where the page finds it: a copy, or in H.264 where browsers would not play the original.
+def place(video: Video, first: Video, target: Path) -> None:
+    """Put a video where the page finds it: a copy, or in H.264 and at the first one's frame rate where it does not fit.
 
     Raises:
         FlowBlendingError: it cannot be written.
     """
-    if not video.playable:
+    if not video.fits(first):
         with open_writer(
-            target, width=video.width, height=video.height, frame_rate=video.frame_rate, metadata=dict(video.about)
+            target, width=video.width, height=video.height, frame_rate=first.frame_rate, metadata=dict(video.about)
         ) as writer:
             for frame in frames_of(video):
                 writer.write(from_uint8(frame[None]))

@@ -15,8 +15,8 @@ from flowblending.runtime.schedule import AUTO
 
 _UNMEASURED = {
     "judge": ("Prompt adherence", "--judge MODULE:FUNCTION"),
-    "clip": ("CLIP", "--clip FOLDER"),
-    "dino": ("DINO", "--dino FOLDER"),
+    "clip": ("CLIP", "--clip DIR"),
+    "dino": ("DINO", "--dino DIR"),
     "lpips": ("LPIPS", "--lpips FILE"),
     "fid": ("FID", "--fid FILE"),
     "fvd": ("FVD", "--fvd FILE"),
@@ -60,7 +60,10 @@ def trail_note(manifest: Manifest) -> list[str]:
 
 def foreign(videos: Sequence[Video]) -> list[str]:
     """Which videos are not the originals on the page."""
-    names = [video.path.name for video in videos if not video.playable]
+    names = [video.path.name for video in videos if not video.fits(videos[0])]
     if not names:
         return []
-    return [f"For the page, {' and '.join(names)} was written anew in H.264; the figures are the original's."]
+    return [
+        f"For the page, {' and '.join(names)} was written anew in H.264 at {videos[0].frame_rate:g} frames per second; "
+        "the figures are the original's."
+    ]

@@ -48,9 +48,9 @@ function figure(run, clip) {
   Object.assign(video, { muted: true, playsInline: true, preload: "auto", src: clip.video });
   const canvas = document.createElement("canvas");
   screen.append(video, canvas);
-  const text = document.createElement("p");
-  text.textContent = clip.text;
-  made.append(text);
+  const figures = document.createElement("p");
+  for (const text of clip.figures) figures.append(Object.assign(document.createElement("span"), { textContent: text }), " ");
+  made.append(figures);
   const cell = { figure: made, video, canvas, label: run.label };
   cells.push(cell);
   video.addEventListener("loadedmetadata", () => {

@@ -71,7 +71,7 @@ def _data(report: Report) -> str:
                 "clips": {
                     label: {
                         "video": clip.video,
-                        "text": _caption(clip, report.columns, reference=label == report.runs[0].label),
+                        "figures": _caption(clip, report.columns, reference=label == report.runs[0].label),
                     }
                     for label, clip in case.clips.items()
                 },
@@ -82,8 +82,8 @@ def _data(report: Report) -> str:
     return json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
 
 
-def _caption(clip: Clip, columns: Sequence[Column], *, reference: bool) -> str:
-    """The chief figures of one video in a line."""
+def _caption(clip: Clip, columns: Sequence[Column], *, reference: bool) -> list[str]:
+    """The chief figures of one video."""
     scores = [column for column in columns if "/" in column.key][:1]
     shown = [*(column for column in columns if column.key in (SECONDS, PSNR, SSIM, COSINE)), *scores]
     texts = ["reference"] if reference else []
@@ -92,7 +92,7 @@ def _caption(clip: Clip, columns: Sequence[Column], *, reference: bool) -> str:
             text = text_of(clip.values[column.key], column, unit=True)
             heading = column.heading.removeprefix("latent ")
             texts.append(text if column.unit in ("s", "dB") else f"{heading} {text}")
-    return " · ".join("equal to the reference" if text == "equal" else text for text in texts)
+    return ["equal to the reference" if text == "equal" else text for text in texts]
 
 
 def _hint(report: Report) -> str:
