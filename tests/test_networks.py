@@ -204,8 +204,8 @@ def test_all_on_the_page(clip: Path, dino: Path, scripts: Path, tmp_path: Path) 
     distance = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(np.cov(a.T)) + np.trace(np.cov(b.T)) - 2 * shared
     assert row[f"fid {lpips}"]["value"] == pytest.approx(distance, rel=1e-3)
     assert [note for note in content["notes"] if note.startswith("Not measured")] == [
-        "Not measured: Prompt adherence, FVD. Nothing is ever downloaded; to measure them, name what is on your disk: "
-        "--judge MODULE:FUNCTION, --fvd FILE."
+        "Not measured: Prompt adherence. Nothing is ever downloaded; to measure them, name what is on your disk: "
+        "--judge MODULE:FUNCTION."
     ]
     page = (tmp_path / "out" / "index.html").read_text()
     headings = ("CLIP to prompt", "CLIP to reference", "DINO to reference", "LPIPS", "FID")

@@ -151,7 +151,7 @@ def of_videos(
         cases=cases,
         columns=_all_columns(asked, scores, cases, distances),
         notes=(
-            *unmeasured(asked),
+            *unmeasured(asked, single=True),
             "Times, FLOPs and latents are known of runs that fb-compare makes itself, not of existing videos.",
             *foreign(videos),
         ),

@@ -23,10 +23,12 @@ _UNMEASURED = {
 }
 
 
-def unmeasured(asked: Asked) -> list[str]:
-    """What was not measured, and how it could have been."""
+def unmeasured(asked: Asked, *, single: bool = False) -> list[str]:
+    """What was not measured, and how it could have been; of single videos there is no FVD."""
     kinds = {key.split()[0] for key in asked.keys}
     absent = [(name, option) for kind, (name, option) in _UNMEASURED.items() if kind not in kinds]
+    if single:
+        absent = [each for each in absent if each != _UNMEASURED["fvd"]]
     if not absent:
         return []
     return [
