@@ -16,6 +16,7 @@ import pytest
 from flowblending import FlowBlendingError, UsageError
 from flowblending.runtime.compare import by_step, charts, layout, scoring
 from flowblending.runtime.compare.columns import COLUMNS
+from flowblending.runtime.compare.notes import busy_note
 from flowblending.runtime.compare.page import page
 from flowblending.runtime.compare.report import (
     Case,
@@ -359,6 +360,15 @@ def test_judges() -> None:
 def test_judges_that_are_none(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         scoring.Judge(name)
+
+
+def test_a_busy_machine_is_told() -> None:
+    idle, busy = {"wall": 2.0, "processor": 1.9}, {"wall": 2.0, "processor": 0.5}
+    assert busy_note([idle, {}], "cpu") == []
+    assert busy_note([idle, busy], "cuda") == []
+    (note,) = busy_note([idle, busy], "cpu, 1 thread")
+    assert "the runs got 60% of one processor" in note
+    assert f'<p class="warning">{note}</p>' in page(dataclasses.replace(report(), warnings=(note,)))
 
 
 def test_a_way_keeps_the_rest_of_a_prompt() -> None:

@@ -23,7 +23,7 @@ from flowblending.runtime.compare.columns import (
 )
 from flowblending.runtime.compare.existing import Measured, Video
 from flowblending.runtime.compare.figures import Figures
-from flowblending.runtime.compare.notes import calibration_notes, foreign, trail_note, unmeasured
+from flowblending.runtime.compare.notes import busy_note, calibration_notes, foreign, trail_note, unmeasured
 from flowblending.runtime.compare.report import Case, Clip, Divergence, Report, Run, Values, in_use
 from flowblending.runtime.compare.runs import Way
 from flowblending.runtime.compare.scoring import Asked, Scorer
@@ -106,6 +106,7 @@ def of_runs(
         frame_rate=min(frame_rates, default=manifest.pipeline.frame_rate),
         sets=distances or {},
         divergence=divergence,
+        warnings=tuple(busy_note([figures.seconds for figures in every], machine)),
     )
 
 

@@ -150,6 +150,8 @@ def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
         pipeline.close()
         device.close()
     _show(report, console)
+    for warning in report.warnings:
+        console.warn(warning)
     if arguments.vbench is not None:
         console.log(f"{arguments.vbench}: {lay_out(report, out, arguments.vbench)} videos for VBench")
     console.log(f"{out / 'index.html'}: {len(jobs)} prompts, {len(ways)} runs each")

@@ -50,7 +50,8 @@ class Figures(_Frozen):
         computed: a character a step: 1 where its engine ran, 0 where a cache stood for it, c for the conditional
             branch alone.
         flops: of the transformers' calls, 0 where they were not counted.
-        seconds: ``text``, ``sampling``, ``engines`` (of the sampling) and ``vae``.
+        seconds: ``text``, ``sampling``, ``engines`` (of the sampling) and ``vae``; ``wall`` and ``processor``, see
+            `Sampled`.
         smoothness: see `similarity.temporal_smoothness`; None of fewer than three frames.
         against: None for the reference itself.
         scores: by the scorer's key, what it gave.

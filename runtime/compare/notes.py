@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flowblending.engine.manifest import Manifest
 from flowblending.runtime.compare.existing import Video
@@ -50,6 +50,26 @@ def calibration_notes(manifest: Manifest, ways: Sequence[Way], divergence: Diver
         found = "LSL, since the bundle is not calibrated" if chosen is None else f"{chosen.runs}, by {chosen.evidence}"
         notes.append(f"The schedule auto is what fb-run takes unless told otherwise: {found}.")
     return notes
+
+
+BUSY = 0.8
+"""Of a processor: what runs on the CPU gets less only where something else runs too, or waits for a disk."""
+
+
+def busy_note(seconds: Sequence[Mapping[str, float]], machine: str) -> list[str]:
+    """Whether times are to be believed: on a CPU, a run that computes gets at least one processor for itself.
+
+    Args:
+        seconds: of every run, see `Figures`.
+        machine: that they were measured on, ``cpu`` or ``cpu, 2 threads``.
+    """
+    processor, wall = (sum(each.get(name, 0.0) for each in seconds) for name in ("processor", "wall"))
+    if not machine.startswith("cpu") or processor >= BUSY * wall:
+        return []
+    return [
+        "The times are not reliable: something else kept the machine busy, so that the runs got "
+        f"{processor / wall:.0%} of one processor. FLOPs and likeness do not depend on it."
+    ]
 
 
 def trail_note(manifest: Manifest) -> list[str]:

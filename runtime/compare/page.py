@@ -33,6 +33,7 @@ def page(report: Report) -> str:
         ),
         runs="".join(f"<option>{escape(run.label)}</option>" for run in report.runs),
         hint=_hint(report),
+        warnings="".join(f'<p class="warning">{escape(warning)}</p>' for warning in report.warnings),
         headings=_headings(report),
         rows="\n".join(_row(report, run) for run in report.runs),
         charts=charts,

@@ -93,6 +93,7 @@ class Report:
         frame_rate: of the videos, in frames per second.
         sets: by the run's label, figures of all its videos together, by their column's key.
         divergence: None where it was not measured.
+        warnings: sentences that a reader must not miss.
     """
 
     subtitle: str
@@ -104,6 +105,7 @@ class Report:
     frame_rate: float
     sets: Mapping[str, Values] = field(default_factory=dict)
     divergence: Divergence | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +197,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "version": 1,
         "subtitle": report.subtitle,
         "facts": dict(report.facts),
-        "notes": list(report.notes),
+        "notes": [*report.warnings, *report.notes],
         "frame_rate": report.frame_rate,
         "divergence": None if report.divergence is None else dataclasses.asdict(report.divergence),
         "runs": [

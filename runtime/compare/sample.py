@@ -31,7 +31,8 @@ class Sampled:
     Attributes:
         latents: the final ones, [1, C, F, H, W].
         trail: after every step `TRAIL` of their numbers, always the same ones, or all; [steps, N].
-        seconds: ``text``, ``sampling`` and, of the latter, ``engines``.
+        seconds: ``text``, ``sampling`` and, of the latter, ``engines``; ``wall`` and ``processor`` are the loop's, with
+            what is done aside, and tell how much of a processor this process got.
         flops: of the transformers' calls, 0 where they were not counted.
         computed: see `Figures`.
         metadata: for the video file.
@@ -68,6 +69,7 @@ def sample(
     chosen = trail_indices(noise.size)
     trail = np.empty((len(program.steps), len(chosen)), np.float32)
     aside = 0.0
+    wall, processor = time.perf_counter(), time.process_time()
     # With nothing enqueued ahead, the trajectory's memory holds this step's latents while the step is told.
     with contextlib.closing(trajectory.follow(noise, ahead=0)) as events:
         while True:
@@ -81,6 +83,7 @@ def sample(
             on_step(event.index + 1, event.steps)
             if event.index + 1 < event.steps:  # the device's clock, which goes on meanwhile, stops with the last step
                 aside += time.perf_counter() - began
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
     return Sampled(
         program=program,
         latents=pipeline.device.download(result.latents),
@@ -89,6 +92,8 @@ def sample(
             "text": text,
             "sampling": max(result.loop_seconds - aside, result.engine_seconds),
             "engines": result.engine_seconds,
+            "wall": wall,
+            "processor": processor,
         },
         flops=cost_of(program, pipeline.bundle.manifest).flops,
         computed=step_marks(program),
