@@ -66,7 +66,7 @@ def compile_engine(
     For ONNX Runtime the graph is the engine: its files are moved.
     """
     if backend == ONNXRUNTIME:
-        return tuple(Path(shutil.move(path, folder / path.name)) for path in (graph.onnx, graph.data))
+        return move_graph(graph, folder)
     from flowblending.engine.trt_build import build_plan
 
     plan = folder / f"{graph.spec.name}.plan"
@@ -74,6 +74,11 @@ def compile_engine(
         library=backend, onnx=graph.onnx, spec=graph.spec, profile=profile, targets=targets, out=plan, progress=progress
     )
     return (plan,)
+
+
+def move_graph(graph: ExportedGraph, folder: Path) -> tuple[Path, ...]:
+    """An exported graph as ONNX Runtime's engine: its files, moved into ``folder``."""
+    return tuple(Path(shutil.move(path, folder / path.name)) for path in (graph.onnx, graph.data))
 
 
 def open_engine(

@@ -47,6 +47,7 @@ class BuildRequest:
     precision: str | None
     backend: Backend
     targets: tuple[str, ...]
+    teacache: bool = False
 
 
 def build_bundle(request: BuildRequest, console: Console) -> Bundle:
@@ -63,7 +64,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     request = dataclasses.replace(request, targets=targets)
     precisions = choose_precisions(request.precision, request.backend)
     with console.phase("Reading checkpoints"):
-        pipeline, parts, tokenizer = _plan(request)
+        pipeline, parts, signals, tokenizer = _plan(request)
         geometry = plan_geometry(pipeline, request.size, request.frames)
     old = _existing(request.out)
     try:
@@ -79,6 +80,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
                 tokenizer=(describe_file(folder, folder / TOKENIZER),),
                 rebuild=rebuild_command(request),
                 created_by=f"flowblending {flowblending.__version__}",
+                signals={model: builder.signal(part) for model, part in signals.items()},
             )
             manifest = carry_calibration(old, manifest, folder)
             (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
@@ -92,8 +94,8 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     return Bundle(folder=request.out, manifest=manifest)
 
 
-def _plan(request: BuildRequest) -> tuple[PipelineSpec, tuple[Part, ...], bytes]:
-    """What to build: the pipeline's constants, every component, and the tokenizer."""
+def _plan(request: BuildRequest) -> tuple[PipelineSpec, tuple[Part, ...], dict[str, Part], bytes]:
+    """What to build: the pipeline's constants, every component, TeaCache's signals by model, and the tokenizer."""
     from flowblending.export.checkpoint import check_pair, open_checkpoint, open_transformer
     from flowblending.export.families import family_of
     from flowblending.export.text import tokenizer_file
@@ -108,7 +110,9 @@ def _plan(request: BuildRequest) -> tuple[PipelineSpec, tuple[Part, ...], bytes]
         family.transformer(large, small_transformer, SMALL),
         *family.parts(large),
     )
-    return family.describe(large), parts, tokenizer_file(large)
+    folders = {LARGE: large_transformer, SMALL: small_transformer} if request.teacache else {}
+    signals = {model: family.signal(folder, f"{model}_signal") for model, folder in folders.items()}
+    return family.describe(large), parts, signals, tokenizer_file(large)
 
 
 def _existing(out: Path) -> Bundle | None:
@@ -153,6 +157,23 @@ class _Builder:
         size = sum(file.bytes for file in component.files)
         self.console.log(f"{part.name}: built in {precision}, {size / 1e6:.1f} MB")
         return component
+
+    def signal(self, part: Part) -> Component:
+        """A signal, which is small enough to be built every time."""
+        work = self.folder / "export"
+        work.mkdir()
+        try:
+            graph = self._export(part, Precision.FP32, "", work)
+            files = backends.move_graph(graph, self.folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return Component(
+            spec=graph.spec,
+            backend=backends.ONNXRUNTIME,
+            backend_version="any",
+            files=tuple(describe_file(self.folder, path) for path in files),
+            key={},
+        )
 
     def _key(self, part: Part, precision: Precision) -> dict[str, str]:
         from flowblending.export.checkpoint import weights_sha256
@@ -267,7 +288,8 @@ def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
         "--target": ",".join(request.targets) or None,
     }
     given = ((name, str(value)) for name, value in options.items() if value is not None)
-    return ("fb-build-engines", *(word for option in given for word in option))
+    teacache = ("--teacache",) if request.teacache else ()
+    return ("fb-build-engines", *(word for option in given for word in option), *teacache)
 
 
 def _absolute(source: str) -> str:

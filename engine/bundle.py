@@ -48,7 +48,7 @@ class Bundle:
 
     def files(self) -> Iterator[BundleFile]:
         """Every file that the manifest names."""
-        for component in self.manifest.components.values():
+        for component in (*self.manifest.components.values(), *self.manifest.signals.values()):
             yield from component.files
         yield from self.manifest.tokenizer
         if self.manifest.calibration is not None:

@@ -50,6 +50,11 @@ def parser() -> argparse.ArgumentParser:
         "onnxruntime runs on CPUs and GPUs (default: %(default)s)",
     )
     parser.add_argument("--target", metavar="SM,...", help="tensorrt-rtx: GPU architectures, such as sm89,sm120")
+    parser.add_argument(
+        "--teacache",
+        action="store_true",
+        help="add the small graphs with which fb-calibrate --cache teacache measures its distances",
+    )
     parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
     return parser
@@ -70,6 +75,7 @@ def build(arguments: argparse.Namespace) -> None:
         precision=arguments.precision,
         backend=arguments.backend,
         targets=split_targets(arguments.target),
+        teacache=arguments.teacache,
     )
     _summary(build_bundle(request, console), console)
 

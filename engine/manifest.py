@@ -101,7 +101,8 @@ class Calibration(_Frozen):
     Attributes:
         evidence: one file for every time it ran, the oldest first.
         schedule: chosen by the last time that chose one.
-        caches: by the name of a step cache and by model: one constant for each step of a run, from the first on.
+        caches: by the name of a step cache's constants and by model: one for each step of a run, from the first on,
+            or the coefficients of a polynomial.
     """
 
     evidence: tuple[BundleFile, ...] = Field(min_length=1)
@@ -118,6 +119,8 @@ class Manifest(_Frozen):
         tokenizer: files of the tokenizer, ``tokenizer.json`` first.
         rebuild: the command that makes this bundle again.
         created_by: version of FlowBlending.
+        signals: by model: a small graph for ONNX Runtime on the CPU, which fb-calibrate takes to measure TeaCache's
+            distances; only if they were asked for. Videos do not depend on them, and neither does ``id``.
         calibration: what was measured on this bundle, if anything was.
     """
 
@@ -129,6 +132,7 @@ class Manifest(_Frozen):
     tokenizer: tuple[BundleFile, ...] = Field(min_length=1)
     rebuild: tuple[str, ...]
     created_by: str
+    signals: dict[str, Component] = {}
     calibration: Calibration | None = None
 
     @property

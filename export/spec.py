@@ -27,6 +27,7 @@ VAE_NEXT = "vae_next"
 
 WAN_T2V_1_3B = "wan2.1-t2v-1.3b"
 WAN_T2V_14B = "wan2.1-t2v-14b"
+LTX_2B = "ltx-video-2b"
 """Published architectures of which more is published than their weights: constants of step caches."""
 
 

@@ -25,14 +25,23 @@ class ModelClass(Protocol[Module_co]):
     """What is needed of diffusers' model classes."""
 
     def from_pretrained(
-        self, folder: Path, *, torch_dtype: torch.dtype, output_loading_info: bool, use_safetensors: bool
+        self,
+        folder: Path,
+        *,
+        torch_dtype: torch.dtype,
+        output_loading_info: bool,
+        use_safetensors: bool,
+        num_layers: int = ...,
     ) -> tuple[Module_co, Mapping[str, list[str]]]:
         """Read configuration and weights; modules that the class keeps in fp32 stay so in every type."""
         ...
 
 
-def load_model(kind: ModelClass[Module], folder: Path, precision: Precision) -> Module:
+def load_model(kind: ModelClass[Module], folder: Path, precision: Precision, *, layers: int | None = None) -> Module:
     """Read a model for inference.
+
+    Args:
+        layers: of a transformer: read no more than its first blocks; None reads all.
 
     Raises:
         FlowBlendingError: files are missing, damaged, or lack a weight that the class needs.
@@ -40,7 +49,11 @@ def load_model(kind: ModelClass[Module], folder: Path, precision: Precision) -> 
     try:
         with _quiet():
             model, found = kind.from_pretrained(
-                folder, torch_dtype=TORCH_DTYPES[precision], output_loading_info=True, use_safetensors=True
+                folder,
+                torch_dtype=TORCH_DTYPES[precision],
+                output_loading_info=True,
+                use_safetensors=True,
+                **({} if layers is None else {"num_layers": layers}),
             )
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -11,8 +11,9 @@ from flowblending import FlowBlendingError
 from flowblending.engine.protocol import Engine
 from flowblending.engine.tensor import Tensor
 from flowblending.export.spec import Precision, TensorSpec
-from flowblending.runtime.device import Device, Mark, Term
-from flowblending.runtime.program import LATENTS, VELOCITY, Mix, Program, Run, Step
+from flowblending.runtime.choice import Chooser, Sum
+from flowblending.runtime.device import Device, Mark
+from flowblending.runtime.program import LATENTS, VELOCITY, Program, Run, Step
 
 TIMESTEP = "timestep"
 
@@ -43,14 +44,6 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sum:
-    """A mix of bound tensors."""
-
-    out: Tensor
-    terms: tuple[Term, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class BoundStep:
     """A step whose instructions are bound to memory."""
 
@@ -68,12 +61,14 @@ class Binding:
         slots: every slot by its name, that one among them.
         steps: the program's steps.
         complaints: for each engine call, by its index, what to say when its velocity is not finite.
+        chooser: decides about steps while the program runs, if it leaves anything to decide.
     """
 
     latents: Tensor
     slots: Mapping[str, Tensor]
     steps: tuple[BoundStep, ...]
     complaints: tuple[str, ...]
+    chooser: Chooser | None
 
 
 def bind(
@@ -94,9 +89,15 @@ def bind(
                 instructions.append(memory.call(each, step, len(complaints)))
                 complaints.append(complaint(engines[each.model], each.model, number, len(program.steps)))
             else:
-                instructions.append(memory.sum(each))
+                instructions.append(Sum.of(each, memory.slots))
         steps.append(BoundStep(model=step.model, instructions=tuple(instructions), stop=device.mark()))
-    return Binding(latents=memory.slots[LATENTS], slots=memory.slots, steps=tuple(steps), complaints=tuple(complaints))
+    return Binding(
+        latents=memory.slots[LATENTS],
+        slots=memory.slots,
+        steps=tuple(steps),
+        complaints=tuple(complaints),
+        chooser=None if program.choice is None else Chooser(program.choice, memory.slots, device),
+    )
 
 
 class _Memory:
@@ -139,12 +140,6 @@ class _Memory:
         rows = self._device.empty((len(names), *shape[1:]), _FLOAT32)
         self._outputs[names] = rows
         self.slots |= {name: self._device.rows(rows, index, index + 1) for index, name in enumerate(names)}
-
-    def sum(self, mix: Mix) -> Sum:
-        """A mix on tensors."""
-        return Sum(
-            out=self.slots[mix.out], terms=tuple((coefficient, self.slots[name]) for coefficient, name in mix.terms)
-        )
 
     def call(self, run: Run, step: Step, index: int) -> Call:
         """A run on tensors; ``index`` is its complaint."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
 from flowblending import UsageError
+from flowblending.runtime.cache.easycache import observed, reused
 from flowblending.runtime.cache.policy import Outline, StepCache, decide
 from flowblending.runtime.cache.velocity import velocities
 from flowblending.runtime.program import Program, Step
@@ -55,21 +57,25 @@ def compile_program(
         architectures=architectures or {},
         constants=constants or {},
     )
-    calls = velocities(schedule, decide(cache, outline), guidance=guidance, batched=batched)
-    updates = solve(
-        solver,
-        grid.sigmas,
-        velocities=[each.velocity for each in calls],
-        restarts=schedule.switches if restart_at_switch else frozenset(),
+    decisions = decide(cache, outline)
+    calls = velocities(schedule, decisions, guidance=guidance, batched=batched)
+    solved = functools.partial(
+        solve, solver, grid.sigmas, restarts=schedule.switches if restart_at_switch else frozenset()
     )
-    return Program(
+    updates = solved(velocities=[each.velocity for each in calls])
+    program = Program(
         schedule=str(schedule),
         solver=solver,
         guidance=guidance,
         steps=tuple(
-            Step(model=model, timestep=timestep, sigma=sigma, instructions=(*each.runs, *update))
+            Step(model=model, timestep=timestep, sigma=sigma, instructions=(*each.calls, *update))
             for model, timestep, sigma, each, update in zip(
                 schedule.models, grid.timesteps, grid.sigmas[:-1], calls, updates, strict=True
             )
         ),
     )
+    if decisions.online is None:
+        return program
+    # A step's update reads no other step's velocity, so that those of computed and skipped steps may alternate.
+    reuse = solved(velocities=[reused(each.velocity) for each in calls])
+    return observed(program, decisions.online, guided=outline.guided, starts=outline.starts, reuse=reuse)

@@ -22,7 +22,9 @@ class Cost:
     Attributes:
         calls: of each model, one per guidance branch and step.
         skipped: calls that a step cache leaves out, by the model of their step.
-        flops: of all calls, counted from the exported graphs.
+        undecided: how many of ``calls`` a step cache decides about while the program runs.
+        flops: of all calls, counted from the exported graphs; at most, if some are undecided.
+        flops_least: if every undecided call is left out.
         flops_all_large: of the same steps with the large model only, and every call made.
         engine_bytes: size of the engines that the run loads.
         slot_bytes: latent-sized buffers of the program.
@@ -30,15 +32,25 @@ class Cost:
 
     calls: Mapping[str, int]
     skipped: Mapping[str, int]
+    undecided: Mapping[str, int]
     flops: int
+    flops_least: int
     flops_all_large: int
     engine_bytes: int
     slot_bytes: int
 
     @property
     def bound(self) -> float:
-        """The speed-up over all-large sampling that the operations allow, if every operation took as long."""
+        """The speed-up over all-large sampling that the operations allow, if every operation took as long.
+
+        With undecided calls, the least: that if all of them are made.
+        """
         return self.flops_all_large / self.flops
+
+    @property
+    def bound_most(self) -> float:
+        """The same if every undecided call is left out."""
+        return self.flops_all_large / self.flops_least
 
 
 def cost_of(program: Program, manifest: Manifest) -> Cost:
@@ -46,6 +58,7 @@ def cost_of(program: Program, manifest: Manifest) -> Cost:
     calls = {model: program.calls(model) for model in (LARGE, SMALL)}
     branches = len(program.branches())
     skipped = {model: branches * sum(step.model == model for step in program.steps) - calls[model] for model in calls}
+    undecided = {model: program.undecided(model) for model in calls}
     per_call = {model: _flops(manifest, model) for model in calls}
     loaded = [component for name, component in manifest.components.items() if name not in calls or calls[name] > 0]
     latent_bytes = 4
@@ -54,11 +67,18 @@ def cost_of(program: Program, manifest: Manifest) -> Cost:
     return Cost(
         calls=calls,
         skipped=skipped,
+        undecided=undecided,
         flops=sum(calls[model] * per_call[model] for model in calls),
+        flops_least=sum((calls[model] - undecided[model]) * per_call[model] for model in calls),
         flops_all_large=(sum(calls.values()) + sum(skipped.values())) * per_call[LARGE],
         engine_bytes=sum(file.bytes for component in loaded for file in component.files),
         slot_bytes=len(program.slots()) * latent_bytes,
     )
+
+
+def flops_of(calls: Mapping[str, int], manifest: Manifest) -> int:
+    """Operations of calls that were made, by model."""
+    return sum(count * _flops(manifest, model) for model, count in calls.items())
 
 
 def _flops(manifest: Manifest, model: str) -> int:

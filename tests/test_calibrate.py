@@ -138,8 +138,16 @@ def test_divergence_and_ratios_are_those_of_the_formulas(guidance: float) -> Non
     other.start(noise)
     other.step(0, LARGE)
     after = other.latents()
-    assert list(found.caches) == ["magcache"]
+    other.step(1, LARGE)
+    points = [noise, after, other.latents()]
+    assert list(found.caches) == ["magcache", "easycache"]
     for model in (LARGE, SMALL):
+        # EasyCache, as in its source: how much the velocity changed per change of the latents, one step before.
+        x = [each.astype(np.float64) for each in points]
+        v = [velocity(model, COND, each, t) for each, t in zip(points, timesteps, strict=False)]
+        k = np.abs(v[1] - v[0]).mean() / np.abs(x[1] - x[0]).mean()
+        expected = k * np.abs(x[2] - x[1]).mean() / np.abs(v[1]).mean()
+        assert found.caches["easycache"][model][:3] == pytest.approx([0.0, 0.0, float(expected)], rel=1e-4)
         norms = [
             np.sqrt((velocity(model, COND, x, t) ** 2).sum(axis=1))
             for x, t in zip((noise, after), timesteps, strict=False)
@@ -395,7 +403,7 @@ def test_a_bundle_is_calibrated_and_run(
     measured = {path: path.stat().st_mtime_ns for path in (tmp_path / "wan.work").iterdir()}
     assert main(*options, *named, "--blended", "--no-plot")[0] == 0
     assert main(*options, "--proxy-only", "--no-plot")[0] == 0
-    assert main(*options, "--cache", "magcache")[0] == 0
+    assert main(*options, "--cache", "magcache", "--cache", "easycache")[0] == 0
     code, told = main(*options, "--budget", "0.75", "--no-plot")
     assert code == 0, told
     found = json.loads((tmp_path / "wan" / "calibration-5.json").read_text())

@@ -130,6 +130,15 @@ def test_costs(made: Path, bundle: Path) -> None:
     assert rows["SSS + interval:2"]["speedup"]["value"] > 1
 
 
+def test_what_a_cache_decides_on_the_way_is_counted(again: Callable[..., Path], bundle: Path) -> None:
+    out = again("--schedules", "LLL", "--caches", "easycache:1000")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    large = sum(manifest["components"]["large"]["flops"].values())
+    (figures,) = (json.loads(path.read_text()) for path in out.glob("videos/LLL-easycache-1000-a-cat-*.json"))
+    assert "0" in figures["computed"]
+    assert figures["flops"] == 2 * large * figures["computed"].count("1")
+
+
 def test_sets_of_videos_by_their_features(again: Callable[..., Path], tmp_path: Path) -> None:
     inception, i3d = (write_scripts(tmp_path) / name for name in ("images.pt", "videos.pt"))
     asked = ("--fid", inception, "--fvd", i3d)

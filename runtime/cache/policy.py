@@ -1,7 +1,8 @@
 """What every step cache is: decisions that are made before the first step, so that they become part of the program.
 
-A cached velocity belongs to one model and one guidance branch. Nothing is kept across a switch: the first step of
-every stage runs its engine for all branches, whatever a policy would like.
+One policy leaves some of them to the run (`Online`). A cached velocity belongs to one model and one guidance branch.
+Nothing is kept across a switch: the first step of every stage runs its engine for all branches, whatever a policy would
+like.
 """
 
 from __future__ import annotations
@@ -46,6 +47,19 @@ class Outline:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Online:
+    """What is decided while the program runs; see `flowblending.runtime.program.Choice`.
+
+    Attributes:
+        threshold: of the rule.
+        free: for each step, whether it may be skipped; the others compute.
+    """
+
+    threshold: float
+    free: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decisions:
     """What runs, and how to stand in for what does not.
 
@@ -53,11 +67,15 @@ class Decisions:
         cond: for each step, whether the engine runs for the conditional branch (the only one without guidance).
         uncond: the same for the unconditional branch; never where ``cond`` is false.
         order: of the extrapolation over the computed steps where neither runs; 0 takes the last velocity as it is.
+        relative: with order 0: what is taken as it is is the difference between velocity and latents.
+        online: set if some steps may be skipped that compute according to all the rest.
     """
 
     cond: tuple[bool, ...]
     uncond: tuple[bool, ...]
     order: int = 0
+    relative: bool = False
+    online: Online | None = None
 
     def only(self, computed: Sequence[bool]) -> Decisions:
         """These decisions with no engine running at steps other than those ``computed``."""
@@ -85,7 +103,7 @@ def decide(cache: Sequence[StepCache], outline: Outline) -> Decisions:
     """What the policies leave of a run; without any, every engine call.
 
     Raises:
-        UsageError: a policy does not fit the run, or skips the first step of a stage.
+        UsageError: a policy does not fit the run or the others, or skips the first step of a stage.
     """
     decisions = Decisions(cond=(True,) * outline.steps, uncond=(outline.guided,) * outline.steps)
     for policy in cache:
@@ -96,4 +114,10 @@ def decide(cache: Sequence[StepCache], outline: Outline) -> Decisions:
                 f"The cache skips step {step + 1}, the first of a stage of the {outline.schedule.models[step]} model, "
                 "which has nothing to reuse there yet; let that step compute."
             )
+    complete = Decisions(cond=decisions.cond, uncond=(outline.guided,) * outline.steps, online=decisions.online)
+    if decisions.online is not None and (decisions != complete or not all(decisions.cond)):
+        raise UsageError(
+            "The cache easycache decides while the program runs, and other caches cannot build on that; give it "
+            "alone, or take easycache-static, which fb-calibrate BUNDLE --prompts FILE --cache easycache measures."
+        )
     return decisions

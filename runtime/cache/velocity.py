@@ -1,25 +1,31 @@
 """From decisions to engine calls: which slots they write, and each step's velocity as a sum of slots.
 
-A velocity that is reused costs no instruction: its slots are left as they are, and the solver's mixes read them.
+A velocity that is reused costs no instruction: its slots are left as they are, and the solver's mixes read them. Where
+it is reused relative to the latents, these are copied at the last computed step before a skipped one.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from flowblending.runtime.cache.easycache import COMPUTED, reused
 from flowblending.runtime.cache.policy import Decisions
 from flowblending.runtime.cache.taylor import differences, extrapolate
 from flowblending.runtime.combination import Combination, slot
-from flowblending.runtime.program import COND, UNCOND, VELOCITY, Run
+from flowblending.runtime.program import COND, LATENTS, UNCOND, VELOCITY, Mix, Run
 from flowblending.runtime.schedule import StageSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepVelocity:
-    """The engine calls of a step (none where it is skipped), and the guided velocity after them."""
+    """The engine calls of a step (none where it is skipped), and the guided velocity after them.
 
-    runs: tuple[Run, ...]
+    Attributes:
+        calls: with a copy of the latents before them where it is needed.
+    """
+
+    calls: tuple[Run | Mix, ...]
     velocity: Combination
 
 
@@ -40,9 +46,14 @@ def velocities(
         if step in schedule.switches:
             stage = _Stage(guidance=guidance, batched=batched, order=decisions.order)
         if decisions.cond[step]:
-            steps.append(stage.compute(step, model, uncond=decisions.uncond[step]))
+            made = stage.compute(step, model, uncond=decisions.uncond[step])
+            if decisions.relative and not all(decisions.cond[step + 1 : step + 2]):
+                made = replace(made, calls=(slot(LATENTS).into(COMPUTED), *made.calls))
         else:
-            steps.append(stage.skip(step))
+            made = stage.skip(step)
+            if decisions.relative:
+                made = replace(made, velocity=reused(made.velocity))
+        steps.append(made)
     return tuple(steps)
 
 
@@ -85,12 +96,12 @@ class _Stage:
         last = self.past[-1] if self.past else None
         terms = (velocity,) if last is None else differences(last.differences, velocity, step - last.step, self.order)
         self.past = [*needed, _Computed(step=step, slots=slots, full=full, differences=terms)]
-        return StepVelocity(runs=_runs(model, self.guidance, self.batched, slots, alone=alone), velocity=velocity)
+        return StepVelocity(calls=_runs(model, self.guidance, self.batched, slots, alone=alone), velocity=velocity)
 
     def skip(self, step: int) -> StepVelocity:
         """Continue from the computed steps."""
         last = self.past[-1]
-        return StepVelocity(runs=(), velocity=extrapolate(last.differences, step - last.step))
+        return StepVelocity(calls=(), velocity=extrapolate(last.differences, step - last.step))
 
 
 def _name(slot_name: str, number: int) -> str:

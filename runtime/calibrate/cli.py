@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PLOT = Path("calibration.png")
 PARTS = 10
-CACHES = ("magcache",)
+CACHES = {"magcache": "magcache", "easycache": "easycache-static", "teacache": "teacache"}
+"""What can be measured, and which ``--cache`` of fb-run takes it."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--cache",
         action="append",
-        choices=CACHES,
+        choices=tuple(CACHES),
         help="measure the constants of this step cache, and leave the schedule as it is",
     )
     what.add_argument(
@@ -120,6 +121,11 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = open_bundle(arguments.bundle)
     jobs = check_jobs(read_prompts(arguments.prompts, _defaults(arguments)), arguments.prompts, bundle.manifest)
     _check_targets(arguments, bundle)
+    if "teacache" in (arguments.cache or ()) and not bundle.manifest.signals:
+        raise UsageError(
+            f"The bundle {arguments.bundle} was built without what TeaCache looks at; build it again, which reuses its "
+            f"engines: {bundle.rebuild} --teacache"
+        )
     if arguments.budget is not None:
         steps = jobs[0].steps or bundle.manifest.pipeline.steps
         small_steps(steps, small_cost(bundle.manifest), arguments.budget)
@@ -255,13 +261,13 @@ def _calibrate_caches(calibrator: Calibrator, jobs: Sequence[Job], caches: Seque
     constants, evidence = cache_evidence(found, names, jobs, steps)
     bundle = add_calibration(calibrator.pipeline.bundle, evidence, caches=constants)
     rows = [
-        (name, model, f"{min(values[1:]):.4f}", f"{max(values[1:]):.4f}")
-        for name, models in constants.items()
-        for model, values in models.items()
+        (name, model, f"{min(values[2:]):.4f}", f"{max(values[2:]):.4f}")
+        for name in names
+        for model, values in constants[name].items()
     ]
     calibrator.console.log(f"constants of {steps} steps, {len(jobs)} prompts")
     calibrator.console.table("", ("cache", "model", "lowest", "highest"), rows)
-    calibrator.console.log(f"{bundle.folder}: takes --cache {' and --cache '.join(names)} now")
+    calibrator.console.log(f"{bundle.folder}: takes --cache {' and --cache '.join(CACHES[name] for name in names)} now")
     return 0
 
 

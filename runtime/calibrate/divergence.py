@@ -7,19 +7,27 @@ the same evaluations, and so they are always measured together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from flowblending.export.spec import LARGE, SMALL
+from flowblending.runtime.cache.easycache import EASYCACHE
 from flowblending.runtime.cache.magcache import MAGCACHE
+from flowblending.runtime.cache.teacache import TEACACHE, TIMESTEPS, signal_distance
+from flowblending.runtime.calibrate.prediction import Seen, look
+from flowblending.runtime.calibrate.signal import Signal
 from flowblending.runtime.calibrate.walk import Floats, Walk
 from flowblending.runtime.program import COND, UNCOND
 
 GUIDED = "guided"
 COSINE, RELATIVE_L2, RMS = "cosine", "relative_l2", "rms"
+CACHES = (MAGCACHE, EASYCACHE)
+TEACACHE_CHANGES = "teacache-changes"
+"""How much the velocity changed from step to step: what TeaCache's polynomial predicts from its distances."""
+
 _TINY = float(np.finfo(np.float32).tiny)
 
 Series = dict[str, dict[str, list[float]]]
@@ -45,12 +53,14 @@ class Recorder:
     """Collects what every step shows."""
 
     guidance: float
+    signals: Mapping[str, Signal] = field(default_factory=dict)
     distances: Series = field(default_factory=dict)
     caches: Series = field(default_factory=dict)
-    _before: dict[str, Floats] = field(default_factory=dict)
+    _before: dict[str, Seen] = field(default_factory=dict)
+    _signals: dict[str, Floats] = field(default_factory=dict)
 
-    def add(self, velocities: dict[str, dict[str, Floats]]) -> None:
-        """A step: each model's velocity per branch."""
+    def add(self, latents: Floats, timestep: float, velocities: dict[str, dict[str, Floats]]) -> None:
+        """A step: its latents, its timestep, and each model's velocity per branch."""
         large, small = velocities[LARGE], velocities[SMALL]
         pairs: dict[str, tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]]
         pairs = {branch: (small[branch], large[branch]) for branch in large}
@@ -63,9 +73,17 @@ class Recorder:
         for model, branches in velocities.items():
             velocity = branches[COND]
             before = self._before.get(model)
-            value = 1.0 if before is None else ratio(velocity, before)
-            self.caches.setdefault(MAGCACHE, {}).setdefault(model, []).append(value)
-            self._before[model] = velocity
+            prediction, self._before[model] = look(before, latents, velocity)
+            magnitude = 1.0 if before is None else ratio(velocity, before.velocity)
+            constants = {MAGCACHE: magnitude, EASYCACHE: prediction}
+            if model in self.signals:
+                signal, last = self.signals[model](latents, timestep), self._signals.get(model)
+                constants[TEACACHE] = 0.0 if last is None else signal_distance(signal, last)
+                constants[TEACACHE_CHANGES] = 0.0 if before is None else signal_distance(velocity, before.velocity)
+                constants[TIMESTEPS] = timestep
+                self._signals[model] = signal
+            for cache, value in constants.items():
+                self.caches.setdefault(cache, {}).setdefault(model, []).append(value)
 
     def result(self) -> Divergence:
         """What was collected."""
@@ -79,7 +97,7 @@ def measure(walk: Walk, noise: Floats, models: Sequence[str], tick: Callable[[],
         models: of every step: whose velocity the trajectory follows.
         tick: called after every step.
     """
-    recorder = Recorder(guidance=walk.guidance)
+    recorder = Recorder(guidance=walk.guidance, signals=walk.signals)
     walk.start(noise)
     for index, model in enumerate(models):
         observe(walk, index, model, recorder)
@@ -91,8 +109,9 @@ def observe(walk: Walk, index: int, model: str, recorder: Recorder) -> None:
     """One step with ``model``, after both were evaluated."""
     other = SMALL if model == LARGE else LARGE
     velocities = {each: walk.evaluate(index, each) for each in (other, model)}
+    latents = walk.latents()
     walk.update(index)
-    recorder.add(velocities)
+    recorder.add(latents, walk.timesteps[index], velocities)
 
 
 def guided(velocities: dict[str, Floats], guidance: float) -> npt.NDArray[np.float64]:

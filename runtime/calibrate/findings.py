@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flowblending.runtime.cache.teacache import COEFFICIENTS, TEACACHE, TIMESTEPS, fit
 from flowblending.runtime.calibrate.boundaries import PROXY_LEVEL
-from flowblending.runtime.calibrate.divergence import Divergence, Series, mean_of, spread_of
+from flowblending.runtime.calibrate.divergence import TEACACHE_CHANGES, Divergence, Series, mean_of, spread_of
 from flowblending.runtime.calibrate.features import LATENT
 from flowblending.runtime.jobs import Job
 
@@ -159,6 +160,16 @@ def cache_evidence(
     measured = [each.caches for each in found]
     mean, spread = mean_of(measured), spread_of(measured)
     constants = {name: mean[name] for name in names}
+    if TEACACHE in names:
+        pairs = [(each[TEACACHE], each[TEACACHE_CHANGES]) for each in measured]
+        constants[TIMESTEPS] = mean[TIMESTEPS]
+        constants[COEFFICIENTS] = {
+            model: fit(
+                [d for before, _ in pairs for d in before[model][1:]],
+                [c for _, after in pairs for c in after[model][1:]],
+            )
+            for model in mean[TEACACHE]
+        }
     evidence = {
         "format": FORMAT,
         "steps": steps,

@@ -87,7 +87,7 @@ def measure_early(
         tried: numbers of large steps before the small ones.
         tick: called after every step of either model.
     """
-    recorder = Recorder(guidance=walk.guidance)
+    recorder = Recorder(guidance=walk.guidance, signals=walk.signals)
     results: dict[int, Latents] = {}
     walk.start(noise)
     for index in range(walk.steps):

@@ -11,6 +11,7 @@ import numpy as np
 from flowblending.engine.console import Console
 from flowblending.engine.manifest import Manifest
 from flowblending.export.spec import LARGE, SMALL
+from flowblending.runtime.cache.teacache import TEACACHE
 from flowblending.runtime.calibrate.boundaries import (
     candidates,
     early_boundary,
@@ -20,6 +21,7 @@ from flowblending.runtime.calibrate.boundaries import (
 )
 from flowblending.runtime.calibrate.budget import cheapest, small_steps, step_errors, three_stage
 from flowblending.runtime.calibrate.divergence import (
+    CACHES,
     COSINE,
     GUIDED,
     RMS,
@@ -88,7 +90,7 @@ class Calibrator:
         """Of every prompt along the trajectory of ``runs``."""
         models = StageSchedule.scaled(runs, self._steps(jobs)).models
         keys = [[self._key(job), str(StageSchedule(models))] for job in jobs]
-        missing = sum(self.work.read("divergence", key) is None for key in keys)
+        missing = sum(self._known_divergence(key) is None for key in keys)
         with self.console.progress(f"divergence along {runs}", total=missing * len(models)) as advance:
             return [self._divergence(job, key, models, lambda: advance(1)) for job, key in zip(jobs, keys, strict=True)]
 
@@ -147,12 +149,18 @@ class Calibrator:
         return {"bundle": self._manifest.id, "job": fields}
 
     def _divergence(self, job: Job, key: object, models: Sequence[str], tick: Callable[[], None]) -> Divergence:
-        known = self.work.read("divergence", key)
+        known = self._known_divergence(key)
         if known is not None:
-            return Divergence(**known)
+            return known
         found = measure(self._walk(job), self._noise(job), models, tick)
         self.work.write("divergence", key, dataclasses.asdict(found))
         return found
+
+    def _known_divergence(self, key: object) -> Divergence | None:
+        known = self.work.read("divergence", key)
+        # An earlier version measured fewer constants, and so does a bundle without signals.
+        needed = {*CACHES, *((TEACACHE,) if self._manifest.signals else ())}
+        return Divergence(**known) if known is not None and needed <= set(known["caches"]) else None
 
     def _early(self, jobs: Sequence[Job], tried: Sequence[int]) -> list[Early]:
         names = [self.request.measures.similarity.name, self.request.measures.distance.name]

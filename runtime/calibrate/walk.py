@@ -17,6 +17,7 @@ import numpy.typing as npt
 from flowblending.engine.protocol import Engine
 from flowblending.export.spec import LARGE, SMALL
 from flowblending.runtime.binding import BoundStep, Call, Conditions, bind, complaint
+from flowblending.runtime.calibrate.signal import Signal, open_signals
 from flowblending.runtime.device import Device
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.pipeline import Pipeline
@@ -37,6 +38,7 @@ class Walk:
         device: where they are.
         shape: of the latents, [1, C, F, H, W].
         conditions: per branch; their memory must live as long as this.
+        signals: by model, what TeaCache looks at; none unless the bundle can compute it.
 
     Raises:
         FlowBlendingError: an engine asks for an input that is not there, or of another shape or type.
@@ -50,11 +52,14 @@ class Walk:
         device: Device,
         shape: tuple[int, ...],
         conditions: Conditions,
+        signals: Mapping[str, Signal] | None = None,
     ) -> None:
         large, small = programs[LARGE], programs[SMALL]
         self.steps = len(large.steps)
         self.guidance = large.guidance
         self.sigmas = tuple(step.sigma for step in large.steps)
+        self.timesteps = tuple(step.timestep for step in large.steps)
+        self.signals = signals or {}
         self._device = device
         joined = dataclasses.replace(large, steps=(*large.steps, *small.steps))
         self._binding = bind(joined, engines, device, shape, conditions)
@@ -81,6 +86,7 @@ class Walk:
             device=pipeline.device,
             shape=(1, *pipeline.bundle.manifest.geometry.latent_shape),
             conditions=pipeline.encode(job, programs[LARGE], warn),
+            signals=open_signals(pipeline.bundle, pipeline.threads),
         )
 
     def start(self, noise: Floats) -> None:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.runtime.cost import cost_of
+from flowblending.runtime.cost import flops_of
 from flowblending.runtime.generate import video_metadata
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.plan import step_marks
 from flowblending.runtime.program import Program
 
 Latents = npt.NDArray[np.float32]
@@ -68,6 +67,8 @@ def sample(
     noise = pipeline.noise(TorchNormal(job.seed))
     chosen = trail_indices(noise.size)
     trail = np.empty((len(program.steps), len(chosen)), np.float32)
+    # What was called is counted, since a cache may decide while the program runs.
+    branches, told, marks = len(program.branches()), 0, ""
     aside = 0.0
     wall, processor = time.perf_counter(), time.process_time()
     # With nothing enqueued ahead, the trajectory's memory holds this step's latents while the step is told.
@@ -79,6 +80,8 @@ def sample(
                 result = end.value
                 break
             began = time.perf_counter()
+            marks += _mark(trajectory.calls - told, branches)
+            told = trajectory.calls
             trail[event.index] = pipeline.device.download(trajectory.latents).reshape(-1)[chosen]
             on_step(event.index + 1, event.steps)
             if event.index + 1 < event.steps:  # the device's clock, which goes on meanwhile, stops with the last step
@@ -95,10 +98,15 @@ def sample(
             "wall": wall,
             "processor": processor,
         },
-        flops=cost_of(program, pipeline.bundle.manifest).flops,
-        computed=step_marks(program),
+        flops=flops_of(result.calls, pipeline.bundle.manifest),
+        computed=marks,
         metadata=video_metadata(pipeline, job, program),
     )
+
+
+def _mark(calls: int, branches: int) -> str:
+    """See `Figures.computed`."""
+    return "1" if calls == branches else "c" if calls else "0"
 
 
 def trail_indices(size: int) -> npt.NDArray[np.int64]:
