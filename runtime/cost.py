@@ -85,6 +85,11 @@ def _all_large_calls(program: Program, manifest: Manifest) -> int:
     return steps * (1 + (guidance > 1.0))
 
 
+def flops_of(calls: Mapping[str, int], manifest: Manifest) -> int:
+    """Operations of calls that were made, by model."""
+    return sum(count * _flops(manifest, model) for model, count in calls.items())
+
+
 def _flops(manifest: Manifest, model: str) -> int:
     flops = manifest.components[model].flops
     return 0 if flops is None else flops.total

@@ -29,7 +29,7 @@ from flowblending.runtime.calibrate.divergence import (
     mean_of,
     measure,
 )
-from flowblending.runtime.calibrate.features import Latents, Video, frechet, frechet_noise
+from flowblending.runtime.calibrate.features import Latents, frechet, frechet_noise
 from flowblending.runtime.calibrate.findings import BudgetTest, DistanceTest, Findings, SimilarityTest
 from flowblending.runtime.calibrate.measure import (
     Early,
@@ -44,11 +44,11 @@ from flowblending.runtime.calibrate.measure import (
 from flowblending.runtime.calibrate.walk import Walk
 from flowblending.runtime.calibrate.work import Work
 from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.measures.networks import Frames
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program import COND
 from flowblending.runtime.schedule import StageSchedule
-from flowblending.runtime.video import to_uint8
 
 OTHER_NOISE = 1_000_003
 """Added to a prompt's seed for the all-large result that the distances are taken from."""
@@ -283,14 +283,8 @@ class Calibrator:
     def _noise(self, job: Job) -> Latents:
         return self.pipeline.noise(TorchNormal(job.seed))
 
-    def _decoder(self, job: Job) -> Callable[[Latents], Video]:
-        def decode(latents: Latents) -> Video:
-            generator = TorchNormal(job.seed)
-            self.pipeline.noise(generator)
-            chunks = self.pipeline.decode(self.pipeline.device.upload(latents), generator)
-            return np.concatenate([to_uint8(frames) for frames in chunks])
-
-        return decode
+    def _decoder(self, job: Job) -> Callable[[Latents], Frames]:
+        return lambda latents: self.pipeline.pixels(latents, job.seed)
 
 
 def small_cost(manifest: Manifest) -> float:
