@@ -131,10 +131,10 @@ def test_costs(made: Path, bundle: Path) -> None:
 
 
 def test_what_a_cache_decides_on_the_way_is_counted(again: Callable[..., Path], bundle: Path) -> None:
-    out = again("--schedules", "LLL", "--caches", "easycache:1000")
+    out = again("--schedules", "LLL", "--caches", "easycache:1000,2")
     manifest = json.loads((bundle / "manifest.json").read_text())
     large = sum(manifest["components"]["large"]["flops"].values())
-    (figures,) = (json.loads(path.read_text()) for path in out.glob("videos/LLL-easycache-1000-a-cat-*.json"))
+    (figures,) = (json.loads(path.read_text()) for path in out.glob("videos/LLL-easycache-1000-2-a-cat-*.json"))
     assert "0" in figures["computed"]
     assert figures["flops"] == 2 * large * figures["computed"].count("1")
 
