@@ -7,10 +7,7 @@ the rest of the package loads without torch.
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,24 +17,26 @@ import flowblending
 from flowblending import FlowBlendingError
 from flowblending.engine import backend as backends
 from flowblending.engine.bundle import Bundle, bundle_id, describe_file, open_bundle, write_bundle
+from flowblending.engine.checksum import ChecksumCache
 from flowblending.engine.console import Console
+from flowblending.engine.entry import damaged_file
 from flowblending.engine.geometry import plan_geometry
 from flowblending.engine.manifest import MANIFEST, Backend, Component, Flops, Geometry, Manifest
 from flowblending.engine.precision import choose_precisions, component_precision
 from flowblending.engine.protocol import Range, ShapeProfile
+from flowblending.engine.store import DISK_FULL, Order, Store, open_store, take_over
+from flowblending.engine.unfinished import EXPORT, mark_verified, verified_graph
 from flowblending.export.spec import LARGE, SMALL, ExportedGraph, PipelineSpec, Precision
 
 if TYPE_CHECKING:
     from flowblending.export.family import Part
 
 TOKENIZER = "tokenizer.json"
-# numpy writes weights with C's fwrite, and of a short write it knows no more than that it was short.
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """What ``fb-build-engines`` was asked for; see its ``--help`` for each."""
+    """What ``fb-build-engines`` was asked for; see its ``--help`` for each. ``cache``: a folder, or None for none."""
 
     large: str
     small: str
@@ -47,13 +46,14 @@ class BuildRequest:
     precision: str | None
     backend: Backend
     targets: tuple[str, ...]
+    cache: Path | None = None
 
 
 def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     """Build a bundle and put it at ``request.out``.
 
-    A component of the bundle that is already there is reused when its key (weights, graph, precision,
-    shapes, back end, versions) is unchanged.
+    A component of the cache, or of the bundle that is already there, is reused when its key (weights, graph,
+    precision, shapes, back end, versions) is unchanged.
 
     Raises:
         FlowBlendingError: a wrong argument, an unusable checkpoint or pair, a graph that fails its
@@ -68,8 +68,11 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     old = _existing(request.out)
     try:
         with write_bundle(request.out) as folder:
-            builder = _Builder(request=request, console=console, pipeline=pipeline, geometry=geometry, folder=folder)
-            components = {part.name: builder.component(part, precisions, old) for part in parts}
+            with open_store(request.cache, folder, console) as store:
+                builder = _Builder(
+                    request=request, console=console, pipeline=pipeline, geometry=geometry, folder=folder, store=store
+                )
+                components = {part.name: builder.component(part, precisions, old) for part in parts}
             (folder / TOKENIZER).write_bytes(tokenizer)
             manifest = Manifest(
                 id=bundle_id(pipeline, geometry, components.values(), tokenizer),
@@ -82,7 +85,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
             )
             (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if error.errno in DISK_FULL:
             raise FlowBlendingError(
                 f"The disk filled up while writing {request.out}; free some space or choose another --out. "
                 "Nothing was left behind."
@@ -127,28 +130,41 @@ class _Builder:
     pipeline: PipelineSpec
     geometry: Geometry
     folder: Path
+    store: Store
 
     def component(self, part: Part, precisions: Mapping[str, Precision], old: Bundle | None) -> Component:
-        """One component, reused or built."""
+        """One component: from the cache, from the bundle that was there, or built."""
         precision = component_precision(precisions, part.name)
         key = self._key(part, precision)
-        found = old.manifest.components.get(part.name) if old is not None else None
-        if old is not None and found is not None:
-            changed = [name for name in key if found.key.get(name) != key[name]]
-            if not changed and self._take_over(found, old):
-                self.console.log(f"{part.name}: reused, nothing changed")
-                # ONNX Runtime's engines serve any size, but what a call costs depends on it.
-                path = self.folder / found.files[0].path
-                flops = self._flops(part.name, path) if found.backend == backends.ONNXRUNTIME else found.flops
-                return found.model_copy(update={"flops": flops, "architecture": part.architecture})
-            self.console.log(f"{part.name}: rebuilt, {' and '.join(changed) or 'its files'} changed")
-        work = self.folder / "export"
-        work.mkdir()
-        try:
-            graph = self._export(part, precision, key["weights"], work)
-            component = self._compile(graph, key, part.architecture)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        order = Order(
+            name=part.name,
+            key=key,
+            family=self.pipeline.family,
+            source=self.request.small if part.name == SMALL else self.request.large,
+            into=self.folder,
+            make=lambda work: self._take_over(part, key, old, work) or self._build(part, precision, key, work),
+        )
+        component, found = self.store.obtain(order)
+        if found:
+            self.console.log(f"{part.name}: taken from the cache")
+            return self._reused(component, part, self.folder)
+        return component
+
+    def _reused(self, component: Component, part: Part, folder: Path) -> Component:
+        """A component of an earlier build, whose files are in ``folder`` now, as this one describes it."""
+        # ONNX Runtime's engines serve any size, but what a call costs depends on it.
+        path = folder / component.files[0].path
+        flops = self._flops(part.name, path) if component.backend == backends.ONNXRUNTIME else component.flops
+        return component.model_copy(update={"flops": flops, "architecture": part.architecture})
+
+    def _build(self, part: Part, precision: Precision, key: Mapping[str, str], work: Path) -> Component:
+        graph = verified_graph(work, part.name)
+        if graph is None:
+            graph = self._export(part, precision, key["weights"], work / EXPORT)
+            mark_verified(graph)
+        else:
+            self.console.log(f"{part.name}: exported and verified by a build that was interrupted")
+        component = self._compile(graph, key, part.architecture, work)
         size = sum(file.bytes for file in component.files)
         self.console.log(f"{part.name}: built in {precision}, {size / 1e6:.1f} MB")
         return component
@@ -158,13 +174,18 @@ class _Builder:
         from flowblending.export.graph import exporter_versions
 
         total = sum(path.stat().st_size for path in part.sources)
+        checksums = ChecksumCache()
         with self.console.progress(f"{part.name}: reading weights", total=total, unit="B") as advance:
-            weights = weights_sha256(part.sources, advance)
+            weights = weights_sha256(
+                part.sources, advance, checksum=lambda path, told: checksums.sha256(path, progress=told)
+            )
         return {
             "weights": weights,
             "graph": _sources_digest("export", "*.py"),
             "pipeline": f"{self.pipeline.pipeline}, {self.pipeline.text_length} tokens",
             "precision": str(precision),
+            # What of the graph depends on data: a precision with measured ranges puts their table's digest here.
+            "calibration": "none",
             # ONNX Runtime takes any size; a TensorRT engine is compiled for this one.
             "shapes": "any" if self.request.backend == backends.ONNXRUNTIME else repr(self._profile(part.name)),
             "back end": f"{self.request.backend} {backends.backend_version(self.request.backend)}",
@@ -173,20 +194,18 @@ class _Builder:
             "versions": exporter_versions(),
         }
 
-    def _take_over(self, component: Component, old: Bundle) -> bool:
-        """Link the files of an old component into the new bundle; False when they are not what they should be."""
-        try:
-            for file in component.files:
-                source, target = old.folder / file.path, self.folder / file.path
-                if describe_file(old.folder, source) != file:
-                    return False
-                try:
-                    os.link(source, target)
-                except OSError:
-                    shutil.copyfile(source, target)
-        except FileNotFoundError:
-            return False
-        return True
+    def _take_over(self, part: Part, key: Mapping[str, str], old: Bundle | None, work: Path) -> Component | None:
+        """Put the files of an old bundle's component into ``work``; None if it is another one, or damaged."""
+        found = old.manifest.components.get(part.name) if old is not None else None
+        if old is None or found is None:
+            return None
+        changed = [name for name in key if found.key.get(name) != key[name]]
+        if not changed and damaged_file(old.folder, found, ChecksumCache()) is None:
+            take_over(found.files, old.folder, work)
+            self.console.log(f"{part.name}: reused, nothing changed")
+            return self._reused(found, part, work)
+        self.console.log(f"{part.name}: rebuilt, {' and '.join(changed) or 'its files'} changed")
+        return None
 
     def _export(self, part: Part, precision: Precision, weights: str, work: Path) -> ExportedGraph:
         from flowblending.export.verify import export_and_verify
@@ -196,7 +215,7 @@ class _Builder:
         self.console.log(f"{part.name}: equals torch to {parity.relative:.1e} at {parity.shapes} shapes")
         return graph
 
-    def _compile(self, graph: ExportedGraph, key: Mapping[str, str], architecture: str | None) -> Component:
+    def _compile(self, graph: ExportedGraph, key: Mapping[str, str], architecture: str | None, work: Path) -> Component:
         name, backend = graph.spec.name, self.request.backend
         flops = self._flops(name, graph.onnx)
         with self.console.phase(f"{name}: compiling for {backend}") as report:
@@ -205,7 +224,7 @@ class _Builder:
                 graph=graph,
                 profile=self._profile(name),
                 targets=self.request.targets,
-                folder=self.folder,
+                folder=work,
                 progress=report,
             )
         return Component(
@@ -213,7 +232,7 @@ class _Builder:
             backend=backend,
             backend_version=backends.backend_version(backend),
             targets=self.request.targets,
-            files=tuple(describe_file(self.folder, path) for path in files),
+            files=tuple(describe_file(work, path) for path in files),
             key=dict(key),
             flops=flops,
             architecture=architecture,

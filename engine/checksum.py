@@ -46,16 +46,20 @@ class ChecksumCache:
 
     def sha256(self, path: Path, *, recompute: bool = False, progress: Callable[[int], None] | None = None) -> str:
         """The checksum of a file; ``recompute`` reads it even when it looks unchanged."""
-        status = path.stat()
-        name = f"{path.resolve()}|"
-        key = f"{name}{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
+        name, key = _names(path)
         if recompute or key not in self._known:
-            found = sha256(path, progress)
-            # Another process may have added its own meanwhile; what the file was before is of no more use.
-            known = {old: digest for old, digest in self._read().items() if not old.startswith(name)}
-            self._known |= known | {key: found}
-            self._save(known | {key: found})
+            self._add(name, key, sha256(path, progress))
         return self._known[key]
+
+    def remember(self, path: Path, digest: str) -> None:
+        """Take note of a checksum that was computed elsewhere, of the file as it is now."""
+        self._add(*_names(path), digest)
+
+    def _add(self, name: str, key: str, digest: str) -> None:
+        # Another process may have added its own meanwhile; what the file was before is of no more use.
+        known = {old: found for old, found in self._read().items() if not old.startswith(name)} | {key: digest}
+        self._known |= known
+        self._save(known)
 
     def _read(self) -> dict[str, str]:
         if self._path is None:
@@ -77,3 +81,10 @@ class ChecksumCache:
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def _names(path: Path) -> tuple[str, str]:
+    """What all remembered states of a file begin with, and the name of its present state."""
+    status = path.stat()
+    name = f"{path.resolve()}|"
+    return name, f"{name}{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"

@@ -1,8 +1,9 @@
-"""``fb-build-engines``: two checkpoints in, one bundle out."""
+"""``fb-build-engines``: two checkpoints in, one bundle out; and the cache of finished components."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from flowblending.engine.bundle import Bundle
     from flowblending.engine.console import Console
 
+CACHE_VARIABLE = "FLOWBLENDING_CACHE_DIR"
 BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 
 
@@ -24,15 +26,15 @@ def parser() -> argparse.ArgumentParser:
         description="Compile a large and a small video diffusion checkpoint into one bundle of engines for fb-run.",
         epilog="Example: fb-build-engines --large Wan-AI/Wan2.1-T2V-14B-Diffusers "
         "--small Wan-AI/Wan2.1-T2V-1.3B-Diffusers --out wan --size 832x480 --frames 81",
+        allow_abbrev=False,  # fb-run's --cache means something else than --cache-dir
     )
-    parser.add_argument("--large", required=True, metavar="DIR_OR_HUB_ID", help="diffusers pipeline: the large model")
+    parser.add_argument("--large", metavar="DIR_OR_HUB_ID", help="diffusers pipeline: the large model")
     parser.add_argument(
         "--small",
-        required=True,
         metavar="DIR_OR_HUB_ID",
         help="the small model: a diffusers pipeline or transformer folder with the same latents and text encoder",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="folder to write the bundle to")
+    parser.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write the bundle to")
     parser.add_argument("--size", metavar="WxH", help="video size in pixels (default: the family's)")
     parser.add_argument("--frames", type=int, metavar="N", help="video frames (default: the family's)")
     parser.add_argument(
@@ -50,15 +52,67 @@ def parser() -> argparse.ArgumentParser:
         "onnxruntime runs on CPUs and GPUs (default: %(default)s)",
     )
     parser.add_argument("--target", metavar="SM,...", help="tensorrt-rtx: GPU architectures, such as sm89,sm120")
+    _add_cache_options(parser)
     parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
     return parser
+
+
+def _add_cache_options(parser: argparse.ArgumentParser) -> None:
+    cache = parser.add_argument_group(
+        "cache", "Finished components are kept for other bundles and for builds that were interrupted."
+    )
+    cache.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        default=os.environ.get(CACHE_VARIABLE) or None,
+        help=f"(default: ${CACHE_VARIABLE}, else ~/.cache/flowblending/components)",
+    )
+    cache.add_argument("--no-cache", action="store_true", help="build without it, and keep nothing")
+    cache.add_argument("--list-cache", action="store_true", help="show what is in it, and build nothing")
+    cache.add_argument(
+        "--prune",
+        metavar="WHAT",
+        help="remove from it what has not been used for an age (30d, 12h), what was used longest ago until a size is "
+        "left (50GB), or all; bundles stay whole; build nothing",
+    )
+
+
+def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse what argparse cannot: a build without its checkpoints, and a build of nothing with some."""
+    needed = {f"--{name}": getattr(arguments, name) for name in ("large", "small", "out")}
+    if not (arguments.list_cache or arguments.prune is not None):
+        missing = ", ".join(name for name, value in needed.items() if value is None)
+        if missing:
+            parser.error(f"the following arguments are required: {missing}")
+        return
+    other = "--list-cache" if arguments.list_cache else "--prune"
+    given = [name for name, value in needed.items() if value is not None]
+    given += ["--no-cache"] * arguments.no_cache + ["--prune"] * (arguments.list_cache and arguments.prune is not None)
+    if given:
+        parser.error(f"argument {other}: builds nothing, so leave out {', '.join(given)}")
+
+
+def keep_house(arguments: argparse.Namespace) -> None:
+    """``--list-cache`` and ``--prune``."""
+    from flowblending.engine import prune
+    from flowblending.engine.console import Console
+    from flowblending.engine.store_folder import chosen_folder
+
+    console = Console(quiet=arguments.quiet)
+    folder = chosen_folder(arguments.cache_dir)
+    if arguments.list_cache:
+        prune.show(folder, console)
+    else:
+        prune.prune(folder, prune.parse_rule(arguments.prune), console)
 
 
 def build(arguments: argparse.Namespace) -> None:
     """Build the bundle that the arguments ask for, and say how to use it."""
     from flowblending.engine.build import BuildRequest, build_bundle, split_targets
     from flowblending.engine.console import Console
+    from flowblending.engine.store_folder import usable_folder
 
     console = Console(quiet=arguments.quiet)
     request = BuildRequest(
@@ -70,6 +124,7 @@ def build(arguments: argparse.Namespace) -> None:
         precision=arguments.precision,
         backend=arguments.backend,
         targets=split_targets(arguments.target),
+        cache=None if arguments.no_cache else usable_folder(arguments.cache_dir, console),
     )
     _summary(build_bundle(request, console), console)
 
@@ -97,10 +152,13 @@ def _summary(bundle: Bundle, console: Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``fb-build-engines``."""
-    parsed = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    options = parser()
+    parsed = options.parse_args(sys.argv[1:] if arguments is None else arguments)
+    check(options, parsed)
     from flowblending.engine.console import run_program
 
-    run_program(lambda: build(parsed))
+    builds = not (parsed.list_cache or parsed.prune is not None)
+    run_program(lambda: build(parsed) if builds else keep_house(parsed))
 
 
 if __name__ == "__main__":
