@@ -15,7 +15,7 @@ from flowblending.engine.checksum import ChecksumCache
 from flowblending.engine.console import Console
 from flowblending.engine.entry import ENTRY, Entry, damaged_file, read_entry
 from flowblending.engine.lock import exclusive_if_free, in_use
-from flowblending.engine.unfinished import remove
+from flowblending.engine.unfinished import EXPORT, remove
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _HOURS = {"h": 1, "d": 24}
@@ -160,7 +160,8 @@ def _item(folder: Path, finished: bool) -> Item:
 def _row(item: Item, checksums: ChecksumCache, advance: Callable[[int], None]) -> tuple[str, ...]:
     last = (_size(item.bytes), _age(time.time() - item.used), _state(item, checksums, advance))
     if item.entry is None:
-        return (item.folder.name[:12], "?", "?", "?", "?", *last)
+        exported = (path.stem for path in item.folder.glob(f"{EXPORT}/*.onnx"))
+        return (next(exported, item.folder.name[:12]), "?", "?", "?", "?", *last)
     component = item.entry.component
     # Of a path what tells most; a hub id has two parts anyway.
     source = "/".join(Path(item.entry.source).parts[-2:])

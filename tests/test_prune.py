@@ -128,6 +128,7 @@ def test_the_list_names_every_entry_and_its_state(tmp_path: Path) -> None:
         assert listed(cache)[0].endswith("in use")
     lines = listed(cache)
     assert [line.split()[-1] for line in lines] == ["interrupted", "unreadable", "whole", "damaged"]
+    assert lines[0].split()[0] == "large"
     words = "large wan Org/Model fp32 any tensorrt 1 1.0 MB now whole"
     assert lines[2].split() == words.split()
     assert "2 d ago" in lines[3]
