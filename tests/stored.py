@@ -7,6 +7,7 @@ As a program, it makes that component for a bundle and tells what it does, one w
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,4 +86,5 @@ def _tell(word: str) -> None:
 
 
 if __name__ == "__main__":
+    os.fsync = lambda _: None
     obtain(Path(sys.argv[1]), Path(sys.argv[2]), _tell)

@@ -29,6 +29,7 @@ DAY = 86400
 @pytest.fixture(autouse=True)
 def _own_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def fill(cache: Path, bundle: Path, ages: Sequence[float]) -> list[Path]:

@@ -30,6 +30,8 @@ WORK = ["export", "compile"]
 @pytest.fixture(autouse=True)
 def _own_checksums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    # What a power cut would leave is no matter here, and a busy disk takes a second for each.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def built(cache: Path | None, bundle: Path, console: Recorder | None = None) -> list[str]:
@@ -53,6 +55,7 @@ import os, signal, sys
 from pathlib import Path
 from tests.stored import obtain
 folder = Path(sys.argv[1])
+os.fsync = lambda _: None
 CHANGES = {"open", "os.mkdir", "os.rename", "os.link", "os.remove", "os.rmdir", "os.utime"}
 for count in range(1, 1000):
     (folder / str(count)).mkdir()
@@ -194,6 +197,17 @@ def test_an_interrupt_keeps_the_verified_graph_and_an_error_nothing(tmp_path: Pa
     assert {path.suffix for path in cache.iterdir()} == {".lock", ".work"}
     failing(FlowBlendingError("no memory"))
     assert {path.suffix for path in cache.iterdir()} == {".lock"}
+
+
+def test_an_entry_has_its_name_when_its_content_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(Path(f"/proc/self/fd/{file}").readlink()))
+    cache = tmp_path / "cache"
+    built(cache, tmp_path / "bundle")
+    (entry,) = entries(cache)
+    work = entry.with_suffix(".work")
+    files = [work / "export" / f"{NAME}.{suffix}" for suffix in ("onnx", "onnx.data", "json")]
+    assert synced == [*files, work / "entry.json", work / f"{NAME}.plan", work, cache]
 
 
 def test_files_are_copied_where_they_cannot_be_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
