@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import platform
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +192,8 @@ class _Builder:
             "shapes": "any" if self.request.backend == backends.ONNXRUNTIME else repr(self._profile(part.name)),
             "back end": f"{self.request.backend} {backends.backend_version(self.request.backend)}",
             "targets": " ".join(self.request.targets),
+            # A plan runs under the system and the kind of processor that it was compiled on.
+            "system": "any" if self.request.backend == backends.ONNXRUNTIME else f"{sys.platform} {platform.machine()}",
             "compiler": "" if self.request.backend == backends.ONNXRUNTIME else _sources_digest("engine", "trt_*.py"),
             "versions": exporter_versions(),
         }

@@ -64,7 +64,7 @@ def _add_cache_options(parser: argparse.ArgumentParser) -> None:
     )
     cache.add_argument(
         "--cache-dir",
-        type=Path,
+        type=_folder,
         metavar="DIR",
         default=os.environ.get(CACHE_VARIABLE) or None,
         help=f"(default: ${CACHE_VARIABLE}, else ~/.cache/flowblending/components)",
@@ -77,6 +77,13 @@ def _add_cache_options(parser: argparse.ArgumentParser) -> None:
         help="remove from it what has not been used for an age (30d, 12h), what was used longest ago until a size is "
         "left (50GB), or all; bundles stay whole; build nothing",
     )
+
+
+def _folder(text: str) -> Path:
+    """A script's empty variable is not the folder that it runs in."""
+    if not text:
+        raise argparse.ArgumentTypeError("a folder was expected, but its name is empty")
+    return Path(text)
 
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
@@ -103,7 +110,7 @@ def keep_house(arguments: argparse.Namespace) -> None:
     console = Console(quiet=arguments.quiet)
     folder = chosen_folder(arguments.cache_dir)
     if arguments.list_cache:
-        prune.show(folder, console)
+        print(*prune.list_lines(folder, console), sep="\n")
     else:
         prune.prune(folder, prune.parse_rule(arguments.prune), console)
 

@@ -50,8 +50,9 @@ def shared(path: Path) -> int:
     """A descriptor that keeps a file, which is there, in use until it is closed; see `in_use`."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+        # Somebody may be asking `in_use`, which takes no time.
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    except BaseException:
         os.close(descriptor)
         raise
     return descriptor
@@ -63,6 +64,9 @@ def in_use(path: Path) -> bool:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
         return False
+    except OSError:
+        # NFS locks nothing that was opened so, but here nobody can write, and build, anyway.
+        descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -20,6 +20,7 @@ from flowblending.engine.unfinished import EXPORT, remove
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _HOURS = {"h": 1, "d": 24}
 _BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
+_HEADINGS = ("component", "of", "precision", "target", "back end", "size", "last used", "state")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,22 +76,27 @@ def parse_rule(text: str) -> Rule:
     )
 
 
-def show(folder: Path, console: Console) -> None:
-    """Print the list; every entry is checked, and what was checked before and is untouched is not read again."""
+def list_lines(folder: Path, console: Console) -> list[str]:
+    """The list, ready to print; every entry is checked, and nothing in the folder is changed.
+
+    What was checked before and is untouched since is not read again.
+
+    Raises:
+        FlowBlendingError: the folder cannot be read.
+    """
     items = _items(folder)
     if not items:
-        console.log(f"The cache {folder} is empty.")
-        return
+        return [f"The cache {folder} is empty."]
     checksums = ChecksumCache()
     with console.progress("checking", total=sum(item.bytes for item in items), unit="B") as advance:
-        rows = [_row(item, checksums, advance) for item in items]
+        rows = [_HEADINGS, *(_row(item, checksums, advance) for item in items)]
     total, alone = sum(item.bytes for item in items), sum(item.alone for item in items)
-    console.log(f"The cache {folder}")
-    console.table(
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        f"The cache {folder}",
         f"{_size(total)}, of which {_size(alone)} are in no bundle",
-        ("component", "of", "precision", "target", "back end", "size", "last used", "state"),
-        rows,
-    )
+        *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
+    ]
 
 
 def prune(folder: Path, rule: Rule, console: Console) -> None:
@@ -126,9 +132,10 @@ def _items(folder: Path) -> list[Item]:
     items = []
     try:
         for path in folder.iterdir():
-            finished = path.suffix != ".work"
-            if _DIGEST.fullmatch(path.name if finished else path.stem) and path.is_dir():
-                items.append(_item(path, finished))
+            if _is_item(path):
+                # A build may just have finished it, under another name, or a --prune removed it.
+                with suppress(FileNotFoundError):
+                    items.append(_item(path, finished=path.suffix != ".work"))
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -136,7 +143,14 @@ def _items(folder: Path) -> list[Item]:
     return sorted(items, key=lambda item: item.used, reverse=True)
 
 
-def _item(folder: Path, finished: bool) -> Item:
+def _is_item(path: Path) -> bool:
+    """Whether a folder is the cache's: other programs name theirs by checksums too, Docker its containers'."""
+    name = path.stem if path.suffix == ".work" else path.name
+    known = path.with_name(f"{name}.lock").exists() or (path / ENTRY).exists()
+    return _DIGEST.fullmatch(name) is not None and path.is_dir() and known
+
+
+def _item(folder: Path, *, finished: bool) -> Item:
     states = {}
     for path in folder.rglob("*"):
         # A build may be at work in there.
@@ -176,14 +190,13 @@ def _row(item: Item, checksums: ChecksumCache, advance: Callable[[int], None]) -
 
 
 def _state(item: Item, checksums: ChecksumCache, advance: Callable[[int], None]) -> str:
-    with _unused(item) as free:
-        if not free:
-            return "in use"
-        if not item.finished:
-            return "interrupted"
-        if item.entry is None:
-            return "unreadable"
-        return "damaged" if damaged_file(item.folder, item.entry.component, checksums, advance) else "whole"
+    if in_use(item.lock) or in_use(item.folder / ENTRY):
+        return "in use"
+    if not item.finished:
+        return "interrupted"
+    if item.entry is None:
+        return "unreadable"
+    return "damaged" if damaged_file(item.folder, item.entry.component, checksums, advance) else "whole"
 
 
 def _remove(item: Item) -> bool:
@@ -192,9 +205,10 @@ def _remove(item: Item) -> bool:
         if free:
             try:
                 if item.finished:
-                    # So that what is left if this is interrupted is no entry.
+                    # So that what is left if this is interrupted is no entry. Another --prune may have been faster.
                     remove(item.folder.with_suffix(".work"))
-                    item.folder.rename(item.folder.with_suffix(".work"))
+                    with suppress(FileNotFoundError):
+                        item.folder.rename(item.folder.with_suffix(".work"))
                 remove(item.folder.with_suffix(".work"))
             except OSError as error:
                 raise FlowBlendingError(

@@ -160,17 +160,21 @@ class Store:
         return None
 
     def _make(self, entry: Path, order: Order) -> Component:
+        """Make a component; what goes wrong leaves no more than a verified graph, and that to one more attempt."""
         work = entry.with_suffix(".work")
-        clear(work, order.name)
+        resumed = clear(work, order.name)
         work.mkdir(exist_ok=True)
         try:
             component = order.make(work)
             self._publish(entry, order, component)
         except Exception:
-            remove(work)
+            # Often memory or a disk ran out. If it happens again, the graph itself may be what is wrong.
+            if resumed:
+                remove(work)
+            elif clear(work, order.name) and self._lasting:
+                self._console.log(f"{order.name}: its verified graph is kept in {self.folder} for one more attempt")
             raise
         except BaseException:
-            # An interrupt: the verified graph waits for the next build.
             clear(work, order.name)
             raise
         return component

@@ -51,9 +51,17 @@ def _check_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as probe:
             fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not (folder / _TAG).exists():
-            (folder / _TAG).write_text(_TAG_CONTENT)
+            _write_tag(folder / _TAG)
     except OSError as error:
         raise FlowBlendingError(
             f"The cache folder {folder} cannot be used ({error.strerror or error}); "
             "give --cache-dir a folder that you can write to, or --no-cache."
         ) from None
+
+
+def _write_tag(path: Path) -> None:
+    try:
+        path.write_text(_TAG_CONTENT)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise

@@ -43,14 +43,15 @@ def verified_graph(work: Path, name: str) -> ExportedGraph | None:
         return None
 
 
-def clear(work: Path, name: str) -> None:
-    """Remove what is in ``work``, the folder itself included, except for a verified graph."""
+def clear(work: Path, name: str) -> bool:
+    """Remove what is in ``work``, the folder itself included, but for a verified graph; tells whether there is one."""
     if verified_graph(work, name) is None:
         remove(work)
-        return
+        return False
     for path in work.iterdir():
         if path.name != EXPORT:
             remove(path)
+    return True
 
 
 def remove(path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flowblending import UsageError
+from flowblending import FlowBlendingError, UsageError
 from flowblending.engine import prune
 from flowblending.engine.bundle import describe_file
 from flowblending.engine.manifest import Component
@@ -84,6 +84,31 @@ def test_pruning_by_age_size_and_all(tmp_path: Path) -> None:
     assert all((bundle / f"plan-{index}").stat().st_size == 10**6 for index in range(3))
 
 
+def test_folders_of_other_programs_are_left_alone(tmp_path: Path) -> None:
+    # As Docker names its containers' folders.
+    precious = tmp_path / ("ab" * 32) / "config.json"
+    precious.parent.mkdir()
+    precious.write_text("precious")
+    assert prune.list_lines(tmp_path, Recorder()) == [f"The cache {tmp_path} is empty."]
+    assert "Removed 0 entries" in after(tmp_path, "all", [])[1]
+    assert precious.read_text() == "precious"
+
+
+def test_a_cache_on_a_read_only_file_system_can_be_listed_and_is_not_pruned(tmp_path: Path) -> None:
+    fill(tmp_path / "cache", tmp_path / "bundle", (0,))
+    command = ["mount", "--bind", "-o", "ro", str(tmp_path / "cache"), str(tmp_path / "cache")]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root can mount a file system")
+    try:
+        assert listed(tmp_path / "cache")[0].endswith("whole")
+        with pytest.raises(FlowBlendingError, match=r"Cannot lock .* \(Read-only file system\); check its permissions"):
+            after(tmp_path / "cache", "all", [])
+    finally:
+        subprocess.run(["umount", str(tmp_path / "cache")], check=True)
+
+
 def test_use_makes_an_entry_young(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     assert built(cache, tmp_path / "one") == ["export", "compile"]
@@ -105,8 +130,6 @@ def test_what_a_running_build_uses_is_left_alone(tmp_path: Path) -> None:
         assert left == [False, True]
         assert "A running build uses 1 more, which were left alone." in said
     # It was killed: what it left is nobody's now.
-    console = Recorder()
-    prune.show(cache, console)
     assert after(cache, "all", [work])[0] == [False]
     # "done" is told when the component is there and the build, which has others to make, still uses it.
     with process(cache, tmp_path / "two", "done") as (two, told):
@@ -140,7 +163,8 @@ def listed(cache: Path, *, heading: bool = False) -> list[str]:
     """The rows of ``fb-build-engines --list-cache``, or its heading."""
     command = [sys.executable, "-m", "flowblending.engine.cli", "--list-cache", "--cache-dir", str(cache)]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    lines = [line.rstrip() for line in result.stderr.splitlines()]
+    assert not result.stderr
+    lines = result.stdout.splitlines()
     assert lines[0] == f"The cache {cache}"
     assert lines[2].startswith("component ")
     return lines[1:2] if heading else lines[3:]
@@ -173,6 +197,7 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("--prune", "all", "--no-cache"), "argument --prune: builds nothing, so leave out --no-cache"),
     (("--prune", "all", "--list-cache"), "argument --list-cache: builds nothing, so leave out --prune"),
     (("--prune", "some"), "--prune 'some' was given, but an age"),
+    (("--list-cache", "--cache-dir", ""), "argument --cache-dir: a folder was expected, but its name is empty"),
     # Of fb-run; here it might be taken for the beginning of --cache-dir.
     (("--large", "x", "--small", "y", "--out", "z", "--cache", "magcache"), "unrecognized arguments: --cache magcache"),
 ]
@@ -190,8 +215,7 @@ def test_wrong_arguments(arguments: tuple[str, ...], message: str, tmp_path: Pat
 
 def test_a_cache_that_is_not_there_is_empty(tmp_path: Path) -> None:
     console = Recorder()
-    prune.show(tmp_path / "cache", console)
+    assert prune.list_lines(tmp_path / "cache", console) == [f"The cache {tmp_path / 'cache'} is empty."]
     prune.prune(tmp_path / "cache", parse_rule("all"), console)
-    assert console.lines[0] == f"The cache {tmp_path / 'cache'} is empty."
-    assert console.lines[1].startswith("Removed 0 entries")
+    assert console.lines[0].startswith("Removed 0 entries")
     assert not list(tmp_path.iterdir())

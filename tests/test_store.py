@@ -182,21 +182,31 @@ def test_a_damaged_graph_of_an_interrupted_build_is_exported_again(tmp_path: Pat
     assert built(cache, tmp_path / "bundle") == WORK
 
 
-def test_an_interrupt_keeps_the_verified_graph_and_an_error_nothing(tmp_path: Path) -> None:
-    cache = tmp_path / "cache"
+def test_an_interrupt_keeps_the_verified_graph_and_an_error_for_one_more_attempt(tmp_path: Path) -> None:
+    cache, console = tmp_path / "cache", Recorder()
 
-    def failing(error: BaseException) -> None:
+    def failing(error: BaseException, where: str = "compile") -> tuple[list[str], set[str]]:
         def tell(word: str) -> None:
-            if word == "compile":
+            told.append(word)
+            if word == where:
                 raise error
 
+        told: list[str] = []
         with pytest.raises(type(error)):
-            obtain(cache, tmp_path / "bundle", tell)
+            obtain(cache, tmp_path / "bundle", tell, console)
+        return told, {path.suffix for path in cache.iterdir()}
 
-    failing(KeyboardInterrupt())
-    assert {path.suffix for path in cache.iterdir()} == {".lock", ".work"}
-    failing(FlowBlendingError("no memory"))
-    assert {path.suffix for path in cache.iterdir()} == {".lock"}
+    assert failing(FlowBlendingError("no disk"), "export") == (["export"], {".lock"})
+    for interrupt in (KeyboardInterrupt(), KeyboardInterrupt(), KeyboardInterrupt()):
+        told, left = failing(interrupt)
+        assert left == {".lock", ".work"}
+    assert told == ["compile"]
+    # The graph may be what is wrong.
+    assert failing(FlowBlendingError("no memory")) == (["compile"], {".lock"})
+    assert not console.lines
+    assert failing(FlowBlendingError("no memory")) == (WORK, {".lock", ".work"})
+    assert console.lines == [f"large: its verified graph is kept in {cache} for one more attempt"]
+    assert built(cache, tmp_path / "bundle") == ["compile"]
 
 
 def test_an_entry_has_its_name_when_its_content_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
