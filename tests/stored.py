@@ -86,5 +86,5 @@ def _tell(word: str) -> None:
 
 
 if __name__ == "__main__":
-    os.fsync = lambda _: None
+    os.fsync = lambda fd: None
     obtain(Path(sys.argv[1]), Path(sys.argv[2]), _tell)
