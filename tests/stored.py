@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 from flowblending.engine.bundle import describe_file
 from flowblending.engine.console import Console
@@ -86,5 +87,5 @@ def _tell(word: str) -> None:
 
 
 if __name__ == "__main__":
-    os.fsync = lambda fd: None
-    obtain(Path(sys.argv[1]), Path(sys.argv[2]), _tell)
+    with mock.patch.object(os, "fsync"):
+        obtain(Path(sys.argv[1]), Path(sys.argv[2]), _tell)
