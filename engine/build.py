@@ -139,6 +139,7 @@ class _Builder:
         precision = component_precision(precisions, part.name)
         key = self._key(part, precision)
         order = Order(
+            kind=Component,
             name=part.name,
             key=key,
             family=self.pipeline.family,
@@ -204,7 +205,7 @@ class _Builder:
         if old is None or found is None:
             return None
         changed = [name for name in key if found.key.get(name) != key[name]]
-        if not changed and damaged_file(old.folder, found, ChecksumCache()) is None:
+        if not changed and damaged_file(old.folder, found.files, ChecksumCache()) is None:
             take_over(found.files, old.folder, work)
             self.console.log(f"{part.name}: reused, nothing changed")
             return self._reused(found, part, work)

@@ -1,24 +1,25 @@
-"""An entry of the component cache: a component's files in a folder, and ``entry.json``, which describes them."""
+"""An entry of the component cache: files in a folder, and ``entry.json``, which describes them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flowblending.engine.checksum import ChecksumCache
-from flowblending.engine.manifest import Component
+from flowblending.engine.manifest import BundleFile, Component
 
 FORMAT = 1
 ENTRY = "entry.json"
 
 
 class Entry(BaseModel):
-    """``entry.json``: a component, and for people who read the list, what it was built from.
+    """``entry.json``: what was made, and for people who read the list, what from.
 
     Attributes:
-        component: as a bundle's manifest has it.
+        name: of what was made.
+        made: a component, or another file of a bundle, as the bundle's manifest has it.
         family: ``wan`` or ``ltx``.
         source: the checkpoint, as it was given.
     """
@@ -26,9 +27,20 @@ class Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
-    component: Component
+    name: str
+    made: Component | BundleFile
     family: str
     source: str
+
+    @property
+    def files(self) -> tuple[BundleFile, ...]:
+        """Its files beside ``entry.json``."""
+        return files_of(self.made)
+
+
+def files_of(made: Component | BundleFile) -> tuple[BundleFile, ...]:
+    """The files of a component, or the one file."""
+    return made.files if isinstance(made, Component) else (made,)
 
 
 def read_entry(folder: Path) -> Entry | None:
@@ -41,10 +53,13 @@ def read_entry(folder: Path) -> Entry | None:
 
 
 def damaged_file(
-    folder: Path, component: Component, checksums: ChecksumCache, progress: Callable[[int], None] | None = None
+    folder: Path,
+    files: Sequence[BundleFile],
+    checksums: ChecksumCache,
+    progress: Callable[[int], None] | None = None,
 ) -> str | None:
-    """What is wrong with the first of a component's files that is not as it was written; None if all are."""
-    for file in component.files:
+    """What is wrong with the first of ``files`` that is not as it was written; None if all are."""
+    for file in files:
         path = folder / file.path
         try:
             size = path.stat().st_size

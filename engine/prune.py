@@ -15,6 +15,7 @@ from flowblending.engine.checksum import ChecksumCache
 from flowblending.engine.console import Console
 from flowblending.engine.entry import ENTRY, Entry, damaged_file, read_entry
 from flowblending.engine.lock import exclusive_if_free, in_use
+from flowblending.engine.manifest import Component
 from flowblending.engine.unfinished import EXPORT, remove
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -176,17 +177,14 @@ def _row(item: Item, checksums: ChecksumCache, advance: Callable[[int], None]) -
     if item.entry is None:
         exported = (path.stem for path in item.folder.glob(f"{EXPORT}/*.onnx"))
         return (next(exported, item.folder.name[:12]), "?", "?", "?", "?", *last)
-    component = item.entry.component
+    made = item.entry.made
     # Of a path what tells most; a hub id has two parts anyway.
     source = "/".join(Path(item.entry.source).parts[-2:])
-    return (
-        component.spec.name,
-        f"{item.entry.family} {source}",
-        str(component.spec.precision),
-        " ".join(component.targets) or "any",
-        f"{component.backend} {component.backend_version}",
-        *last,
-    )
+    of = f"{item.entry.family} {source}"
+    if not isinstance(made, Component):
+        return (item.entry.name, of, "", "", "", *last)
+    targets = " ".join(made.targets) or "any"
+    return (item.entry.name, of, str(made.spec.precision), targets, f"{made.backend} {made.backend_version}", *last)
 
 
 def _state(item: Item, checksums: ChecksumCache, advance: Callable[[int], None]) -> str:
@@ -196,7 +194,7 @@ def _state(item: Item, checksums: ChecksumCache, advance: Callable[[int], None])
         return "interrupted"
     if item.entry is None:
         return "unreadable"
-    return "damaged" if damaged_file(item.folder, item.entry.component, checksums, advance) else "whole"
+    return "damaged" if damaged_file(item.folder, item.entry.files, checksums, advance) else "whole"
 
 
 def _remove(item: Item) -> bool:

@@ -2,9 +2,11 @@
 
 What the folder holds for every key (DIGEST is a SHA-256 of the component's name and key):
 
-    DIGEST/       an entry: the component's files and ``entry.json``. It appears whole, by a rename.
+    DIGEST/       an entry: a component's files and ``entry.json``. It appears whole, by a rename.
     DIGEST.work/  a component in work, or what a killed build left of it.
     DIGEST.lock   held by the process that looks for, makes or removes either; a process that dies holds nothing.
+
+What took long to make and is no component, such as a calibration, may be an entry too.
 
 Bundles share the files of entries by hard link, so that they cost their disk space once and a bundle stays a folder
 of ordinary files; where links are impossible (another file system), files are copied. The time stamp of
@@ -23,11 +25,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from flowblending import FlowBlendingError
 from flowblending.engine.checksum import ChecksumCache
 from flowblending.engine.console import Console
-from flowblending.engine.entry import ENTRY, FORMAT, Entry, damaged_file, read_entry
+from flowblending.engine.entry import ENTRY, Entry, damaged_file, files_of, read_entry
 from flowblending.engine.lock import exclusive, shared
 from flowblending.engine.manifest import BundleFile, Component
 from flowblending.engine.unfinished import clear, flush, remove
@@ -35,13 +38,16 @@ from flowblending.engine.unfinished import clear, flush, remove
 # numpy writes weights with C's fwrite, and of a short write it knows no more than that it was short.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, None)
 
+Made = TypeVar("Made", Component, BundleFile)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """A component to be had.
+class Order(Generic[Made]):
+    """Something to be had: a component, or another file of a bundle.
 
     Attributes:
-        name: of the component.
+        kind: which of the two.
+        name: of it.
         key: everything that determines it.
         family: as in `Entry`.
         source: as in `Entry`.
@@ -54,13 +60,12 @@ class Order:
     family: str
     source: str
     into: Path
-    make: Callable[[Path], Component]
+    make: Callable[[Path], Made]
 
     @property
     def digest(self) -> str:
         """The name of its entry; also another one where this version would describe a component otherwise."""
-        schema = Component.model_json_schema()
-        described = json.dumps([FORMAT, schema, self.name, dict(self.key)], sort_keys=True)
+        described = json.dumps([Entry.model_json_schema(), self.name, dict(self.key)], sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()
 
 
@@ -104,13 +109,13 @@ class Store:
         self._checksums = ChecksumCache()
         self._used: list[int] = []
 
-    def obtain(self, order: Order) -> tuple[Component, bool]:
+    def obtain(self, order: Order[Made]) -> tuple[Made, bool]:
         """Put the files of a component into a bundle, and make them first if no whole ones are there.
 
         Who asks for a component that another process is making waits for it and shares it.
 
         Returns:
-            The component, and whether it was there.
+            What was ordered, and whether it was there.
 
         Raises:
             FlowBlendingError: the cache cannot be written; and what ``order.make`` raises.
@@ -123,18 +128,18 @@ class Store:
 
         with self._named(), contextlib.ExitStack() as stack:
             stack.enter_context(exclusive(entry.with_suffix(".lock"), waiting=waiting))
-            component = self._find(entry, order.name)
-            found = component is not None
-            if component is None:
-                component = self._make(entry, order)
+            made = self._find(entry, order)
+            found = made is not None
+            if made is None:
+                made = self._make(entry, order)
             if self._lasting:
                 self._used.append(shared(entry / ENTRY))
                 with contextlib.suppress(OSError):
                     os.utime(entry / ENTRY)
             held = stack.pop_all()
         with held:
-            self._deliver(entry, component, order.into)
-        return component, found
+            self._deliver(entry, files_of(made), order.into)
+        return made, found
 
     def close(self) -> None:
         """Let go of what was used."""
@@ -143,30 +148,30 @@ class Store:
         if not self._lasting:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _find(self, entry: Path, name: str) -> Component | None:
-        """The component of a whole entry; one that is damaged is removed."""
+    def _find(self, entry: Path, order: Order[Made]) -> Made | None:
+        """What a whole entry holds; one that is damaged is removed."""
         if not entry.is_dir():
             return None
         found = read_entry(entry)
-        if found is None:
+        if found is None or not isinstance(found.made, order.kind):
             damage: str | None = f"its {ENTRY} cannot be read"
         else:
-            damage = damaged_file(entry, found.component, self._checksums)
-        if found is not None and damage is None:
-            _tidy(entry, found.component)
-            return found.component
-        self._console.warn(f"{name} is in the cache, but damaged ({damage}); it is built anew.")
+            damage = damaged_file(entry, found.files, self._checksums)
+            if damage is None:
+                _tidy(entry, found.files)
+                return found.made
+        self._console.warn(f"{order.name} is in the cache, but damaged ({damage}); it is built anew.")
         remove(entry)
         return None
 
-    def _make(self, entry: Path, order: Order) -> Component:
+    def _make(self, entry: Path, order: Order[Made]) -> Made:
         """Make a component; what goes wrong leaves no more than a verified graph, and that to one more attempt."""
         work = entry.with_suffix(".work")
         resumed = clear(work, order.name)
         work.mkdir(exist_ok=True)
         try:
-            component = order.make(work)
-            self._publish(entry, order, component)
+            made = order.make(work)
+            self._publish(entry, order, made)
         except Exception:
             # Often memory or a disk ran out. If it happens again, the graph itself may be what is wrong.
             if resumed:
@@ -177,28 +182,28 @@ class Store:
         except BaseException:
             clear(work, order.name)
             raise
-        return component
+        return made
 
-    def _publish(self, entry: Path, order: Order, component: Component) -> None:
+    def _publish(self, entry: Path, order: Order[Made], made: Made) -> None:
         """Turn the folder of a component in work into an entry."""
-        work = entry.with_suffix(".work")
-        described = Entry(component=component, family=order.family, source=order.source)
+        work, files = entry.with_suffix(".work"), files_of(made)
+        described = Entry(name=order.name, made=made, family=order.family, source=order.source)
         (work / ENTRY).write_text(described.model_dump_json(indent=2) + "\n")
         if self._lasting:
             # Before the checksums are remembered: after a power cut, a file may have its size without its content.
-            for name in [ENTRY, *(file.path for file in component.files)]:
+            for name in [ENTRY, *(file.path for file in files)]:
                 flush(work / name)
             flush(work)
         # Whoever is killed before this still finds the graph there, and after it the entry.
         work.rename(entry)
-        _tidy(entry, component)
+        _tidy(entry, files)
         if self._lasting:
             flush(self.folder)
-            for file in component.files:
+            for file in files:
                 self._checksums.remember(entry / file.path, file.sha256)
 
-    def _deliver(self, entry: Path, component: Component, into: Path) -> None:
-        for file in component.files:
+    def _deliver(self, entry: Path, files: Sequence[BundleFile], into: Path) -> None:
+        for file in files:
             source, target = entry / file.path, into / file.path
             if not self._lasting:
                 source.rename(target)
@@ -225,9 +230,9 @@ class Store:
             ) from None
 
 
-def _tidy(entry: Path, component: Component) -> None:
+def _tidy(entry: Path, files: Sequence[BundleFile]) -> None:
     """Remove from an entry what a build needed that made it, the exported graph."""
-    expected = {ENTRY, *(file.path for file in component.files)}
+    expected = {ENTRY, *(file.path for file in files)}
     for path in entry.iterdir():
         if path.name not in expected:
             remove(path)

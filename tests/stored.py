@@ -75,9 +75,9 @@ def obtain(
     return result
 
 
-def order(bundle: Path, making: Callable[[Path], Component]) -> Order:
+def order(bundle: Path, making: Callable[[Path], Component]) -> Order[Component]:
     """The order for that component."""
-    return Order(name=NAME, key=KEY, family="wan", source="Org/Model", into=bundle, make=making)
+    return Order(kind=Component, name=NAME, key=KEY, family="wan", source="Org/Model", into=bundle, make=making)
 
 
 def _tell(word: str) -> None:

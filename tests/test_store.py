@@ -16,9 +16,11 @@ from typing import IO
 import pytest
 
 from flowblending import FlowBlendingError
+from flowblending.engine.bundle import describe_file
 from flowblending.engine.checksum import ChecksumCache
 from flowblending.engine.entry import damaged_file, read_entry
-from flowblending.engine.manifest import Component
+from flowblending.engine.manifest import BundleFile, Component
+from flowblending.engine.prune import list_lines
 from flowblending.engine.store import Order, open_store
 from flowblending.engine.store_folder import usable_folder
 from tests import stored
@@ -89,7 +91,7 @@ def test_a_build_killed_at_any_change_resumes_where_it_was(tmp_path: Path) -> No
         for entry in entries(cache) if cache.exists() else []:
             found = read_entry(entry)
             assert found is not None
-            assert damaged_file(entry, found.component, ChecksumCache()) is None
+            assert damaged_file(entry, found.files, ChecksumCache()) is None
         console = Recorder()
         repeated.append(built(cache, run / "again", console))
         assert not console.lines
@@ -262,6 +264,34 @@ def test_a_full_disk_of_the_bundle_is_not_blamed_on_the_cache(tmp_path: Path) ->
     with pytest.raises(FileNotFoundError), open_store(tmp_path / "cache", tmp_path, Recorder()) as store:
         store.obtain(stored.order(tmp_path / "missing", lambda work: stored.make(work, lambda _: None)))
     assert built(tmp_path / "cache", tmp_path / "bundle") == []
+
+
+def test_a_file_that_is_no_component_is_kept_too(tmp_path: Path) -> None:
+    made: list[Path] = []
+
+    def measure(work: Path) -> BundleFile:
+        made.append(work)
+        (work / "table.json").write_text("[1, 2]")
+        return describe_file(work, work / "table.json")
+
+    for bundle in (tmp_path / "one", tmp_path / "two"):
+        bundle.mkdir()
+        with open_store(tmp_path / "cache", bundle, Recorder()) as store:
+            order = Order(
+                kind=BundleFile,
+                name="table",
+                key={"n": "2"},
+                family="wan",
+                source="Org/Model",
+                into=bundle,
+                make=measure,
+            )
+            file, found = store.obtain(order)
+        assert (file.path, file.bytes, found) == ("table.json", 6, bundle.name == "two")
+        assert (bundle / "table.json").read_text() == "[1, 2]"
+    assert len(made) == 1
+    lines = list_lines(tmp_path / "cache", Recorder())
+    assert lines[-1].split() == "table wan Org/Model 0.0 MB now whole".split()
 
 
 def test_every_part_of_the_key_makes_another_entry(tmp_path: Path) -> None:
