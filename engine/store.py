@@ -55,6 +55,7 @@ class Order(Generic[Made]):
         make: builds it in the folder given, where ``unfinished.EXPORT`` may hold the graph of an earlier attempt.
     """
 
+    kind: type[Made]
     name: str
     key: Mapping[str, str]
     family: str
@@ -186,7 +187,8 @@ class Store:
 
     def _publish(self, entry: Path, order: Order[Made], made: Made) -> None:
         """Turn the folder of a component in work into an entry."""
-        work, files = entry.with_suffix(".work"), files_of(made)
+        work = entry.with_suffix(".work")
+        files = files_of(made)
         described = Entry(name=order.name, made=made, family=order.family, source=order.source)
         (work / ENTRY).write_text(described.model_dump_json(indent=2) + "\n")
         if self._lasting:

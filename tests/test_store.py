@@ -291,7 +291,7 @@ def test_a_file_that_is_no_component_is_kept_too(tmp_path: Path) -> None:
         assert (bundle / "table.json").read_text() == "[1, 2]"
     assert len(made) == 1
     lines = list_lines(tmp_path / "cache", Recorder())
-    assert lines[-1].split() == "table wan Org/Model 0.0 MB now whole".split()
+    assert lines[-1].split() == ["table", "wan", "Org/Model", "0.0", "MB", "now", "whole"]
 
 
 def test_every_part_of_the_key_makes_another_entry(tmp_path: Path) -> None:
