@@ -188,7 +188,7 @@ class Store:
     def _publish(self, entry: Path, order: Order[Made], made: Made) -> None:
         """Turn the folder of a component in work into an entry."""
         work = entry.with_suffix(".work")
-        files = files_of(made)
+        files: Sequence[BundleFile] = files_of(made)
         described = Entry(name=order.name, made=made, family=order.family, source=order.source)
         (work / ENTRY).write_text(described.model_dump_json(indent=2) + "\n")
         if self._lasting:
