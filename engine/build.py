@@ -1,7 +1,7 @@
 """Building a bundle: export every component, verify it, compile it, and write all of it or nothing.
 
-The one file of this package that calls the exporter (and thereby torch), inside its functions, so that
-the rest of the package loads without torch.
+With `fp8_build`, the only file of this package that calls the exporter (and thereby torch), inside its
+functions, so that the rest of the package loads without torch.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,32 +21,23 @@ from flowblending import FlowBlendingError
 from flowblending.engine import backend as backends
 from flowblending.engine.bundle import Bundle, bundle_id, describe_file, open_bundle, write_bundle
 from flowblending.engine.console import Console
+from flowblending.engine.fp8_build import Fp8Builder, Pair
+from flowblending.engine.fp8_ranges import Graph
 from flowblending.engine.geometry import plan_geometry
-from flowblending.engine.manifest import MANIFEST, Backend, Component, Flops, Geometry, Manifest
-from flowblending.engine.precision import choose_precisions, component_precision
+from flowblending.engine.manifest import MANIFEST, BundleFile, Component, Flops, Geometry, Manifest
+from flowblending.engine.precision import base_precision, choose_precisions, component_precision
 from flowblending.engine.protocol import Range, ShapeProfile
-from flowblending.export.spec import LARGE, SMALL, ExportedGraph, PipelineSpec, Precision
+from flowblending.engine.request import BuildRequest, rebuild_command
+from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, ExportedGraph, PipelineSpec, Precision
 
 if TYPE_CHECKING:
     from flowblending.export.family import Part
 
+__all__ = ["BuildRequest", "build_bundle", "rebuild_command"]
+
 TOKENIZER = "tokenizer.json"
 # numpy writes weights with C's fwrite, and of a short write it knows no more than that it was short.
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildRequest:
-    """What ``fb-build-engines`` was asked for; see its ``--help`` for each."""
-
-    large: str
-    small: str
-    out: Path
-    size: str | None
-    frames: int | None
-    precision: str | None
-    backend: Backend
-    targets: tuple[str, ...]
 
 
 def build_bundle(request: BuildRequest, console: Console) -> Bundle:
@@ -62,6 +53,8 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     targets = backends.check_targets(request.backend, request.targets)
     request = dataclasses.replace(request, targets=targets)
     precisions = choose_precisions(request.precision, request.backend)
+    backends.check_precisions(request.backend, targets, precisions)
+    request.fp8.check(_fp8_models(precisions))
     with console.phase("Reading checkpoints"):
         pipeline, parts, tokenizer = _plan(request)
         geometry = plan_geometry(pipeline, request.size, request.frames)
@@ -69,7 +62,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     try:
         with write_bundle(request.out) as folder:
             builder = _Builder(request=request, console=console, pipeline=pipeline, geometry=geometry, folder=folder)
-            components = {part.name: builder.component(part, precisions, old) for part in parts}
+            components, calibration = builder.components(parts, precisions, tokenizer, old)
             (folder / TOKENIZER).write_bytes(tokenizer)
             manifest = Manifest(
                 id=bundle_id(pipeline, geometry, components.values(), tokenizer),
@@ -77,6 +70,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
                 geometry=geometry,
                 components=components,
                 tokenizer=(describe_file(folder, folder / TOKENIZER),),
+                calibration=calibration,
                 rebuild=rebuild_command(request),
                 created_by=f"flowblending {flowblending.__version__}",
             )
@@ -110,6 +104,10 @@ def _plan(request: BuildRequest) -> tuple[PipelineSpec, tuple[Part, ...], bytes]
     return family.describe(large), parts, tokenizer_file(large)
 
 
+def _fp8_models(precisions: Mapping[str, Precision]) -> tuple[str, ...]:
+    return tuple(name for name in (LARGE, SMALL) if precisions[name] is Precision.FP8)
+
+
 def _existing(out: Path) -> Bundle | None:
     """The bundle to reuse components from, if there is a readable one."""
     try:
@@ -127,11 +125,41 @@ class _Builder:
     pipeline: PipelineSpec
     geometry: Geometry
     folder: Path
+    hashes: dict[str, str] = field(default_factory=dict)
 
-    def component(self, part: Part, precisions: Mapping[str, Precision], old: Bundle | None) -> Component:
+    def components(
+        self, parts: Sequence[Part], precisions: Mapping[str, Precision], tokenizer: bytes, old: Bundle | None
+    ) -> tuple[dict[str, Component], BundleFile | None]:
+        """Every component, and the calibration if there is one. fp8 comes last: calibrating takes the text encoder."""
+        made: dict[str, Component] = {}
+        ready: dict[str, Graph] = {}
+        models = _fp8_models(precisions)
+        fp8 = None
+        if models:
+            pair = Pair(
+                pipeline=self.pipeline,
+                geometry=self.geometry,
+                parts={part.name: part for part in parts},
+                models=models,
+                tokenizer=tokenizer,
+                weights=self._weights,
+            )
+            base = base_precision(self.request.backend)
+            fp8 = Fp8Builder(
+                pair, self.request.fp8, base=base, ready=ready, folder=self.folder, old=old, console=self.console
+            )
+            fp8.check()
+        for part in sorted(parts, key=lambda part: part.name in models):
+            precision = component_precision(precisions, part.name)
+            made[part.name] = self._component(part, precision, old, fp8 if part.name in models else None)
+            if part.name == TEXT_ENCODER and self.request.backend == backends.ONNXRUNTIME:
+                component = made[part.name]
+                ready[part.name] = Graph(onnx=(self.folder / component.files[0].path).absolute(), spec=component.spec)
+        return {part.name: made[part.name] for part in parts}, None if fp8 is None else fp8.write()
+
+    def _component(self, part: Part, precision: Precision, old: Bundle | None, fp8: Fp8Builder | None) -> Component:
         """One component, reused or built."""
-        precision = component_precision(precisions, part.name)
-        key = self._key(part, precision)
+        key = self._key(part, precision) | (fp8.key(part.name) if fp8 is not None else {})
         found = old.manifest.components.get(part.name) if old is not None else None
         if old is not None and found is not None:
             changed = [name for name in key if found.key.get(name) != key[name]]
@@ -145,7 +173,7 @@ class _Builder:
         work = self.folder / "export"
         work.mkdir()
         try:
-            graph = self._export(part, precision, key["weights"], work)
+            graph = self._export(part, precision, work, fp8)
             component = self._compile(graph, key, part.architecture)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -154,14 +182,10 @@ class _Builder:
         return component
 
     def _key(self, part: Part, precision: Precision) -> dict[str, str]:
-        from flowblending.export.checkpoint import weights_sha256
         from flowblending.export.graph import exporter_versions
 
-        total = sum(path.stat().st_size for path in part.sources)
-        with self.console.progress(f"{part.name}: reading weights", total=total, unit="B") as advance:
-            weights = weights_sha256(part.sources, advance)
         return {
-            "weights": weights,
+            "weights": self._weights(part),
             "graph": _sources_digest("export", "*.py"),
             "pipeline": f"{self.pipeline.pipeline}, {self.pipeline.text_length} tokens",
             "precision": str(precision),
@@ -172,6 +196,16 @@ class _Builder:
             "compiler": "" if self.request.backend == backends.ONNXRUNTIME else _sources_digest("engine", "trt_*.py"),
             "versions": exporter_versions(),
         }
+
+    def _weights(self, part: Part) -> str:
+        """SHA-256 of a component's checkpoint, which is read once."""
+        from flowblending.export.checkpoint import weights_sha256
+
+        if part.name not in self.hashes:
+            total = sum(path.stat().st_size for path in part.sources)
+            with self.console.progress(f"{part.name}: reading weights", total=total, unit="B") as advance:
+                self.hashes[part.name] = weights_sha256(part.sources, advance)
+        return self.hashes[part.name]
 
     def _take_over(self, component: Component, old: Bundle) -> bool:
         """Link the files of an old component into the new bundle; False when they are not what they should be."""
@@ -188,12 +222,29 @@ class _Builder:
             return False
         return True
 
-    def _export(self, part: Part, precision: Precision, weights: str, work: Path) -> ExportedGraph:
+    def _export(self, part: Part, precision: Precision, work: Path, fp8: Fp8Builder | None) -> ExportedGraph:
         from flowblending.export.verify import export_and_verify
 
+        if fp8 is not None:
+            return self._export_fp8(part, work, fp8)
         with self.console.phase(f"{part.name}: exporting") as report:
-            graph, parity = export_and_verify(part, precision, work, weights, report)
+            graph, parity = export_and_verify(part, precision, work, self._weights(part), report)
         self.console.log(f"{part.name}: equals torch to {parity.relative:.1e} at {parity.shapes} shapes")
+        return graph
+
+    def _export_fp8(self, part: Part, work: Path, fp8: Fp8Builder) -> ExportedGraph:
+        from flowblending.export.audit import audit
+
+        _ = fp8.calibration  # made first: it shows its own progress
+        _ = fp8.conditions
+        with self.console.phase(f"{part.name}: exporting") as report:
+            graph, parity = fp8.export(part, work, report)
+        found = audit(graph.onnx, {**self._sizes(), "batch": 1})
+        self.console.log(
+            f"{part.name}: {found.layers[Precision.FP8]} of {sum(found.layers.values())} layers in fp8, "
+            f"{found.share(Precision.FP8):.1%} of their operations; "
+            f"{parity.relative:.1e} from torch's fp32 at {parity.shapes} shapes"
+        )
         return graph
 
     def _compile(self, graph: ExportedGraph, key: Mapping[str, str], architecture: str | None) -> Component:
@@ -246,29 +297,3 @@ def _sources_digest(room: str, pattern: str) -> str:
     for path in sorted((Path(flowblending.__file__).parent / room).glob(pattern)):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
-
-
-def split_targets(text: str | None) -> tuple[str, ...]:
-    """``sm89,sm120`` as a tuple; empty for None."""
-    return tuple(sorted({item.strip().lower() for item in (text or "").split(",") if item.strip()}))
-
-
-def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
-    """The command that makes the requested bundle again, from whatever folder it is given in."""
-    options = {
-        "--large": _absolute(request.large),
-        "--small": _absolute(request.small),
-        "--out": str(request.out.absolute()),
-        "--size": request.size,
-        "--frames": request.frames,
-        "--precision": request.precision,
-        "--backend": request.backend,
-        "--target": ",".join(request.targets) or None,
-    }
-    given = ((name, str(value)) for name, value in options.items() if value is not None)
-    return ("fb-build-engines", *(word for option in given for word in option))
-
-
-def _absolute(source: str) -> str:
-    """A checkpoint's folder as an absolute path; a hub id as it is."""
-    return str(Path(source).absolute()) if Path(source).exists() else source
