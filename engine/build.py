@@ -175,6 +175,8 @@ class _Builder:
         try:
             graph = self._export(part, precision, work, fp8)
             component = self._compile(graph, key, part.architecture)
+            if fp8 is not None and self.request.backend != backends.ONNXRUNTIME:
+                fp8.prove(part.name, self.folder / component.files[0].path)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         size = sum(file.bytes for file in component.files)
@@ -226,25 +228,10 @@ class _Builder:
         from flowblending.export.verify import export_and_verify
 
         if fp8 is not None:
-            return self._export_fp8(part, work, fp8)
+            return fp8.export(part, work)
         with self.console.phase(f"{part.name}: exporting") as report:
             graph, parity = export_and_verify(part, precision, work, self._weights(part), report)
         self.console.log(f"{part.name}: equals torch to {parity.relative:.1e} at {parity.shapes} shapes")
-        return graph
-
-    def _export_fp8(self, part: Part, work: Path, fp8: Fp8Builder) -> ExportedGraph:
-        from flowblending.export.audit import audit
-
-        _ = fp8.calibration  # made first: it shows its own progress
-        _ = fp8.conditions
-        with self.console.phase(f"{part.name}: exporting") as report:
-            graph, parity = fp8.export(part, work, report)
-        found = audit(graph.onnx, {**self._sizes(), "batch": 1})
-        self.console.log(
-            f"{part.name}: {found.layers[Precision.FP8]} of {sum(found.layers.values())} layers in fp8, "
-            f"{found.share(Precision.FP8):.1%} of their operations; "
-            f"{parity.relative:.1e} from torch's fp32 at {parity.shapes} shapes"
-        )
         return graph
 
     def _compile(self, graph: ExportedGraph, key: Mapping[str, str], architecture: str | None) -> Component:

@@ -22,12 +22,12 @@ from flowblending.engine.console import Console
 from flowblending.engine.fp8_options import MARGIN, PERCENTILE, SCHEDULE, Fp8Options
 from flowblending.engine.fp8_ranges import Graph, Measured, RangesRequest, Trajectories, measure
 from flowblending.engine.manifest import BundleFile, Geometry
+from flowblending.engine.trt_plan import fp8_products
 from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, ExportedGraph, PipelineSpec, Precision
 
 if TYPE_CHECKING:
     from flowblending.export.family import Part
     from flowblending.export.fp8_calibration import Calibration
-    from flowblending.export.verify import Parity
 
 FILE = "calibration.json"
 
@@ -80,6 +80,7 @@ class Fp8Builder:
         self._folder = folder
         self._old = old
         self._console = console
+        self._layers: dict[str, int] = {}
         self._encoded: Mapping[str, npt.NDArray[Any]] | None = None
         self._prompts = options.read_prompts()
 
@@ -114,23 +115,44 @@ class Fp8Builder:
         kept = "default" if keep is None else str(keep)
         return {"precision": f"fp8, else {self._base}, {kept} blocks kept", "calibration": self._calibration_key}
 
-    def export(self, part: Part, work: Path, report: Callable[[str], None]) -> tuple[ExportedGraph, Parity]:
-        """Export and verify a transformer."""
+    def export(self, part: Part, work: Path) -> ExportedGraph:
+        """Export and verify a transformer, and say what of it is in fp8."""
+        from flowblending.export.audit import audit
         from flowblending.export.fp8_export import export_fp8
 
-        model = self.calibration.models[part.name]
+        model, samples = self.calibration.models[part.name], self.conditions
         blocks = 1 + max((int(name.split(".")[1]) for name in model.layers), default=-1)
-        return export_fp8(
-            part,
-            model.amax,
-            self._kept(part.name, blocks),
-            base=self._base,
-            folder=work,
-            weights_sha256=self._pair.weights(part),
-            samples=self.conditions,
-            timesteps=model.timesteps,
-            report=report,
+        with self._console.phase(f"{part.name}: exporting") as report:
+            graph, parity = export_fp8(
+                part,
+                model.amax,
+                self._kept(part.name, blocks),
+                base=self._base,
+                folder=work,
+                weights_sha256=self._pair.weights(part),
+                samples=samples,
+                timesteps=model.timesteps,
+                report=report,
+            )
+        _, frames, height, width = self._pair.geometry.latent_shape
+        found = audit(graph.onnx, {"batch": 1, "frames": frames, "height": height, "width": width})
+        self._layers[part.name] = found.layers[Precision.FP8]
+        self._console.log(
+            f"{part.name}: {found.layers[Precision.FP8]} of {sum(found.layers.values())} layers in fp8, "
+            f"{found.share(Precision.FP8):.1%} of their operations, else {self._base}; "
+            f"{parity.relative:.1e} from torch's fp32 at {parity.shapes} shapes"
         )
+        return graph
+
+    def prove(self, name: str, plan: Path) -> None:
+        """Look up in a plan whether its compiler has done what the graph asks for.
+
+        Raises:
+            FlowBlendingError: some of the layers are not computed in fp8.
+        """
+        found = fp8_products(plan, name, self._layers[name])
+        told = "does not tell in which types it computes" if found is None else f"computes {found} layers in fp8"
+        self._console.log(f"{name}: the plan {told}")
 
     def _kept(self, model: str, blocks: int) -> int:
         from flowblending.export.fp8 import kept_blocks

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ import numpy.typing as npt
 from flowblending import FlowBlendingError
 
 FORMAT = 1
+
+_INNERMOST = re.compile(r"[{\[][^{}\[\]]*[}\]]")
+_DIGITS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,11 @@ class Calibration:
 
     def write(self, path: Path) -> None:
         """Write the file."""
-        path.write_text(json.dumps({"format": FORMAT} | dataclasses.asdict(self), indent=2) + "\n")
+        content = {"format": FORMAT} | dataclasses.asdict(self)
+        models = json.dumps(content.pop("models"), indent=2).replace("\n", "\n  ")
+        # A layer is a line. There is no text in this part that could hold a bracket.
+        models = _INNERMOST.sub(lambda match: " ".join(match[0].split()), models)
+        path.write_text(json.dumps(content, indent=2).removesuffix("\n}") + f',\n  "models": {models}\n}}\n')
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
@@ -173,9 +181,9 @@ def summarise(
         layers |= dict.fromkeys(
             names,
             LayerRange(
-                amax=percentile * margin,
-                percentile=percentile,
-                largest=largest,
+                amax=_rounded(percentile * margin),
+                percentile=_rounded(percentile),
+                largest=_rounded(largest),
                 timestep=float(timesteps[worst[row]]),
             ),
         )
@@ -185,6 +193,11 @@ def summarise(
         timesteps=tuple(dict.fromkeys(map(float, timesteps))),
         layers=dict(sorted(layers.items(), key=lambda item: _natural(item[0]))),
     )
+
+
+def _rounded(value: float) -> float:
+    """To a few digits, for the reader: scales have fewer."""
+    return float(f"{value:.{_DIGITS}g}")
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
