@@ -42,7 +42,8 @@ def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
         "--target": ",".join(request.targets) or None,
     }
     given = {name: str(value) for name, value in options.items() if value is not None}
-    given |= {name: _absolute(value) for name, value in request.fp8.given().items()}
+    given |= request.fp8.given()
+    given |= {name: _absolute(given[name]) for name in ("--calibration", "--calibration-prompts") if name in given}
     return ("fb-build-engines", *(word for option in given.items() for word in option))
 
 

@@ -19,6 +19,7 @@ from flowblending.export.spec import Dim, ExportedGraph, GraphSpec, Precision, T
 from flowblending.runtime.fp8_ranges import work
 from flowblending.runtime.jobs import Job, compile_job
 from tests.manifests import PIPELINE
+from tests.plans import ignore
 
 SHAPE = (16, 3, 4, 8)
 LAYER = "blocks.0.ffn"
@@ -105,7 +106,9 @@ def request(folder: Path, *, schedule: str = "LSL", steps: int | None = 10, samp
 def timesteps(schedule: str) -> list[tuple[str, float]]:
     """Model and timestep of every step, as fb-run would have them."""
     geometry = Geometry(width=64, height=32, frames=9, latent_shape=SHAPE)
-    manifest = Manifest.model_construct(pipeline=PIPELINE, geometry=geometry, components={})
+    manifest = Manifest.model_construct(
+        id="", pipeline=PIPELINE, geometry=geometry, components={}, tokenizer=(), rebuild=(), created_by=""
+    )
     program = compile_job(Job(prompt="", steps=10, schedule=schedule), manifest)
     return [(step.model, step.timestep) for step in program.steps]
 
@@ -133,7 +136,7 @@ def test_each_model_meets_its_own_timesteps_and_both_branches(tmp_path: Path) ->
 
 def test_a_stage_needs_a_smaller_range_than_all_steps(tmp_path: Path) -> None:
     """The layer's values grow with the timestep, so what is right for all steps wastes range in the middle ones."""
-    staged, uniform = work(request(tmp_path), str), work(request(tmp_path, schedule="SSS"), str)
+    staged, uniform = work(request(tmp_path), ignore), work(request(tmp_path, schedule="SSS"), ignore)
     every = [timestep for _, timestep in timesteps("SSS")]
     middle = [timestep for model, timestep in timesteps("LSL") if model == "small"]
     assert amax(uniform, "small") == pytest.approx(max(every), rel=1e-5)
@@ -143,12 +146,12 @@ def test_a_stage_needs_a_smaller_range_than_all_steps(tmp_path: Path) -> None:
 
 
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:
-    found = measure(request(tmp_path, sample=False), lambda _: None)
+    found = measure(request(tmp_path, sample=False), ignore)
     assert not found.models
     assert set(found.conditions) == {"text", "text_mask"}
     with pytest.raises(UsageError, match="add up to 3 steps, but 10"):
-        measure(request(tmp_path, schedule="L1 S2"), lambda _: None)
+        measure(request(tmp_path, schedule="L1 S2"), ignore)
     wrong = request(tmp_path)
     (tmp_path / "small_observed.onnx").write_bytes(b"")
     with pytest.raises(FlowBlendingError, match=r"cannot load .*small_observed\.onnx"):
-        measure(wrong, lambda _: None)
+        measure(wrong, ignore)
