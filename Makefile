@@ -11,8 +11,9 @@ EMBEDDING := $(VENV)/installed-embedding
 demo: $(INSTALLED)
 	$(BIN)/python -m benchmarks.demo --out demo
 
+# Two processes of one thread each: most of what the tests wait for is a single thread.
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Needs cmake, g++, nlohmann-json3-dev, libssl-dev and libpython3.11 from the distribution beside, and fails without.
 test-embedding: $(EMBEDDING)

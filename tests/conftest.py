@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -22,17 +25,35 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of one test run have in common."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, name: str) -> Iterator[None]:
+    """Keep other processes out of what is made once."""
+    with (folder / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def checkpoints(shared: Path) -> Callable[[str], Path]:
     """``checkpoints("wan")`` is a folder with ``large`` and ``small``; one per kind in ``benchmarks.checkpoints``."""
     from benchmarks.checkpoints import PAIRS
 
-    made: dict[str, Path] = {}
-
     def make(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp(kind)
-            PAIRS[kind](made[kind])
-        return made[kind]
+        folder = shared / kind
+        with _alone(shared, kind):
+            if not folder.exists():
+                unfinished = folder.with_suffix(".part")
+                PAIRS[kind](unfinished)
+                unfinished.rename(folder)
+        return folder
 
     return make
 
@@ -55,13 +76,14 @@ SMALLEST = {
 
 
 @pytest.fixture(scope="session")
-def build(tmp_path_factory: pytest.TempPathFactory, checkpoints: Callable[[str], Path]) -> Build:
+def build(shared: Path, checkpoints: Callable[[str], Path]) -> Build:
     """Builds a bundle of a kind of checkpoint, or returns the one already built with the same options."""
     from flowblending.engine.build import BuildRequest, build_bundle
+    from flowblending.engine.bundle import open_bundle
     from flowblending.engine.console import Console
 
-    root = tmp_path_factory.mktemp("bundles")
-    made: dict[str, Bundle] = {}
+    root = shared / "bundles"
+    root.mkdir(exist_ok=True)
 
     def make(
         kind: str,
@@ -74,24 +96,28 @@ def build(tmp_path_factory: pytest.TempPathFactory, checkpoints: Callable[[str],
     ) -> Bundle:
         size, frames = size or SMALLEST[kind].size, frames or SMALLEST[kind].frames
         components = f"{kind}-{precision}-{backend}-{'-'.join(targets)}".replace("=", "")
-        name = f"{components}-{size}-{frames}"
-        if name not in made:
-            folder = checkpoints(kind)
+        folder = checkpoints(kind)
+        request = BuildRequest(
+            large=str(folder / "large"),
+            small=str(folder / "small"),
+            out=root / f"{components}-{size}-{frames}",
+            size=size,
+            frames=frames,
+            precision=precision,
+            backend=backend,
+            targets=targets,
+        )
+        with _alone(root, components):
+            if request.out.exists():
+                return open_bundle(request.out)
             # Another geometry of the same engines: the build takes over what the earlier bundle has.
-            for earlier in sorted(root.glob(f"{components}-*"))[:1]:
-                shutil.copytree(earlier, root / name)
-            request = BuildRequest(
-                large=str(folder / "large"),
-                small=str(folder / "small"),
-                out=root / name,
-                size=size,
-                frames=frames,
-                precision=precision,
-                backend=backend,
-                targets=targets,
-            )
-            made[name] = build_bundle(request, Console(quiet=True))
-        return made[name]
+            for earlier in sorted(each for each in root.glob(f"{components}-*") if each.is_dir())[:1]:
+                shutil.copytree(earlier, request.out)
+            try:
+                return build_bundle(request, Console(quiet=True))
+            except BaseException:
+                shutil.rmtree(request.out, ignore_errors=True)
+                raise
 
     return make
 
