@@ -40,8 +40,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--precision",
         metavar="P",
-        help="fp32, fp16, fp16-mixed (fp16 with fp32 between the layers, where fp16 overflows) or bf16 for both "
-        "transformers, or per component: large=bf16,small=fp16,text_encoder=bf16,vae=fp32 "
+        help="fp32, fp16, fp16-mixed (fp16 with fp32 between the layers, where fp16 overflows), bf16 or fp8 (linear "
+        "layers of the blocks) for both transformers, or per component: large=bf16,small=fp8,text_encoder=bf16 "
         "(default: bf16 with a fp32 VAE; fp32 for onnxruntime)",
     )
     parser.add_argument(
@@ -52,10 +52,47 @@ def parser() -> argparse.ArgumentParser:
         "onnxruntime runs on CPUs and GPUs (default: %(default)s)",
     )
     parser.add_argument("--target", metavar="SM,...", help="tensorrt-rtx: GPU architectures, such as sm89,sm120")
+    _add_fp8(parser.add_argument_group("fp8"))
     _add_cache_options(parser)
     parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
     return parser
+
+
+def _add_fp8(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--fp8-keep",
+        metavar="N",
+        help="blocks at either end that stay in 16 bits: a number, or large=3,small=1 "
+        "(default: by the number of blocks, such as 3 of 40 and 2 of 30)",
+    )
+    group.add_argument(
+        "--fp8-calibration",
+        type=Path,
+        metavar="FILE",
+        help="take the ranges from an fp8_calibration.json of the same weights",
+    )
+    group.add_argument(
+        "--fp8-prompts",
+        type=Path,
+        metavar="FILE",
+        help="prompts to calibrate on, one a line (default: four built-in ones)",
+    )
+    group.add_argument(
+        "--fp8-schedule",
+        metavar="S",
+        help="each model is calibrated at its own steps of this schedule (default: LSL)",
+    )
+    group.add_argument("--fp8-steps", type=int, metavar="N", help="(default: the family's)")
+    group.add_argument(
+        "--fp8-percentile",
+        type=float,
+        metavar="P",
+        help="of the absolute values in a call, beyond which they are clipped (default: 100, the largest)",
+    )
+    group.add_argument(
+        "--fp8-margin", type=float, metavar="M", help="room above the percentile, as a factor (default: 1.1)"
+    )
 
 
 def _add_cache_options(parser: argparse.ArgumentParser) -> None:
@@ -117,8 +154,10 @@ def keep_house(arguments: argparse.Namespace) -> None:
 
 def build(arguments: argparse.Namespace) -> None:
     """Build the bundle that the arguments ask for, and say how to use it."""
-    from flowblending.engine.build import BuildRequest, build_bundle, split_targets
+    from flowblending.engine.build import build_bundle
     from flowblending.engine.console import Console
+    from flowblending.engine.fp8_options import Fp8Options
+    from flowblending.engine.request import BuildRequest, split_targets
     from flowblending.engine.store_folder import usable_folder
 
     console = Console(quiet=arguments.quiet)
@@ -131,6 +170,15 @@ def build(arguments: argparse.Namespace) -> None:
         precision=arguments.precision,
         backend=arguments.backend,
         targets=split_targets(arguments.target),
+        fp8=Fp8Options(
+            keep=arguments.fp8_keep,
+            calibration=arguments.fp8_calibration,
+            prompts=arguments.fp8_prompts,
+            schedule=arguments.fp8_schedule,
+            steps=arguments.fp8_steps,
+            percentile=arguments.fp8_percentile,
+            margin=arguments.fp8_margin,
+        ),
         cache=None if arguments.no_cache else usable_folder(arguments.cache_dir, console),
     )
     _summary(build_bundle(request, console), console)
