@@ -139,7 +139,7 @@ class Store:
                     os.utime(entry / ENTRY)
             held = stack.pop_all()
         with held:
-            self._deliver(entry, files_of(made), order.into)
+            self._deliver(entry, made, order.into)
         return made, found
 
     def close(self) -> None:
@@ -204,13 +204,16 @@ class Store:
             for file in files:
                 self._checksums.remember(entry / file.path, file.sha256)
 
-    def _deliver(self, entry: Path, files: Sequence[BundleFile], into: Path) -> None:
-        for file in files:
+    def _deliver(self, entry: Path, made: Component | BundleFile, into: Path) -> None:
+        for file in files_of(made):
             source, target = entry / file.path, into / file.path
             if not self._lasting:
                 source.rename(target)
-                continue
-            self.copied += link_or_copy(source, target)
+            elif isinstance(made, Component):
+                self.copied += link_or_copy(source, target)
+            else:
+                # Small, and for people, who may edit the bundle's.
+                shutil.copyfile(source, target)
         if not self._lasting:
             remove(entry)
 

@@ -289,6 +289,8 @@ def test_a_file_that_is_no_component_is_kept_too(tmp_path: Path) -> None:
             file, found = store.obtain(order)
         assert (file.path, file.bytes, found) == ("table.json", 6, bundle.name == "two")
         assert (bundle / "table.json").read_text() == "[1, 2]"
+        # Whoever edits it in a bundle edits no other one.
+        (bundle / "table.json").write_text("edited")
     assert len(made) == 1
     lines = list_lines(tmp_path / "cache", Recorder())
     assert lines[-1].split() == ["table", "wan", "Org/Model", "0.0", "MB", "now", "whole"]
