@@ -1,7 +1,7 @@
 """Building a bundle: export every component, verify it, compile it, and write all of it or nothing.
 
-With `fp8_build`, the only file of this package that calls the exporter (and thereby torch), inside its
-functions, so that the rest of the package loads without torch.
+With `fp8_build` and `fp8_calibrate`, the only file of this package that calls the exporter (and thereby torch),
+inside its functions, so that the rest of the package loads without torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from flowblending.engine.bundle import Bundle, bundle_id, describe_file, open_bu
 from flowblending.engine.checksum import ChecksumCache, sources_sha256
 from flowblending.engine.console import Console
 from flowblending.engine.entry import damaged_file
-from flowblending.engine.fp8_build import Fp8Builder, Pair
+from flowblending.engine.fp8_build import Fp8Builder
+from flowblending.engine.fp8_calibrate import Calibrator, Pair
 from flowblending.engine.fp8_ranges import Graph
 from flowblending.engine.geometry import plan_geometry
 from flowblending.engine.manifest import MANIFEST, BundleFile, Component, Flops, Geometry, Manifest
@@ -142,7 +143,7 @@ class _Builder:
         fp8 = self._fp8(parts, models, tokenizer, ready, old) if models else None
         for part in sorted(parts, key=lambda part: part.name in models):
             if fp8 is not None and calibration is None and part.name in models:
-                calibration = fp8.calibrate()
+                calibration = fp8.calibrator.obtain()
             precision = component_precision(precisions, part.name)
             made[part.name] = self._component(part, precision, old, fp8 if part.name in models else None)
             if part.name == TEXT_ENCODER and self.request.backend == backends.ONNXRUNTIME:
@@ -168,16 +169,12 @@ class _Builder:
             weights=self._weights,
             source=self.request.large,
         )
-        fp8 = Fp8Builder(
-            pair,
-            self.request.fp8,
-            base=base_precision(self.request.backend),
-            ready=ready,
-            folder=self.folder,
-            old=old,
-            store=self.store,
-            console=self.console,
+        options, console = self.request.fp8, self.console
+        calibrator = Calibrator(
+            pair, options, ready=ready, folder=self.folder, old=old, store=self.store, console=console
         )
+        base = base_precision(self.request.backend)
+        fp8 = Fp8Builder(pair, options, base=base, calibrator=calibrator, console=console)
         fp8.check()
         return fp8
 
@@ -230,7 +227,7 @@ class _Builder:
             "graph": sources_sha256("export", "*.py"),
             "pipeline": f"{self.pipeline.pipeline}, {self.pipeline.text_length} tokens",
             "precision": str(precision),
-            # What of the graph depends on data: see `Fp8Builder.key`.
+            # What of the graph depends on data: see `Calibrator.key`.
             "calibration": "none",
             # ONNX Runtime takes any size; a TensorRT engine is compiled for this one.
             "shapes": "any" if self.request.backend == backends.ONNXRUNTIME else repr(self._profile(part.name)),

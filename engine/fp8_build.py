@@ -1,98 +1,42 @@
-"""The fp8 transformers of a bundle: calibration on the schedule's own trajectories, and the quantised graphs.
+"""The graphs of the fp8 transformers of a bundle.
 
-With `build`, the only files of this package that call the exporter.
+With `build` and `fp8_calibrate`, the only files of this package that call the exporter.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy.typing as npt
-
-from flowblending import UsageError
-from flowblending.engine.bundle import Bundle, describe_file
-from flowblending.engine.checksum import sources_sha256
 from flowblending.engine.console import Console
-from flowblending.engine.fp8_options import MARGIN, PERCENTILE, SCHEDULE, Fp8Options
-from flowblending.engine.fp8_ranges import Graph, Measured, RangesRequest, Trajectories, measure
-from flowblending.engine.manifest import BundleFile, Geometry
-from flowblending.engine.store import Order, Store, link_or_copy
+from flowblending.engine.fp8_calibrate import SCRATCH, Calibrator, Pair
+from flowblending.engine.fp8_options import Fp8Options
 from flowblending.engine.trt_plan import fp8_products
-from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, ExportedGraph, PipelineSpec, Precision
+from flowblending.export.spec import ExportedGraph, Precision
 
 if TYPE_CHECKING:
     from flowblending.export.audit import Audit
     from flowblending.export.family import Part
-    from flowblending.export.fp8_calibration import Calibration
-
-FILE = "fp8_calibration.json"
-_SCRATCH = "calibration"
-"""For the fp32 graphs that are run to calibrate, while they are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """What is built.
-
-    Attributes:
-        parts: every component by name.
-        models: the transformers to build in fp8.
-        weights: SHA-256 of a part's checkpoint.
-        source: the large model's checkpoint, as it was given.
-    """
-
-    pipeline: PipelineSpec
-    geometry: Geometry
-    parts: Mapping[str, Part]
-    models: Collection[str]
-    tokenizer: bytes
-    weights: Callable[[Part], str]
-    source: str
 
 
 class Fp8Builder:
-    """Makes the graphs of the fp8 transformers, and calibrates them when the first one is needed.
+    """Makes the graphs of the fp8 transformers.
 
     Args:
         pair: what is built.
         options: as checked.
         base: precision of everything that is not fp8.
-        ready: engines for ONNX Runtime in ``folder`` that need not be exported again, by component.
-        folder: of the bundle in the making.
-        old: the bundle that was there before; its calibration is used where it was made on the same.
-        store: keeps calibrations.
+        calibrator: of the pair.
     """
 
     def __init__(
-        self,
-        pair: Pair,
-        options: Fp8Options,
-        *,
-        base: Precision,
-        ready: Mapping[str, Graph],
-        folder: Path,
-        old: Bundle | None,
-        store: Store,
-        console: Console,
+        self, pair: Pair, options: Fp8Options, *, base: Precision, calibrator: Calibrator, console: Console
     ) -> None:
         self._pair = pair
         self._options = options
         self._base = base
-        self._ready = ready
-        self._folder = folder
-        self._old = old
-        self._store = store
-        self._ranges = ""
         self._console = console
-        self._encoded: Mapping[str, npt.NDArray[Any]] | None = None
-        self._prompts = options.read_prompts()
+        self.calibrator = calibrator
 
     def check(self) -> None:
         """Refuse trajectories that cannot be, and blocks to keep that leave none, before anything is exported.
@@ -108,35 +52,20 @@ class Fp8Builder:
             config = next(path for path in self._pair.parts[name].sources if path.name == "config.json")
             blocks = int(read_json(config).get("num_layers", 1))
             check_kept(name, blocks, self._kept(name, blocks))
-        if self._options.calibration is not None:
-            _ = self.calibration
-            return
-        schedule = self._measure({}, lambda _: None, sample=False).schedule
-        for name in self._pair.models:
-            if name[0].upper() not in schedule:
-                raise UsageError(
-                    f"The schedule {schedule} never runs {name}, so it cannot be calibrated on it; "
-                    f"give another --fp8-schedule, or another --precision of {name}."
-                )
+        self.calibrator.check()
 
     def key(self, name: str) -> dict[str, str]:
-        """What determines an fp8 graph beside the checkpoint; after `calibrate`.
-
-        That is the table itself. What it was measured on is there too, to find the table of an earlier bundle by.
-        """
+        """What determines an fp8 graph beside the checkpoint; after the calibration was obtained."""
         keep = self._options.kept(name)
         kept = "default" if keep is None else str(keep)
-        return {
-            "precision": f"fp8, else {self._base}, {kept} blocks kept",
-            "calibration": self._calibration_key,
-            "ranges": self._ranges,
-        }
+        return {"precision": f"fp8, else {self._base}, {kept} blocks kept", **self.calibrator.key}
 
     def export(self, part: Part, work: Path) -> ExportedGraph:
         """Export and verify a transformer, and say what of it is in fp8."""
         from flowblending.export.fp8_export import export_fp8
 
-        model, samples = self.calibration.models[part.name], self._conditions(work / _SCRATCH)
+        model = self.calibrator.calibration.models[part.name]
+        samples = self.calibrator.conditions(work / SCRATCH)
         blocks = 1 + max((int(name.split(".")[1]) for name in model.layers), default=-1)
         with self._console.phase(f"{part.name}: exporting") as report:
             graph, parity = export_fp8(
@@ -180,189 +109,3 @@ class Fp8Builder:
 
         keep = self._options.kept(model)
         return kept_blocks(blocks) if keep is None else keep
-
-    def calibrate(self) -> BundleFile:
-        """Put the calibration into the bundle: the one given, one of the cache or of the old bundle, or a new one."""
-        path = self._folder / FILE
-        if self._options.calibration is not None:
-            self.calibration.write(path)
-            file = describe_file(self._folder, path)
-        else:
-            file, found = self._store.obtain(self._order())
-            if found:
-                self._console.log(f"calibration: {_summary(self.calibration)}, taken from the cache")
-        self._ranges = file.sha256
-        return file
-
-    def _order(self) -> Order[BundleFile]:
-        from flowblending.export.graph import exporter_versions
-
-        return Order(
-            kind=BundleFile,
-            name="calibration",
-            key={
-                "measured on": self._calibration_key,
-                "graph": sources_sha256("export", "*.py"),
-                "trajectories": sources_sha256("runtime", "*.py"),
-                "versions": exporter_versions(),
-            },
-            family=self._pair.pipeline.family,
-            source=self._pair.source,
-            into=self._folder,
-            make=self._make,
-        )
-
-    def _make(self, work: Path) -> BundleFile:
-        """A calibration file in ``work``."""
-        from flowblending.export.fp8_calibration import Calibration
-
-        old = self._same_calibration()
-        if old is None:
-            self._calibrate(work / _SCRATCH).write(work / FILE)
-        else:
-            link_or_copy(old, work / FILE)
-            self._console.log(f"calibration: {_summary(Calibration.read(old))}, reused")
-        return describe_file(work, work / FILE)
-
-    @cached_property
-    def calibration(self) -> Calibration:
-        """The calibration: of the file given, or what `calibrate` has put into the bundle."""
-        from flowblending.export.fp8_calibration import Calibration
-
-        given = self._options.calibration
-        if given is None:
-            return Calibration.read(self._folder / FILE)
-        found = Calibration.read(given)
-        for name in self._pair.models:
-            found.model(name, self._pair.weights(self._pair.parts[name]), given)
-        self._console.log(f"calibration: {_summary(found)}, from {given}")
-        return found
-
-    def _same_calibration(self) -> Path | None:
-        """The old bundle's calibration, if it was made on the same."""
-        old = self._old
-        file = None if old is None else old.manifest.fp8_calibration
-        if old is None or file is None:
-            return None
-        path = old.folder / file.path
-        same = any(each.key.get("calibration") == self._calibration_key for each in old.manifest.components.values())
-        return path if same and path.is_file() and describe_file(old.folder, path) == file else None
-
-    def _calibrate(self, scratch: Path) -> Calibration:
-        from flowblending.export.fp8_calibration import Calibration, summarise
-
-        options = self._options
-        percentile = PERCENTILE if options.percentile is None else options.percentile
-        margin = MARGIN if options.margin is None else options.margin
-        measured, rows = self._run(percentile, scratch)
-        pair = self._pair
-        result = Calibration(
-            pipeline=pair.pipeline.pipeline,
-            size=f"{pair.geometry.width}x{pair.geometry.height}",
-            frames=pair.geometry.frames,
-            prompts=self._prompts,
-            negative_prompt=pair.pipeline.negative_prompt,
-            seeds=tuple(range(len(self._prompts))),
-            schedule=measured.schedule,
-            steps=measured.steps,
-            solver=measured.solver,
-            guidance=measured.guidance,
-            percentile=percentile,
-            margin=margin,
-            models={
-                name: summarise(
-                    rows[name],
-                    observed.ranges,
-                    observed.timesteps,
-                    weights=pair.weights(pair.parts[name]),
-                    margin=margin,
-                )
-                for name, observed in measured.models.items()
-            },
-        )
-        source = "the built-in ones" if options.prompts is None else f"from {options.prompts}"
-        self._console.log(f"calibration: {_summary(result)}, prompts {source}")
-        self._encoded = measured.conditions
-        return result
-
-    def _run(self, percentile: float, scratch: Path) -> tuple[Measured, dict[str, tuple[tuple[str, ...], ...]]]:
-        """Sample the trajectories on fp32 graphs, which are removed afterwards; and each model's rows of ranges."""
-        from flowblending.export.fp8_observe import observe
-
-        try:
-            with self._console.phase("calibrating") as report:
-                graphs, rows = self._text_encoder(scratch, report), {}
-                for name in (LARGE, SMALL):
-                    observed = observe(self._export(name, scratch, report), percentile)
-                    graphs[name] = Graph(onnx=observed.onnx.absolute(), spec=observed.spec)
-                    rows[name] = observed.rows
-                return self._measure(graphs, report, sample=True), rows
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-    def _conditions(self, scratch: Path) -> Mapping[str, npt.NDArray[Any]]:
-        """Encoded prompts for the verification: those that were sampled, or the same without sampling."""
-        if self._encoded is None:
-            try:
-                with self._console.phase("encoding prompts") as report:
-                    graphs = self._text_encoder(scratch, report)
-                    self._encoded = self._measure(graphs, report, sample=False).conditions
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-        return self._encoded
-
-    def _text_encoder(self, scratch: Path, report: Callable[[str], None]) -> dict[str, Graph]:
-        if TEXT_ENCODER in self._ready:
-            return {TEXT_ENCODER: self._ready[TEXT_ENCODER]}
-        graph = self._export(TEXT_ENCODER, scratch, report)
-        return {TEXT_ENCODER: Graph(onnx=graph.onnx.absolute(), spec=graph.spec)}
-
-    def _export(self, name: str, scratch: Path, report: Callable[[str], None]) -> ExportedGraph:
-        """A component's fp32 graph, for this machine."""
-        from flowblending.export.graph import export_graph
-
-        part = self._pair.parts[name]
-        report(f"exporting {name}")
-        return export_graph(part.load(Precision.FP32), scratch, self._pair.weights(part))
-
-    def _measure(self, graphs: Mapping[str, Graph], report: Callable[[str], None], *, sample: bool) -> Measured:
-        tokenizer = self._folder / "tokenizer.json"
-        tokenizer.write_bytes(self._pair.tokenizer)
-        return measure(
-            RangesRequest(
-                pipeline=self._pair.pipeline,
-                geometry=self._pair.geometry,
-                graphs=graphs,
-                tokenizer=tokenizer.absolute(),
-                trajectories=Trajectories(
-                    prompts=self._prompts,
-                    schedule=self._options.schedule or SCHEDULE,
-                    steps=self._options.steps,
-                ),
-                sample=sample,
-            ),
-            report,
-        )
-
-    @cached_property
-    def _calibration_key(self) -> str:
-        """Digest of all that a calibration depends on."""
-        options, pair = self._options, self._pair
-        if options.calibration is not None:
-            return hashlib.sha256(options.calibration.read_bytes()).hexdigest()
-        content = {
-            "prompts": self._prompts,
-            "schedule": options.schedule or SCHEDULE,
-            "steps": options.steps,
-            "percentile": PERCENTILE if options.percentile is None else options.percentile,
-            "margin": MARGIN if options.margin is None else options.margin,
-            "pipeline": repr(pair.pipeline),
-            "geometry": repr(pair.geometry),
-            "weights": [pair.weights(pair.parts[name]) for name in (LARGE, SMALL, TEXT_ENCODER)],
-        }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _summary(calibration: Calibration) -> str:
-    calls = ", ".join(f"{name} x {model.calls}" for name, model in calibration.models.items())
-    return f"{len(calibration.prompts)} prompts, {calibration.schedule}, {calls}"
