@@ -21,8 +21,8 @@ _MARK = "verified.json"
 
 
 def mark_verified(graph: ExportedGraph) -> None:
-    """Note beside a graph that it is whole and has been verified, so that `verified_graph` finds it."""
-    files = (graph.onnx, graph.data, graph.onnx.with_suffix(".json"))
+    """Note beside a graph that it, and all that lies with it, is whole and verified, for `verified_graph` to find."""
+    files = sorted(path for path in graph.onnx.parent.iterdir() if path.is_file())
     for path in files:
         flush(path)
     mark = graph.onnx.with_name(_MARK)

@@ -218,7 +218,7 @@ def test_an_entry_has_its_name_when_its_content_is_on_the_disk(tmp_path: Path, m
     built(cache, tmp_path / "bundle")
     (entry,) = entries(cache)
     work = entry.with_suffix(".work")
-    files = [work / "export" / f"{NAME}.{suffix}" for suffix in ("onnx", "onnx.data", "json")]
+    files = [work / "export" / f"{NAME}.{suffix}" for suffix in ("json", "onnx", "onnx.data")]
     assert synced == [*files, work / "entry.json", work / f"{NAME}.plan", work, cache]
 
 
