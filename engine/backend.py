@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.manifest import Backend
 from flowblending.engine.protocol import Engine, ShapeProfile
 from flowblending.engine.tensor import CUDA
-from flowblending.export.spec import ExportedGraph, GraphSpec
+from flowblending.export.spec import ExportedGraph, GraphSpec, Precision
 
 ONNXRUNTIME = "onnxruntime"
 
@@ -50,6 +50,22 @@ def check_targets(backend: Backend, targets: Sequence[str]) -> tuple[str, ...]:
     from flowblending.engine.trt_targets import check_targets as check
 
     return check(backend, targets)
+
+
+def check_precisions(backend: Backend, targets: Sequence[str], precisions: Mapping[str, Precision]) -> None:
+    """Refuse what some target cannot compute in.
+
+    Args:
+        targets: as `check_targets` gives them.
+        precisions: of every component.
+
+    Raises:
+        UsageError: fp8 for a GPU without it; names those that have it.
+    """
+    if backend != ONNXRUNTIME and Precision.FP8 in precisions.values():
+        from flowblending.engine.trt_targets import check_fp8
+
+        check_fp8(backend, targets)
 
 
 def compile_engine(

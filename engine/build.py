@@ -1,17 +1,16 @@
 """Building a bundle: export every component, verify it, compile it, and write all of it or nothing.
 
-The one file of this package that calls the exporter (and thereby torch), inside its functions, so that
-the rest of the package loads without torch.
+With `fp8_build` and `fp8_calibrate`, the only file of this package that calls the exporter (and thereby torch),
+inside its functions, so that the rest of the package loads without torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
-import hashlib
-import os
+import platform
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,43 +19,34 @@ import flowblending
 from flowblending import FlowBlendingError
 from flowblending.engine import backend as backends
 from flowblending.engine.bundle import Bundle, bundle_id, carry_calibration, describe_file, open_bundle, write_bundle
+from flowblending.engine.checksum import ChecksumCache, sources_sha256
 from flowblending.engine.console import Console
+from flowblending.engine.entry import damaged_file
+from flowblending.engine.fp8_build import Fp8Builder
+from flowblending.engine.fp8_calibrate import Calibrator, Pair
+from flowblending.engine.fp8_ranges import Graph
 from flowblending.engine.geometry import plan_geometry
-from flowblending.engine.manifest import MANIFEST, Backend, Component, Flops, Geometry, Manifest
-from flowblending.engine.precision import choose_precisions, component_precision
+from flowblending.engine.manifest import MANIFEST, BundleFile, Component, Flops, Geometry, Manifest
+from flowblending.engine.precision import base_precision, choose_precisions, component_precision
 from flowblending.engine.protocol import Range, ShapeProfile
-from flowblending.engine.sampling import Sampling, write_number
-from flowblending.export.spec import LARGE, SMALL, ExportedGraph, PipelineSpec, Precision
+from flowblending.engine.request import BuildRequest, rebuild_command
+from flowblending.engine.store import DISK_FULL, Order, Store, open_store, take_over
+from flowblending.engine.unfinished import EXPORT, mark_verified, verified_graph
+from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, ExportedGraph, PipelineSpec, Precision
 
 if TYPE_CHECKING:
     from flowblending.export.family import Part
 
+__all__ = ["BuildRequest", "build_bundle", "rebuild_command"]
+
 TOKENIZER = "tokenizer.json"
-# numpy writes weights with C's fwrite, and of a short write it knows no more than that it was short.
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildRequest:
-    """What ``fb-build-engines`` was asked for; see its ``--help`` for each."""
-
-    large: str
-    small: str
-    out: Path
-    size: str | None
-    frames: int | None
-    precision: str | None
-    backend: Backend
-    targets: tuple[str, ...]
-    sampling: Mapping[str, Sampling] = field(default_factory=dict)
-    teacache: bool = False
 
 
 def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     """Build a bundle and put it at ``request.out``.
 
-    A component of the bundle that is already there is reused when its key (weights, graph, precision,
-    shapes, back end, versions) is unchanged.
+    A component of the cache, or of the bundle that is already there, is reused when its key (weights, graph,
+    precision, shapes, back end, versions) is unchanged.
 
     Raises:
         FlowBlendingError: a wrong argument, an unusable checkpoint or pair, a graph that fails its
@@ -65,18 +55,23 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     targets = backends.check_targets(request.backend, request.targets)
     request = dataclasses.replace(request, targets=targets)
     precisions = choose_precisions(request.precision, request.backend)
+    backends.check_precisions(request.backend, targets, precisions)
+    request.fp8.check(_fp8_models(precisions))
     with console.phase("Reading checkpoints"):
         pipeline, parts, signals, tokenizer = _plan(request)
         geometry = plan_geometry(pipeline, request.size, request.frames)
     old = _existing(request.out)
     try:
         with write_bundle(request.out) as folder:
-            builder = _Builder(request=request, console=console, pipeline=pipeline, geometry=geometry, folder=folder)
-            made = {part.name: builder.component(part, precisions, old) for part in parts}
+            with open_store(request.cache, folder, console) as store:
+                builder = _Builder(
+                    request=request, console=console, pipeline=pipeline, geometry=geometry, folder=folder, store=store
+                )
+                components, calibration = builder.components(parts, precisions, tokenizer, old)
             # What a model asks for is no part of its engine: it may change without a new one.
             components = {
                 name: component.model_copy(update={"sampling": request.sampling.get(name)})
-                for name, component in made.items()
+                for name, component in components.items()
             }
             (folder / TOKENIZER).write_bytes(tokenizer)
             manifest = Manifest(
@@ -85,6 +80,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
                 geometry=geometry,
                 components=components,
                 tokenizer=(describe_file(folder, folder / TOKENIZER),),
+                fp8_calibration=calibration,
                 rebuild=rebuild_command(request),
                 created_by=f"flowblending {flowblending.__version__}",
                 signals={model: builder.signal(part) for model, part in signals.items()},
@@ -92,7 +88,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
             manifest = carry_calibration(old, manifest, folder)
             (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if error.errno in DISK_FULL:
             raise FlowBlendingError(
                 f"The disk filled up while writing {request.out}; free some space or choose another --out. "
                 "Nothing was left behind."
@@ -122,6 +118,10 @@ def _plan(request: BuildRequest) -> tuple[PipelineSpec, tuple[Part, ...], dict[s
     return family.describe(large), parts, signals, tokenizer_file(large)
 
 
+def _fp8_models(precisions: Mapping[str, Precision]) -> tuple[str, ...]:
+    return tuple(name for name in (LARGE, SMALL) if precisions[name] is Precision.FP8)
+
+
 def _existing(out: Path) -> Bundle | None:
     """The bundle to reuse components from, if there is a readable one."""
     try:
@@ -139,28 +139,92 @@ class _Builder:
     pipeline: PipelineSpec
     geometry: Geometry
     folder: Path
+    store: Store
+    hashes: dict[str, str] = field(default_factory=dict)
 
-    def component(self, part: Part, precisions: Mapping[str, Precision], old: Bundle | None) -> Component:
-        """One component, reused or built."""
-        precision = component_precision(precisions, part.name)
-        key = self._key(part, precision)
-        found = old.manifest.components.get(part.name) if old is not None else None
-        if old is not None and found is not None:
-            changed = [name for name in key if found.key.get(name) != key[name]]
-            if not changed and self._take_over(found, old):
-                self.console.log(f"{part.name}: reused, nothing changed")
-                # ONNX Runtime's engines serve any size, but what a call costs depends on it.
-                path = self.folder / found.files[0].path
-                flops = self._flops(part.name, path) if found.backend == backends.ONNXRUNTIME else found.flops
-                return found.model_copy(update={"flops": flops, "architecture": part.architecture})
-            self.console.log(f"{part.name}: rebuilt, {' and '.join(changed) or 'its files'} changed")
-        work = self.folder / "export"
-        work.mkdir()
-        try:
-            graph = self._export(part, precision, key["weights"], work)
-            component = self._compile(graph, key, part.architecture)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    def components(
+        self, parts: Sequence[Part], precisions: Mapping[str, Precision], tokenizer: bytes, old: Bundle | None
+    ) -> tuple[dict[str, Component], BundleFile | None]:
+        """Every component, and the calibration if there is one. fp8 comes last: calibrating takes the text encoder."""
+        made: dict[str, Component] = {}
+        ready: dict[str, Graph] = {}
+        calibration = None
+        models = _fp8_models(precisions)
+        fp8 = self._fp8(parts, models, tokenizer, ready, old) if models else None
+        for part in sorted(parts, key=lambda part: part.name in models):
+            if fp8 is not None and calibration is None and part.name in models:
+                calibration = fp8.calibrator.obtain()
+            precision = component_precision(precisions, part.name)
+            made[part.name] = self._component(part, precision, old, fp8 if part.name in models else None)
+            if part.name == TEXT_ENCODER and self.request.backend == backends.ONNXRUNTIME:
+                component = made[part.name]
+                ready[part.name] = Graph(onnx=(self.folder / component.files[0].path).absolute(), spec=component.spec)
+        return {part.name: made[part.name] for part in parts}, calibration
+
+    def _fp8(
+        self,
+        parts: Sequence[Part],
+        models: Sequence[str],
+        tokenizer: bytes,
+        ready: Mapping[str, Graph],
+        old: Bundle | None,
+    ) -> Fp8Builder:
+        """What makes the graphs of the fp8 models, after a look at whether it can."""
+        pair = Pair(
+            pipeline=self.pipeline,
+            geometry=self.geometry,
+            parts={part.name: part for part in parts},
+            models=models,
+            tokenizer=tokenizer,
+            weights=self._weights,
+            source=self.request.large,
+        )
+        options, console = self.request.fp8, self.console
+        calibrator = Calibrator(
+            pair, options, ready=ready, folder=self.folder, old=old, store=self.store, console=console
+        )
+        base = base_precision(self.request.backend)
+        fp8 = Fp8Builder(pair, options, base=base, calibrator=calibrator, console=console)
+        fp8.check()
+        return fp8
+
+    def _component(self, part: Part, precision: Precision, old: Bundle | None, fp8: Fp8Builder | None) -> Component:
+        """One component: from the cache, from the bundle that was there, or built."""
+        key = self._key(part, precision) | (fp8.key(part.name) if fp8 is not None else {})
+        order = Order(
+            kind=Component,
+            name=part.name,
+            key=key,
+            family=self.pipeline.family,
+            source=self.request.small if part.name == SMALL else self.request.large,
+            into=self.folder,
+            make=lambda work: self._take_over(part, key, old, work) or self._build(part, precision, key, work, fp8),
+        )
+        component, found = self.store.obtain(order)
+        if found:
+            self.console.log(f"{part.name}: taken from the cache")
+            return self._reused(component, part, self.folder)
+        return component
+
+    def _reused(self, component: Component, part: Part, folder: Path) -> Component:
+        """A component of an earlier build, whose files are in ``folder`` now, as this one describes it."""
+        # ONNX Runtime's engines serve any size, but what a call costs depends on it.
+        path = folder / component.files[0].path
+        flops = self._flops(part.name, path) if component.backend == backends.ONNXRUNTIME else component.flops
+        return component.model_copy(update={"flops": flops, "architecture": part.architecture})
+
+    def _build(
+        self, part: Part, precision: Precision, key: Mapping[str, str], work: Path, fp8: Fp8Builder | None
+    ) -> Component:
+        graph = verified_graph(work, part.name)
+        if graph is None:
+            graph = self._export(part, precision, work / EXPORT, fp8)
+            mark_verified(graph)
+        else:
+            self.console.log(f"{part.name}: exported and verified by a build that was interrupted")
+        component = self._compile(graph, key, part.architecture, work)
+        if fp8 is not None and self.request.backend != backends.ONNXRUNTIME:
+            fp8.prove(graph, work / component.files[0].path)
         size = sum(file.bytes for file in component.files)
         self.console.log(f"{part.name}: built in {precision}, {size / 1e6:.1f} MB")
         return component
@@ -170,7 +234,7 @@ class _Builder:
         work = self.folder / "export"
         work.mkdir()
         try:
-            graph = self._export(part, Precision.FP32, "", work)
+            graph = self._export(part, Precision.FP32, work, None)
             files = backends.move_graph(graph, self.folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -183,49 +247,62 @@ class _Builder:
         )
 
     def _key(self, part: Part, precision: Precision) -> dict[str, str]:
-        from flowblending.export.checkpoint import weights_sha256
         from flowblending.export.graph import exporter_versions
 
-        total = sum(path.stat().st_size for path in part.sources)
-        with self.console.progress(f"{part.name}: reading weights", total=total, unit="B") as advance:
-            weights = weights_sha256(part.sources, advance)
         return {
-            "weights": weights,
-            "graph": _sources_digest("export", "*.py"),
+            "weights": self._weights(part),
+            "graph": sources_sha256("export", "*.py"),
             "pipeline": f"{self.pipeline.pipeline}, {self.pipeline.text_length} tokens",
             "precision": str(precision),
+            # What of the graph depends on data: see `Calibrator.key`.
+            "calibration": "none",
             # ONNX Runtime takes any size; a TensorRT engine is compiled for this one.
             "shapes": "any" if self.request.backend == backends.ONNXRUNTIME else repr(self._profile(part.name)),
             "back end": f"{self.request.backend} {backends.backend_version(self.request.backend)}",
             "targets": " ".join(self.request.targets),
-            "compiler": "" if self.request.backend == backends.ONNXRUNTIME else _sources_digest("engine", "trt_*.py"),
+            # A plan runs under the system and the kind of processor that it was compiled on.
+            "system": "any" if self.request.backend == backends.ONNXRUNTIME else f"{sys.platform} {platform.machine()}",
+            "compiler": "" if self.request.backend == backends.ONNXRUNTIME else sources_sha256("engine", "trt_*.py"),
             "versions": exporter_versions(),
         }
 
-    def _take_over(self, component: Component, old: Bundle) -> bool:
-        """Link the files of an old component into the new bundle; False when they are not what they should be."""
-        try:
-            for file in component.files:
-                source, target = old.folder / file.path, self.folder / file.path
-                if describe_file(old.folder, source) != file:
-                    return False
-                try:
-                    os.link(source, target)
-                except OSError:
-                    shutil.copyfile(source, target)
-        except FileNotFoundError:
-            return False
-        return True
+    def _weights(self, part: Part) -> str:
+        """SHA-256 of a component's checkpoint, which is read once."""
+        from flowblending.export.checkpoint import weights_sha256
 
-    def _export(self, part: Part, precision: Precision, weights: str, work: Path) -> ExportedGraph:
+        if part.name not in self.hashes:
+            total = sum(path.stat().st_size for path in part.sources)
+            checksums = ChecksumCache()
+            with self.console.progress(f"{part.name}: reading weights", total=total, unit="B") as advance:
+                self.hashes[part.name] = weights_sha256(
+                    part.sources, advance, checksum=lambda path, told: checksums.sha256(path, progress=told)
+                )
+        return self.hashes[part.name]
+
+    def _take_over(self, part: Part, key: Mapping[str, str], old: Bundle | None, work: Path) -> Component | None:
+        """Put the files of an old bundle's component into ``work``; None if it is another one, or damaged."""
+        found = old.manifest.components.get(part.name) if old is not None else None
+        if old is None or found is None:
+            return None
+        changed = [name for name in key if found.key.get(name) != key[name]]
+        if not changed and damaged_file(old.folder, found.files, ChecksumCache()) is None:
+            take_over(found.files, old.folder, work)
+            self.console.log(f"{part.name}: reused, nothing changed")
+            return self._reused(found, part, work)
+        self.console.log(f"{part.name}: rebuilt, {' and '.join(changed) or 'its files'} changed")
+        return None
+
+    def _export(self, part: Part, precision: Precision, work: Path, fp8: Fp8Builder | None) -> ExportedGraph:
         from flowblending.export.verify import export_and_verify
 
+        if fp8 is not None:
+            return fp8.export(part, work)
         with self.console.phase(f"{part.name}: exporting") as report:
-            graph, parity = export_and_verify(part, precision, work, weights, report)
+            graph, parity = export_and_verify(part, precision, work, self._weights(part), report)
         self.console.log(f"{part.name}: equals torch to {parity.relative:.1e} at {parity.shapes} shapes")
         return graph
 
-    def _compile(self, graph: ExportedGraph, key: Mapping[str, str], architecture: str | None) -> Component:
+    def _compile(self, graph: ExportedGraph, key: Mapping[str, str], architecture: str | None, work: Path) -> Component:
         name, backend = graph.spec.name, self.request.backend
         flops = self._flops(name, graph.onnx)
         with self.console.phase(f"{name}: compiling for {backend}") as report:
@@ -234,7 +311,7 @@ class _Builder:
                 graph=graph,
                 profile=self._profile(name),
                 targets=self.request.targets,
-                folder=self.folder,
+                folder=work,
                 progress=report,
             )
         return Component(
@@ -242,7 +319,7 @@ class _Builder:
             backend=backend,
             backend_version=backends.backend_version(backend),
             targets=self.request.targets,
-            files=tuple(describe_file(self.folder, path) for path in files),
+            files=tuple(describe_file(work, path) for path in files),
             key=dict(key),
             flops=flops,
             architecture=architecture,
@@ -267,41 +344,3 @@ class _Builder:
         pair = Range(min=1, opt=2 if self.pipeline.batched_guidance else 1, max=2)
         batch = one if name not in (LARGE, SMALL) else pair
         return ShapeProfile({"batch": batch} | {key: Range.fixed(size) for key, size in self._sizes().items()})
-
-
-def _sources_digest(room: str, pattern: str) -> str:
-    """SHA-256 over our own sources: what they make is made anew when they change."""
-    digest = hashlib.sha256()
-    for path in sorted((Path(flowblending.__file__).parent / room).glob(pattern)):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-def split_targets(text: str | None) -> tuple[str, ...]:
-    """``sm89,sm120`` as a tuple; empty for None."""
-    return tuple(sorted({item.strip().lower() for item in (text or "").split(",") if item.strip()}))
-
-
-def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
-    """The command that makes the requested bundle again, from whatever folder it is given in."""
-    options = {
-        "--large": _absolute(request.large),
-        "--small": _absolute(request.small),
-        "--out": str(request.out.absolute()),
-        "--size": request.size,
-        "--frames": request.frames,
-        "--precision": request.precision,
-        "--backend": request.backend,
-        "--target": ",".join(request.targets) or None,
-    }
-    for model, wish in request.sampling.items():
-        options[f"--{model}-timesteps"] = ",".join(map(write_number, wish.timesteps)) or None
-        options[f"--{model}-guidance"] = None if wish.guidance is None else write_number(wish.guidance)
-    given = ((name, str(value)) for name, value in options.items() if value is not None)
-    teacache = ("--teacache",) if request.teacache else ()
-    return ("fb-build-engines", *(word for option in given for word in option), *teacache)
-
-
-def _absolute(source: str) -> str:
-    """A checkpoint's folder as an absolute path; a hub id as it is."""
-    return str(Path(source).absolute()) if Path(source).exists() else source

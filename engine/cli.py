@@ -1,8 +1,9 @@
-"""``fb-build-engines``: two checkpoints in, one bundle out."""
+"""``fb-build-engines``: two checkpoints in, one bundle out; and the cache of finished components."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from flowblending.engine.bundle import Bundle
     from flowblending.engine.console import Console
 
+CACHE_VARIABLE = "FLOWBLENDING_CACHE_DIR"
 BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 
 
@@ -24,22 +26,22 @@ def parser() -> argparse.ArgumentParser:
         description="Compile a large and a small video diffusion checkpoint into one bundle of engines for fb-run.",
         epilog="Example: fb-build-engines --large Wan-AI/Wan2.1-T2V-14B-Diffusers "
         "--small Wan-AI/Wan2.1-T2V-1.3B-Diffusers --out wan --size 832x480 --frames 81",
+        allow_abbrev=False,  # fb-run's --cache means something else than --cache-dir
     )
-    parser.add_argument("--large", required=True, metavar="DIR_OR_HUB_ID", help="diffusers pipeline: the large model")
+    parser.add_argument("--large", metavar="DIR_OR_HUB_ID", help="diffusers pipeline: the large model")
     parser.add_argument(
         "--small",
-        required=True,
         metavar="DIR_OR_HUB_ID",
         help="the small model: a diffusers pipeline or transformer folder with the same latents and text encoder",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="folder to write the bundle to")
+    parser.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write the bundle to")
     parser.add_argument("--size", metavar="WxH", help="video size in pixels (default: the family's)")
     parser.add_argument("--frames", type=int, metavar="N", help="video frames (default: the family's)")
     parser.add_argument(
         "--precision",
         metavar="P",
-        help="fp32, fp16, fp16-mixed (fp16 with fp32 between the layers, where fp16 overflows) or bf16 for both "
-        "transformers, or per component: large=bf16,small=fp16,text_encoder=bf16,vae=fp32 "
+        help="fp32, fp16, fp16-mixed (fp16 with fp32 between the layers, where fp16 overflows), bf16 or fp8 (linear "
+        "layers of the blocks) for both transformers, or per component: large=bf16,small=fp8,text_encoder=bf16 "
         "(default: bf16 with a fp32 VAE; fp32 for onnxruntime)",
     )
     parser.add_argument(
@@ -68,16 +70,114 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="add the small graphs with which fb-calibrate --cache teacache measures its distances",
     )
+    _add_fp8(parser.add_argument_group("fp8"))
+    _add_cache_options(parser)
     parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
     return parser
 
 
+def _add_fp8(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--fp8-keep",
+        metavar="N",
+        help="blocks at either end that stay in 16 bits: a number, or large=3,small=1 "
+        "(default: by the number of blocks, such as 3 of 40 and 2 of 30)",
+    )
+    group.add_argument(
+        "--fp8-calibration",
+        type=Path,
+        metavar="FILE",
+        help="take the ranges from an fp8_calibration.json of the same weights",
+    )
+    group.add_argument(
+        "--fp8-prompts",
+        type=Path,
+        metavar="FILE",
+        help="prompts to calibrate on, one a line (default: four built-in ones)",
+    )
+    group.add_argument(
+        "--fp8-schedule",
+        metavar="S",
+        help="each model is calibrated at its own steps of this schedule (default: LSL)",
+    )
+    group.add_argument("--fp8-steps", type=int, metavar="N", help="(default: the family's)")
+    group.add_argument(
+        "--fp8-percentile",
+        type=float,
+        metavar="P",
+        help="of the absolute values in a call, beyond which they are clipped (default: 100, the largest)",
+    )
+    group.add_argument(
+        "--fp8-margin", type=float, metavar="M", help="room above the percentile, as a factor (default: 1.1)"
+    )
+
+
+def _add_cache_options(parser: argparse.ArgumentParser) -> None:
+    cache = parser.add_argument_group(
+        "cache", "Finished components are kept for other bundles and for builds that were interrupted."
+    )
+    cache.add_argument(
+        "--cache-dir",
+        type=_folder,
+        metavar="DIR",
+        default=os.environ.get(CACHE_VARIABLE) or None,
+        help=f"(default: ${CACHE_VARIABLE}, else ~/.cache/flowblending/components)",
+    )
+    cache.add_argument("--no-cache", action="store_true", help="build without it, and keep nothing")
+    cache.add_argument("--list-cache", action="store_true", help="show what is in it, and build nothing")
+    cache.add_argument(
+        "--prune",
+        metavar="WHAT",
+        help="remove from it what has not been used for an age (30d, 12h), what was used longest ago until a size is "
+        "left (50GB), or all; bundles stay whole; build nothing",
+    )
+
+
+def _folder(text: str) -> Path:
+    """A script's empty variable is not the folder that it runs in."""
+    if not text:
+        raise argparse.ArgumentTypeError("a folder was expected, but its name is empty")
+    return Path(text)
+
+
+def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse what argparse cannot: a build without its checkpoints, and a build of nothing with some."""
+    needed = {f"--{name}": getattr(arguments, name) for name in ("large", "small", "out")}
+    if not (arguments.list_cache or arguments.prune is not None):
+        missing = ", ".join(name for name, value in needed.items() if value is None)
+        if missing:
+            parser.error(f"the following arguments are required: {missing}")
+        return
+    other = "--list-cache" if arguments.list_cache else "--prune"
+    given = [name for name, value in needed.items() if value is not None]
+    given += ["--no-cache"] * arguments.no_cache + ["--prune"] * (arguments.list_cache and arguments.prune is not None)
+    if given:
+        parser.error(f"argument {other}: builds nothing, so leave out {', '.join(given)}")
+
+
+def keep_house(arguments: argparse.Namespace) -> None:
+    """``--list-cache`` and ``--prune``."""
+    from flowblending.engine import prune
+    from flowblending.engine.console import Console
+    from flowblending.engine.store_folder import chosen_folder
+
+    console = Console(quiet=arguments.quiet)
+    folder = chosen_folder(arguments.cache_dir)
+    if arguments.list_cache:
+        print(*prune.list_lines(folder, console), sep="\n")
+    else:
+        prune.prune(folder, prune.parse_rule(arguments.prune), console)
+
+
 def build(arguments: argparse.Namespace) -> None:
     """Build the bundle that the arguments ask for, and say how to use it."""
-    from flowblending.engine.build import BuildRequest, build_bundle, split_targets
+    from flowblending.engine.build import build_bundle
     from flowblending.engine.console import Console
+    from flowblending.engine.fp8_options import Fp8Options
+    from flowblending.engine.request import BuildRequest, split_targets
     from flowblending.engine.sampling import read_sampling
+    from flowblending.engine.store_folder import usable_folder
 
     console = Console(quiet=arguments.quiet)
     wishes = {
@@ -95,6 +195,16 @@ def build(arguments: argparse.Namespace) -> None:
         targets=split_targets(arguments.target),
         sampling={model: wish for model, wish in wishes.items() if wish is not None},
         teacache=arguments.teacache,
+        fp8=Fp8Options(
+            keep=arguments.fp8_keep,
+            calibration=arguments.fp8_calibration,
+            prompts=arguments.fp8_prompts,
+            schedule=arguments.fp8_schedule,
+            steps=arguments.fp8_steps,
+            percentile=arguments.fp8_percentile,
+            margin=arguments.fp8_margin,
+        ),
+        cache=None if arguments.no_cache else usable_folder(arguments.cache_dir, console),
     )
     _summary(build_bundle(request, console), console)
 
@@ -125,10 +235,13 @@ def _summary(bundle: Bundle, console: Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``fb-build-engines``."""
-    parsed = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    options = parser()
+    parsed = options.parse_args(sys.argv[1:] if arguments is None else arguments)
+    check(options, parsed)
     from flowblending.engine.console import run_program
 
-    run_program(lambda: build(parsed))
+    builds = not (parsed.list_cache or parsed.prune is not None)
+    run_program(lambda: build(parsed) if builds else keep_house(parsed))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ def choose_precisions(text: str | None, backend: Backend) -> Mapping[str, Precis
 
     A bare precision is meant for both transformers. The text encoder and the VAE decoder follow only
     where they are named: the reference pipelines decode in fp32, and T5's feed-forward overflows fp16.
-    fp16-mixed is for the transformers alone: the text encoder's fp16 keeps its sums in fp32 as it is, and the VAE
-    has fp32.
+    fp16-mixed and fp8 are for the transformers alone: the text encoder's fp16 keeps its sums in fp32 as it is, and the
+    VAE has fp32.
 
     Args:
         text: the option as given, or None for the back end's defaults (ONNX Runtime: fp32; TensorRT: bf16
@@ -28,7 +28,7 @@ def choose_precisions(text: str | None, backend: Backend) -> Mapping[str, Precis
     Raises:
         UsageError: an unknown component or precision, or one that the back end or the component does not have.
     """
-    high = Precision.FP32 if backend == "onnxruntime" else Precision.BF16
+    high = base_precision(backend)
     chosen = {LARGE: high, SMALL: high, TEXT_ENCODER: high, VAE_KEY: Precision.FP32}
     for item in text.split(",") if text is not None else []:
         key, equals, value = item.strip().rpartition("=")
@@ -37,9 +37,9 @@ def choose_precisions(text: str | None, backend: Backend) -> Mapping[str, Precis
         for name in [key] if equals else [LARGE, SMALL]:
             chosen[name] = _parse(value)
     for name, instead in ((TEXT_ENCODER, "fp16, whose sums are fp32 already"), (VAE_KEY, Precision.FP32)):
-        if chosen[name] is Precision.FP16_MIXED:
+        if chosen[name] in (Precision.FP16_MIXED, Precision.FP8):
             raise UsageError(
-                f"--precision asks for {name}={Precision.FP16_MIXED}, but only the transformers have that; "
+                f"--precision asks for {name}={chosen[name]}, but only the transformers have that; "
                 f"use {name}={instead}."
             )
     if backend == "onnxruntime" and Precision.BF16 in chosen.values():
@@ -48,6 +48,11 @@ def choose_precisions(text: str | None, backend: Backend) -> Mapping[str, Precis
             "use --precision fp32, fp16-mixed or fp16, or a TensorRT back end."
         )
     return chosen
+
+
+def base_precision(backend: Backend) -> Precision:
+    """A back end's usual precision of transformers, and that of an fp8 transformer where it is not fp8."""
+    return Precision.FP32 if backend == "onnxruntime" else Precision.BF16
 
 
 def component_precision(chosen: Mapping[str, Precision], component: str) -> Precision:

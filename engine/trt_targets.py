@@ -45,6 +45,31 @@ def check_targets(backend: Backend, targets: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(targets)) or (str(present),)
 
 
+def check_fp8(backend: Backend, targets: Sequence[str]) -> None:
+    """Refuse GPUs that have no fp8 arithmetic.
+
+    Args:
+        backend: that will compile.
+        targets: as `check_targets` gives them.
+
+    Raises:
+        UsageError: names those that can.
+    """
+    without = [target for target in targets if not _has_fp8(target)]
+    if not without:
+        return
+    able = [target for target in _ahead_of_time(load(backend)) if _has_fp8(target)]
+    choice = f"use --target {','.join(able)} or some of these" if able else "build on a GPU of sm89 or later"
+    raise UsageError(
+        f"fp8 was asked for, but {' and '.join(without)} cannot compute in it; {choice}, or --precision bf16."
+    )
+
+
+def _has_fp8(target: str) -> bool:
+    """Ada (sm89) is the first architecture with it."""
+    return int(target.removeprefix("sm")) >= 89
+
+
 def _ahead_of_time(library: Library) -> tuple[str, ...]:
     """The architectures (``sm75``, ``sm80``, ...) that need not be present."""
     capabilities = getattr(library.trt, "ComputeCapability", None)

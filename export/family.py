@@ -20,7 +20,7 @@ TORCH_DTYPES: Mapping[Precision, torch.dtype] = {
     Precision.FP16_MIXED: torch.float16,
     Precision.BF16: torch.bfloat16,
 }
-"""The type of a graph's weights, those aside that diffusers keeps in fp32."""
+"""The type of a graph's weights, those aside that diffusers keeps in fp32. fp8 is made of graphs of these types."""
 
 
 @dataclass(frozen=True, kw_only=True)

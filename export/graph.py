@@ -5,6 +5,7 @@ Knows torch's exporter and nothing of any model: what a graph takes and gives is
 
 from __future__ import annotations
 
+import ast
 import logging
 import re
 import warnings
@@ -24,6 +25,8 @@ OPSET = 23
 """The first opset with Attention, RotaryEmbedding and RMSNormalization, which compilers map to one kernel each."""
 
 _PACKAGES = ("torch", "onnxscript", "onnx-ir", "diffusers", "transformers")
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_LAYERS = ("MatMul", "Gemm", "Conv")
 _TORCH_SYMBOL = re.compile(r"\b[su]\d+\b")
 
 
@@ -65,6 +68,7 @@ def export_graph(exportable: Exportable, folder: Path, weights_sha256: str) -> E
     model = program.model
     _name_sizes(model.graph, spec)
     _check(model.graph, spec)
+    _name_layers(model.graph)
     _strip(model.graph)
     graph = ExportedGraph(
         spec=spec,
@@ -154,6 +158,19 @@ def _differs(spec: GraphSpec, tensor: TensorSpec, found: str) -> FlowBlendingErr
 def _values(graph: ir.Graph) -> Iterator[ir.Value]:
     for node in ir.traversal.RecursiveGraphIterator(graph):
         yield from node.outputs
+
+
+def _name_layers(graph: ir.Graph) -> None:
+    """Name every node that multiplies by weights after the module that holds them: ``model.blocks.0.attn1.to_q``."""
+    named: dict[str, list[ir.Node]] = {}
+    for node in graph:
+        # From the outermost module to the innermost one, and then torch's name for the call.
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
+        if node.op_type in _LAYERS and len(scopes) > 1:
+            named.setdefault(str(scopes[-2]).removeprefix("module."), []).append(node)
+    for name, nodes in named.items():
+        if len(nodes) == 1 and name:
+            nodes[0].name = name
 
 
 def _strip(graph: ir.Graph) -> None:

@@ -36,12 +36,15 @@ class Precision(StrEnum):
 
     ``fp16-mixed`` is for the transformers: weights, matrix products and attention are fp16, and what lies between
     them (the sums that run through all blocks, modulation, gates, norms) is fp32, where it may exceed fp16's 65504.
+    ``fp8`` is for them too: the linear layers of their blocks are E4M3, and everything else is bf16 for TensorRT and
+    fp32 for ONNX Runtime, which has no bf16.
     """
 
     FP32 = "fp32"
     FP16 = "fp16"
     FP16_MIXED = "fp16-mixed"
     BF16 = "bf16"
+    FP8 = "fp8"
 
 
 Dim = int | str

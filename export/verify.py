@@ -40,6 +40,7 @@ TOLERANCE: Mapping[Precision, Parity] = {
     Precision.FP16: Parity(relative=1e-2, maximum=1e-1, shapes=2),
     Precision.FP16_MIXED: Parity(relative=5e-3, maximum=5e-2, shapes=2),
     Precision.BF16: Parity(relative=5e-2, maximum=5e-1, shapes=2),
+    Precision.FP8: Parity(relative=1e-1, maximum=1.0, shapes=2),
 }
 """The largest parity that passes, and the least number of sizes.
 
@@ -76,7 +77,7 @@ def export_and_verify(
     if precision in (Precision.FP32, Precision.FP16):
         return graph, verify(exportable, graph)
     if precision is Precision.BF16:
-        _compare(exportable, exportable.module, graph.spec)
+        compare(exportable, exportable.module, graph.spec)
     del exportable
     gc.collect()
     if precision is Precision.FP16_MIXED:
@@ -85,7 +86,7 @@ def export_and_verify(
         twin, parity = export_and_verify(
             part, Precision.FP32, Path(temporary), weights_sha256, lambda doing: report(f"{doing} the fp32 twin")
         )
-        _check_twin(graph, twin)
+        check_twin(graph, twin)
     return graph, parity
 
 
@@ -111,10 +112,11 @@ def verify(exportable: Exportable, graph: ExportedGraph) -> Parity:
             raise _failed(graph.spec, f"does not run on ONNX Runtime ({_first_line(error)})") from error
         return tuple(torch.from_numpy(np.asarray(output)) for output in outputs)
 
-    return _compare(exportable, run, graph.spec)
+    return compare(exportable, run, graph.spec)
 
 
-def _compare(exportable: Exportable, run: Callable[..., Tensors], spec: GraphSpec) -> Parity:
+def compare(exportable: Exportable, run: Callable[..., Tensors], spec: GraphSpec) -> Parity:
+    """Compare anything that computes what ``spec`` says with the reference; raises as `verify` does."""
     tolerance = TOLERANCE[spec.precision]
     if len(exportable.verify_sizes) < tolerance.shapes:
         raise ValueError(f"{spec.name} is to be verified at {tolerance.shapes} or more sizes")
@@ -151,7 +153,12 @@ def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]
     return norm.item(), largest.item()
 
 
-def _check_twin(graph: ExportedGraph, twin: ExportedGraph) -> None:
+def check_twin(graph: ExportedGraph, twin: ExportedGraph) -> None:
+    """Refuse a graph that differs from the verified one in more than casts.
+
+    Raises:
+        FlowBlendingError: they have different numbers of operators of some kind.
+    """
     ours, theirs = _operators(graph), _operators(twin)
     different = sorted(kind for kind in ours | theirs if ours[kind] != theirs[kind])
     if different:

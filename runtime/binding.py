@@ -25,6 +25,7 @@ _REMEDIES = {
     Precision.FP16: "build it in fp16-mixed, bf16 or fp32",
     Precision.FP16_MIXED: "build it in bf16 or fp32",
     Precision.BF16: "build it in fp32",
+    Precision.FP8: "build it in bf16 or fp32, or calibrate it with more prompts",
     Precision.FP32: "check its checkpoint and the initial latents",
 }
 

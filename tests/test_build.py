@@ -15,22 +15,11 @@ import pytest
 
 from flowblending.engine.build import BuildRequest, build_bundle
 from flowblending.engine.bundle import open_bundle
-from flowblending.engine.console import Console
 from flowblending.engine.sampling import Sampling
 from tests.conftest import Build
+from tests.stored import Recorder
 
 pytestmark = pytest.mark.slow
-
-
-class Recorder(Console):
-    """Remembers what the user would read."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def log(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def request(pair: Path, out: Path) -> BuildRequest:
@@ -97,6 +86,79 @@ def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(
     assert "vae_next: rebuilt, its files changed" in console.lines
     assert sum("reused" in line for line in console.lines) == 3
     changed.verify(recompute=True)
+
+
+KILLED_IN_EVERY_PHASE = """
+import dataclasses, os, signal, sys
+from contextlib import contextmanager
+from pathlib import Path
+import flowblending.export.graph, flowblending.export.verify, flowblending.export.wan
+from flowblending.engine.build import build_bundle
+from tests.stored import Recorder
+from tests.test_build import request
+class Killer(Recorder):
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+    @contextmanager
+    def phase(self, title):
+        self.reach(title)
+        yield lambda doing: self.reach(f"{title}: {doing}")
+    def log(self, line):
+        print(line, flush=True)
+    def reach(self, where):
+        if where == self.where:
+            os.kill(os.getpid(), signal.SIGKILL)
+for where in sys.argv[4:]:
+    child = os.fork()
+    if child == 0:
+        order = request(Path(sys.argv[1]), Path(sys.argv[2]))
+        build_bundle(dataclasses.replace(order, cache=Path(sys.argv[3])), Killer(where))
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    print("killed", flush=True)
+"""
+
+
+def test_a_build_killed_in_any_phase_resumes_at_the_component_in_work(
+    build: Build, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out, pair, cache = tmp_path / "out" / "bundle", tmp_path / "pair", tmp_path / "cache"
+    shutil.copytree(build("wan").folder, out)
+    shutil.copytree(checkpoints("wan"), pair)
+    before = open_bundle(out).manifest
+    weights = pair / "small" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    exporting, compiling = "small: exporting", "small: compiling for onnxruntime"
+    phases = ["Reading checkpoints", f"{exporting}: tracing", f"{exporting}: verifying", compiling]
+    command = [sys.executable, "-c", KILLED_IN_EVERY_PHASE, pair, out, cache, *phases]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr
+    runs = [run.splitlines() for run in result.stdout.split("killed\n")]
+    rebuilt = "small: rebuilt, weights changed"
+    assert runs[0] == []
+    assert runs[1] == ["large: reused, nothing changed", rebuilt]
+    assert runs[2] == ["large: taken from the cache", rebuilt]
+    assert runs[3][:2] == ["large: taken from the cache", rebuilt]
+    assert open_bundle(out).manifest == before
+    console = Recorder()
+    bundle = build_bundle(dataclasses.replace(request(pair, out), cache=cache), console)
+    assert console.lines[:3] == [
+        "large: taken from the cache",
+        rebuilt,
+        "small: exported and verified by a build that was interrupted",
+    ]
+    assert not any("equals torch" in line for line in console.lines)
+    bundle.verify(recompute=True)
+    assert os.listdir(out.parent) == ["bundle"]
+    # Another bundle, and no earlier one: everything comes from the cache, whatever the geometry.
+    console = Recorder()
+    other = dataclasses.replace(request(pair, tmp_path / "other"), cache=cache, size="64x64")
+    assert build_bundle(other, console).manifest.geometry.width == 64
+    assert {line.partition(":")[2] for line in console.lines} == {" taken from the cache"}
+    assert (tmp_path / "other" / "large.onnx.data").samefile(out / "large.onnx.data")
 
 
 @pytest.mark.parametrize(("kind", "small"), [("wan", "fp16"), ("ltx", "bf16")])

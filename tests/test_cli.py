@@ -241,10 +241,12 @@ WRONG_BUILDS: list[tuple[tuple[str, ...], str]] = [
     (("--size", "50x32"), "Size 50x32 was given, but wan needs"),
     (("--frames", "8"), "8 frames were given, but wan makes 4k+1 frames"),
     (("--small-timesteps", "900,950"), "--small-timesteps has timesteps that do not fall"),
-    (("--precision", "fp8"), "Precision 'fp8' was given"),
+    (("--precision", "fp4"), "Precision 'fp4' was given"),
+    (("--fp8-keep", "1"), "--fp8-keep was given, but nothing is built in fp8"),
     (("--precision", "bf16"), "ONNX Runtime has no bf16 kernels"),
     (("--target", "sm89"), "onnxruntime compiles for no GPU in particular"),
     (("--backend", "tensorrt-rtx", "--target", "sm42"), "sm42"),
+    (("--backend", "tensorrt-rtx", "--target", "sm80,sm89", "--precision", "small=fp8"), "sm80 cannot compute in it"),
 ]
 
 

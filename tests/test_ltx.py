@@ -196,7 +196,7 @@ def test_takes_the_stock_transformers_place_in_a_whole_run(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ltx", "ltx-condition"])
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", [each for each in Precision if each is not Precision.FP8])
 def test_graph_equals_the_stock_transformer(
     checkpoints: Callable[[str], Path], tmp_path: Path, kind: str, precision: Precision
 ) -> None:

@@ -18,6 +18,8 @@ NAMES = ("large", "small", "text_encoder", "vae_first", "vae_next")
         ("fp16-mixed", "onnxruntime", "fp16-mixed fp16-mixed fp32 fp32 fp32"),
         ("small=fp16-mixed", "tensorrt", "bf16 fp16-mixed bf16 fp32 fp32"),
         ("large=bf16,small=fp16", "tensorrt-rtx", "bf16 fp16 bf16 fp32 fp32"),
+        ("large=bf16,small=fp8", "tensorrt-rtx", "bf16 fp8 bf16 fp32 fp32"),
+        ("fp8", "onnxruntime", "fp8 fp8 fp32 fp32 fp32"),
         ("fp16, vae=bf16", "tensorrt", "fp16 fp16 bf16 bf16 bf16"),
         ("small=fp16,text_encoder=fp32", "tensorrt", "bf16 fp16 fp32 fp32 fp32"),
     ],
@@ -30,7 +32,9 @@ def test_precisions(text: str | None, backend: Backend, expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fp8", "Precision 'fp8' was given, but fp32, fp16, fp16-mixed, bf16 are known"),
+        ("fp4", "Precision 'fp4' was given, but fp32, fp16, fp16-mixed, bf16, fp8 are known"),
+        ("fp8,vae=fp8", "asks for vae=fp8, but only the transformers have that; use vae=fp32"),
+        ("text_encoder=fp8", "text_encoder=fp8, but only the transformers"),
         ("medium=fp16", "names 'medium', but the components are large, small, text_encoder, vae"),
         ("=fp16", "names ''"),
         ("", "Precision '' was given"),

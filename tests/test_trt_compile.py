@@ -40,7 +40,7 @@ def test_one_plan_for_several_gpus(tmp_path: Path) -> None:
 
 
 @needs_rtx
-@pytest.mark.parametrize("precision", list(Precision))
+@pytest.mark.parametrize("precision", [each for each in Precision if each is not Precision.FP8])
 def test_16_bit_attention_is_fused_and_fp32_attention_compiles(tmp_path: Path, precision: Precision) -> None:
     out = tmp_path / "large.plan"
     compile_plan(request(attention(tmp_path, precision), out, ("sm89", "sm120")), ignore)

@@ -6,7 +6,7 @@ import pytest
 
 from flowblending import UsageError
 from flowblending.engine import trt_targets
-from flowblending.engine.trt_targets import check_targets
+from flowblending.engine.trt_targets import check_fp8, check_targets
 from tests.plans import RTX, needs_rtx, stub
 
 
@@ -33,3 +33,14 @@ def test_targets_of_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trt_targets, "gpu_architecture", lambda: None)
     with pytest.raises(UsageError, match=r"compiles on the GPU that will run the plan, but no CUDA .* tensorrt-rtx"):
         check_targets("tensorrt", ())
+
+
+@needs_rtx
+def test_fp8_is_for_ada_and_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_fp8(RTX, ("sm89", "sm120"))
+    with pytest.raises(UsageError, match=r"sm80 and sm86 cannot compute in it; use --target sm89,sm120,sm121 or some"):
+        check_fp8(RTX, ("sm80", "sm89", "sm86"))
+    monkeypatch.setattr(trt_targets, "load", lambda _: stub(SimpleNamespace()))
+    check_fp8("tensorrt", ("sm90",))
+    with pytest.raises(UsageError, match=r"sm75 cannot compute in it; build on a GPU of sm89 or later, or --precision"):
+        check_fp8("tensorrt", ("sm75",))

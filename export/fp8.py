@@ -1,0 +1,230 @@
+"""fp8 (E4M3): the linear layers of a transformer's blocks, quantised in the exported graph.
+
+Weights are stored in fp8 with a scale per output channel; the values that enter a layer get one scale, from a
+calibration. What lies outside the blocks (embedders, modulation, the output's projection) and the first and the last
+blocks stay as they are: they are a small share of the work, and errors there reach everything or are undone by nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.export.spec import ExportedGraph, Precision
+
+LARGEST = 448.0
+"""The largest number of E4M3 (OCP 8-bit floating point specification, table 1)."""
+
+_BLOCK = re.compile(r"(?:transformer_)?blocks\.(?P<number>\d+)\..+")
+_KEPT_SHARE = 0.075
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A linear layer of a transformer's block.
+
+    Attributes:
+        name: as diffusers names it: ``blocks.0.attn1.to_q``.
+        block: number of the block.
+        node: multiplies its input by its weights [in, out].
+    """
+
+    name: str
+    block: int
+    node: ir.Node
+
+    @property
+    def input(self) -> ir.Value:
+        """What enters: [..., in]."""
+        return _operand(self.node, 0)
+
+    @property
+    def weight(self) -> ir.Value:
+        """Weights [in, out]."""
+        return _operand(self.node, 1)
+
+
+def block_layers(graph: ir.Graph) -> list[Layer]:
+    """Every linear layer of a transformer's blocks, in the graph's order."""
+    found = []
+    for node in graph:
+        match = _BLOCK.search(node.name or "")
+        if match and node.op_type == "MatMul" and _operand(node, 1).const_value is not None:
+            found.append(Layer(name=match[0], block=int(match["number"]), node=node))
+    return found
+
+
+def block_count(layers: Sequence[Layer]) -> int:
+    """How many blocks these layers are of."""
+    return 1 + max((layer.block for layer in layers), default=-1)
+
+
+def kept_blocks(blocks: int) -> int:
+    """How many blocks at either end are not quantised unless told otherwise.
+
+    3 of Wan 14B's 40, as in NVIDIA's recipe for it, and as many in proportion in other models (2 of 30, 4 of 48): at
+    least one, as long as one is left between.
+    """
+    return min(max(1, round(_KEPT_SHARE * blocks)), max(0, (blocks - 1) // 2))
+
+
+def check_kept(model: str, blocks: int, keep: int) -> None:
+    """Refuse to keep every block.
+
+    Raises:
+        UsageError: fewer than one block would be quantised.
+    """
+    if blocks - 2 * keep < 1:
+        raise UsageError(
+            f"{model} has {blocks} blocks, and keeping {keep} at either end leaves none to quantise; "
+            f"give --fp8-keep {max(0, (blocks - 1) // 2)} or less."
+        )
+
+
+def quantise(graph: ExportedGraph, amax: Mapping[str, float], keep: int, folder: Path) -> ExportedGraph:
+    """Write the graph with fp8 layers into ``folder``.
+
+    Args:
+        graph: in fp32 or bf16, which is what everything but these layers stays in.
+        amax: of every layer to quantise: the largest absolute value that may enter it; larger ones are clipped to it.
+        keep: blocks at either end that are left as they are.
+        folder: another one than the graph's, whose weights are read, one at a time, while these are written.
+
+    Raises:
+        UsageError: no block would be left to quantise.
+        FlowBlendingError: a layer has no range, or the graph has no layers to quantise.
+    """
+    model = ir.load(graph.onnx)
+    layers = block_layers(model.graph)
+    blocks = block_count(layers)
+    check_kept(graph.spec.name, blocks, keep)
+    quantiser = _Quantiser(model.graph)
+    for layer in layers:
+        if keep <= layer.block < blocks - keep:
+            if layer.name not in amax:
+                raise FlowBlendingError(
+                    f"The calibration has no range for {layer.name} of {graph.spec.name}; calibrate again."
+                )
+            quantiser.replace(layer, amax[layer.name])
+    folder.mkdir(parents=True, exist_ok=True)
+    result = dataclasses.replace(
+        graph,
+        spec=dataclasses.replace(graph.spec, precision=Precision.FP8),
+        onnx=folder / graph.onnx.name,
+    )
+    ir.save(model, result.onnx, external_data=result.data.name)
+    result.data.touch()
+    result.write()
+    return result
+
+
+class _Quantiser:
+    """Replaces layers of one graph by fp8 ones. Layers with one input and one range share its quantised values."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._inputs: dict[tuple[str | None, float], ir.Value] = {}
+
+    def replace(self, layer: Layer, amax: float) -> None:
+        """Make the layer multiply values that have been through fp8."""
+        key = layer.input.name, amax
+        if key not in self._inputs:
+            self._inputs[key] = self._quantised_input(layer, amax)
+        weight = self._quantised_weight(layer)
+        layer.node.replace_input_with(0, self._inputs[key])
+        layer.node.replace_input_with(1, weight)
+
+    def _quantised_input(self, layer: Layer, amax: float) -> ir.Value:
+        values = layer.input
+        assert values.dtype is not None
+        scale = self._constant(f"{layer.name}.input_scale", fp8_scale(np.float32(amax)), values.dtype)
+        zero = self._constant(f"{layer.name}.input_zero", np.zeros((), np.float32), ir.DataType.FLOAT8E4M3FN)
+        shape, fp8 = values.shape, ir.DataType.FLOAT8E4M3FN
+        narrow = self._node("QuantizeLinear", [values, scale, zero], layer, of="input", shape=shape, dtype=fp8)
+        return self._node("DequantizeLinear", [narrow, scale, zero], layer, of="input", shape=shape, dtype=values.dtype)
+
+    def _quantised_weight(self, layer: Layer) -> ir.Value:
+        weight = layer.weight
+        stored = weight.const_value
+        assert stored is not None
+        assert weight.dtype is not None
+        scales = fp8_scale(np.abs(_float(stored)).max(axis=0))
+        scale = self._constant(f"{layer.name}.weight_scale", scales, weight.dtype)
+        narrow = ir.LazyTensor(
+            lambda: ir.Tensor(to_fp8(_float(stored), scales)),
+            dtype=ir.DataType.FLOAT8E4M3FN,
+            shape=ir.Shape(stored.shape),
+            name=f"{layer.name}.weight",
+            cache=False,
+        )
+        value = ir.Value(
+            name=narrow.name, shape=ir.Shape(stored.shape), type=ir.TensorType(narrow.dtype), const_value=narrow
+        )
+        self._graph.register_initializer(value)
+        self._graph.initializers.pop(weight.name, None)
+        return self._node(
+            "DequantizeLinear", [value, scale], layer, of="weight", shape=value.shape, dtype=weight.dtype, axis=1
+        )
+
+    def _constant(self, name: str, array: Floats, dtype: ir.DataType) -> ir.Value:
+        tensor = ir.Tensor(np.asarray(array).astype(dtype.numpy()), dtype=dtype, name=name)
+        value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(dtype), const_value=tensor)
+        self._graph.register_initializer(value)
+        return value
+
+    def _node(
+        self,
+        operator: str,
+        inputs: Sequence[ir.Value],
+        layer: Layer,
+        *,
+        of: str,
+        shape: ir.Shape | ir.ShapeProtocol | None,
+        dtype: ir.DataType,
+        **attributes: int,
+    ) -> ir.Value:
+        """A node in front of the layer; its only output, of a shape and type that are written down for the audit."""
+        name = f"{layer.name}.{of}.{operator}"
+        output = ir.Value(name=name, shape=None if shape is None else ir.Shape(shape), type=ir.TensorType(dtype))
+        self._graph.insert_before(
+            layer.node, ir.node(operator, inputs, attributes=attributes, outputs=[output], name=name)
+        )
+        return output
+
+
+def fp8_scale(amax: npt.NDArray[np.floating] | np.floating) -> Floats:
+    """The scale by which values up to ``amax`` fill E4M3: amax / 448, rounded up to a bf16 number, fp32.
+
+    As bf16 numbers, scales are the same in a bf16 graph and in its fp32 twin; rounded up, nothing exceeds the range.
+    Where nothing but zero is expected the scale is 1.
+    """
+    scale = np.asarray(amax, np.float32) / np.float32(LARGEST)
+    bits = scale.view(np.uint32)
+    rounded = ((bits.astype(np.uint64) + 0xFFFF) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    return np.asarray(np.where(scale > 0, rounded, np.float32(1)), np.float32)
+
+
+def to_fp8(values: Floats, scale: Floats) -> npt.NDArray[np.generic]:
+    """Values divided by their scale, as E4M3: to the nearest, ties to even."""
+    return (values / scale).astype(ml_dtypes.float8_e4m3fn)
+
+
+def _float(tensor: ir.TensorProtocol) -> Floats:
+    return np.asarray(tensor.numpy(), np.float32)
+
+
+def _operand(node: ir.Node, index: int) -> ir.Value:
+    value = node.inputs[index]
+    assert value is not None
+    return value

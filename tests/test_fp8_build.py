@@ -1,0 +1,187 @@
+"""fp8 from the checkpoint on: bundles that run on ONNX Runtime, and real plans for GPUs that are not here."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.checkpoints import TEXT_DIM, ltx_transformer, wan_transformer
+from flowblending import FlowBlendingError
+from flowblending.engine.build import BuildRequest, build_bundle
+from flowblending.engine.bundle import Bundle
+from flowblending.engine.fp8_options import Fp8Options
+from flowblending.engine.protocol import Range, ShapeProfile
+from flowblending.engine.trt_compile import PlanRequest, compile_plan
+from flowblending.engine.trt_plan import fp8_products, product_types
+from flowblending.export.audit import audit
+from flowblending.export.checkpoint import open_checkpoint
+from flowblending.export.spec import LARGE, SMALL, Precision
+from flowblending.runtime.host import HostDevice
+from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.noise import TorchNormal
+from flowblending.runtime.pipeline import Pipeline
+from tests.conftest import Build
+from tests.plans import RTX, ignore, needs_rtx
+from tests.reference import Floats, relative_error
+from tests.stored import Recorder
+
+pytestmark = pytest.mark.slow
+
+STEPS = 4
+
+
+def final_latents(bundle: Bundle) -> Floats:
+    pipeline = Pipeline(bundle=bundle, device=HostDevice())
+    job = Job(prompt="a red ball", steps=STEPS, seed=11)
+    program = compile_job(job, bundle.manifest)
+    sample = pipeline.sample(program, pipeline.noise(TorchNormal(11)), pipeline.encode(job, program, ignore))
+    return sample.latents.numpy().copy()
+
+
+def test_a_bundle_is_calibrated_runs_and_is_used_again(
+    build: Build, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    plain, pair, out = build("wan"), checkpoints("wan"), tmp_path / "bundle"
+    shutil.copytree(plain.folder, out)
+    request = BuildRequest(
+        large=str(pair / "large"),
+        small=str(pair / "small"),
+        out=out,
+        size="32x48",
+        frames=9,
+        precision="small=fp8",
+        backend="onnxruntime",
+        targets=(),
+        fp8=Fp8Options(steps=STEPS),
+        cache=tmp_path / "cache",
+    )
+    console = Recorder()
+    bundle = build_bundle(request, console)
+    bundle.verify(recompute=True)
+    # Two blocks of ten layers, of which none can be kept; the seven others are outside.
+    assert any(line.startswith("small: 20 of 27 layers in fp8") and "else fp32" in line for line in console.lines)
+    assert "calibration: 4 prompts, L2 S1 L1, large x 24, small x 8, prompts the built-in ones" in console.lines
+    assert bundle.manifest.components[SMALL].spec.precision is Precision.FP8
+    assert bundle.manifest.components[LARGE].spec.precision is Precision.FP32
+    # A quarter of the fp32 bytes for most of the weights.
+    assert bundle.path(SMALL).with_suffix(".onnx.data").stat().st_size < 0.6 * (
+        plain.path(SMALL).with_suffix(".onnx.data").stat().st_size
+    )
+    error = relative_error(final_latents(bundle), final_latents(plain))
+    assert 1e-5 < error < 0.05
+    bundle_graph = bundle.path(SMALL).read_bytes()
+    content = json.loads((out / "fp8_calibration.json").read_text())
+    small = content["models"]["small"]
+    assert (content["schedule"], content["steps"], len(content["prompts"])) == ("L2 S1 L1", STEPS, 4)
+    assert small["weights"] == bundle.manifest.components[SMALL].key["weights"]
+    steps = compile_job(Job(prompt="", steps=STEPS), bundle.manifest).steps
+    assert small["timesteps"] == [step.timestep for step in steps if step.model == SMALL]
+    assert len(small["layers"]) == 20
+    # The key covers the table itself, of the models in fp8; every part of it makes another entry of the cache.
+    keys = {name: bundle.manifest.components[name].key for name in (LARGE, SMALL)}
+    assert keys[SMALL]["ranges"] == hashlib.sha256((out / "fp8_calibration.json").read_bytes()).hexdigest()
+    assert keys[LARGE]["calibration"] == "none" != keys[SMALL]["calibration"]
+    # Another bundle: nothing is calibrated or built.
+    console = Recorder()
+    second = build_bundle(dataclasses.replace(request, out=tmp_path / "second"), console)
+    assert [line for line in console.lines if not line.endswith("taken from the cache")] == []
+    assert sum(line.startswith("calibration: 4 prompts, L2 S1 L1") for line in console.lines) == 1
+    assert second.manifest.components == bundle.manifest.components
+    assert (second.folder / "fp8_calibration.json").read_bytes() == (out / "fp8_calibration.json").read_bytes()
+    second.verify(recompute=True)
+    # Again, without the cache.
+    request = dataclasses.replace(request, cache=None)
+    console = Recorder()
+    again = build_bundle(request, console)
+    assert [line for line in console.lines if "reused" not in line] == []
+    assert again.manifest == bundle.manifest
+    # What is refused before anything is exported, and leaves the bundle as it was.
+    given = tmp_path / "given.json"
+    right, small["weights"] = small["weights"], "0" * 64
+    given.write_text(json.dumps(content))
+    refused: list[tuple[Fp8Options, str]] = [
+        (Fp8Options(calibration=given), r"given\.json was made with other weights of small"),
+        (Fp8Options(keep="small=1"), "small has 2 blocks, and keeping 1 at either end leaves none to quantise"),
+        (Fp8Options(steps=3, schedule="LLL"), "The schedule L3 never runs small, so it cannot be calibrated on it"),
+    ]
+    for options, message in refused:
+        console = Recorder()
+        with pytest.raises(FlowBlendingError, match=message):
+            build_bundle(dataclasses.replace(request, fp8=options), console)
+        assert not console.lines
+    again.verify(recompute=True)
+    # A file of these weights: the prompts are encoded, and nothing is sampled.
+    small["weights"] = right
+    given.write_text(json.dumps(content))
+    console = Recorder()
+    other = build_bundle(dataclasses.replace(request, fp8=Fp8Options(calibration=given)), console)
+    assert "small: rebuilt, calibration changed" in console.lines
+    assert any(line.endswith(f"from {given}") for line in console.lines)
+    assert other.path(SMALL).read_bytes() == bundle_graph
+
+
+PROFILE = ShapeProfile(
+    {"batch": Range.fixed(1), "frames": Range.fixed(2), "height": Range.fixed(4), "width": Range.fixed(6)}
+)
+
+
+@needs_rtx
+@pytest.mark.parametrize("kind", ["wan", "ltx"])
+def test_real_plans_compute_in_fp8(kind: str, checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    import onnx_ir as ir
+
+    from flowblending.export.fp8 import block_layers, quantise
+    from flowblending.export.graph import export_graph
+    from flowblending.export.ltx import Ltx
+    from flowblending.export.wan import Wan
+
+    checkpoint, folder = open_checkpoint(str(checkpoints(kind) / "large")), tmp_path / "model"
+    if kind == "wan":
+        wan_transformer(7, layers=3, head_dim=64, ffn=256).save_pretrained(folder)
+    else:
+        ltx_transformer(7, layers=3, head_dim=64, caption_channels=TEXT_DIM).save_pretrained(folder)
+    part = (Wan() if kind == "wan" else Ltx()).transformer(checkpoint, folder, LARGE)
+    plain = export_graph(part.load(Precision.BF16), tmp_path / "bf16", "")
+    names = [layer.name for layer in block_layers(ir.load(plain.onnx).graph)]
+    assert len(names) == 3 * 10
+    graph = quantise(plain, dict.fromkeys(names, 5.0), 1, tmp_path / "fp8")
+    sizes = {"batch": 1, "frames": 2, "height": 4, "width": 6}
+    found = audit(graph.onnx, sizes)
+    assert (found.layers["fp8"], found.attention, found.scatters) == (10, {"bf16": 6}, 0)
+    request = PlanRequest(
+        library=RTX,
+        onnx=graph.onnx,
+        spec=graph.spec,
+        profile=PROFILE,
+        targets=("sm89", "sm120"),
+        out=tmp_path / "large.plan",
+    )
+    info = compile_plan(request, ignore)
+    # As the plan's own listing says: the middle block, and nothing else.
+    inner = {name for name in names if "blocks.1." in name}
+    fp8 = {name for name, types in product_types(request.out).items() if types == {"fp8_e4m3"}}
+    assert {name.partition(".")[2] for name in fp8} == inner
+    # As the builder says: the bytes of these weights are not doubled again.
+    assert info.weights_bytes is not None
+    assert info.weights_bytes < 1.05 * graph.data.stat().st_size < plain.data.stat().st_size
+    assert b"_gemm_mha_v2" in request.out.read_bytes()
+    assert fp8_products(request.out, LARGE, 10) == 10
+    with pytest.raises(FlowBlendingError, match="computes 10 layers of large in fp8, where its graph asks for 11"):
+        fp8_products(request.out, LARGE, 11)
+    # The compiler itself finds fp8 in it.
+    with pytest.raises(FlowBlendingError, match="fp8_e4m3"):
+        compile_plan(dataclasses.replace(request, targets=("sm80",)), ignore)
+
+
+def test_a_plan_that_does_not_tell_is_no_proof(tmp_path: Path) -> None:
+    path = tmp_path / "large.plan"
+    path.write_bytes(np.random.default_rng(0).bytes(10_000))
+    assert product_types(path) == {}
+    assert fp8_products(path, LARGE, 3) is None
