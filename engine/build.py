@@ -1,7 +1,7 @@
 """Building a bundle: export every component, verify it, compile it, and write all of it or nothing.
 
-With `fp8_build`, the only file of this package that calls the exporter (and thereby torch), inside its
-functions, so that the rest of the package loads without torch.
+With `fp8_build`, `proof_build` and `pair_build`, the only file of this package that calls the exporter (and thereby
+torch), inside its functions, so that the rest of the package loads without torch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,17 @@ from typing import TYPE_CHECKING
 import flowblending
 from flowblending import FlowBlendingError
 from flowblending.engine import backend as backends
+from flowblending.engine import proof
 from flowblending.engine.bundle import Bundle, bundle_id, describe_file, open_bundle, write_bundle
 from flowblending.engine.console import Console
 from flowblending.engine.fp8_build import Fp8Builder, Pair
 from flowblending.engine.fp8_ranges import Graph
-from flowblending.engine.geometry import plan_geometry
+from flowblending.engine.geometry import plan_geometry, profile_of
 from flowblending.engine.manifest import MANIFEST, BundleFile, Component, Flops, Geometry, Manifest
 from flowblending.engine.precision import base_precision, choose_precisions, component_precision
-from flowblending.engine.protocol import Range, ShapeProfile
+from flowblending.engine.proof_build import gather, note_verified
+from flowblending.engine.protocol import ShapeProfile
+from flowblending.engine.report_build import add_report
 from flowblending.engine.request import BuildRequest, rebuild_command
 from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, ExportedGraph, PipelineSpec, Precision
 
@@ -48,7 +51,8 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
 
     Raises:
         FlowBlendingError: a wrong argument, an unusable checkpoint or pair, a graph that fails its
-            verification, a compiler error, a full disk. Nothing is left at ``out`` that was not there.
+            verification, a compiler error, a claim of the report that does not hold, a full disk. Nothing is left at
+            ``out`` that was not there.
     """
     targets = backends.check_targets(request.backend, request.targets)
     request = dataclasses.replace(request, targets=targets)
@@ -75,6 +79,8 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
                 created_by=f"flowblending {flowblending.__version__}",
             )
             (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+            made = Bundle(folder=folder, manifest=manifest)
+            add_report(made, {part.name: part for part in parts}, old, console)
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise FlowBlendingError(
@@ -175,8 +181,6 @@ class _Builder:
         try:
             graph = self._export(part, precision, work, fp8)
             component = self._compile(graph, key, part.architecture)
-            if fp8 is not None and self.request.backend != backends.ONNXRUNTIME:
-                fp8.prove(graph, self.folder / component.files[0].path)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         size = sum(file.bytes for file in component.files)
@@ -197,6 +201,7 @@ class _Builder:
             "targets": " ".join(self.request.targets),
             "compiler": "" if self.request.backend == backends.ONNXRUNTIME else _sources_digest("engine", "trt_*.py"),
             "versions": exporter_versions(),
+            "proof": str(proof.FORMAT),
         }
 
     def _weights(self, part: Part) -> str:
@@ -225,27 +230,34 @@ class _Builder:
         return True
 
     def _export(self, part: Part, precision: Precision, work: Path, fp8: Fp8Builder | None) -> ExportedGraph:
+        from flowblending.export.golden import Recorder
         from flowblending.export.verify import export_and_verify
 
+        profile = self._profile(part.name).symbols
+        ends = ({name: size.min for name, size in profile.items()}, {name: size.max for name, size in profile.items()})
+        recorder = Recorder(part, ends)
         if fp8 is not None:
-            return fp8.export(part, work)
-        with self.console.phase(f"{part.name}: exporting") as report:
-            graph, parity = export_and_verify(part, precision, work, self._weights(part), report)
-        self.console.log(f"{part.name}: equals torch to {parity.relative:.1e} at {parity.shapes} shapes")
+            graph, parity = fp8.export(recorder.part, work)
+        else:
+            with self.console.phase(f"{part.name}: exporting") as report:
+                graph, parity = export_and_verify(recorder.part, precision, work, self._weights(part), report)
+            self.console.log(f"{part.name}: equals torch to {parity.relative:.1e} at {parity.shapes} shapes")
+        note_verified(graph, recorder, parity)
         return graph
 
     def _compile(self, graph: ExportedGraph, key: Mapping[str, str], architecture: str | None) -> Component:
         name, backend = graph.spec.name, self.request.backend
-        flops = self._flops(name, graph.onnx)
+        flops, profile = self._flops(name, graph.onnx), self._profile(name)
         with self.console.phase(f"{name}: compiling for {backend}") as report:
-            files = backends.compile_engine(
+            compiled = backends.compile_engine(
                 backend=backend,
                 graph=graph,
-                profile=self._profile(name),
+                profile=profile,
                 targets=self.request.targets,
                 folder=self.folder,
                 progress=report,
             )
+            files = (*compiled.files, *gather(graph, compiled, profile, self.folder))
         return Component(
             spec=graph.spec,
             backend=backend,
@@ -271,11 +283,7 @@ class _Builder:
         return {"frames": frames, "height": height, "width": width}
 
     def _profile(self, name: str) -> ShapeProfile:
-        """The one geometry of the bundle; transformers take one latent or a pair of guidance branches."""
-        one = Range.fixed(1)
-        pair = Range(min=1, opt=2 if self.pipeline.batched_guidance else 1, max=2)
-        batch = one if name not in (LARGE, SMALL) else pair
-        return ShapeProfile({"batch": batch} | {key: Range.fixed(size) for key, size in self._sizes().items()})
+        return profile_of(name, self.pipeline, self.geometry)
 
 
 def _sources_digest(room: str, pattern: str) -> str:

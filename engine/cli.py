@@ -25,14 +25,19 @@ def parser() -> argparse.ArgumentParser:
         epilog="Example: fb-build-engines --large Wan-AI/Wan2.1-T2V-14B-Diffusers "
         "--small Wan-AI/Wan2.1-T2V-1.3B-Diffusers --out wan --size 832x480 --frames 81",
     )
-    parser.add_argument("--large", required=True, metavar="DIR_OR_HUB_ID", help="diffusers pipeline: the large model")
+    parser.add_argument("--large", metavar="DIR_OR_HUB_ID", help="diffusers pipeline: the large model")
     parser.add_argument(
         "--small",
-        required=True,
         metavar="DIR_OR_HUB_ID",
         help="the small model: a diffusers pipeline or transformer folder with the same latents and text encoder",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="folder to write the bundle to")
+    parser.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write the bundle to")
+    parser.add_argument(
+        "--prove",
+        type=Path,
+        metavar="BUNDLE",
+        help="build nothing, but run a bundle's engines on the GPU that they are for, and complete its report.json",
+    )
     parser.add_argument("--size", metavar="WxH", help="video size in pixels (default: the family's)")
     parser.add_argument("--frames", type=int, metavar="N", help="video frames (default: the family's)")
     parser.add_argument(
@@ -122,7 +127,24 @@ def build(arguments: argparse.Namespace) -> None:
     _summary(build_bundle(request, console), console)
 
 
+def prove(arguments: argparse.Namespace) -> None:
+    """Complete the report of a bundle on its GPU, and show it."""
+    from flowblending.engine.console import Console
+    from flowblending.engine.prove import prove_bundle
+    from flowblending.engine.report_build import check_report
+    from flowblending.engine.report_table import show_report
+
+    console = Console(quiet=arguments.quiet)
+    with console.phase("Proving") as progress:
+        report = prove_bundle(arguments.prove, progress)
+    check_report(report, console)
+    show_report(report, console)
+
+
 def _summary(bundle: Bundle, console: Console) -> None:
+    from flowblending.engine.report import read_report
+    from flowblending.engine.report_table import show_report
+
     geometry = bundle.manifest.geometry
     rows = [
         (
@@ -140,15 +162,26 @@ def _summary(bundle: Bundle, console: Console) -> None:
         ("component", "precision", "back end", "target", "size"),
         rows,
     )
+    report = read_report(bundle)
+    if report is not None:
+        show_report(report, console)
+        if report.left and any(component.targets for component in bundle.manifest.components.values()):
+            console.log(f"Finish the proof on the GPU: fb-build-engines --prove {bundle.folder}")
     console.log(f'Run it: fb-run {bundle.folder} --prompt "..."')
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``fb-build-engines``."""
-    parsed = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    line = parser()
+    parsed = line.parse_args(sys.argv[1:] if arguments is None else arguments)
+    missing = [f"--{name}" for name in ("large", "small", "out") if getattr(parsed, name) is None]
+    if parsed.prove is None and missing:
+        line.error(f"the following arguments are required: {', '.join(missing)}")
+    if parsed.prove is not None and len(missing) < 3:
+        line.error("--prove builds nothing, so it takes no --large, --small and --out")
     from flowblending.engine.console import run_program
 
-    run_program(lambda: build(parsed))
+    run_program(lambda: build(parsed) if parsed.prove is None else prove(parsed))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The fp8 transformers of a bundle: calibration on the schedule's own trajectories, and the quantised graphs.
 
-With `build`, the only files of this package that call the exporter.
+With `build`, `proof_build` and `pair_build`, the only files of this package that call the exporter.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from flowblending.engine.console import Console
 from flowblending.engine.fp8_options import MARGIN, PERCENTILE, SCHEDULE, Fp8Options
 from flowblending.engine.fp8_ranges import Graph, Measured, RangesRequest, Trajectories, measure
 from flowblending.engine.manifest import BundleFile, Geometry
-from flowblending.engine.trt_plan import fp8_products
 from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, ExportedGraph, PipelineSpec, Precision
 
 if TYPE_CHECKING:
-    from flowblending.export.audit import Audit
     from flowblending.export.family import Part
     from flowblending.export.fp8_calibration import Calibration
+    from flowblending.export.verify import Parity
 
 FILE = "fp8_calibration.json"
 
@@ -115,8 +114,9 @@ class Fp8Builder:
         kept = "default" if keep is None else str(keep)
         return {"precision": f"fp8, else {self._base}, {kept} blocks kept", "calibration": self._calibration_key}
 
-    def export(self, part: Part, work: Path) -> ExportedGraph:
+    def export(self, part: Part, work: Path) -> tuple[ExportedGraph, Parity]:
         """Export and verify a transformer, and say what of it is in fp8."""
+        from flowblending.export.audit import audit
         from flowblending.export.fp8_export import export_fp8
 
         model, samples = self.calibration.models[part.name], self.conditions
@@ -133,30 +133,14 @@ class Fp8Builder:
                 timesteps=model.timesteps,
                 report=report,
             )
-        found = self._audit(graph)
+        _, frames, height, width = self._pair.geometry.latent_shape
+        found = audit(graph.onnx, {"batch": 1, "frames": frames, "height": height, "width": width})
         self._console.log(
             f"{part.name}: {found.layers[Precision.FP8]} of {sum(found.layers.values())} layers in fp8, "
             f"{found.share(Precision.FP8):.1%} of their operations, else {self._base}; "
             f"{parity.relative:.1e} from torch's fp32 at {parity.shapes} shapes"
         )
-        return graph
-
-    def prove(self, graph: ExportedGraph, plan: Path) -> None:
-        """Look up in a plan whether its compiler has done what the graph asks for.
-
-        Raises:
-            FlowBlendingError: some of the layers are not computed in fp8.
-        """
-        name = graph.spec.name
-        found = fp8_products(plan, name, self._audit(graph).layers[Precision.FP8])
-        told = "does not tell in which types it computes" if found is None else f"computes {found} layers in fp8"
-        self._console.log(f"{name}: the plan {told}")
-
-    def _audit(self, graph: ExportedGraph) -> Audit:
-        from flowblending.export.audit import audit
-
-        _, frames, height, width = self._pair.geometry.latent_shape
-        return audit(graph.onnx, {"batch": 1, "frames": frames, "height": height, "width": width})
+        return graph, parity
 
     def _kept(self, model: str, blocks: int) -> int:
         from flowblending.export.fp8 import kept_blocks
