@@ -183,8 +183,7 @@ class _Builder:
             component = self._compile(graph, key, part.architecture)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        size = sum(file.bytes for file in component.files)
-        self.console.log(f"{part.name}: built in {precision}, {size / 1e6:.1f} MB")
+        self.console.log(f"{part.name}: built in {precision}, {component.engine_bytes / 1e6:.1f} MB")
         return component
 
     def _key(self, part: Part, precision: Precision) -> dict[str, str]:

@@ -152,7 +152,7 @@ def _summary(bundle: Bundle, console: Console) -> None:
             str(component.spec.precision),
             f"{component.backend} {component.backend_version}",
             " ".join(component.targets) or "any",
-            f"{sum(file.bytes for file in component.files) / 1e6:.1f} MB",
+            f"{component.engine_bytes / 1e6:.1f} MB",
         )
         for name, component in bundle.manifest.components.items()
     ]

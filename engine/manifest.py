@@ -20,6 +20,9 @@ from flowblending.export.spec import (
 FORMAT = 1
 MANIFEST = "manifest.json"
 
+PROOFS = (".proof.json", ".golden.npz")
+"""How the names of files end that prove a component."""
+
 Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 
@@ -69,6 +72,11 @@ class Component(_Frozen):
     key: dict[str, str]
     flops: Flops | None = None
     architecture: str | None = None
+
+    @property
+    def engine_bytes(self) -> int:
+        """Size of the files that are loaded to run it, those that prove it aside."""
+        return sum(file.bytes for file in self.files if not file.path.endswith(PROOFS))
 
 
 class Geometry(_Frozen):

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.engine.backend import ONNXRUNTIME, open_engine
+from flowblending.engine.backend import ONNXRUNTIME
 from flowblending.engine.bundle import TRAJECTORY, Bundle
 from flowblending.engine.manifest import Manifest
+from flowblending.engine.ort import OrtEngine
 from flowblending.engine.pair import LATENTS, Call, Floats, PairFacts, Velocity, compare_pair, follow, unmeasured
 from flowblending.engine.protocol import Engine
-from flowblending.engine.tensor import CPU, Tensor
+from flowblending.engine.tensor import Tensor
 from flowblending.export.spec import LARGE, SMALL, Precision
 
 if TYPE_CHECKING:
@@ -60,12 +61,7 @@ def measure_pair(bundle: Bundle, parts: Mapping[str, Part], program: Mapping[str
     arrays = {branch: {name: value.numpy() for name, value in each.items()} for branch, each in conditions.items()}
     backends = {manifest.components[name].backend for name in (LARGE, SMALL)}
     if backends == {ONNXRUNTIME}:
-        engines = {
-            name: open_engine(
-                backend=ONNXRUNTIME, path=bundle.path(name), spec=manifest.components[name].spec, device=CPU
-            )
-            for name in (LARGE, SMALL)
-        }
+        engines = {name: OrtEngine(bundle.path(name), manifest.components[name].spec) for name in (LARGE, SMALL)}
         velocity: Velocity = EnginePair(engines, arrays)
     else:
         write_golden(bundle.folder / TRAJECTORY, program, calls, final, arrays)

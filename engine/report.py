@@ -20,7 +20,7 @@ from flowblending.engine.geometry import profile_of
 from flowblending.engine.manifest import Component, Manifest
 from flowblending.engine.pair import PairFacts, pair_claims
 from flowblending.engine.proof import Facts, Proof, Sizes, read_proof
-from flowblending.engine.report_claims import FAILED, OPEN, Claim, component_claims, runs_as_torch
+from flowblending.engine.report_claims import FAILED, OPEN, Claim, allowed_on, component_claims, runs_as_torch
 
 FORMAT = 1
 
@@ -149,7 +149,7 @@ def _claims(
     if inspected is None:
         return [*claims, runs_as_torch(name, None, 0, f"needs a GPU of {targets}")]
     found = inspected.differences.get(name)
-    allowed = proof.compared.allowed
+    allowed = allowed_on(inspected.device, proof.compared.allowed)
     where = f"on {inspected.device}" if found is not None else "it runs, but the build kept no outputs of torch for it"
     return [*claims, runs_as_torch(name, found, allowed, where)]
 
@@ -161,8 +161,7 @@ def _memory(manifest: Manifest, proofs: Mapping[str, Proof], slots: int) -> Memo
         plan, (_, largest) = proofs[name].plan, ends(manifest, name)
         if plan is None or plan.weights_bytes is None or plan.scratch_bytes is None:
             complete = False
-        engine = sum(file.bytes for file in component.files if Path(file.path).suffix in (".onnx", ".data"))
-        weights += engine if plan is None else plan.weights_bytes or plan.bytes
+        weights += component.engine_bytes if plan is None else plan.weights_bytes or plan.bytes
         scratch += 0 if plan is None else plan.scratch_bytes or 0
         tensors += sum(
             math.prod(each.resolve(largest)) * np.dtype(each.dtype).itemsize

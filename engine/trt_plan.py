@@ -18,7 +18,7 @@ _TENSOR = re.compile(rb'tensor=\{ [^\n]{0,800}? name="([^"\n]{1,400})" [^\n]{0,4
 _PRODUCT = re.compile(rb'fully_connected=\{ name="([^"]{1,4000})" output=\{[^}]{0,4000}\} input=\{([^}]{0,4000})\}')
 _NAME = re.compile(rb'"([^"]+)"')
 _FUSED = re.compile(rb'function=\{ name=_gemm_mha[^\n]{0,20000}? layers="([^"\n]{1,4000})"')
-_NODE = re.compile(rb"\[ONNX Layer: ([^\]]+?)(?:__\d+)?\]")
+_NODE = re.compile(rb"\[ONNX Layer: ([^\]]+)\]")
 
 
 def product_types(plan: Path) -> Mapping[str, frozenset[str]]:

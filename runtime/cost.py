@@ -56,7 +56,7 @@ def cost_of(program: Program, manifest: Manifest) -> Cost:
         skipped=skipped,
         flops=sum(calls[model] * per_call[model] for model in calls),
         flops_all_large=(sum(calls.values()) + sum(skipped.values())) * per_call[LARGE],
-        engine_bytes=sum(file.bytes for component in loaded for file in component.files),
+        engine_bytes=sum(component.engine_bytes for component in loaded),
         slot_bytes=len(program.slots()) * latent_bytes,
     )
 

@@ -18,6 +18,7 @@ from flowblending.engine.pair import LATENTS, Call, Floats, PairFacts, compare_p
 from flowblending.engine.protocol import Engine
 from flowblending.engine.prove import ProveRequest, ProveResult
 from flowblending.engine.report import Inspected
+from flowblending.engine.report_claims import allowed_on
 from flowblending.engine.tensor import CPU
 from flowblending.engine.trt import TrtEngine
 from flowblending.runtime.binding import TIMESTEP
@@ -112,4 +113,5 @@ def _follow(
         return found
 
     program = json.loads(str(arrays["program"]))
+    allowed = {name: allowed_on(where, limit) for name, limit in allowed.items()}
     return compare_pair(program, calls, arrays["final"], velocity, calls[0].latents, where=where, allowed=allowed)
