@@ -17,7 +17,7 @@ from flowblending.engine.backend import ONNXRUNTIME
 from flowblending.engine.bundle import TRAJECTORY, Bundle
 from flowblending.engine.manifest import Manifest
 from flowblending.engine.ort import OrtEngine
-from flowblending.engine.pair import LATENTS, Call, Floats, PairFacts, Velocity, compare_pair, follow, unmeasured
+from flowblending.engine.pair_errors import LATENTS, Call, Floats, PairFacts, Velocity, compare_pair, follow, unmeasured
 from flowblending.engine.protocol import Engine
 from flowblending.engine.tensor import Tensor
 from flowblending.export.spec import LARGE, SMALL, Precision
@@ -104,7 +104,7 @@ class EnginePair:
 
 def write_golden(path: Path, program: Mapping[str, Any], calls: list[Call], final: Floats, conditions: Arrays) -> None:
     """Keep a trajectory: its program, its conditions, what every call was given and gave, and the final latents."""
-    arrays = {
+    arrays: dict[str, Any] = {
         f"conditions/{branch}/{name}": value for branch, each in conditions.items() for name, value in each.items()
     }
     with path.open("wb") as file:

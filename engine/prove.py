@@ -14,7 +14,7 @@ from flowblending import FlowBlendingError
 from flowblending.engine.bundle import TRAJECTORY, Bundle, open_bundle
 from flowblending.engine.elsewhere import EndedError, call_elsewhere
 from flowblending.engine.gpu import check_architecture, gpu_architecture
-from flowblending.engine.pair import PairFacts
+from flowblending.engine.pair_errors import PairFacts
 from flowblending.engine.report import Inspected, Report, make_report, read_report, write_report
 from flowblending.export.spec import LARGE, SMALL
 

@@ -18,7 +18,7 @@ from flowblending import FlowBlendingError
 from flowblending.engine.bundle import REPORT, Bundle
 from flowblending.engine.geometry import profile_of
 from flowblending.engine.manifest import Component, Manifest
-from flowblending.engine.pair import PairFacts, pair_claims
+from flowblending.engine.pair_errors import PairFacts, pair_claims
 from flowblending.engine.proof import Facts, Proof, Sizes, read_proof
 from flowblending.engine.report_claims import FAILED, OPEN, Claim, allowed_on, component_claims, runs_as_torch
 

@@ -10,8 +10,8 @@ from flowblending import FlowBlendingError
 from flowblending.engine.bundle import TRAJECTORY, Bundle
 from flowblending.engine.console import Console
 from flowblending.engine.default_program import default_program
-from flowblending.engine.pair import slots_of
 from flowblending.engine.pair_build import measure_pair
+from flowblending.engine.pair_errors import slots_of
 from flowblending.engine.report import Report, make_report, read_report, write_report
 from flowblending.engine.report_table import show_report
 

@@ -14,7 +14,7 @@ import flowblending
 from flowblending.engine.bundle import open_bundle
 from flowblending.engine.elsewhere import answer
 from flowblending.engine.gpu import gpu_architecture
-from flowblending.engine.pair import LATENTS, Call, Floats, PairFacts, compare_pair, difference
+from flowblending.engine.pair_errors import LATENTS, Call, Floats, PairFacts, compare_pair, difference
 from flowblending.engine.protocol import Engine
 from flowblending.engine.prove import ProveRequest, ProveResult
 from flowblending.engine.report import Inspected

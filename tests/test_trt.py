@@ -99,7 +99,10 @@ class Recorded:
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     context = Recorder()
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda _: context)
-    module = SimpleNamespace(Runtime=lambda _: runtime, nptype=lambda name: np.dtype(name).type)
+    forms = SimpleNamespace(JSON="json")
+    module = SimpleNamespace(
+        Runtime=lambda _: runtime, nptype=lambda name: np.dtype(name).type, LayerInformationFormat=forms
+    )
     library = stub(module)
     monkeypatch.setattr(trt, "load", lambda _: library)
     monkeypatch.setattr(trt, "gpu_architecture", lambda: "sm89")
@@ -145,7 +148,6 @@ def test_what_an_engine_tells_of_itself(
     inspector = SimpleNamespace(get_engine_information=lambda form: told if form == "json" else "")
     monkeypatch.setattr(Recorder, "create_engine_inspector", lambda _: inspector, raising=False)
     monkeypatch.setattr(Recorder, "device_memory_size_v2", 4096, raising=False)
-    monkeypatch.setattr(trt.load("tensorrt").trt, "LayerInformationFormat", SimpleNamespace(JSON="json"), raising=False)
     assert recorded.engine.device_bytes() == 4096
     if expected is None:
         with pytest.raises(FlowBlendingError, match=r"cannot inspect large .*; build the bundle again"):

@@ -13,7 +13,7 @@ import pytest
 
 from flowblending.engine.default_program import default_program
 from flowblending.engine.manifest import Manifest
-from flowblending.engine.pair import Floats, PairFacts, compare_pair, follow, pair_claims, slots_of, unmeasured
+from flowblending.engine.pair_errors import Floats, PairFacts, compare_pair, follow, pair_claims, slots_of, unmeasured
 from flowblending.export.spec import LARGE, SMALL, Precision
 from flowblending.runtime.jobs import Job, compile_job
 from tests.manifests import spec, write
