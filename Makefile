@@ -7,7 +7,7 @@ EMBEDDING := $(VENV)/installed-embedding
 
 .PHONY: demo test test-embedding lint clean
 
-# The small random pair, built and run on the CPU: demo/video.mp4.
+# The trained shapes pair, built and run on the CPU: demo/side-by-side.mp4.
 demo: $(INSTALLED)
 	$(BIN)/python -m benchmarks.demo --out demo
 

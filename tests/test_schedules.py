@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from benchmarks.contact_sheet import GAP
 from benchmarks.schedules import __main__ as program
+from benchmarks.schedules import experiment
 from benchmarks.schedules.claims import Claim
 from benchmarks.schedules.measures import REAL, Features, Measured, measure
 from benchmarks.schedules.report import Row, as_json, markdown, picture, rows, tables
@@ -188,8 +189,8 @@ def test_the_reference_is_always_run() -> None:
 
 
 def test_the_picture_shows_the_first_and_the_last_prompt() -> None:
-    assert program.shown(64) == [0, 21, 42, 63]
-    assert program.shown(2) == [0, 1]
+    assert experiment.shown(64) == [0, 21, 42, 63]
+    assert experiment.shown(2) == [0, 1]
 
 
 def feature_file(folder: Path) -> Path:

@@ -170,8 +170,8 @@ def markdown(every: Sequence[Row], claims: Sequence[Claim], settings: str) -> st
         "Times and FLOPs (of the transformers) are relative to LLL's; times are medians of one run, in which the "
         "schedules take turns.",
         "Fréchet: squared Fréchet distance on the project's own features (64 numbers of a network trained on drawn "
-        f"clips), between {count} clips and {REAL} drawn ones. With so few clips it is too large, by about as much in "
-        f"each row; the row of the prompts' own scenes as drawn is the floor.",
+        f"clips), between {count} clips and {REAL} drawn ones. With so few clips it is too large, in each row; "
+        "that of the prompts' own scenes as drawn shows by about how much.",
         "Roughness is the mean absolute second difference over time: a moving edge has some, flicker has more.",
     ]
     parts = [*map(_table, tables(every)), "\n".join(f"- {note}" for note in notes)]

@@ -18,6 +18,7 @@ from flowblending import FlowBlendingError
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.schedule import StageSchedule
 from flowblending.runtime.whole_file import check_target
 
 Clip = npt.NDArray[np.float32]
@@ -30,6 +31,8 @@ SIZE, FRAMES = "64x64", 13
 FRAME_RATE = 8.0
 """The size, length and rate that the pair is trained for, as in `benchmarks.shapes.networks`."""
 STEPS, GUIDANCE = 40, 3.0
+EARLY, LATE = 0.4, 0.2
+"""Shares of the steps of a named schedule's first and last stage: Wan 2.1's."""
 HELD_OUT = 4
 """One prompt in so many names a combination that training never shows."""
 
@@ -125,6 +128,15 @@ def prompts(count: int, seed: int) -> list[Prompt]:
         Prompt(scene=scene, held_out=index >= count - count // HELD_OUT, seed=100_000 * seed + index)
         for index, scene in enumerate(scenes)
     ]
+
+
+def stages(name: str, steps: int = STEPS, early: float = EARLY, late: float = LATE) -> str:
+    """A schedule's runs: ``LSL`` of 40 steps is ``L16 S16 L8`` with the pair's boundaries.
+
+    Raises:
+        UsageError: it is no schedule of that many steps.
+    """
+    return str(StageSchedule.parse(name, steps, early, late))
 
 
 def make(pipeline: Pipeline, job: Job) -> Made:

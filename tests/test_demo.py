@@ -10,8 +10,8 @@ import av
 import numpy as np
 import pytest
 
+from benchmarks.demo import PROMPTS, ROUNDS, SCALE, SEED, VIDEOS, side_by_side, times, write_video
 from benchmarks.schedules.run import FRAME_RATE, Made, Prompt, prompts
-from benchmarks.side_by_side import PROMPTS, ROUNDS, SCALE, SEED, VIDEOS, side_by_side, times, write_video
 from tests.scenes import film
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +80,7 @@ def test_without_checkpoints_it_says_so(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "benchmarks.side_by_side",
+        "benchmarks.demo",
         "--out",
         str(tmp_path / "out"),
         "--checkpoints",
@@ -94,5 +94,5 @@ def test_without_checkpoints_it_says_so(tmp_path: Path) -> None:
 
 
 def test_making_clips_takes_no_torch() -> None:
-    code = "import sys, benchmarks.side_by_side; print(*sorted({'torch', 'diffusers'} & set(sys.modules)))"
+    code = "import sys, benchmarks.demo; print(*sorted({'torch', 'diffusers'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True, cwd=ROOT).strip() == ""
