@@ -56,8 +56,8 @@ class Inspected(Facts):
         version: of FlowBlending.
         device_bytes: what each plan's context takes, as its engine states it.
         layers: the names of each plan's layers, as TensorRT's engine inspector lists them.
-        differences: relative L2 norm of each component's difference from torch; None where there is nothing to
-            compare with.
+        differences: relative L2 norm of each component's difference from torch; None where nothing of torch was
+            kept, and what the engine gives for noise is finite.
     """
 
     device: str
@@ -150,7 +150,7 @@ def _claims(
         return [*claims, runs_as_torch(name, None, 0, f"needs a GPU of {targets}")]
     found = inspected.differences.get(name)
     allowed = allowed_on(inspected.device, proof.compared.allowed)
-    where = f"on {inspected.device}" if found is not None else "it runs, but the build kept no outputs of torch for it"
+    where = f"on {inspected.device}" if found is not None else "it gives finite values, and nothing of torch was kept"
     return [*claims, runs_as_torch(name, found, allowed, where)]
 
 

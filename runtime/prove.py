@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from flowblending.engine.bundle import open_bundle
 from flowblending.engine.elsewhere import answer
 from flowblending.engine.gpu import gpu_architecture
 from flowblending.engine.pair_errors import LATENTS, Call, Floats, PairFacts, compare_pair, difference
+from flowblending.engine.proof import Sizes
 from flowblending.engine.protocol import Engine
 from flowblending.engine.prove import ProveRequest, ProveResult
-from flowblending.engine.report import Inspected
+from flowblending.engine.report import Inspected, ends
 from flowblending.engine.report_claims import allowed_on
 from flowblending.engine.tensor import CPU
 from flowblending.engine.trt import TrtEngine
@@ -49,7 +51,9 @@ def work(request: ProveRequest, progress: Callable[[str], None]) -> ProveResult:
             engine = pipeline.engine(name)
             if isinstance(engine, TrtEngine):
                 device_bytes[name], layers[name] = engine.device_bytes(), engine.layers()
-            differences[name] = _compare(engine, device, request.golden.get(name))
+            golden = request.golden.get(name)
+            sizes = ends(bundle.manifest, name)
+            differences[name] = _try(engine, device, sizes) if golden is None else _compare(engine, device, golden)
         pair = None
         if request.trajectory is not None:
             progress("running the pair along its schedule")
@@ -66,10 +70,23 @@ def work(request: ProveRequest, progress: Callable[[str], None]) -> ProveResult:
     return ProveResult(inspected=inspected, pair=pair)
 
 
-def _compare(engine: Engine, device: Device, golden: Path | None) -> float | None:
-    """The largest difference of an output from torch's; None where there is nothing to compare with."""
-    if golden is None:
-        return None
+def _try(engine: Engine, device: Device, both: Sequence[Sizes]) -> float | None:
+    """Run an engine on noise at the smallest and the largest sizes: None if that gives finite values, else NaN."""
+    random = np.random.default_rng(0)
+    for sizes in both:
+        given = {
+            each.name: random.standard_normal(each.resolve(sizes)).astype(each.dtype)
+            if np.dtype(each.dtype).kind == "f"
+            else np.ones(each.resolve(sizes), each.dtype)
+            for each in engine.spec.inputs
+        }
+        if not all(np.isfinite(found).all() for found in _run(engine, device, given).values()):
+            return math.nan
+    return None
+
+
+def _compare(engine: Engine, device: Device, golden: Path) -> float:
+    """The largest difference of an output from torch's."""
     worst = 0.0
     with np.load(golden) as kept:
         for index in sorted({name.partition("/")[0] for name in kept.files}):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -17,8 +18,14 @@ import pytest
 from flowblending import FlowBlendingError
 from flowblending.engine.build import build_bundle
 from flowblending.engine.bundle import Bundle, open_bundle
-from flowblending.engine.prove import prove_bundle
+from flowblending.engine.ort import OrtEngine
+from flowblending.engine.pair_build import EnginePair, write_golden
+from flowblending.engine.pair_errors import follow, pair_claims
+from flowblending.engine.prove import ProveRequest, prove_bundle
 from flowblending.engine.report import Report, read_report
+from flowblending.export.spec import Precision
+from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.prove import work
 from tests.conftest import Build
 from tests.manifests import write
 from tests.plans import ignore, needs_no_gpu
@@ -88,10 +95,7 @@ def test_proving_runs_the_engines_and_finds_one_that_differs(build: Build, tmp_p
 def test_a_pair_in_fp16_is_measured_and_what_holds_no_more_ends_the_build(
     build: Build, checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import dataclasses
-
     from flowblending.export import verify
-    from flowblending.export.spec import Precision
 
     out = tmp_path / "bundle"
     shutil.copytree(build("wan").folder, out)
@@ -136,17 +140,41 @@ def test_proving_plans_needs_their_gpu(tmp_path: Path) -> None:
     assert "--prove builds nothing" in result.stderr
 
 
-def test_a_golden_file_that_torch_did_not_give_fails_the_claim(build: Build, tmp_path: Path) -> None:
-    from flowblending.engine.prove import ProveRequest
-    from flowblending.runtime.prove import work
-
+def test_what_torch_did_not_give_is_found(build: Build, tmp_path: Path) -> None:
     bundle = build("wan")
     with np.load(bundle.folder / "large.golden.npz") as kept:
         arrays: dict[str, Any] = {name: kept[name] * (1.25 if "outputs" in name else 1) for name in kept.files}
     np.savez(tmp_path / "large.npz", **arrays)
+    # A trajectory of the bundle's own engines, of which the small one's velocities are then changed.
+    random = np.random.default_rng(0)
+    conditions = {
+        branch: {"text": random.standard_normal((1, 512, 32)).astype(np.float32)} for branch in ("cond", "uncond")
+    }
+    engines = {name: OrtEngine(bundle.path(name), bundle.manifest.components[name].spec) for name in ("large", "small")}
+    program = compile_job(Job(prompt="", steps=4), bundle.manifest).to_json()
+    noise = random.standard_normal((1, 16, 3, 6, 4)).astype(np.float32)
+    final, calls = follow(program, EnginePair(engines, conditions), noise)
+    changed = [
+        dataclasses.replace(call, velocity=call.velocity * np.float32(1.25)) if call.model == "small" else call
+        for call in calls
+    ]
+    write_golden(tmp_path / "pair.npz", program, changed, final, conditions)
     asked = ProveRequest(
-        bundle=bundle.folder.absolute(), golden={"large": tmp_path / "large.npz"}, trajectory=None, allowed={}
+        bundle=bundle.folder.absolute(),
+        golden={"large": tmp_path / "large.npz"},
+        trajectory=tmp_path / "pair.npz",
+        allowed={"large": 1e-4, "small": 1e-4},
     )
-    found = work(asked, ignore).inspected.differences
-    assert found["large"] == pytest.approx(0.2, rel=1e-3)
-    assert found["small"] is None
+    found = work(asked, ignore)
+    assert found.inspected.differences["large"] == pytest.approx(0.2, rel=1e-3)
+    # Nothing of torch was given for it, and what it makes of noise is finite.
+    assert found.inspected.differences["small"] is None
+    assert found.pair is not None
+    assert found.pair.models == ("large", "large", "small", "large")
+    assert found.pair.velocity == pytest.approx((0, 0, 0.2, 0), abs=1e-6, rel=1e-3)
+    assert found.pair.final == pytest.approx(0, abs=1e-6)
+    mixed = {**bundle.manifest.components}
+    spec = dataclasses.replace(mixed["small"].spec, precision=Precision.FP8)
+    mixed["small"] = mixed["small"].model_copy(update={"spec": spec})
+    (claim,) = pair_claims(found.pair, bundle.manifest.model_copy(update={"components": mixed}))
+    assert claim.state == "failed"
