@@ -60,6 +60,8 @@ def gather(graph: ExportedGraph, compiled: Compiled, profile: ShapeProfile, fold
         plan=None if compiled.plan is None else _plan(found, compiled, name),
     )
     path = folder / proof_file(name)
+    # It may be a link to an old bundle's, which was not whole.
+    path.unlink(missing_ok=True)
     path.write_text(proof.model_dump_json(indent=1) + "\n")
     return (path, Path(shutil.move(golden, folder / golden.name))) if proof.golden else (path,)
 
