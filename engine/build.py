@@ -1,7 +1,7 @@
 """Building a bundle: export every component, verify it, compile it, and write all of it or nothing.
 
-With `fp8_build` and `fp8_calibrate`, the only file of this package that calls the exporter (and thereby torch),
-inside its functions, so that the rest of the package loads without torch.
+With `fp8_build`, `fp8_calibrate`, `proof_build` and `pair_build`, the only file of this package that calls the exporter
+(and thereby torch), inside its functions, so that the rest of the package loads without torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import flowblending
 from flowblending import FlowBlendingError
 from flowblending.engine import backend as backends
+from flowblending.engine import proof
 from flowblending.engine.bundle import Bundle, bundle_id, carry_calibration, describe_file, open_bundle, write_bundle
 from flowblending.engine.checksum import ChecksumCache, sources_sha256
 from flowblending.engine.console import Console
@@ -25,10 +26,12 @@ from flowblending.engine.entry import damaged_file
 from flowblending.engine.fp8_build import Fp8Builder
 from flowblending.engine.fp8_calibrate import Calibrator, Pair
 from flowblending.engine.fp8_ranges import Graph
-from flowblending.engine.geometry import plan_geometry
+from flowblending.engine.geometry import plan_geometry, profile_of
 from flowblending.engine.manifest import MANIFEST, BundleFile, Component, Flops, Geometry, Manifest
 from flowblending.engine.precision import base_precision, choose_precisions, component_precision
-from flowblending.engine.protocol import Range, ShapeProfile
+from flowblending.engine.proof_build import gather, note_verified
+from flowblending.engine.protocol import ShapeProfile
+from flowblending.engine.report_build import add_report
 from flowblending.engine.request import BuildRequest, rebuild_command
 from flowblending.engine.store import DISK_FULL, Order, Store, open_store, take_over
 from flowblending.engine.unfinished import EXPORT, mark_verified, verified_graph
@@ -50,7 +53,8 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
 
     Raises:
         FlowBlendingError: a wrong argument, an unusable checkpoint or pair, a graph that fails its
-            verification, a compiler error, a full disk. Nothing is left at ``out`` that was not there.
+            verification, a compiler error, a claim of the report that does not hold, a full disk. Nothing is left at
+            ``out`` that was not there.
     """
     targets = backends.check_targets(request.backend, request.targets)
     request = dataclasses.replace(request, targets=targets)
@@ -87,6 +91,8 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
             )
             manifest = carry_calibration(old, manifest, folder)
             (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+            made = Bundle(folder=folder, manifest=manifest)
+            add_report(made, {part.name: part for part in parts}, old, console)
     except OSError as error:
         if error.errno in DISK_FULL:
             raise FlowBlendingError(
@@ -223,18 +229,19 @@ class _Builder:
         else:
             self.console.log(f"{part.name}: exported and verified by a build that was interrupted")
         component = self._compile(graph, key, part.architecture, work)
-        if fp8 is not None and self.request.backend != backends.ONNXRUNTIME:
-            fp8.prove(graph, work / component.files[0].path)
-        size = sum(file.bytes for file in component.files)
-        self.console.log(f"{part.name}: built in {precision}, {size / 1e6:.1f} MB")
+        self.console.log(f"{part.name}: built in {precision}, {component.engine_bytes / 1e6:.1f} MB")
         return component
 
     def signal(self, part: Part) -> Component:
         """A signal, which is small enough to be built every time."""
+        from flowblending.export.verify import export_and_verify
+
         work = self.folder / "export"
         work.mkdir()
         try:
-            graph = self._export(part, Precision.FP32, work, None)
+            with self.console.phase(f"{part.name}: exporting") as report:
+                graph, parity = export_and_verify(part, Precision.FP32, work, self._weights(part), report)
+            self.console.log(f"{part.name}: equals torch to {parity.relative:.1e} at {parity.shapes} shapes")
             files = backends.move_graph(graph, self.folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -264,6 +271,7 @@ class _Builder:
             "system": "any" if self.request.backend == backends.ONNXRUNTIME else f"{sys.platform} {platform.machine()}",
             "compiler": "" if self.request.backend == backends.ONNXRUNTIME else sources_sha256("engine", "trt_*.py"),
             "versions": exporter_versions(),
+            "proof": str(proof.FORMAT),
         }
 
     def _weights(self, part: Part) -> str:
@@ -293,27 +301,34 @@ class _Builder:
         return None
 
     def _export(self, part: Part, precision: Precision, work: Path, fp8: Fp8Builder | None) -> ExportedGraph:
+        from flowblending.export.golden import Recorder
         from flowblending.export.verify import export_and_verify
 
+        profile = self._profile(part.name).symbols
+        ends = ({name: size.min for name, size in profile.items()}, {name: size.max for name, size in profile.items()})
+        recorder = Recorder(part, ends)
         if fp8 is not None:
-            return fp8.export(part, work)
-        with self.console.phase(f"{part.name}: exporting") as report:
-            graph, parity = export_and_verify(part, precision, work, self._weights(part), report)
-        self.console.log(f"{part.name}: equals torch to {parity.relative:.1e} at {parity.shapes} shapes")
+            graph, parity = fp8.export(recorder.part, work)
+        else:
+            with self.console.phase(f"{part.name}: exporting") as report:
+                graph, parity = export_and_verify(recorder.part, precision, work, self._weights(part), report)
+            self.console.log(f"{part.name}: equals torch to {parity.relative:.1e} at {parity.shapes} shapes")
+        note_verified(graph, recorder, parity)
         return graph
 
     def _compile(self, graph: ExportedGraph, key: Mapping[str, str], architecture: str | None, work: Path) -> Component:
         name, backend = graph.spec.name, self.request.backend
-        flops = self._flops(name, graph.onnx)
+        flops, profile = self._flops(name, graph.onnx), self._profile(name)
         with self.console.phase(f"{name}: compiling for {backend}") as report:
-            files = backends.compile_engine(
+            compiled = backends.compile_engine(
                 backend=backend,
                 graph=graph,
-                profile=self._profile(name),
+                profile=profile,
                 targets=self.request.targets,
                 folder=work,
                 progress=report,
             )
+            files = (*compiled.files, *gather(graph, compiled, profile, work))
         return Component(
             spec=graph.spec,
             backend=backend,
@@ -339,8 +354,4 @@ class _Builder:
         return {"frames": frames, "height": height, "width": width}
 
     def _profile(self, name: str) -> ShapeProfile:
-        """The one geometry of the bundle; transformers take one latent or a pair of guidance branches."""
-        one = Range.fixed(1)
-        pair = Range(min=1, opt=2 if self.pipeline.batched_guidance else 1, max=2)
-        batch = one if name not in (LARGE, SMALL) else pair
-        return ShapeProfile({"batch": batch} | {key: Range.fixed(size) for key, size in self._sizes().items()})
+        return profile_of(name, self.pipeline, self.geometry)

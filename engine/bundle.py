@@ -20,6 +20,11 @@ from flowblending.engine.checksum import ChecksumCache, sha256
 from flowblending.engine.manifest import EVIDENCE, FORMAT, MANIFEST, BundleFile, Component, Geometry, Manifest
 from flowblending.export.spec import PipelineSpec
 
+REPORT = "report.json"
+TRAJECTORY = "pair.golden.npz"
+ABOUT = frozenset({REPORT, TRAJECTORY})
+"""Files that tell of a bundle and are no part of it: they may be written and removed without making it another."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
@@ -69,7 +74,7 @@ class Bundle:
         checksums = ChecksumCache()
         for file in self.files():
             self._verify_file(file, checksums, recompute, progress)
-        expected = {MANIFEST, *(file.path for file in self.files())}
+        expected = {MANIFEST, *ABOUT, *(file.path for file in self.files())}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
             # Evidence is written before the manifest that names it: a killed fb-calibrate may have left some.

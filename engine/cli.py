@@ -35,6 +35,12 @@ def parser() -> argparse.ArgumentParser:
         help="the small model: a diffusers pipeline or transformer folder with the same latents and text encoder",
     )
     parser.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write the bundle to")
+    parser.add_argument(
+        "--prove",
+        type=Path,
+        metavar="BUNDLE",
+        help="build nothing, but run a bundle's engines on the GPU that they are for, and complete its report.json",
+    )
     parser.add_argument("--size", metavar="WxH", help="video size in pixels (default: the family's)")
     parser.add_argument("--frames", type=int, metavar="N", help="video frames (default: the family's)")
     parser.add_argument(
@@ -144,16 +150,21 @@ def _folder(text: str) -> Path:
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Refuse what argparse cannot: a build without its checkpoints, and a build of nothing with some."""
     needed = {f"--{name}": getattr(arguments, name) for name in ("large", "small", "out")}
-    if not (arguments.list_cache or arguments.prune is not None):
+    others = {
+        "--prove": arguments.prove is not None,
+        "--list-cache": arguments.list_cache,
+        "--prune": arguments.prune is not None,
+    }
+    asked = [name for name, given in others.items() if given]
+    if not asked:
         missing = ", ".join(name for name, value in needed.items() if value is None)
         if missing:
             parser.error(f"the following arguments are required: {missing}")
         return
-    other = "--list-cache" if arguments.list_cache else "--prune"
     given = [name for name, value in needed.items() if value is not None]
-    given += ["--no-cache"] * arguments.no_cache + ["--prune"] * (arguments.list_cache and arguments.prune is not None)
+    given += ["--no-cache"] * arguments.no_cache + asked[1:]
     if given:
-        parser.error(f"argument {other}: builds nothing, so leave out {', '.join(given)}")
+        parser.error(f"argument {asked[0]}: builds nothing, so leave out {', '.join(given)}")
 
 
 def keep_house(arguments: argparse.Namespace) -> None:
@@ -209,7 +220,24 @@ def build(arguments: argparse.Namespace) -> None:
     _summary(build_bundle(request, console), console)
 
 
+def prove(arguments: argparse.Namespace) -> None:
+    """Complete the report of a bundle on its GPU, and show it."""
+    from flowblending.engine.console import Console
+    from flowblending.engine.prove import prove_bundle
+    from flowblending.engine.report_build import check_report
+    from flowblending.engine.report_table import show_report
+
+    console = Console(quiet=arguments.quiet)
+    with console.phase("Proving") as progress:
+        report = prove_bundle(arguments.prove, progress)
+    check_report(report, console)
+    show_report(report, console)
+
+
 def _summary(bundle: Bundle, console: Console) -> None:
+    from flowblending.engine.report import read_report
+    from flowblending.engine.report_table import show_report
+
     geometry = bundle.manifest.geometry
     rows = [
         (
@@ -217,7 +245,7 @@ def _summary(bundle: Bundle, console: Console) -> None:
             str(component.spec.precision),
             f"{component.backend} {component.backend_version}",
             " ".join(component.targets) or "any",
-            f"{sum(file.bytes for file in component.files) / 1e6:.1f} MB",
+            f"{component.engine_bytes / 1e6:.1f} MB",
         )
         for name, component in bundle.manifest.components.items()
     ]
@@ -230,6 +258,11 @@ def _summary(bundle: Bundle, console: Console) -> None:
     for name, component in bundle.manifest.components.items():
         if component.sampling is not None:
             console.log(f"{name}: {component.sampling}")
+    report = read_report(bundle)
+    if report is not None:
+        show_report(report, console)
+        if report.left and any(component.targets for component in bundle.manifest.components.values()):
+            console.log(f"Finish the proof on the GPU: fb-build-engines --prove {bundle.folder}")
     console.log(f'Run it: fb-run {bundle.folder} --prompt "..."')
 
 
@@ -240,8 +273,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     check(options, parsed)
     from flowblending.engine.console import run_program
 
-    builds = not (parsed.list_cache or parsed.prune is not None)
-    run_program(lambda: build(parsed) if builds else keep_house(parsed))
+    if parsed.prove is not None:
+        run_program(lambda: prove(parsed))
+    run_program(lambda: keep_house(parsed) if parsed.list_cache or parsed.prune is not None else build(parsed))
 
 
 if __name__ == "__main__":

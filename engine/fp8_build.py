@@ -1,6 +1,6 @@
 """The graphs of the fp8 transformers of a bundle.
 
-With `build` and `fp8_calibrate`, the only files of this package that call the exporter.
+With `build`, `fp8_calibrate`, `proof_build` and `pair_build`, the only files of this package that call the exporter.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 from flowblending.engine.console import Console
 from flowblending.engine.fp8_calibrate import SCRATCH, Calibrator, Pair
 from flowblending.engine.fp8_options import Fp8Options
-from flowblending.engine.trt_plan import fp8_products
 from flowblending.export.spec import ExportedGraph, Precision
 
 if TYPE_CHECKING:
-    from flowblending.export.audit import Audit
     from flowblending.export.family import Part
+    from flowblending.export.verify import Parity
 
 
 class Fp8Builder:
@@ -60,8 +59,9 @@ class Fp8Builder:
         kept = "default" if keep is None else str(keep)
         return {"precision": f"fp8, else {self._base}, {kept} blocks kept", **self.calibrator.key}
 
-    def export(self, part: Part, work: Path) -> ExportedGraph:
+    def export(self, part: Part, work: Path) -> tuple[ExportedGraph, Parity]:
         """Export and verify a transformer, and say what of it is in fp8."""
+        from flowblending.export.audit import audit
         from flowblending.export.fp8_export import export_fp8
 
         model = self.calibrator.calibration.models[part.name]
@@ -79,30 +79,14 @@ class Fp8Builder:
                 timesteps=model.timesteps,
                 report=report,
             )
-        found = self._audit(graph)
+        _, frames, height, width = self._pair.geometry.latent_shape
+        found = audit(graph.onnx, {"batch": 1, "frames": frames, "height": height, "width": width})
         self._console.log(
             f"{part.name}: {found.layers[Precision.FP8]} of {sum(found.layers.values())} layers in fp8, "
             f"{found.share(Precision.FP8):.1%} of their operations, else {self._base}; "
             f"{parity.relative:.1e} from torch's fp32 at {parity.shapes} shapes"
         )
-        return graph
-
-    def prove(self, graph: ExportedGraph, plan: Path) -> None:
-        """Look up in a plan whether its compiler has done what the graph asks for.
-
-        Raises:
-            FlowBlendingError: some of the layers are not computed in fp8.
-        """
-        name = graph.spec.name
-        found = fp8_products(plan, name, self._audit(graph).layers[Precision.FP8])
-        told = "does not tell in which types it computes" if found is None else f"computes {found} layers in fp8"
-        self._console.log(f"{name}: the plan {told}")
-
-    def _audit(self, graph: ExportedGraph) -> Audit:
-        from flowblending.export.audit import audit
-
-        _, frames, height, width = self._pair.geometry.latent_shape
-        return audit(graph.onnx, {"batch": 1, "frames": frames, "height": height, "width": width})
+        return graph, parity
 
     def _kept(self, model: str, blocks: int) -> int:
         from flowblending.export.fp8 import kept_blocks

@@ -24,6 +24,9 @@ MANIFEST = "manifest.json"
 EVIDENCE = re.compile(r"calibration-[0-9]+\.json(\.part)?")
 """Names of what ``fb-calibrate`` measured, and of what it has not finished writing."""
 
+PROOFS = (".proof.json", ".golden.npz")
+"""How the names of files end that prove a component."""
+
 Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 
@@ -75,6 +78,11 @@ class Component(_Frozen):
     flops: Flops | None = None
     architecture: str | None = None
     sampling: Sampling | None = None
+
+    @property
+    def engine_bytes(self) -> int:
+        """Size of the files that are loaded to run it, those that prove it aside."""
+        return sum(file.bytes for file in self.files if not file.path.endswith(PROOFS))
 
 
 class Geometry(_Frozen):

@@ -98,6 +98,12 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
 
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Every symbol, in the order in which the inputs name them."""
+        dims = (dim for tensor in self.inputs for dim in tensor.shape)
+        return tuple(dict.fromkeys(dim for dim in dims if isinstance(dim, str) and dim.isidentifier()))
+
     def sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         """The size of every symbol, read from the shapes of the inputs.
 

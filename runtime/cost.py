@@ -72,7 +72,7 @@ def cost_of(program: Program, manifest: Manifest) -> Cost:
         flops=sum(calls[model] * per_call[model] for model in calls),
         flops_least=sum((calls[model] - undecided[model]) * per_call[model] for model in calls),
         flops_all_large=_all_large_calls(program, manifest) * per_call[LARGE],
-        engine_bytes=sum(file.bytes for component in loaded for file in component.files),
+        engine_bytes=sum(component.engine_bytes for component in loaded),
         slot_bytes=len(program.slots()) * latent_bytes,
     )
 

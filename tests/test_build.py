@@ -8,13 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from flowblending.engine.build import BuildRequest, build_bundle
-from flowblending.engine.bundle import open_bundle
+from flowblending.engine.bundle import Bundle, open_bundle
+from flowblending.engine.report import read_report
 from flowblending.engine.sampling import Sampling
 from tests.conftest import Build
 from tests.stored import Recorder
@@ -174,7 +175,33 @@ def test_real_plans_are_built_without_a_gpu(kind: str, small: str, build: Build)
     assert (precisions["large"], precisions["small"], precisions["text_encoder"]) == ("fp16-mixed", small, "bf16")
     # The name of the fused kernel, whose source lies in the plan.
     assert b"_gemm_mha_v2" in bundle.path("large").read_bytes()
-    assert {path.suffix for path in bundle.folder.iterdir()} == {".plan", ".json"}
+    assert {path.suffix for path in bundle.folder.iterdir()} == {".plan", ".json", ".npz"}
+    check_proof(bundle, {"large": (8, "fp16"), "small": (4, small)})
+
+
+def check_proof(bundle: Bundle, expected: Mapping[str, tuple[int, str]]) -> None:
+    """What the report says of plans: the attentions of each transformer, two a block, and the type of its layers."""
+    report = read_report(bundle)
+    assert report is not None
+    for name, (attentions, kind) in expected.items():
+        plan = report.components[name].plan
+        assert plan is not None
+        assert (plan.fused, plan.unfused, plan.differing) == (attentions, (), {})
+        # Ten layers a block, whose types the plan names.
+        assert plan.products is not None
+        assert plan.products[kind] >= 5 * attentions
+        assert plan.weights_bytes is not None
+        assert 0 < plan.weights_bytes < plan.bytes
+    assert report.memory.complete
+    assert report.memory.weights == sum(
+        each.plan.weights_bytes or 0 for each in report.components.values() if each.plan is not None
+    )
+    # Everything but what the plans give on their GPU is proved, the pair's trajectory in torch among it.
+    left = {(claim.component, claim.claim) for claim in report.left}
+    assert left == {(name, "the engine gives what torch gives") for name in bundle.manifest.components}
+    assert not report.failed
+    assert report.pair is not None
+    assert 1e-4 < report.pair.worst("small") < report.pair.allowed["small"]
 
 
 def _mount(folder: Path, megabytes: int) -> bool:

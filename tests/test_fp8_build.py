@@ -19,7 +19,7 @@ from flowblending.engine.bundle import Bundle
 from flowblending.engine.fp8_options import Fp8Options
 from flowblending.engine.protocol import Range, ShapeProfile
 from flowblending.engine.trt_compile import PlanRequest, compile_plan
-from flowblending.engine.trt_plan import fp8_products, product_types
+from flowblending.engine.trt_plan import fused_attention, product_types
 from flowblending.export.audit import audit
 from flowblending.export.checkpoint import open_checkpoint
 from flowblending.export.spec import LARGE, SMALL, Precision
@@ -166,15 +166,14 @@ def test_real_plans_compute_in_fp8(kind: str, checkpoints: Callable[[str], Path]
     info = compile_plan(request, ignore)
     # As the plan's own listing says: the middle block, and nothing else.
     inner = {name for name in names if "blocks.1." in name}
-    fp8 = {name for name, types in product_types(request.out).items() if types == {"fp8_e4m3"}}
+    fp8 = {name for name, types in product_types(request.out).items() if types == {"fp8"}}
     assert {name.partition(".")[2] for name in fp8} == inner
     # As the builder says: the bytes of these weights are not doubled again.
     assert info.weights_bytes is not None
     assert info.weights_bytes < 1.05 * graph.data.stat().st_size < plain.data.stat().st_size
-    assert b"_gemm_mha_v2" in request.out.read_bytes()
-    assert fp8_products(request.out, LARGE, 10) == 10
-    with pytest.raises(FlowBlendingError, match="computes 10 layers of large in fp8, where its graph asks for 11"):
-        fp8_products(request.out, LARGE, 11)
+    # The two attentions of each block, each one kernel.
+    assert fused_attention(request.out) == found.attention_types.keys()
+    assert len(found.attention_types) == 6
     # The compiler itself finds fp8 in it.
     with pytest.raises(FlowBlendingError, match="fp8_e4m3"):
         compile_plan(dataclasses.replace(request, targets=("sm80",)), ignore)
@@ -184,4 +183,4 @@ def test_a_plan_that_does_not_tell_is_no_proof(tmp_path: Path) -> None:
     path = tmp_path / "large.plan"
     path.write_bytes(np.random.default_rng(0).bytes(10_000))
     assert product_types(path) == {}
-    assert fp8_products(path, LARGE, 3) is None
+    assert fused_attention(path) == frozenset()

@@ -38,14 +38,14 @@ def make(work: Path, tell: Callable[[str], None]) -> Component:
         graph = linear(work / EXPORT)
         graph.write()
         mark_verified(graph)
-    files = compile_engine(backend=RTX, graph=graph, profile=PROFILE, targets=TARGETS, folder=work, progress=tell)
+    compiled = compile_engine(backend=RTX, graph=graph, profile=PROFILE, targets=TARGETS, folder=work, progress=tell)
     tell(COMPILED)
     return Component(
         spec=graph.spec,
         backend=RTX,
         backend_version=backend_version(RTX),
         targets=TARGETS,
-        files=tuple(describe_file(work, path) for path in files),
+        files=tuple(describe_file(work, path) for path in compiled.files),
         key=stored.KEY,
     )
 
