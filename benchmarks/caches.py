@@ -105,10 +105,12 @@ def combinations(
         variants = [("", job)]
         if schedule not in calibrated:
             variants += [(cache, dataclasses.replace(job, cache=cache)) for cache in caches if cache != "off"]
-            variants += [
-                (f"{count} steps", dataclasses.replace(options, steps=count, schedule=stages(schedule, count)))
-                for count in fewer
-            ]
+            for count in fewer:
+                short = dataclasses.replace(options, steps=count, schedule=stages(schedule, count))
+                variants += [
+                    (f"{count} steps", short),
+                    (f"{count} steps, dpm++", dataclasses.replace(short, solver="dpm++")),
+                ]
         for variant, changed in variants:
             combination = Combination(schedule=schedule, variant=variant, job=changed)
             found[combination.name] = combination
