@@ -10,6 +10,7 @@ import numpy as np
 
 from flowblending.runtime.cache.teacache import COEFFICIENTS, TEACACHE, TIMESTEPS, fit
 from flowblending.runtime.calibrate.boundaries import PROXY_LEVEL
+from flowblending.runtime.calibrate.budget import Allowance
 from flowblending.runtime.calibrate.divergence import TEACACHE_CHANGES, Divergence, Series, mean_of, spread_of
 from flowblending.runtime.calibrate.features import LATENT
 from flowblending.runtime.jobs import Job
@@ -78,24 +79,55 @@ class DistanceTest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetTest:
-    """The cheapest schedule under a budget, beside the best of three stages at equal cost.
+class Tried:
+    """A schedule under a budget.
 
     Attributes:
-        budget: share of all-large sampling's operations.
-        switches: how many were allowed.
-        small_steps: how many keep within the budget.
-        error: of the schedule chosen: its small steps' velocity differences times their lengths in sigma, summed.
-        three_stages: the best schedule with all small steps in one piece.
-        three_stages_error: its error.
+        predicted: from its small steps' measurements: dB, or the sum of the proxy.
+        measured: PSNR of every prompt's frames to all-large sampling's in dB; none by the proxy.
     """
 
-    budget: float
+    schedule: str
     switches: int
-    small_steps: int
-    error: float
+    predicted: float
+    measured: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetTest:
+    """Schedules under a budget, of equal cost.
+
+    Attributes:
+        switches: how many were allowed.
+        tried: the best for each number of switches, and the best of three stages.
+        three_stages: the one whose small steps are in one piece.
+        blocks: first steps of what was measured together; none by the proxy.
+        gram: the blocks' inner products, the mean over prompts [blocks, blocks].
+    """
+
+    allowance: Allowance
+    switches: int
+    tried: tuple[Tried, ...]
     three_stages: str
-    three_stages_error: float
+    blocks: tuple[int, ...]
+    gram: Sequence[Sequence[float]] | None
+
+    @property
+    def criterion(self) -> str:
+        """The criterion in words."""
+        if self.gram is None:
+            return "least sum of the guided velocities' RMS differences times the steps' lengths in sigma"
+        return (
+            "highest mean PSNR of the frames to all-large sampling's of the same noise, among the schedules that look "
+            "best by what blocks of small steps do to the frames"
+        )
+
+    @property
+    def chosen(self) -> Tried:
+        """The best; of equal ones, that with the fewest switches."""
+        if self.gram is None:
+            return min(self.tried, key=lambda each: (each.predicted, each.switches))
+        return max(self.tried, key=lambda each: (statistics(each.measured)["mean"], -each.switches))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +175,7 @@ class Findings:
             },
             "early": None if self.early is None else _similarity_evidence(self.early),
             "late": None if self.late is None else _distance_evidence(self.late),
-            "budget": None if self.budget is None else dataclasses.asdict(self.budget),
+            "budget": None if self.budget is None else _budget_evidence(self.budget),
         }
 
 
@@ -209,6 +241,25 @@ def _distance_evidence(test: DistanceTest) -> dict[str, object]:
         "noise": test.noise,
         "tried": tried,
         "chosen": test.chosen,
+    }
+
+
+def _budget_evidence(test: BudgetTest) -> dict[str, object]:
+    tried = [
+        dataclasses.asdict(each) | {"measured": each.measured and statistics(each.measured), "prompts": each.measured}
+        for each in test.tried
+    ]
+    return {
+        "criterion": test.criterion,
+        "budget": test.allowance.share,
+        "seconds": test.allowance.seconds,
+        "small_steps": test.allowance.small_steps,
+        "switches": test.switches,
+        "tried": tried,
+        "chosen": test.chosen.schedule,
+        "three_stages": test.three_stages,
+        "blocks": test.blocks,
+        "gram": test.gram,
     }
 
 

@@ -1,0 +1,170 @@
+"""The best schedule under a budget, by what its small steps do to the videos of the calibration's prompts.
+
+Blocks of small steps are measured one by one; from them the best schedule is predicted for every number of switches,
+and the one whose small steps are in one piece; and these few are then made and measured, so that a prediction that
+fails costs nothing but time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flowblending.engine.console import Console
+from flowblending.runtime.calibrate.boundaries import candidates
+from flowblending.runtime.calibrate.budget import Allowance, cheapest, three_stage
+from flowblending.runtime.calibrate.features import Latents, Video
+from flowblending.runtime.calibrate.findings import BudgetTest, Tried
+from flowblending.runtime.calibrate.propagation import Gram, block_ticks, measure_blocks, measure_schedules
+from flowblending.runtime.calibrate.superposition import Superposition, best, best_in_one_piece
+from flowblending.runtime.calibrate.walk import Walk
+from flowblending.runtime.calibrate.work import Work
+from flowblending.runtime.jobs import Job
+from flowblending.runtime.schedule import StageSchedule
+
+_LEAST = 1e-10
+"""Mean squares count as at least this, 100 dB: equal videos have a number then, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Propagation:
+    """Measures what blocks and schedules do to every prompt's video; what is finished is read from the work folder.
+
+    Attributes:
+        parts: blocks that the steps are measured in.
+        key: what a job's measurements depend on.
+        walk: along a job's steps.
+        noise: what a job starts from.
+        decoder: makes frames of a job's latents.
+    """
+
+    work: Work
+    console: Console
+    parts: int
+    key: Callable[[Job], object]
+    walk: Callable[[Job], Walk]
+    noise: Callable[[Job], Latents]
+    decoder: Callable[[Job], Callable[[Latents], Video]]
+
+    def blocks(self, jobs: Sequence[Job], steps: int) -> list[Gram]:
+        """The blocks' inner products of every prompt; the divergence is kept, too.
+
+        Raises:
+            FlowBlendingError: an engine failed, or the work folder cannot be written.
+        """
+        starts = block_starts(steps, self.parts)
+        keys = [self._blocks_key(job, steps) for job in jobs]
+        missing = sum(self._known(key) is None for key in keys)
+        title = "small steps in blocks"
+        with self.console.progress(title, total=missing * block_ticks(steps, starts)) as advance:
+            return [self._blocks(job, key, starts, lambda: advance(1)) for job, key in zip(jobs, keys, strict=True)]
+
+    def schedules(self, jobs: Sequence[Job], runs: Sequence[str], steps: int) -> dict[str, list[float]]:
+        """How far every prompt's videos with these schedules are from all-large sampling's, in dB (PSNR).
+
+        Raises:
+            FlowBlendingError: as for `blocks`, which has to come before.
+        """
+        missing = {
+            index: [each for each in runs if self.work.read("budget", [self.key(job), each]) is None]
+            for index, job in enumerate(jobs)
+        }
+        total = steps * sum(map(len, missing.values()))
+        with self.console.progress("schedules under the budget", total=total) as advance:
+            for index, job in enumerate(jobs):
+                self._schedules(job, missing[index], steps, lambda: advance(1))
+        return {each: [psnr(self.work.read("budget", [self.key(job), each])) for job in jobs] for each in runs}
+
+    def _blocks_key(self, job: Job, steps: int) -> object:
+        return [self.key(job), list(block_starts(steps, self.parts))]
+
+    def _known(self, key: object) -> Gram | None:
+        known = self.work.read("blocks", key)
+        return None if known is None or self.work.read_array("blocks", key) is None else np.array(known)
+
+    def _blocks(self, job: Job, key: object, starts: Sequence[int], tick: Callable[[], None]) -> Gram:
+        known = self._known(key)
+        if known is not None:
+            return known
+        walk = self.walk(job)
+        divergence, gram, latents = measure_blocks(walk, self.noise(job), starts, self.decoder(job), tick)
+        models = StageSchedule.scaled("L1", walk.steps)
+        self.work.write("divergence", [self.key(job), str(models)], dataclasses.asdict(divergence))
+        self.work.write_array("blocks", key, latents)
+        self.work.write("blocks", key, gram.tolist())
+        return gram
+
+    def _schedules(self, job: Job, runs: Sequence[str], steps: int, tick: Callable[[], None]) -> None:
+        if not runs:
+            return
+        latents = self.work.read_array("blocks", self._blocks_key(job, steps))
+        assert latents is not None  # measured before
+        models = {each: StageSchedule.scaled(each, steps).models for each in runs}
+        found = measure_schedules(
+            self.walk(job), self.noise(job), models, all_large=latents, decode=self.decoder(job), tick=tick
+        )
+        for each, square in found.items():
+            self.work.write("budget", [self.key(job), each], square)
+
+
+def by_propagation(
+    allowance: Allowance,
+    switches: int,
+    *,
+    jobs: Sequence[Job],
+    errors: Sequence[float],
+    grams: Sequence[Gram],
+    made: Propagation,
+) -> BudgetTest:
+    """Predict the best schedules, make them, and take the one with the highest mean PSNR.
+
+    Args:
+        errors: of every step alone; see `step_errors`.
+        grams: of every prompt.
+    """
+    starts, gram = block_starts(len(errors), made.parts), np.mean(grams, axis=0)
+    law = Superposition.of(gram, starts, errors)
+    plain, plain_error = best_in_one_piece(law, allowance.small_steps)
+    predicted = dict([*best(law, allowance.small_steps, switches), (plain, plain_error)])
+    measured = made.schedules(jobs, list(predicted), len(errors))
+    tried = [_tried(runs, psnr(square), measured[runs]) for runs, square in predicted.items()]
+    return BudgetTest(
+        allowance=allowance,
+        switches=switches,
+        tried=tuple(sorted(tried, key=lambda each: each.switches)),
+        three_stages=plain,
+        blocks=tuple(starts),
+        gram=gram.tolist(),
+    )
+
+
+def by_divergence(allowance: Allowance, switches: int, errors: Sequence[float]) -> BudgetTest:
+    """Take the schedule with the least sum of its small steps' own errors; nothing is generated."""
+    schedules = (cheapest(errors, allowance.small_steps, switches), three_stage(errors, allowance.small_steps))
+    tried = {str(schedule): _tried(str(schedule), error, ()) for schedule, error in schedules}
+    return BudgetTest(
+        allowance=allowance,
+        switches=switches,
+        tried=tuple(tried.values()),
+        three_stages=str(schedules[1][0]),
+        blocks=(),
+        gram=None,
+    )
+
+
+def block_starts(steps: int, parts: int) -> list[int]:
+    """The first step of every block."""
+    return candidates(steps, parts)[:-1]
+
+
+def psnr(square: float) -> float:
+    """In dB, of a mean square of values that count from 0 to 1; at most 100."""
+    return -10.0 * math.log10(max(square, _LEAST))
+
+
+def _tried(runs: str, predicted: float, measured: Sequence[float]) -> Tried:
+    return Tried(schedule=runs, switches=len(runs.split()) - 1, predicted=predicted, measured=tuple(measured))
