@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +10,11 @@ import pytest
 
 from flowblending import UsageError
 from flowblending.export.spec import LARGE, SMALL
-from flowblending.runtime.calibrate import superposition
 from flowblending.runtime.calibrate.budget import Allowance, allowance, cheapest, small_steps, step_errors, three_stage
-from flowblending.runtime.calibrate.superposition import Superposition, best, best_in_one_piece
+from flowblending.runtime.calibrate.propagation import shared_out
 from flowblending.runtime.calibrate.under_budget import by_divergence, psnr
 from flowblending.runtime.jobs import Job, compile_job
 from tests import manifests
-
-EVERY = superposition.BEGINNINGS
-STARTS = [0, 1, 3, 6]
-SHARES = [[1.0], [0.25, 0.75], [0.2, 0.3, 0.5], [0.6, 0.4]]
-"""Of eight steps' errors in those of their blocks: of 5, 1, 3, 2, 3, 5, 3 and 2."""
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -67,80 +60,10 @@ def test_an_error_is_the_difference_times_the_length_of_the_step() -> None:
     assert step_errors([2.0, 4.0], [1.0, 0.75]) == [0.5, 3.0]
 
 
-def vectors(seed: int) -> np.ndarray:
-    """What each of eight steps adds to a result: parts of its block's error, which is a vector of five numbers."""
-    blocks = np.random.default_rng(seed).normal(size=(len(STARTS), 5))
-    return np.array([share * block for block, shares in zip(blocks, SHARES, strict=True) for share in shares])
-
-
-def law(seed: int) -> Superposition:
-    steps = vectors(seed)
-    blocks = np.array([steps[a:b].sum(0) for a, b in itertools.pairwise([*STARTS, 8])])
-    return Superposition.of(blocks @ blocks.T, STARTS, [5.0, 1.0, 3.0, 2.0, 3.0, 5.0, 3.0, 2.0])
-
-
-def square(seed: int, small: Sequence[bool]) -> float:
-    """Of the sum of the small steps' vectors."""
-    return float((vectors(seed)[np.array(small)].sum(0) ** 2).sum())
-
-
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("beginnings", [EVERY, 60])
-def test_no_other_schedule_is_predicted_to_be_closer(
-    seed: int, beginnings: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(superposition, "BEGINNINGS", beginnings)
-    every = list(itertools.product((False, True), repeat=8))
-    for count in range(9):
-        of_switches: dict[int, float] = {}
-        for small in every:
-            if sum(small) == count:
-                switches = sum(a != b for a, b in itertools.pairwise(small))
-                of_switches[switches] = min(square(seed, small), of_switches.get(switches, np.inf))
-        found = best(law(seed), count, 5)
-        # Only what is better than everything with fewer switches.
-        least, expected = np.inf, {}
-        for switches in sorted(each for each in of_switches if each <= 5):
-            if of_switches[switches] < least:
-                least = expected[switches] = of_switches[switches]
-        assert all(sum(int(run[1:]) for run in runs.split() if run[0] == "S") == count for runs, _ in found)
-        of_runs = {runs: [letter == "S" for letter, n in runs_of(runs) for _ in range(n)] for runs, _ in found}
-        for runs, error in found:
-            assert error == pytest.approx(square(seed, of_runs[runs]), abs=1e-12)
-        if beginnings == EVERY:
-            assert {len(runs.split()) - 1: error for runs, error in found} == pytest.approx(expected, abs=1e-12)
-        else:
-            assert min(error for _, error in found) >= least - 1e-12
-
-
-def runs_of(runs: str) -> list[tuple[str, int]]:
-    return [(run[0], int(run[1:])) for run in runs.split()]
-
-
-def test_the_best_piece_of_small_steps() -> None:
-    for count in range(1, 9):
-        sums = {
-            start: square(1, [start <= step < start + count for step in range(8)]) for start in range(8 - count + 1)
-        }
-        runs, error = best_in_one_piece(law(1), count)
-        start = min(sums, key=lambda each: sums[each])
-        expected = [("L", start), ("S", count), ("L", 8 - start - count)]
-        assert runs_of(runs) == [run for run in expected if run[1]]
-        assert error == pytest.approx(sums[start])
-
-
-def test_errors_that_cancel_are_worth_more_switches() -> None:
-    """Steps 1 and 3 do the opposite of each other; steps 2 and 4 do another thing, and less of it."""
-    errors = np.array([[2.0, 0.0], [0.0, 0.5], [-2.0, 0.0], [0.0, 1.0]])
-    found = best(Superposition.of(errors @ errors.T, range(4), [1.0] * 4), 2, 3)
-    assert found == [("S2 L2", 4.25), ("S1 L1 S1 L1", 0.0)]
-
-
-def test_models_that_agree_are_worth_no_switch() -> None:
-    nothing = Superposition.of(np.zeros((2, 2)), [0, 2], [0.0] * 4)
-    (only,) = best(nothing, 2, 3)
-    assert only[1] == 0.0
-    assert len(only[0].split()) == 2
+def test_a_block_is_shared_out_among_its_steps() -> None:
+    errors = [5.0, 1.0, 3.0, 2.0, 3.0, 5.0, 0.0, 0.0]
+    found = shared_out([0.5, 4.0, 2.0, 7.0], [0, 1, 3, 6], errors)
+    assert found == pytest.approx([0.5, 1.0, 3.0, 0.4, 0.6, 1.0, 3.5, 3.5])
 
 
 def test_a_budget_in_seconds_is_that_of_a_whole_video(tmp_path: Path) -> None:

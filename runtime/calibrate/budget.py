@@ -3,7 +3,7 @@
 A small step adds about its length in sigma times the root mean square of the velocities' difference to the error of
 the latents (one Euler step's worth; that later steps damp or amplify it is left out). With that, the best schedule of
 n small steps and at most k switches follows by dynamic programming over (step, small steps so far, switches so far,
-model): exact for this measure, in steps^2 * k operations. The better measure is `propagation`'s.
+model): exact for any measure that is a sum over steps, in steps^2 * k operations. `propagation` has a better one.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def cheapest(errors: Sequence[float], count: int, switches: int) -> tuple[StageS
     Equal sums go to the schedule with fewer switches.
 
     Args:
-        errors: see `step_errors`.
+        errors: of every step; see `step_errors`, and `propagation.shared_out`.
         count: 0 to the number of steps.
         switches: at least 1, or 0 where ``count`` leaves one model alone.
 

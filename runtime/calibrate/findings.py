@@ -101,21 +101,20 @@ class BudgetTest:
         switches: how many were allowed.
         tried: the best for each number of switches, and the best of three stages.
         three_stages: the one whose small steps are in one piece.
-        blocks: first steps of what was measured together; none by the proxy.
-        gram: the blocks' inner products, the mean over prompts [blocks, blocks].
+        blocks: by its first step, the mean square of what every block does to the frames, which count from 0 to 1;
+            none by the proxy.
     """
 
     allowance: Allowance
     switches: int
     tried: tuple[Tried, ...]
     three_stages: str
-    blocks: tuple[int, ...]
-    gram: Sequence[Sequence[float]] | None
+    blocks: Mapping[int, float]
 
     @property
     def criterion(self) -> str:
         """The criterion in words."""
-        if self.gram is None:
+        if not self.blocks:
             return "least sum of the guided velocities' RMS differences times the steps' lengths in sigma"
         return (
             "highest mean PSNR of the frames to all-large sampling's of the same noise, among the schedules that look "
@@ -125,7 +124,7 @@ class BudgetTest:
     @property
     def chosen(self) -> Tried:
         """The best; of equal ones, that with the fewest switches."""
-        if self.gram is None:
+        if not self.blocks:
             return min(self.tried, key=lambda each: (each.predicted, each.switches))
         return max(self.tried, key=lambda each: (statistics(each.measured)["mean"], -each.switches))
 
@@ -258,8 +257,7 @@ def _budget_evidence(test: BudgetTest) -> dict[str, object]:
         "tried": tried,
         "chosen": test.chosen.schedule,
         "three_stages": test.three_stages,
-        "blocks": test.blocks,
-        "gram": test.gram,
+        "blocks": [{"first_step": start + 1, "mean_square": square} for start, square in test.blocks.items()],
     }
 
 

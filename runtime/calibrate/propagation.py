@@ -2,9 +2,12 @@
 
 An early error is amplified by all later steps and by the decoder, and a late one is not, so that a step's own error
 says little about the video. Here a block of steps is taken with the small model on the all-large trajectory, and
-everything after it with the large model; the difference of the decoded frames is what that block does. The blocks'
-inner products are enough to predict any schedule (`flowblending.runtime.calibrate.superposition`), and only they are
-kept.
+everything after it with the large model; the mean square of the decoded frames' difference is what that block does.
+
+A schedule is predicted by the sum of its blocks' squares, and part of a block by its steps' part of the square. That is
+what errors in unrelated directions add up to. Neighbouring blocks' directions are related, but the whole form, with
+the inner products of their differences, predicted worse on the trained pair: in a long stage the small model corrects
+part of what it did before (docs/calibrate.md has the numbers).
 """
 
 from __future__ import annotations
@@ -12,20 +15,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from flowblending.export.spec import LARGE, SMALL
 from flowblending.runtime.calibrate.divergence import Divergence, Recorder, observe
 from flowblending.runtime.calibrate.features import Latents, Video
 from flowblending.runtime.calibrate.walk import Floats, Walk
 
-Gram = npt.NDArray[np.float64]
-"""[blocks, blocks]."""
-
 
 def measure_blocks(
     walk: Walk, noise: Floats, starts: Sequence[int], decode: Callable[[Latents], Video], tick: Callable[[], None]
-) -> tuple[Divergence, Gram, Latents]:
+) -> tuple[Divergence, list[float], Latents]:
     """The all-large trajectory with both models' velocities, and what each block of steps does to its frames.
 
     Args:
@@ -33,11 +32,11 @@ def measure_blocks(
         tick: called after every step of either model.
 
     Returns:
-        The divergence; the blocks' inner products; and the all-large latents.
+        The divergence; every block's mean square; and the all-large latents.
     """
     recorder = Recorder(guidance=walk.guidance, signals=walk.signals)
     ends = dict(zip(starts, [*starts[1:], walk.steps], strict=True))
-    frames: list[Video] = []
+    results: list[Latents] = []
     walk.start(noise)
     for index in range(walk.steps):
         if index in ends:
@@ -45,12 +44,13 @@ def measure_blocks(
             for later in range(index, walk.steps):
                 walk.step(later, SMALL if later < ends[index] else LARGE)
                 tick()
-            frames.append(decode(walk.latents()))
+            results.append(walk.latents())
             walk.restore(state)
         observe(walk, index, LARGE, recorder)
         tick()
     latents = walk.latents()
-    return recorder.result(), inner_products(frames, decode(latents)), latents
+    reference = decode(latents)
+    return recorder.result(), [mean_square(decode(result), reference) for result in results], latents
 
 
 def measure_schedules(
@@ -75,7 +75,7 @@ def measure_schedules(
         for index, model in enumerate(models):
             walk.step(index, model)
             tick()
-        found[name] = float(inner_products([decode(walk.latents())], reference)[0, 0])
+        found[name] = mean_square(decode(walk.latents()), reference)
     return found
 
 
@@ -84,16 +84,23 @@ def block_ticks(steps: int, starts: Sequence[int]) -> int:
     return steps + sum(steps - start for start in starts)
 
 
-def inner_products(videos: Sequence[Video], reference: Video) -> Gram:
-    """Of the videos' differences to a reference, averaged over all values; frames count from 0 to 1.
+def shared_out(squares: Sequence[float], starts: Sequence[int], errors: Sequence[float]) -> list[float]:
+    """What every step adds to the mean square of a schedule's difference, if the small model takes it.
 
     Args:
-        videos: of one shape, [F, H, W, 3].
+        squares: of every block.
+        starts: the first step of every block, from 0 on, ascending.
+        errors: of every step alone, by which its block's square is shared out; see `step_errors`.
     """
-    total = np.zeros((len(videos), len(videos)))
+    owner = np.searchsorted(starts, np.arange(len(errors)), side="right") - 1
+    # Two models that agree everywhere still leave a share to every step.
+    own = np.maximum(errors, np.finfo(np.float64).tiny)
+    found: list[float] = (np.asarray(squares)[owner] * own / np.bincount(owner, own)[owner]).tolist()
+    return found
+
+
+def mean_square(video: Video, reference: Video) -> float:
+    """Of two videos' difference, [F, H, W, 3] both; values count from 0 to 1."""
     # A frame at a time: as floating-point numbers, long videos would fill the memory.
-    for index, frame in enumerate(reference):
-        rows = [(video[index].astype(np.float64) - frame).ravel() / 255.0 for video in videos]
-        difference = np.stack(rows)
-        total += difference @ difference.T
-    return total / reference.size
+    squares = [np.mean((ours.astype(np.float64) - theirs) ** 2) for ours, theirs in zip(video, reference, strict=True)]
+    return float(np.mean(squares)) / 255.0**2

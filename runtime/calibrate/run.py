@@ -274,12 +274,12 @@ class Calibrator:
             noise=self._noise,
             decoder=self._decoder,
         )
-        grams = [] if self.request.proxy_only else made.blocks(jobs, steps)
+        squares = [] if self.request.proxy_only else made.blocks(jobs, steps)
         divergences = self.divergence(jobs, f"L{steps}")
         errors = step_errors(_guided(divergences, RMS), sigmas)
         if self.request.proxy_only:
             return divergences, by_divergence(budget, switches, errors)
-        return divergences, by_propagation(budget, switches, jobs=jobs, errors=errors, grams=grams, made=made)
+        return divergences, by_propagation(budget, switches, jobs=jobs, errors=errors, squares=squares, made=made)
 
     def _walk(self, job: Job) -> Walk:
         return Walk.open(self.pipeline, job, self.console.warn)

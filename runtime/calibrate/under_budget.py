@@ -19,8 +19,7 @@ from flowblending.runtime.calibrate.boundaries import candidates
 from flowblending.runtime.calibrate.budget import Allowance, cheapest, three_stage
 from flowblending.runtime.calibrate.features import Latents, Video
 from flowblending.runtime.calibrate.findings import BudgetTest, Tried
-from flowblending.runtime.calibrate.propagation import Gram, block_ticks, measure_blocks, measure_schedules
-from flowblending.runtime.calibrate.superposition import Superposition, best, best_in_one_piece
+from flowblending.runtime.calibrate.propagation import block_ticks, measure_blocks, measure_schedules, shared_out
 from flowblending.runtime.calibrate.walk import Walk
 from flowblending.runtime.calibrate.work import Work
 from flowblending.runtime.jobs import Job
@@ -50,8 +49,8 @@ class Propagation:
     noise: Callable[[Job], Latents]
     decoder: Callable[[Job], Callable[[Latents], Video]]
 
-    def blocks(self, jobs: Sequence[Job], steps: int) -> list[Gram]:
-        """The blocks' inner products of every prompt; the divergence is kept, too.
+    def blocks(self, jobs: Sequence[Job], steps: int) -> list[list[float]]:
+        """The blocks' mean squares of every prompt; the divergence is kept, too.
 
         Raises:
             FlowBlendingError: an engine failed, or the work folder cannot be written.
@@ -82,21 +81,21 @@ class Propagation:
     def _blocks_key(self, job: Job, steps: int) -> object:
         return [self.key(job), list(block_starts(steps, self.parts))]
 
-    def _known(self, key: object) -> Gram | None:
+    def _known(self, key: object) -> list[float] | None:
         known = self.work.read("blocks", key)
-        return None if known is None or self.work.read_array("blocks", key) is None else np.array(known)
+        return None if known is None or self.work.read_array("blocks", key) is None else list(known)
 
-    def _blocks(self, job: Job, key: object, starts: Sequence[int], tick: Callable[[], None]) -> Gram:
+    def _blocks(self, job: Job, key: object, starts: Sequence[int], tick: Callable[[], None]) -> list[float]:
         known = self._known(key)
         if known is not None:
             return known
         walk = self.walk(job)
-        divergence, gram, latents = measure_blocks(walk, self.noise(job), starts, self.decoder(job), tick)
+        divergence, squares, latents = measure_blocks(walk, self.noise(job), starts, self.decoder(job), tick)
         models = StageSchedule.scaled("L1", walk.steps)
         self.work.write("divergence", [self.key(job), str(models)], dataclasses.asdict(divergence))
         self.work.write_array("blocks", key, latents)
-        self.work.write("blocks", key, gram.tolist())
-        return gram
+        self.work.write("blocks", key, squares)
+        return squares
 
     def _schedules(self, job: Job, runs: Sequence[str], steps: int, tick: Callable[[], None]) -> None:
         if not runs:
@@ -117,28 +116,28 @@ def by_propagation(
     *,
     jobs: Sequence[Job],
     errors: Sequence[float],
-    grams: Sequence[Gram],
+    squares: Sequence[Sequence[float]],
     made: Propagation,
 ) -> BudgetTest:
     """Predict the best schedules, make them, and take the one with the highest mean PSNR.
 
     Args:
         errors: of every step alone; see `step_errors`.
-        grams: of every prompt.
+        squares: of every block, of every prompt.
     """
-    starts, gram = block_starts(len(errors), made.parts), np.mean(grams, axis=0)
-    law = Superposition.of(gram, starts, errors)
-    plain, plain_error = best_in_one_piece(law, allowance.small_steps)
-    predicted = dict([*best(law, allowance.small_steps, switches), (plain, plain_error)])
+    starts, mean = block_starts(len(errors), made.parts), np.mean(squares, axis=0).tolist()
+    costs, count = shared_out(mean, starts, errors), allowance.small_steps
+    plain = three_stage(costs, count)
+    schedules = [*(cheapest(costs, count, allowed) for allowed in _allowed(count, len(costs), switches)), plain]
+    predicted = {str(schedule): square for schedule, square in schedules}
     measured = made.schedules(jobs, list(predicted), len(errors))
     tried = [_tried(runs, psnr(square), measured[runs]) for runs, square in predicted.items()]
     return BudgetTest(
         allowance=allowance,
         switches=switches,
         tried=tuple(sorted(tried, key=lambda each: each.switches)),
-        three_stages=plain,
-        blocks=tuple(starts),
-        gram=gram.tolist(),
+        three_stages=str(plain[0]),
+        blocks=dict(zip(starts, mean, strict=True)),
     )
 
 
@@ -151,14 +150,18 @@ def by_divergence(allowance: Allowance, switches: int, errors: Sequence[float]) 
         switches=switches,
         tried=tuple(tried.values()),
         three_stages=str(schedules[1][0]),
-        blocks=(),
-        gram=None,
+        blocks={},
     )
 
 
 def block_starts(steps: int, parts: int) -> list[int]:
     """The first step of every block."""
     return candidates(steps, parts)[:-1]
+
+
+def _allowed(count: int, steps: int, switches: int) -> range:
+    """Numbers of switches to allow; a single model has none."""
+    return range(1, switches + 1) if 0 < count < steps else range(1)
 
 
 def psnr(square: float) -> float:
