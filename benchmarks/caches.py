@@ -44,8 +44,8 @@ from flowblending.runtime.whole_file import write_whole
 
 SCHEDULES = ("LLL", "LSL", "SSS")
 CACHES = ("off", "guidance:5", "interval:2", "interval:2+taylor:1", "scm:slow", "scm:slow+taylor:1")
-CALIBRATED = ("magcache", "teacache", "easycache")
-"""Caches whose constants fb-calibrate measures; EasyCache decides without them, and beforehand with them."""
+CALIBRATED = ("magcache", "teacache", "easycache-static")
+"""Caches whose constants fb-calibrate measures."""
 CALIBRATION_PROMPTS, CALIBRATION_SEED = 8, 7
 FEWER = (20, 12)
 """Steps of runs that save by taking fewer: every cache has to be better than this."""
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=int, default=24, metavar="N", help="at least 2")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--schedules", nargs="+", default=list(SCHEDULES), metavar="SCHEDULE")
-    parser.add_argument("--caches", nargs="+", default=[*CACHES, *CALIBRATED, "easycache-static"], metavar="CACHE")
+    parser.add_argument("--caches", nargs="+", default=[*CACHES, "easycache", *CALIBRATED], metavar="CACHE")
     parser.add_argument("--fewer", nargs="*", type=int, default=list(FEWER), metavar="N", help="numbers of steps")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts and of the noise")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -125,7 +125,7 @@ def calibrate(bundle: Path, caches: Iterable[str], steps: int, budget: float) ->
     Raises:
         FlowBlendingError: a calibration failed; it has said why.
     """
-    parts = {part.partition(":")[0].removesuffix("-static") for cache in caches for part in cache.split("+")}
+    parts = {part.partition(":")[0] for cache in caches for part in cache.split("+")}
     lines = [
         json.dumps({"prompt": prompt.text, "seed": prompt.seed, "frame_rate": FRAME_RATE})
         for prompt in prompts(CALIBRATION_PROMPTS, CALIBRATION_SEED)
@@ -136,7 +136,8 @@ def calibrate(bundle: Path, caches: Iterable[str], steps: int, budget: float) ->
         common = (bundle, "--prompts", file, "--steps", steps, "--guidance", GUIDANCE, "--no-plot", "--work")
         for name in CALIBRATED:
             if name in parts:
-                _calibrate(*common, Path(folder) / name, "--cache", name)
+                constants = name.removesuffix("-static")
+                _calibrate(*common, Path(folder) / name, "--cache", constants)
         _calibrate(*common, Path(folder) / "budget", "--budget", budget)
     evidence = max(bundle.glob("calibration-*.json"), key=lambda file: file.stat().st_mtime_ns)
     found = json.loads(evidence.read_text())

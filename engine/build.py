@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from flowblending.engine.geometry import plan_geometry
 from flowblending.engine.manifest import MANIFEST, Backend, Component, Flops, Geometry, Manifest
 from flowblending.engine.precision import choose_precisions, component_precision
 from flowblending.engine.protocol import Range, ShapeProfile
+from flowblending.engine.sampling import Sampling, write_number
 from flowblending.export.spec import LARGE, SMALL, ExportedGraph, PipelineSpec, Precision
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class BuildRequest:
     precision: str | None
     backend: Backend
     targets: tuple[str, ...]
+    sampling: Mapping[str, Sampling] = field(default_factory=dict)
     teacache: bool = False
 
 
@@ -70,7 +72,12 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     try:
         with write_bundle(request.out) as folder:
             builder = _Builder(request=request, console=console, pipeline=pipeline, geometry=geometry, folder=folder)
-            components = {part.name: builder.component(part, precisions, old) for part in parts}
+            made = {part.name: builder.component(part, precisions, old) for part in parts}
+            # What a model asks for is no part of its engine: it may change without a new one.
+            components = {
+                name: component.model_copy(update={"sampling": request.sampling.get(name)})
+                for name, component in made.items()
+            }
             (folder / TOKENIZER).write_bytes(tokenizer)
             manifest = Manifest(
                 id=bundle_id(pipeline, geometry, components.values(), tokenizer),
@@ -287,6 +294,9 @@ def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
         "--backend": request.backend,
         "--target": ",".join(request.targets) or None,
     }
+    for model, wish in request.sampling.items():
+        options[f"--{model}-timesteps"] = ",".join(map(write_number, wish.timesteps)) or None
+        options[f"--{model}-guidance"] = None if wish.guidance is None else write_number(wish.guidance)
     given = ((name, str(value)) for name, value in options.items() if value is not None)
     teacache = ("--teacache",) if request.teacache else ()
     return ("fb-build-engines", *(word for option in given for word in option), *teacache)

@@ -158,6 +158,8 @@ def bundle_id(pipeline: PipelineSpec, geometry: Geometry, components: Iterable[C
     digest = hashlib.sha256(repr((pipeline, geometry)).encode() + tokenizer)
     for component in components:
         digest.update(json.dumps(component.key, sort_keys=True).encode())
+        if component.sampling is not None:
+            digest.update(component.sampling.model_dump_json().encode())
     return digest.hexdigest()[:16]
 
 

@@ -50,6 +50,19 @@ def parser() -> argparse.ArgumentParser:
         "onnxruntime runs on CPUs and GPUs (default: %(default)s)",
     )
     parser.add_argument("--target", metavar="SM,...", help="tensorrt-rtx: GPU architectures, such as sm89,sm120")
+    distilled = parser.add_argument_group("a model that was distilled to few steps")
+    for model in ("large", "small"):
+        distilled.add_argument(
+            f"--{model}-timesteps",
+            metavar="T,...",
+            help=f"the {model} model's own timesteps, such as 1000,993.7,987.5,981.2,975,909.4,725,421.9: its stages "
+            "visit those that lie in them, in place of the run's steps",
+        )
+        distilled.add_argument(
+            f"--{model}-guidance",
+            metavar="G",
+            help=f"the {model} model's own guidance scale; 1 for none (default: the run's)",
+        )
     parser.add_argument(
         "--teacache",
         action="store_true",
@@ -64,8 +77,13 @@ def build(arguments: argparse.Namespace) -> None:
     """Build the bundle that the arguments ask for, and say how to use it."""
     from flowblending.engine.build import BuildRequest, build_bundle, split_targets
     from flowblending.engine.console import Console
+    from flowblending.engine.sampling import read_sampling
 
     console = Console(quiet=arguments.quiet)
+    wishes = {
+        "large": read_sampling("large", arguments.large_timesteps, arguments.large_guidance),
+        "small": read_sampling("small", arguments.small_timesteps, arguments.small_guidance),
+    }
     request = BuildRequest(
         large=arguments.large,
         small=arguments.small,
@@ -75,6 +93,7 @@ def build(arguments: argparse.Namespace) -> None:
         precision=arguments.precision,
         backend=arguments.backend,
         targets=split_targets(arguments.target),
+        sampling={model: wish for model, wish in wishes.items() if wish is not None},
         teacache=arguments.teacache,
     )
     _summary(build_bundle(request, console), console)
@@ -98,6 +117,9 @@ def _summary(bundle: Bundle, console: Console) -> None:
         ("component", "precision", "back end", "target", "size"),
         rows,
     )
+    for name, component in bundle.manifest.components.items():
+        if component.sampling is not None:
+            console.log(f"{name}: {component.sampling}")
     console.log(f'Run it: fb-run {bundle.folder} --prompt "..."')
 
 

@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flowblending.engine.sampling import Sampling
 from flowblending.export.spec import (
     LARGE,
     SMALL,
@@ -62,6 +63,7 @@ class Component(_Frozen):
         key: everything that determines the engine (weights, graph, precision, shapes, back end, versions).
         flops: of one call, where they were counted.
         architecture: of a transformer: its published name, if it is one of `flowblending.export.spec`'s.
+        sampling: of a transformer: the timesteps and the guidance that it asks for, if it was distilled to few steps.
     """
 
     spec: GraphSpec
@@ -72,6 +74,7 @@ class Component(_Frozen):
     key: dict[str, str]
     flops: Flops | None = None
     architecture: str | None = None
+    sampling: Sampling | None = None
 
 
 class Geometry(_Frozen):

@@ -52,8 +52,9 @@ def parser() -> argparse.ArgumentParser:
         "--schedule",
         default="auto",
         metavar="S",
-        help='LSL, LLL, SSS, LSS, SLL with the family\'s boundaries, or "L20 S20 L10" '
-        "(default: what fb-calibrate found for the bundle, else LSL)",
+        help='LSL, LLL, SSS, LSS, SLL with the family\'s boundaries, or "L20 S20 L10"; stages may have a guidance '
+        'scale and timesteps of their own, "L20 S20:g1:t750,625 L10" (default: what fb-calibrate found for the bundle, '
+        "else LSL)",
     )
     how.add_argument(
         "--guidance", type=float, metavar="G", help="guidance scale; 1 turns it off (default: the family's)"

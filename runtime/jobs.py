@@ -27,7 +27,9 @@ class Job:
 
     Attributes:
         seed: of the initial noise, which is the one diffusers draws for the same seed on the CPU.
-        schedule: ``auto`` (what the bundle was calibrated to, or LSL), ``LSL`` or ``L20 S20 L10``.
+        steps: of the run; stages with timesteps of their own stand in for as many as they say.
+        schedule: ``auto`` (what the bundle was calibrated to, or LSL), ``LSL``, ``L20 S20 L10``, or with guidance and
+            timesteps of a stage's own, ``L20 S20:g1:t909.4,725 L10``.
         guidance: scale of classifier-free guidance; 1 or less turns it off.
         batched_guidance: both guidance branches in one call of the engine.
         solver: ``unipc``, ``dpm++`` or ``euler``.
@@ -98,6 +100,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
         cache=parse_cache(job.cache),
         architectures={name: component.architecture for name, component in manifest.components.items()},
         constants=None if manifest.calibration is None else manifest.calibration.caches,
+        wishes={name: each.sampling for name, each in manifest.components.items() if each.sampling is not None},
     )
 
 

@@ -62,16 +62,17 @@ def _calls(cost: Cost) -> str:
 
 def _steps(program: Program) -> list[str]:
     """One line per stage, with the noise levels it covers, and with what a cache leaves of its steps."""
-    marks = "".join(_mark(step, len(program.branches())) for step in program.steps)
+    marks = "".join(_mark(step, 1 + program.guided(step)) for step in program.steps)
     if program.choice is not None:
         marks = "".join(mark if reuse is None else "?" for mark, reuse in zip(marks, program.choice.reuse, strict=True))
     lines, first = [], 0
     for index, step in enumerate(program.steps):
-        last = index + 1 == len(program.steps)
-        if last or program.steps[index + 1].model != step.model:
+        following = program.steps[index + 1 : index + 2]
+        if not any((each.model, each.guidance) == (step.model, step.guidance) for each in following):
             noise = f"sigma {program.steps[first].sigma:.4f} to {step.sigma:.4f}"
+            scale = "" if step.guidance is None else f", guidance {step.guidance:g}"
             computes = f", computes {marks[first : index + 1]}" if set(marks) != {"1"} else ""
-            lines.append(f"  steps {first + 1:>3}-{index + 1:<3} {step.model:<5}  {noise}{computes}")
+            lines.append(f"  steps {first + 1:>3}-{index + 1:<3} {step.model:<5}  {noise}{scale}{computes}")
             first = index + 1
     return lines
 

@@ -69,12 +69,14 @@ class Step:
         model: ``large`` or ``small``: the stage this step is in.
         timestep: what the transformer is told, in [0, 1000].
         sigma: noise level in [0, 1].
+        guidance: scale of the step's stage, if it has one of its own; None for the program's.
     """
 
     model: str
     timestep: float
     sigma: float
     instructions: tuple[Instruction, ...]
+    guidance: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +154,10 @@ class Program:
         """How often ``model`` runs on one latent, each branch counted; at most, if there is a choice."""
         return sum(len(each.branches) for each in self.instructions() if isinstance(each, Run) and each.model == model)
 
+    def guided(self, step: Step) -> bool:
+        """Whether a step has an unconditional branch, computed or not."""
+        return (self.guidance if step.guidance is None else step.guidance) > 1.0
+
     def undecided(self, model: str) -> int:
         """How many of those calls are decided while the program runs."""
         if self.choice is None:
@@ -163,7 +169,8 @@ class Program:
         """The program as text: one line per step, one line per instruction."""
         lines = [f"{self.schedule}, {self.solver}, guidance {self.guidance:g}"]
         for number, step in enumerate(self.steps, start=1):
-            lines.append(f"step {number}: {step.model}, timestep {step.timestep:g}, sigma {step.sigma:.6f}")
+            scale = "" if step.guidance is None else f", guidance {step.guidance:g}"
+            lines.append(f"step {number}: {step.model}, timestep {step.timestep:g}, sigma {step.sigma:.6f}{scale}")
             if self.choice is not None and self.choice.reuse[number - 1] is not None:
                 lines.append("    unless it is left out, as is decided when it is reached:")
             for each in step.instructions:

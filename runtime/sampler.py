@@ -128,6 +128,16 @@ class Trajectory:
         self._watch = device.watch(self._binding.complaints)
         self._calls: list[Call] = []
 
+    @property
+    def latents(self) -> Tensor:
+        """This trajectory's latents, fp32 [1, C, F, H, W]: with ``follow(ahead=0)`` those after the step just told."""
+        return self._binding.latents
+
+    @property
+    def calls(self) -> int:
+        """Engine calls enqueued since the run began, each branch counted."""
+        return sum(1 + len(each.copies) for each in self._calls)
+
     def run(
         self, latents: npt.NDArray[np.float32] | Tensor, *, on_step: Callable[[StepEvent], None] | None = None
     ) -> SampleResult:

@@ -11,6 +11,7 @@ import pytest
 from flowblending import UsageError
 from flowblending.export.spec import LARGE, SMALL
 from flowblending.runtime.calibrate.budget import Allowance, allowance, cheapest, small_steps, step_errors, three_stage
+from flowblending.runtime.calibrate.findings import BudgetTest, Tried
 from flowblending.runtime.calibrate.propagation import shared_out
 from flowblending.runtime.calibrate.under_budget import by_divergence, psnr
 from flowblending.runtime.jobs import Job, compile_job
@@ -92,3 +93,21 @@ def test_by_the_divergence_alone() -> None:
 def test_decibels() -> None:
     assert psnr(0.01) == pytest.approx(20.0)
     assert psnr(0.0) == 100.0
+
+
+def test_more_switches_have_to_be_measurably_better() -> None:
+    def chosen(*measured: tuple[str, tuple[float, ...]]) -> str:
+        tried = tuple(
+            Tried(schedule=runs, switches=len(runs.split()) - 1, predicted=0.0, measured=values)
+            for runs, values in measured
+        )
+        allowed = Allowance(share=0.5, seconds=None, small_steps=2)
+        test = BudgetTest(allowance=allowed, switches=4, tried=tried, three_stages="L2 S2", blocks={0: 0.1})
+        return test.chosen.schedule
+
+    plain = ("L2 S2", (30.0, 34.0, 38.0))
+    # Better by 1, 0 and -0.7: a mean of 0.1 and a standard error of 0.49; and by 1, 0.9 and 0.8 with one of 0.06.
+    assert chosen(("L1 S1 L1 S1", (31.0, 34.0, 37.3)), plain) == "L2 S2"
+    assert chosen(("L1 S1 L1 S1", (31.0, 34.9, 38.8)), plain) == "L1 S1 L1 S1"
+    assert chosen(("L1 S1 L1 S1", (29.0, 34.9, 36.8)), plain) == "L2 S2"
+    assert chosen(("L1 S1 L1 S1", (31.0,)), ("L2 S2", (30.0,))) == "L1 S1 L1 S1"

@@ -16,6 +16,7 @@ import pytest
 from flowblending.engine.build import BuildRequest, build_bundle
 from flowblending.engine.bundle import open_bundle
 from flowblending.engine.console import Console
+from flowblending.engine.sampling import Sampling
 from tests.conftest import Build
 
 pytestmark = pytest.mark.slow
@@ -62,9 +63,15 @@ def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(
     monkeypatch.setattr("flowblending.export.wan._ARCHITECTURES", names)
     # Another geometry: ONNX Runtime's engines take any size, so nothing is built.
     console = Recorder()
-    moved = build_bundle(dataclasses.replace(request(pair, out), size="64x64"), console).manifest
+    wish = Sampling(timesteps=(1000.0, 993.75, 725.0), guidance=1.0)
+    moved = build_bundle(
+        dataclasses.replace(request(pair, out), size="64x64", sampling={"small": wish}), console
+    ).manifest
     assert {line.partition(":")[2] for line in console.lines} == {" reused, nothing changed"}
     assert moved.geometry.width == 64
+    assert {name for name, each in moved.components.items() if each.sampling} == {"small"}
+    assert open_bundle(out).manifest.components["small"].sampling == wish
+    assert moved.rebuild[-4:] == ("--small-timesteps", "1000,993.75,725", "--small-guidance", "1")
     assert before.components["large"].architecture is None
     assert moved.components["large"].architecture == "toy large"
     assert moved.components["text_encoder"].architecture is None
@@ -86,6 +93,7 @@ def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(
     changed = build_bundle(request(pair, out), console)
     assert "small: rebuilt, weights changed" in console.lines
     assert changed.manifest.components["small"].architecture == "toy small"
+    assert changed.manifest.components["small"].sampling is None
     assert "vae_next: rebuilt, its files changed" in console.lines
     assert sum("reused" in line for line in console.lines) == 3
     changed.verify(recompute=True)

@@ -8,6 +8,7 @@ import pytest
 
 from flowblending.engine.bundle import Bundle
 from flowblending.engine.manifest import BundleFile, CalibratedSchedule, Calibration, Flops
+from flowblending.engine.sampling import Sampling
 from flowblending.runtime.cost import Timings
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.plan import plan_lines
@@ -97,3 +98,29 @@ def test_a_calibrated_schedule_is_the_default_and_is_told(bundle: Bundle) -> Non
     )
     assert plan_lines(calibrated, job("LSL"), "cpu")[2] == "schedule  L2 S3 L1, 6 steps, euler, guidance 5"
     assert plan_lines(bundle, job("auto"), "cpu")[2] == "schedule  L2 S3 L1, 6 steps, euler, guidance 5"
+
+
+def test_a_distilled_model_is_told_where_it_differs(bundle: Bundle) -> None:
+    """What the manifest says of the small model is part of the schedule, which may be typed as it is printed."""
+    components = dict(bundle.manifest.components)
+    wish = Sampling(timesteps=(1000.0, 815.5, 700.0, 8.0), guidance=1.0)
+    components["small"] = components["small"].model_copy(update={"sampling": wish})
+    distilled = Bundle(folder=bundle.folder, manifest=bundle.manifest.model_copy(update={"components": components}))
+    for text in ("auto", "LSL", "L2 S3 L1", "L2 S3:g1:t815.5,700 L1"):
+        lines = plan_lines(distilled, job(text), "cpu")
+        assert lines[2] == "schedule  L2 S3:g1:t815.5,700 L1, 5 steps, euler, guidance 5"
+        assert [line.split() for line in lines[3:6]] == [
+            ["steps", "1-2", "large", "sigma", "1.0000", "to", "0.9233"],
+            ["steps", "3-4", "small", "sigma", "0.8155", "to", "0.7000,", "guidance", "1"],
+            ["steps", "5-5", "large", "sigma", "0.0089", "to", "0.0089"],
+        ]
+        assert lines[6] == "calls     large x 6, small x 2"
+        # 6 * 2 + 2 * 0.5 of what the large model takes for 12 calls.
+        assert lines[7] == "FLOPs     13 TFLOPs of 24 TFLOPs all-large (54.2%); speed-up bound 1.846x"
+    assert plan_lines(bundle, job("L2 S3:g1:t815.5,700 L1"), "cpu")[2:8] == lines[2:8]
+
+
+def test_stages_of_one_model_are_told_apart_by_their_guidance(bundle: Bundle) -> None:
+    lines = plan_lines(bundle, job("L2 L2:g1 L2", "guidance:2,1001"), "cpu")
+    assert [line.split(", ", 1)[1] for line in lines[3:6]] == ["computes 1c", "guidance 1, computes 11", "computes 1c"]
+    assert lines[6] == "calls     large x 8, small x 0; the cache skips large x 2, small x 0"

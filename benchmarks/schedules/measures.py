@@ -19,10 +19,10 @@ from benchmarks.shapes.data import ATTRIBUTES as CLASSES
 from benchmarks.shapes.networks import FeatureNetwork
 from benchmarks.shapes.render import render
 from benchmarks.shapes.scene import Scene
-from benchmarks.shapes.similarity import cosine, frechet, psnr, ssim, temporal_smoothness
 from flowblending import FlowBlendingError
 from flowblending.engine.manifest import Geometry
 from flowblending.runtime.jobs import Job
+from flowblending.runtime.measures.similarity import cosine, frechet, psnr, ssim, temporal_smoothness
 
 REAL = 512
 """Drawn clips that sets of clips are compared with."""

@@ -15,7 +15,7 @@ from benchmarks.shapes.adherence import Adherence, adherence
 from benchmarks.shapes.judge import read
 from benchmarks.shapes.scene import Scene, caption, draw
 from flowblending import FlowBlendingError
-from flowblending.engine.manifest import Manifest
+from flowblending.runtime.cost import flops_of
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
@@ -154,15 +154,8 @@ def make(pipeline: Pipeline, job: Job) -> Made:
     return Made(
         frames=np.ascontiguousarray(frames),
         latents=pipeline.device.download(sample.latents),
-        flops=sum(count * _flops(pipeline.bundle.manifest, model) for model, count in sample.calls.items()),
+        flops=flops_of(sample.calls, pipeline.bundle.manifest),
         loop=sample.loop_seconds,
         engines=sample.engine_seconds,
         total=time.perf_counter() - start,
     )
-
-
-def _flops(manifest: Manifest, model: str) -> int:
-    """Of one call, counted from the exported graph, as every build does."""
-    flops = manifest.components[model].flops
-    assert flops is not None
-    return flops.total

@@ -8,6 +8,7 @@ like.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -21,9 +22,10 @@ class Outline:
     """What a policy knows of a run.
 
     Attributes:
-        schedule: the model of every step.
+        schedule: the model of every step. A step with a timestep of its stage's own is a stage by itself: such steps
+            lie far apart, and nothing is reused there.
         timesteps: what the transformer is told at each step, in [0, 1000] [steps].
-        guided: whether every step has an unconditional branch beside the conditional one.
+        guided: whether steps have an unconditional branch beside the conditional one, where their stage does not say.
         architectures: of each model, by ``large`` and ``small``: its published name (see
             `flowblending.export.spec`), for policies with constants of its own; None or absent if it has none.
         constants: by policy and model, what ``fb-calibrate`` measured on the bundle; it goes before what is published.
@@ -44,6 +46,11 @@ class Outline:
     def starts(self) -> frozenset[int]:
         """The first step of every stage, from 0 on."""
         return self.schedule.switches | {0}
+
+    @property
+    def uncond(self) -> tuple[bool, ...]:
+        """Whether each step has an unconditional branch."""
+        return tuple(scale > 1.0 for scale in self.schedule.guidance(math.inf if self.guided else 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,16 +112,16 @@ def decide(cache: Sequence[StepCache], outline: Outline) -> Decisions:
     Raises:
         UsageError: a policy does not fit the run or the others, or skips the first step of a stage.
     """
-    decisions = Decisions(cond=(True,) * outline.steps, uncond=(outline.guided,) * outline.steps)
+    decisions = Decisions(cond=(True,) * outline.steps, uncond=outline.uncond)
     for policy in cache:
         decisions = policy.narrow(decisions, outline)
     for step in sorted(outline.starts):
-        if not decisions.cond[step] or decisions.uncond[step] != outline.guided:
+        if not decisions.cond[step] or decisions.uncond[step] != outline.uncond[step]:
             raise UsageError(
                 f"The cache skips step {step + 1}, the first of a stage of the {outline.schedule.models[step]} model, "
                 "which has nothing to reuse there yet; let that step compute."
             )
-    complete = Decisions(cond=decisions.cond, uncond=(outline.guided,) * outline.steps, online=decisions.online)
+    complete = Decisions(cond=decisions.cond, uncond=outline.uncond, online=decisions.online)
     if decisions.online is not None and (decisions != complete or not all(decisions.cond)):
         raise UsageError(
             "The cache easycache decides while the program runs, and other caches cannot build on that; give it "

@@ -157,7 +157,7 @@ def cheapest(errors: Sequence[float], count: int, switches: int) -> tuple[StageS
         best = extended
     complete = [(cost, changed, models) for (small, changed, _), (cost, models) in best.items() if small == count]
     cost, _, models = min(complete)
-    return StageSchedule(models), cost
+    return StageSchedule.of(models), cost
 
 
 def three_stage(errors: Sequence[float], count: int) -> tuple[StageSchedule, float]:
@@ -166,4 +166,4 @@ def three_stage(errors: Sequence[float], count: int) -> tuple[StageSchedule, flo
     sums = {start: sum(errors[start : start + count]) for start in starts}
     start = min(sums, key=lambda each: sums[each])
     models = [LARGE] * start + [SMALL] * count + [LARGE] * (len(errors) - count - start)
-    return StageSchedule(tuple(models)), sums[start]
+    return StageSchedule.of(models), sums[start]

@@ -77,13 +77,14 @@ def parser() -> argparse.ArgumentParser:
         "--similarity",
         default="latent",
         metavar="F",
-        help="early boundary: latent (the cosine), or MODULE:FUNCTION from frames uint8 [F, H, W, 3] to features",
+        help="early boundary: latent (the cosine), dino:DIR, clip:DIR, or MODULE:FUNCTION from frames, uint8 "
+        "[F, H, W, 3], to features",
     )
     what.add_argument(
         "--distance",
         default="latent",
         metavar="F",
-        help="late boundary: latent (their statistics), or MODULE:FUNCTION from frames to features",
+        help="late boundary: latent (their statistics), inception:FILE, i3d:FILE, or MODULE:FUNCTION",
     )
     what.add_argument(
         "--threshold", type=float, default=0.96, metavar="T", help="similarity to keep, 0 to 1 (default: 0.96)"

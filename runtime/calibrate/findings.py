@@ -117,16 +117,21 @@ class BudgetTest:
         if not self.blocks:
             return "least sum of the guided velocities' RMS differences times the steps' lengths in sigma"
         return (
-            "highest mean PSNR of the frames to all-large sampling's of the same noise, among the schedules that look "
-            "best by what blocks of small steps do to the frames"
+            "fewest switches whose PSNR to all-large sampling of the same noise is the highest, within one standard "
+            "error over prompts, among the schedules that look best by what blocks of small steps do to the frames"
         )
 
     @property
     def chosen(self) -> Tried:
-        """The best; of equal ones, that with the fewest switches."""
+        """The fewest switches that nothing is better than by more than the standard error over prompts."""
         if not self.blocks:
             return min(self.tried, key=lambda each: (each.predicted, each.switches))
-        return max(self.tried, key=lambda each: (statistics(each.measured)["mean"], -each.switches))
+        best = max(self.tried, key=lambda each: statistics(each.measured)["mean"])
+        for each in sorted(self.tried, key=lambda each: each.switches):
+            gains = statistics([ours - theirs for ours, theirs in zip(best.measured, each.measured, strict=True)])
+            if gains["mean"] <= gains["spread"] / len(best.measured) ** 0.5:
+                return each
+        return best
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from flowblending.export.spec import LARGE, SMALL
 from flowblending.runtime.calibrate.divergence import Divergence, Recorder, observe
-from flowblending.runtime.calibrate.features import Features, Latents, Measure, Video, similarity
+from flowblending.runtime.calibrate.features import Latents, Measure, similarity
 from flowblending.runtime.calibrate.walk import Floats, Walk
+from flowblending.runtime.measures.networks import Features, Frames
 
-Decode = Callable[[Latents], Video]
+Decode = Callable[[Latents], Frames]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,9 @@ class Measures:
 
     def both(self, latents: Latents, decode: Decode) -> tuple[Features, Features]:
         """Features for the similarity and for the distance; frames are decoded once, and only if they are asked for."""
-        frames: list[Video] = []
+        frames: list[Frames] = []
 
-        def once() -> Video:
+        def once() -> Frames:
             if not frames:
                 frames.append(decode(latents))
             return frames[0]

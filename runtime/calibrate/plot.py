@@ -14,7 +14,7 @@ from flowblending import FlowBlendingError
 from flowblending.export.spec import LARGE, SMALL
 from flowblending.runtime.calibrate.divergence import COSINE, RELATIVE_L2, Divergence, Series, mean_of, spread_of
 from flowblending.runtime.calibrate.findings import BudgetTest, DistanceTest, Findings, SimilarityTest, statistics
-from flowblending.runtime.schedule import MODELS
+from flowblending.runtime.stage import MODELS
 from flowblending.runtime.whole_file import write_whole
 
 if TYPE_CHECKING:

@@ -37,8 +37,15 @@ def check_jobs(lines: Sequence[Line], path: Path, manifest: Manifest) -> list[Jo
     """The jobs of a prompt file, which must share all but prompt and seed, so that steps can be compared.
 
     Raises:
-        UsageError: a line is no job, or differs from the first in its steps, solver or guidance.
+        UsageError: a line is no job, or differs from the first in its steps, solver or guidance; or a model of the
+            bundle was distilled to steps of its own, at which the other one cannot be compared with it.
     """
+    for name, component in manifest.components.items():
+        if component.sampling is not None:
+            raise UsageError(
+                f"The bundle's {name} model has timesteps or a guidance scale of its own, but fb-calibrate compares "
+                "two models at the same steps; choose the stages with fb-run --schedule."
+            )
     jobs: list[Job] = []
     first = None
     for line in lines:

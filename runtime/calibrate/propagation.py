@@ -18,12 +18,13 @@ import numpy as np
 
 from flowblending.export.spec import LARGE, SMALL
 from flowblending.runtime.calibrate.divergence import Divergence, Recorder, observe
-from flowblending.runtime.calibrate.features import Latents, Video
+from flowblending.runtime.calibrate.features import Latents
 from flowblending.runtime.calibrate.walk import Floats, Walk
+from flowblending.runtime.measures.networks import Frames
 
 
 def measure_blocks(
-    walk: Walk, noise: Floats, starts: Sequence[int], decode: Callable[[Latents], Video], tick: Callable[[], None]
+    walk: Walk, noise: Floats, starts: Sequence[int], decode: Callable[[Latents], Frames], tick: Callable[[], None]
 ) -> tuple[Divergence, list[float], Latents]:
     """The all-large trajectory with both models' velocities, and what each block of steps does to its frames.
 
@@ -59,7 +60,7 @@ def measure_schedules(
     schedules: Mapping[str, Sequence[str]],
     *,
     all_large: Latents,
-    decode: Callable[[Latents], Video],
+    decode: Callable[[Latents], Frames],
     tick: Callable[[], None],
 ) -> dict[str, float]:
     """Mean squares of whole schedules' differences to the all-large frames.
@@ -99,7 +100,7 @@ def shared_out(squares: Sequence[float], starts: Sequence[int], errors: Sequence
     return found
 
 
-def mean_square(video: Video, reference: Video) -> float:
+def mean_square(video: Frames, reference: Frames) -> float:
     """Of two videos' difference, [F, H, W, 3] both; values count from 0 to 1."""
     # A frame at a time: as floating-point numbers, long videos would fill the memory.
     squares = [np.mean((ours.astype(np.float64) - theirs) ** 2) for ours, theirs in zip(video, reference, strict=True)]

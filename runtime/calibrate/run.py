@@ -28,7 +28,7 @@ from flowblending.runtime.calibrate.divergence import (
     mean_of,
     measure,
 )
-from flowblending.runtime.calibrate.features import Latents, Video, frechet, frechet_noise
+from flowblending.runtime.calibrate.features import Latents, frechet, frechet_noise
 from flowblending.runtime.calibrate.findings import BudgetTest, DistanceTest, Findings, SimilarityTest
 from flowblending.runtime.calibrate.measure import (
     Early,
@@ -44,11 +44,11 @@ from flowblending.runtime.calibrate.under_budget import Propagation, by_divergen
 from flowblending.runtime.calibrate.walk import Walk
 from flowblending.runtime.calibrate.work import Work
 from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.measures.networks import Frames
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program import COND
 from flowblending.runtime.schedule import StageSchedule
-from flowblending.runtime.video import to_uint8
 
 OTHER_NOISE = 1_000_003
 """Added to a prompt's seed for the all-large result that the distances are taken from."""
@@ -88,7 +88,7 @@ class Calibrator:
     def divergence(self, jobs: Sequence[Job], runs: str) -> list[Divergence]:
         """Of every prompt along the trajectory of ``runs``."""
         models = StageSchedule.scaled(runs, self._steps(jobs)).models
-        keys = [[self._key(job), str(StageSchedule(models))] for job in jobs]
+        keys = [[self._key(job), str(StageSchedule.of(models))] for job in jobs]
         missing = sum(self._known_divergence(key) is None for key in keys)
         with self.console.progress(f"divergence along {runs}", total=missing * len(models)) as advance:
             return [self._divergence(job, key, models, lambda: advance(1)) for job, key in zip(jobs, keys, strict=True)]
@@ -287,14 +287,8 @@ class Calibrator:
     def _noise(self, job: Job) -> Latents:
         return self.pipeline.noise(TorchNormal(job.seed))
 
-    def _decoder(self, job: Job) -> Callable[[Latents], Video]:
-        def decode(latents: Latents) -> Video:
-            generator = TorchNormal(job.seed)
-            self.pipeline.noise(generator)
-            chunks = self.pipeline.decode(self.pipeline.device.upload(latents), generator)
-            return np.concatenate([to_uint8(frames) for frames in chunks])
-
-        return decode
+    def _decoder(self, job: Job) -> Callable[[Latents], Frames]:
+        return lambda latents: self.pipeline.pixels(latents, job.seed)
 
 
 def _guided(divergences: Sequence[Divergence], measure: str = COSINE) -> list[float]:

@@ -17,12 +17,13 @@ import numpy as np
 from flowblending.engine.console import Console
 from flowblending.runtime.calibrate.boundaries import candidates
 from flowblending.runtime.calibrate.budget import Allowance, cheapest, three_stage
-from flowblending.runtime.calibrate.features import Latents, Video
+from flowblending.runtime.calibrate.features import Latents
 from flowblending.runtime.calibrate.findings import BudgetTest, Tried
 from flowblending.runtime.calibrate.propagation import block_ticks, measure_blocks, measure_schedules, shared_out
 from flowblending.runtime.calibrate.walk import Walk
 from flowblending.runtime.calibrate.work import Work
 from flowblending.runtime.jobs import Job
+from flowblending.runtime.measures.networks import Frames
 from flowblending.runtime.schedule import StageSchedule
 
 _LEAST = 1e-10
@@ -47,7 +48,7 @@ class Propagation:
     key: Callable[[Job], object]
     walk: Callable[[Job], Walk]
     noise: Callable[[Job], Latents]
-    decoder: Callable[[Job], Callable[[Latents], Video]]
+    decoder: Callable[[Job], Callable[[Latents], Frames]]
 
     def blocks(self, jobs: Sequence[Job], steps: int) -> list[list[float]]:
         """The blocks' mean squares of every prompt; the divergence is kept, too.
