@@ -109,5 +109,6 @@ def test_more_switches_have_to_be_measurably_better() -> None:
     # Better by 1, 0 and -0.7: a mean of 0.1 and a standard error of 0.49; and by 1, 0.9 and 0.8 with one of 0.06.
     assert chosen(("L1 S1 L1 S1", (31.0, 34.0, 37.3)), plain) == "L2 S2"
     assert chosen(("L1 S1 L1 S1", (31.0, 34.9, 38.8)), plain) == "L1 S1 L1 S1"
+    assert chosen(("L1 S1 L1 S1", (30.09, 34.08, 38.07)), plain) == "L2 S2"  # sure, and nothing
     assert chosen(("L1 S1 L1 S1", (29.0, 34.9, 36.8)), plain) == "L2 S2"
     assert chosen(("L1 S1 L1 S1", (31.0,)), ("L2 S2", (30.0,))) == "L1 S1 L1 S1"

@@ -16,6 +16,8 @@ from flowblending.runtime.calibrate.features import LATENT
 from flowblending.runtime.jobs import Job
 
 FORMAT = 1
+NOTHING = 0.1
+"""A gain in dB that nobody sees, however sure it is: not worth a switch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,19 +119,20 @@ class BudgetTest:
         if not self.blocks:
             return "least sum of the guided velocities' RMS differences times the steps' lengths in sigma"
         return (
-            "fewest switches whose PSNR to all-large sampling of the same noise is the highest, within one standard "
-            "error over prompts, among the schedules that look best by what blocks of small steps do to the frames"
+            "fewest switches whose PSNR to all-large sampling of the same noise is the highest, within "
+            f"{NOTHING:g} dB or one standard error over prompts, among the schedules that look best by what blocks of "
+            "small steps do to the frames"
         )
 
     @property
     def chosen(self) -> Tried:
-        """The fewest switches that nothing is better than by more than the standard error over prompts."""
+        """The fewest switches that nothing is better than by more than 0.1 dB and the standard error over prompts."""
         if not self.blocks:
             return min(self.tried, key=lambda each: (each.predicted, each.switches))
         best = max(self.tried, key=lambda each: statistics(each.measured)["mean"])
         for each in sorted(self.tried, key=lambda each: each.switches):
             gains = statistics([ours - theirs for ours, theirs in zip(best.measured, each.measured, strict=True)])
-            if gains["mean"] <= gains["spread"] / len(best.measured) ** 0.5:
+            if gains["mean"] <= max(NOTHING, gains["spread"] / len(best.measured) ** 0.5):
                 return each
         return best
 

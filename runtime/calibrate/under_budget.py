@@ -120,7 +120,7 @@ def by_propagation(
     squares: Sequence[Sequence[float]],
     made: Propagation,
 ) -> BudgetTest:
-    """Predict the best schedules, make them, and take the one with the highest mean PSNR.
+    """Predict the best schedules and make them; see `BudgetTest.chosen` for which one is taken.
 
     Args:
         errors: of every step alone; see `step_errors`.
