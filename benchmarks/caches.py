@@ -121,15 +121,15 @@ def calibrate(bundle: Path, caches: Iterable[str], steps: int, budget: float) ->
     """Measure the constants that the caches need, on prompts that the comparison does not use.
 
     Returns:
-        The schedules of ``budget``'s operations with the least sum of divergences: of any number of stages, and the
-        one whose small steps are in one piece.
+        The schedules of ``budget``'s operations that fb-calibrate finds: of any number of stages, and the one whose
+        small steps are in one piece.
 
     Raises:
         FlowBlendingError: a calibration failed; it has said why.
     """
     parts = {part.partition(":")[0] for cache in caches for part in cache.split("+")}
     lines = [
-        json.dumps({"prompt": prompt.text, "seed": prompt.seed})
+        json.dumps({"prompt": prompt.text, "seed": prompt.seed, "frame_rate": FRAME_RATE})
         for prompt in prompts(CALIBRATION_PROMPTS, CALIBRATION_SEED)
     ]
     with tempfile.TemporaryDirectory() as folder:
