@@ -49,7 +49,7 @@ CALIBRATED = ("magcache", "teacache", "easycache-static")
 CALIBRATION_PROMPTS, CALIBRATION_SEED = 8, 7
 FEWER = (20, 12)
 """Steps of runs that save by taking fewer: every cache has to be better than this."""
-BUDGET = 0.664
+BUDGET = 0.665
 """Share of all-large sampling's operations: LSL's, which the calibrated schedules are compared with."""
 COLUMNS = (
     *("schedule", "variant", "FLOPs", "loop", "speed-up", "of the bound", "PSNR to LLL", "SSIM"),

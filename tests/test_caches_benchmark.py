@@ -88,7 +88,7 @@ def test_the_whole_program_on_the_trained_pair(tmp_path: Path) -> None:
     calibrated = [name for name in flops if re.fullmatch(r"([LS]\d+ ?)+", name)]
     assert 1 <= len(calibrated) <= 2
     for name in calibrated:
-        assert flops[name] <= 0.664
+        assert flops[name] <= 0.665
     table = (tmp_path / "caches.md").read_text()
     assert table.count("\n| L") == len(flops) - sum(name.startswith("S") for name in calibrated)
     with Image.open(tmp_path / "caches.png") as image:
