@@ -114,18 +114,31 @@ class Line:
 
 
 def read_jobs(path: Path, defaults: Job) -> list[Line]:
-    """The jobs of a prompt file: one prompt a line, or one JSON object a line with a job's fields.
+    """The jobs of a prompt file; see `read_prompt_file` and `parse_jobs`."""
+    return parse_jobs(read_prompt_file(path), path, defaults)
+
+
+def read_prompt_file(path: Path) -> str:
+    """The text of a prompt file, which may be a pipe and is read once.
+
+    Raises:
+        FlowBlendingError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FlowBlendingError(f"Cannot read the prompt file {path} ({error}); give a UTF-8 text file.") from None
+
+
+def parse_jobs(text: str, path: Path, defaults: Job) -> list[Line]:
+    """The jobs of a prompt file's text: one prompt a line, or one JSON object a line with a job's fields.
 
     A line that is no job is returned with its error, so that the others still run. Empty lines and
     lines that start with ``#`` are left out.
 
     Raises:
-        FlowBlendingError: the file cannot be read, or holds no prompt at all.
+        UsageError: it holds no prompt at all.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FlowBlendingError(f"Cannot read the prompt file {path} ({error}); give a UTF-8 text file.") from None
     lines = list(_lines(text, defaults))
     if not lines:
         raise UsageError(f"The prompt file {path} holds no prompt; write one prompt a line.")

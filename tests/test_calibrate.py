@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -285,6 +287,16 @@ def test_every_prompt_has_noise_of_its_own(tmp_path: Path) -> None:
     path.write_text('a\n# b\n{"prompt": "c", "seed": 5}\nd\n{"prompt": "e", "seed": "x"}\n')
     lines = read_prompts(path, Job(prompt="", seed=5))
     assert [(line.number, line.job and line.job.seed) for line in lines] == [(1, 5), (3, 5), (4, 8), (5, None)]
+
+
+def test_prompts_may_come_through_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("a cat\na dog\n",))
+    writer.start()
+    lines = read_prompts(pipe, Job(prompt="", seed=5))
+    writer.join()
+    assert [(line.job.prompt, line.job.seed) for line in lines if line.job is not None] == [("a cat", 5), ("a dog", 6)]
 
 
 def test_a_calibration_becomes_part_of_the_bundle(tmp_path: Path) -> None:

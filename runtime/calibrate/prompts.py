@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flowblending import UsageError
 from flowblending.engine.manifest import Manifest
-from flowblending.runtime.jobs import Job, Line, compile_job, read_jobs
+from flowblending.runtime.jobs import Job, Line, compile_job, parse_jobs, read_prompt_file
 
 LEAST_STEPS = 3
 """One for each stage."""
@@ -22,9 +22,10 @@ def read_prompts(path: Path, defaults: Job) -> list[Line]:
     Raises:
         FlowBlendingError: the file cannot be read, or holds no prompt at all.
     """
-    lines = read_jobs(path, defaults)
+    text = read_prompt_file(path)
+    lines = parse_jobs(text, path, defaults)
     # A line without a seed of its own is one that follows the default.
-    others = read_jobs(path, dataclasses.replace(defaults, seed=defaults.seed + 1))
+    others = parse_jobs(text, path, dataclasses.replace(defaults, seed=defaults.seed + 1))
     return [
         line
         if line.job is None or line == other
