@@ -48,8 +48,11 @@ class Bundle:
 
     @property
     def rebuild(self) -> str:
-        """The command that makes this bundle again, ready for a shell."""
-        return shlex.join(self.manifest.rebuild)
+        """The command that makes this bundle again, ready for a shell; where it lies now, which may be elsewhere."""
+        words = list(self.manifest.rebuild)
+        if "--out" in words[:-1]:
+            words[words.index("--out") + 1] = str(self.folder.absolute())
+        return shlex.join(words)
 
     def files(self) -> Iterator[BundleFile]:
         """Every file that the manifest names."""

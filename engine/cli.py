@@ -161,8 +161,14 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
         if missing:
             parser.error(f"the following arguments are required: {missing}")
         return
-    given = [name for name, value in needed.items() if value is not None]
-    given += ["--no-cache"] * arguments.no_cache + asked[1:]
+    allowed = {"quiet", "prove"} if arguments.prove is not None else {"quiet", "cache_dir", "list_cache", "prune"}
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, value in vars(arguments).items()
+        if name not in allowed | {other.lstrip("-").replace("-", "_") for other in asked}
+        and value != parser.get_default(name)
+    ]
+    given += asked[1:]
     if given:
         parser.error(f"argument {asked[0]}: builds nothing, so leave out {', '.join(given)}")
 

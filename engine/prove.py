@@ -70,8 +70,9 @@ def prove_bundle(folder: Path, progress: Callable[[str], None]) -> Report:
             engine fails.
     """
     bundle = open_bundle(folder)
-    bundle.verify()
+    # What takes no time comes before reading gigabytes.
     check_device(bundle)
+    bundle.verify()
     report = read_report(bundle)
     if report is None:
         raise FlowBlendingError(f"{folder} has no report of this version to complete; rebuild with: {bundle.rebuild}")

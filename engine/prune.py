@@ -139,6 +139,8 @@ def _items(folder: Path) -> list[Item]:
                     items.append(_item(path, finished=path.suffix != ".work"))
     except FileNotFoundError:
         return []
+    except NotADirectoryError:
+        raise FlowBlendingError(f"{folder} is no folder; give --cache-dir the folder of a cache.") from None
     except OSError as error:
         raise FlowBlendingError(f"Cannot read the cache {folder} ({error.strerror}); check its permissions.") from None
     return sorted(items, key=lambda item: item.used, reverse=True)

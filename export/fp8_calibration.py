@@ -111,7 +111,9 @@ class Calibration:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             found = content.pop("format")
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except OSError as error:
+            raise FlowBlendingError(f"Cannot read the calibration {path} ({error.strerror}); {_AGAIN}.") from None
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise FlowBlendingError(f"{path} is no calibration ({error}); {_AGAIN}.") from None
         if found != FORMAT:
             raise FlowBlendingError(f"{path} has format {found}, but {FORMAT} was expected; {_AGAIN}.")

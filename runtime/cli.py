@@ -15,7 +15,7 @@ from flowblending import UsageError
 if TYPE_CHECKING:
     from flowblending.engine.bundle import Bundle
     from flowblending.engine.console import Console
-    from flowblending.runtime.jobs import Job
+    from flowblending.runtime.jobs import Job, Line
     from flowblending.runtime.pipeline import Pipeline
 
 DEFAULT_OUT = Path("video.mp4")
@@ -70,7 +70,8 @@ def parser() -> argparse.ArgumentParser:
         default="off",
         metavar="POLICY",
         help="leave out engine calls: mask:1101... (a digit a step), scm:slow|medium|fast|ultra, interval:N, magcache, "
-        "each with +taylor:ORDER to extrapolate, and guidance:N for the unconditional branch (default: off)",
+        "teacache, easycache-static, each with +taylor:ORDER to extrapolate and +guidance:N for the unconditional "
+        "branch; or easycache, which decides on the way (default: off)",
     )
     where = parser.add_argument_group("what to write")
     where.add_argument(
@@ -152,6 +153,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("Give either --prompt TEXT or --prompts FILE.")
     if arguments.prompt is not None and arguments.prompts is not None and not arguments.dry_run:
         raise UsageError("Give either --prompt TEXT or --prompts FILE.")
+    if arguments.prompt is not None and not arguments.prompt.strip():
+        raise UsageError("The prompt is empty; say what the video shows.")
     if arguments.prompts is not None and (arguments.latents or arguments.save_latents or arguments.emit_inputs):
         raise UsageError(
             "--latents, --save-latents and --emit-inputs are for a single --prompt; leave them out with --prompts."
@@ -204,11 +207,10 @@ def _job(arguments: argparse.Namespace) -> Job:
 
 def _dry_run(arguments: argparse.Namespace, bundle: Bundle) -> None:
     """Print what would be done, for every prompt of a file too, after every check that needs no engine."""
-    from flowblending.runtime.jobs import read_jobs
     from flowblending.runtime.plan import plan_lines
 
     job = _job(arguments)
-    lines = [] if arguments.prompts is None else read_jobs(arguments.prompts, job)
+    lines = [] if arguments.prompts is None else _lines(arguments)
     for line in lines:
         if line.job is None:
             raise UsageError(f"Line {line.number} of {arguments.prompts}: {line.error}")
@@ -265,16 +267,23 @@ def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     return 0
 
 
-def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> int:
-    from flowblending.runtime.batch import Batch, Shard, run_batch
+def _lines(arguments: argparse.Namespace) -> list[Line]:
+    """The lines of the prompt file that this run makes."""
+    from flowblending.runtime.batch import Shard
     from flowblending.runtime.jobs import read_jobs
-    from flowblending.runtime.place import device_kind
 
     lines = read_jobs(arguments.prompts, _job(arguments))
-    if arguments.shard is not None:
-        shard = Shard.parse(arguments.shard)
-        lines = [line for line in lines if shard.holds(line.number)]
-    batch = Batch(lines, _out(arguments), bundle.manifest.edition, console)
+    if arguments.shard is None:
+        return lines
+    shard = Shard.parse(arguments.shard)
+    return [line for line in lines if shard.holds(line.number)]
+
+
+def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> int:
+    from flowblending.runtime.batch import Batch, run_batch
+    from flowblending.runtime.place import device_kind
+
+    batch = Batch(_lines(arguments), _out(arguments), bundle.manifest.edition, console)
     if not batch.unfinished:
         return batch.finish()
     if arguments.ray is not None:

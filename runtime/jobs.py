@@ -126,7 +126,9 @@ def read_prompt_file(path: Path) -> str:
     """
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise FlowBlendingError(f"Cannot read the prompt file {path} ({error.strerror}); give another file.") from None
+    except UnicodeDecodeError as error:
         raise FlowBlendingError(f"Cannot read the prompt file {path} ({error}); give a UTF-8 text file.") from None
 
 

@@ -32,7 +32,7 @@ def plan_lines(bundle: Bundle, job: Job, device: str) -> list[str]:
         f"schedule  {program.schedule}{_origin(job, manifest)}, {len(program.steps)} steps, {program.solver}, "
         f"guidance {program.guidance:g}",
         *_steps(program),
-        _calls(cost),
+        _calls(cost, cached=job.cache != "off"),
         _operations(cost),
         f"memory    engines {_mega(cost.engine_bytes)}, latent slots {_mega(cost.slot_bytes)}",
         _expected(cost, Timings(manifest.id, device_kind(device, manifest)).read()),
@@ -53,10 +53,12 @@ def _operations(cost: Cost) -> str:
     )
 
 
-def _calls(cost: Cost) -> str:
+def _calls(cost: Cost, *, cached: bool) -> str:
     line = f"calls     large x {cost.calls[LARGE]}, small x {cost.calls[SMALL]}"
     if any(cost.skipped.values()):
         line += f"; the cache skips large x {cost.skipped[LARGE]}, small x {cost.skipped[SMALL]}"
+    elif cached and not any(cost.undecided.values()):
+        line += "; the cache skips nothing"
     if any(cost.undecided.values()):
         line += f" at most; the cache decides about large x {cost.undecided[LARGE]}, "
         line += f"small x {cost.undecided[SMALL]} while the program runs"

@@ -57,6 +57,12 @@ def test_a_damaged_file_is_named_with_the_command_that_rebuilds(tmp_path: Path, 
     assert f"fb-build-engines --large 'a b' --small c --out {folder}" in str(error.value)
 
 
+def test_a_copy_is_rebuilt_where_it_lies(tmp_path: Path) -> None:
+    manifests.write(tmp_path / "bundle")
+    (tmp_path / "bundle").rename(tmp_path / "moved")
+    assert open_bundle(tmp_path / "moved").rebuild.endswith(f"--out {tmp_path / 'moved'}")
+
+
 def test_an_alteration_that_keeps_the_time_stamp_is_found_when_asked(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     manifests.write(folder)

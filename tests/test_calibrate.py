@@ -394,6 +394,10 @@ def main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
         ("a\n", ("--budget", "nans"), 2, "The budget is nans, but a share"),
         ("a\n", ("--budget", "9s", "--device", "cpu"), 2, "large was not measured on this machine yet; run fb-run"),
         ("a\n", ("--switches", "0"), 2, "0 switches were allowed"),
+        ("a\n", ("--switches", "2"), 2, "--switches does nothing for schedules without a --budget; leave it out"),
+        ("a\n", ("--budget", "0.6", "--threshold", "0.1"), 2, "--threshold does nothing for --budget; leave it out"),
+        ("a\n", ("--proxy-only", "--similarity", "clip:x"), 2, "--similarity does nothing for --proxy-only"),
+        ('{"prompt": "a", "schedule": "L2 S2"}\n', (), 2, "has a schedule of its own, but fb-calibrate"),
         ("a\n", ("--plot", "none/x.png"), 1, "Cannot write none/x.png"),
         ("a\n", ("--similarity", "dino", "--device", "cpu"), 2, "The features 'dino' are unknown; give latent, "),
         ("a\n", ("--distance", "nowhere:f", "--device", "cpu"), 2, "nowhere:f cannot be imported (ModuleNotFoundError"),
@@ -443,8 +447,8 @@ def test_a_bundle_is_calibrated_and_run(
         "def mean(frames):\n    assert frames.dtype.name == 'uint8' and frames.shape[1:] == (48, 32, 3)\n"
         "    return frames.reshape(len(frames), -1).mean(1, keepdims=True) + 1\n"
     )
-    options = ("wan", "--prompts", "prompts.txt", "--steps", "4", "--parts", "2", "--device", "cpu")
-    named = ("--similarity", "look:mean", "--distance", "look:mean")
+    options = ("wan", "--prompts", "prompts.txt", "--steps", "4", "--device", "cpu")
+    named = ("--similarity", "look:mean", "--distance", "look:mean", "--parts", "2")
     code, told = main(*options, *named, "--blended")
     assert code == 0, told
     bundle = open_bundle(tmp_path / "wan")
@@ -469,6 +473,7 @@ def test_a_bundle_is_calibrated_and_run(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "wan.work").iterdir()} == measured
 
     # Under a budget, of operations and then of time; the second finds what the first measured.
+    options = (*options, "--parts", "2")
     code, told = main(*options, "--budget", "0.75")
     assert code == 0, told
     found = json.loads((tmp_path / "wan" / "calibration-6.json").read_text())

@@ -67,6 +67,7 @@ WRONG_JOBS: list[tuple[tuple[str, ...], str]] = [
     (("--prompt", "x", "--threads", "0"), "0 threads were asked for"),
     (("--prompt", "x", "--seed", str(2**70)), "does not fit in 64 bits"),
     ((), "Give either --prompt TEXT or --prompts FILE"),
+    (("--prompt", " "), "The prompt is empty; say what the video shows"),
     (("--prompt", "x", "--prompts", "y"), "Give either --prompt TEXT or --prompts FILE"),
 ]
 
@@ -104,6 +105,14 @@ def test_outputs_that_would_be_in_the_way(toy: Path) -> None:
     assert_sentence(run("fb-run", toy, "--prompt", "x", *both), 2, "give two files")
     assert_sentence(run("fb-run", toy, "--prompt", "x", "--out", toy / "x.mp4"), 2, "lies in the bundle")
     assert_sentence(run("fb-run", toy, "--prompts", "y", "--out", "x.mp4"), 2, "name a folder")
+
+
+def test_dry_run_shows_the_shard_that_would_be_made(toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("one\ntwo\nthree\n")
+    options = ("fb-run", toy, "--prompts", tmp_path / "prompts.txt", "--dry-run", "--shard")
+    told = run(*options, "2/2").stdout
+    assert [line.split()[2] for line in told.splitlines() if line.startswith("line")] == ["two"]
+    assert "5/2" in run(*options, "5/2").stderr
 
 
 def test_dry_run_needs_no_engine(toy: Path) -> None:

@@ -48,6 +48,7 @@ def labels(schedules: str, caches: str = "off") -> list[str]:
 def test_the_reference_comes_first_and_nothing_twice() -> None:
     assert labels("lsl, SSS,LSL") == ["LLL", "LSL", "SSS"]
     assert labels("SSS,LLL,l20  s20 l10") == ["LLL", "SSS", "L20 S20 L10"]
+    assert labels("LLL,l4 s4:t600, 400 L2,Auto") == ["LLL", "L4 S4:t600, 400 L2", "auto"]
     both = labels("LLL,LSL", "magcache:0.12,4,off,guidance:5, 0.5")
     assert both == ["LLL"] + [f"{name}{cache}" for name in ("LLL", "LSL") for cache in (
         " + magcache:0.12,4", "", " + guidance:5,0.5") if name + cache != "LLL"]  # fmt: skip

@@ -126,7 +126,7 @@ def test_videos_that_do_not_fit(tmp_path: Path, clip: Clip) -> None:
     for videos, kind, message in cases:
         with pytest.raises(kind, match=message):
             compare("--videos", *videos, "--out", out)
-        assert not (out / "index.html").exists()
+        assert not out.exists()
 
 
 def test_a_video_that_breaks_off_is_a_sentence(tmp_path: Path, clip: Clip) -> None:

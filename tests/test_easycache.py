@@ -264,13 +264,17 @@ def test_a_static_mask_reuses_as_published(solver: str, guidance: float) -> None
         assert taylor == plan("L14 S9 L5", f"mask:{mask}", **options)  # type: ignore[arg-type]
 
 
+def test_the_static_form_names_itself() -> None:
+    with pytest.raises(UsageError, match=r"leaves none of the 6 steps of L2 S2 L2 .* as in easycache-static:0\.05,3"):
+        plan("L2 S2 L2", "easycache-static:0.05,1", constants=measured(6))
+
+
 @pytest.mark.parametrize(
     ("schedule", "cache", "message"),
     [
         ("L20", "easycache+taylor:1", "decides while the program runs, and other caches cannot build on that"),
         ("L20", "easycache+guidance:2,1001", "other caches cannot build on that; give it alone, or take easycache-st"),
-        ("L8", "easycache", "first 10 steps of a run, .* leaves none of the 8 steps of L8 to skip; give fewer first"),
-        ("L2 S2 L2", "easycache-static:0.05,1", "leaves none of the 6 steps of L2 S2 L2 to skip"),
+        ("L8", "easycache", "first 10 steps of a run, .* leaves none of the 8 steps .* as in easycache:0.05,3, or"),
         ("L20", "easycache-static", "no constants for the bundle's large model; measure them with fb-calibrate"),
         ("L20", "easycache:0", "easycache:0 has 0 where a number above 0 was expected"),
         ("L20", "easycache:0.1,0", "easycache:0.1,0 has 0 where a whole number from 1 on was expected"),

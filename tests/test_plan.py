@@ -64,6 +64,9 @@ def test_what_a_cache_leaves_out_is_told(bundle: Bundle) -> None:
     assert "calls     large x 4, small x 3; the cache skips large x 2, small x 3" in lines
     # 4 * 2 + 3 * 0.5 of what 12 calls of the large model take.
     assert "FLOPs     9.5 TFLOPs of 24 TFLOPs all-large (39.6%), 7.4% of it attention; speed-up bound 2.526x" in lines
+    assert "calls     large x 6, small x 6; the cache skips nothing" in plan_lines(
+        bundle, job("L2 S3 L1", "mask:111111"), "cpu"
+    )
     plain = "\n".join(plan_lines(bundle, job("LLL"), "cpu")[1:])
     assert "cache" not in plain
     assert "computes" not in plain

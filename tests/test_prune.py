@@ -196,6 +196,8 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("--list-cache", "--out", "x"), "argument --list-cache: builds nothing, so leave out --out"),
     (("--prune", "all", "--no-cache"), "argument --prune: builds nothing, so leave out --no-cache"),
     (("--prune", "all", "--list-cache"), "argument --list-cache: builds nothing, so leave out --prune"),
+    (("--prove", "b", "--precision", "fp8", "--frames", "9"), "--prove: builds nothing, so leave out --frames, --prec"),
+    (("--prune", "all", "--target", "sm89"), "argument --prune: builds nothing, so leave out --target"),
     (("--prune", "some"), "--prune 'some' was given, but an age"),
     (("--list-cache", "--cache-dir", ""), "argument --cache-dir: a folder was expected, but its name is empty"),
     # Of fb-run; here it might be taken for the beginning of --cache-dir.

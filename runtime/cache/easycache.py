@@ -55,7 +55,7 @@ class EasyCache:
         Raises:
             UsageError: no step is left to decide about.
         """
-        free = _free(outline, self.first)
+        free = _free(outline, self.first, "easycache")
         return dataclasses.replace(decisions, online=Online(threshold=self.threshold, free=free))
 
 
@@ -80,8 +80,8 @@ class EasyMask:
         Raises:
             UsageError: nothing was measured on the bundle, or no step is left to decide about.
         """
-        free = _free(outline, self.first)
         measured = {model: _measured(model, outline) for model in outline.schedule.models}
+        free = _free(outline, self.first, "easycache-static")
         computed: list[bool] = []
         total = 0.0
         for step, model in enumerate(outline.schedule.models):
@@ -141,7 +141,7 @@ def observed(
     )
 
 
-def _free(outline: Outline, first: int) -> tuple[bool, ...]:
+def _free(outline: Outline, first: int, name: str) -> tuple[bool, ...]:
     """The steps that may be skipped: neither at the start nor at the end of the run, nor among a stage's first two."""
     free, since = [], 0
     for step in range(outline.steps):
@@ -151,7 +151,7 @@ def _free(outline: Outline, first: int) -> tuple[bool, ...]:
         raise UsageError(
             f"EasyCache computes the first {first} steps of a run, the first {_HISTORY} of every stage and the last, "
             f"which leaves none of the {outline.steps} steps of {outline.schedule} to skip; give fewer first steps, as "
-            "in easycache:0.05,3, or another cache."
+            f"in {name}:0.05,3, or another cache."
         )
     return tuple(free)
 

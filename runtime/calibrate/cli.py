@@ -163,9 +163,27 @@ def _check(arguments: argparse.Namespace) -> None:
         read_budget(arguments.budget)
     if arguments.switches < 1:
         raise UsageError(f"{arguments.switches} switches were allowed, but at least 1 is needed; try --switches 2.")
+    _check_used(arguments)
     for path in (arguments.work, None if arguments.no_plot else arguments.plot):
         if path is not None and arguments.bundle.resolve() in (path.resolve(), *path.resolve().parents):
             raise UsageError(f"{path} lies in the bundle, which holds nothing but engines; choose another place.")
+
+
+def _check_used(arguments: argparse.Namespace) -> None:
+    """Refuse options that would do nothing beside the others."""
+    criteria = ["similarity", "distance", "threshold"]
+    if arguments.cache:
+        what, unused = "--cache", [*criteria, "parts", "switches", "plot"]
+    elif arguments.budget is not None:
+        what, unused = "--budget", [*criteria, *["parts"] * arguments.proxy_only]
+    elif arguments.proxy_only:
+        what, unused = "--proxy-only", [*criteria, "parts", "switches"]
+    else:
+        what, unused = "schedules without a --budget", ["switches"]
+    line = parser()
+    for name in unused:
+        if getattr(arguments, name) != line.get_default(name):
+            raise UsageError(f"--{name} does nothing for {what}; leave it out.")
 
 
 def _check_targets(arguments: argparse.Namespace, bundle: Bundle) -> None:
@@ -251,6 +269,11 @@ def _calibrate_schedule(calibrator: Calibrator, jobs: Sequence[Job], plot: Path 
     if plot is not None:
         write_plot(findings, plot)
         console.log(f"{plot}: divergence and boundaries")
+    if findings.runs.startswith("S"):
+        console.warn(
+            f"{findings.runs} begins with the small model, which decides the video's structure there; the divergence "
+            "alone is a bad guide at the start, so look at the videos, or calibrate without --proxy-only."
+        )
     bundle = add_calibration(bundle, findings.evidence(), runs=findings.runs)
     early, late = findings.proxy
     console.log(f"by the divergence alone: L{early} at the start and L{late} at the end")
@@ -281,7 +304,7 @@ def _calibrate_caches(calibrator: Calibrator, jobs: Sequence[Job], caches: Seque
         for name in names
         for model, values in constants[name].items()
     ]
-    calibrator.console.log(f"constants of {steps} steps, {len(jobs)} prompts")
+    calibrator.console.log(f"constants of {steps} steps, {len(jobs)} prompt{'s' * (len(jobs) > 1)}")
     calibrator.console.table("", ("cache", "model", "lowest", "highest"), rows)
     calibrator.console.log(f"{bundle.folder}: takes --cache {' and --cache '.join(CACHES[name] for name in names)} now")
     return 0

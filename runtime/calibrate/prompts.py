@@ -10,6 +10,7 @@ from flowblending import UsageError
 from flowblending.engine.manifest import Manifest
 from flowblending.runtime.jobs import Job, Line, compile_job, parse_jobs, read_prompt_file
 
+_PLAIN = Job(prompt="")
 LEAST_STEPS = 3
 """One for each stage."""
 
@@ -52,6 +53,12 @@ def check_jobs(lines: Sequence[Line], path: Path, manifest: Manifest) -> list[Jo
     for line in lines:
         if line.job is None:
             raise UsageError(f"Line {line.number} of {path}: {line.error}")
+        for name in ("schedule", "cache"):
+            if getattr(line.job, name) != getattr(_PLAIN, name):
+                raise UsageError(
+                    f"Line {line.number} of {path} has a {name} of its own, but fb-calibrate is what finds them out; "
+                    "leave it out."
+                )
         program = compile_job(dataclasses.replace(line.job, schedule="LLL", cache="off"), manifest)
         found = f"{len(program.steps)} steps of {program.solver} with guidance {program.guidance:g}"
         first = first or found

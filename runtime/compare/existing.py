@@ -111,6 +111,9 @@ def open_all(paths: Sequence[Path]) -> list[Video]:
                 f"{video.path} is {video.width}x{video.height}, but {first.path} is {first.width}x{first.height}; "
                 "give videos of one size."
             )
+        # A file need not say how many frames it has; then they are counted while they are compared.
+        if video.count and first.count and video.count != first.count:
+            raise _lengths(video, video.count, first, first.count)
     return videos
 
 
@@ -142,11 +145,11 @@ def measure(video: Video, first: Video | None, advance: Callable[[int], None]) -
         if first is not None:
             theirs = next(others, None)
             if theirs is None:
-                raise _lengths(video, first)
+                raise _lengths(video, _count(video), first, _count(first))
             likeness.add(ours, theirs)
         advance(1)
     if next(others, None) is not None and first is not None:
-        raise _lengths(video, first)
+        raise _lengths(video, _count(video), first, _count(first))
     return Measured(
         frames=count,
         smoothness=smoothness.value,
@@ -155,8 +158,11 @@ def measure(video: Video, first: Video | None, advance: Callable[[int], None]) -
     )
 
 
-def _lengths(video: Video, first: Video) -> UsageError:
-    ours, theirs = (sum(1 for _ in frames_of(each)) for each in (video, first))
+def _count(video: Video) -> int:
+    return sum(1 for _ in frames_of(video))
+
+
+def _lengths(video: Video, ours: int, first: Video, theirs: int) -> UsageError:
     return UsageError(f"{video.path} has {ours} frames, but {first.path} has {theirs}; give videos of one length.")
 
 

@@ -43,24 +43,37 @@ class Way:
         return dataclasses.replace(prompt, schedule=self.schedule, cache=self.cache)
 
 
+_BETWEEN = r",(?!\s*[0-9.])"
+"""A comma before a digit is part of what stands before it."""
+
+
 def parse_ways(schedules: str, caches: str) -> list[Way]:
     """Read ``--schedules`` and ``--caches``; the reference comes first, and nothing comes twice.
 
     Args:
-        schedules: separated by commas, ``LLL,auto,L20 S20 L10``.
-        caches: likewise; a comma before a digit belongs to a cache's arguments, ``off,magcache:0.12,4,taylor:1``.
+        schedules: separated by commas, ``LLL,auto,L20 S20 L10``; a comma before a digit belongs to a stage's timesteps,
+            ``LLL,L4 S4:t600,400 L2``.
+        caches: likewise, with a cache's arguments, ``off,magcache:0.12,4,taylor:1``.
 
     Raises:
         UsageError: one of them is empty. What is no schedule or no cache is found when it is compiled.
     """
-    names = [" ".join(name.upper().split()) for name in schedules.split(",")]
-    names = [AUTO if name == AUTO.upper() else name for name in names]
-    policies = ["".join(policy.lower().split()) for policy in re.split(r",(?!\s*[0-9.])", caches)]
+    names = [_schedule(name) for name in re.split(_BETWEEN, schedules)]
+    policies = ["".join(policy.lower().split()) for policy in re.split(_BETWEEN, caches)]
     for option, words, example in (("--schedules", names, "LLL,LSL,SSS"), ("--caches", policies, "off,scm:slow")):
         if not all(words):
             raise UsageError(f"{option} has nothing where a name was expected; give {option} {example}, for example.")
     ways = [Way(schedule=schedule, cache=cache) for schedule, cache in itertools.product(names, policies)]
     return list(dict.fromkeys([Way(schedule=REFERENCE), *ways]))
+
+
+def _schedule(text: str) -> str:
+    """With stages in capitals and their options as they are written."""
+    words = text.split()
+    if words == [AUTO]:
+        return AUTO
+    found = " ".join(stage.upper() + colon + options for stage, colon, options in (w.partition(":") for w in words))
+    return AUTO if found == AUTO.upper() else found
 
 
 def prompts_of(lines: Sequence[Line], path: Path) -> list[Job]:
