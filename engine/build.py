@@ -21,6 +21,7 @@ from flowblending import FlowBlendingError
 from flowblending.engine import backend as backends
 from flowblending.engine.bundle import Bundle, bundle_id, describe_file, open_bundle, write_bundle
 from flowblending.engine.console import Console
+from flowblending.engine.disk import Step, check_disk, need
 from flowblending.engine.fp8_build import Fp8Builder, Pair
 from flowblending.engine.fp8_ranges import Graph
 from flowblending.engine.geometry import plan_geometry
@@ -149,20 +150,42 @@ class _Builder:
                 pair, self.request.fp8, base=base, ready=ready, folder=self.folder, old=old, console=self.console
             )
             fp8.check()
-        for part in sorted(parts, key=lambda part: part.name in models):
-            precision = component_precision(precisions, part.name)
-            made[part.name] = self._component(part, precision, old, fp8 if part.name in models else None)
+        order = sorted(parts, key=lambda part: part.name in models)
+        wanted = {part.name: component_precision(precisions, part.name) for part in parts}
+        keys = {
+            part.name: self._key(part, wanted[part.name]) | (fp8.key(part.name) if fp8 and part.name in models else {})
+            for part in order
+        }
+        self._check_disk([part for part in order if _changed(part, keys[part.name], old) != []], wanted, fp8)
+        for part in order:
+            made[part.name] = self._component(
+                part, wanted[part.name], keys[part.name], old, fp8 if part.name in models else None
+            )
             if part.name == TEXT_ENCODER and self.request.backend == backends.ONNXRUNTIME:
                 component = made[part.name]
                 ready[part.name] = Graph(onnx=(self.folder / component.files[0].path).absolute(), spec=component.spec)
         return {part.name: made[part.name] for part in parts}, None if fp8 is None else fp8.write()
 
-    def _component(self, part: Part, precision: Precision, old: Bundle | None, fp8: Fp8Builder | None) -> Component:
+    def _check_disk(self, parts: Sequence[Part], precisions: Mapping[str, Precision], fp8: Fp8Builder | None) -> None:
+        """Say what building these components takes, and refuse if it is not there."""
+        from flowblending.export.size import graph_bytes
+
+        steps = []
+        for part in parts:
+            blocks = fp8.blocks(part.name) if fp8 is not None and precisions[part.name] is Precision.FP8 else None
+            size = graph_bytes(part.sources, precisions[part.name], blocks)
+            # For ONNX Runtime the graph is the engine; a plan holds all weights of its graph, which goes when it is made.
+            steps.append(Step(kept=size, beside=0 if self.request.backend == backends.ONNXRUNTIME else size))
+        if steps:
+            self.console.log(check_disk(need(steps), self.folder, self.request.out))
+
+    def _component(
+        self, part: Part, precision: Precision, key: Mapping[str, str], old: Bundle | None, fp8: Fp8Builder | None
+    ) -> Component:
         """One component, reused or built."""
-        key = self._key(part, precision) | (fp8.key(part.name) if fp8 is not None else {})
-        found = old.manifest.components.get(part.name) if old is not None else None
-        if old is not None and found is not None:
-            changed = [name for name in key if found.key.get(name) != key[name]]
+        changed = _changed(part, key, old)
+        if old is not None and changed is not None:
+            found = old.manifest.components[part.name]
             if not changed and self._take_over(found, old):
                 self.console.log(f"{part.name}: reused, nothing changed")
                 # ONNX Runtime's engines serve any size, but what a call costs depends on it.
@@ -231,7 +254,7 @@ class _Builder:
             return fp8.export(part, work)
         with self.console.phase(f"{part.name}: exporting") as report:
             graph, parity = export_and_verify(part, precision, work, self._weights(part), report)
-        self.console.log(f"{part.name}: equals torch to {parity.relative:.1e} at {parity.shapes} shapes")
+        self.console.log(f"{part.name}: equals torch to {parity}")
         return graph
 
     def _compile(self, graph: ExportedGraph, key: Mapping[str, str], architecture: str | None) -> Component:
@@ -276,6 +299,12 @@ class _Builder:
         pair = Range(min=1, opt=2 if self.pipeline.batched_guidance else 1, max=2)
         batch = one if name not in (LARGE, SMALL) else pair
         return ShapeProfile({"batch": batch} | {key: Range.fixed(size) for key, size in self._sizes().items()})
+
+
+def _changed(part: Part, key: Mapping[str, str], old: Bundle | None) -> list[str] | None:
+    """What of a component's key differs from the old bundle's; None if that has no such component."""
+    found = old.manifest.components.get(part.name) if old is not None else None
+    return None if found is None else [name for name in key if found.key.get(name) != key[name]]
 
 
 def _sources_digest(room: str, pattern: str) -> str:

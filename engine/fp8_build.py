@@ -28,6 +28,7 @@ from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, ExportedGraph, 
 if TYPE_CHECKING:
     from flowblending.export.family import Part
     from flowblending.export.fp8_calibration import Calibration
+    from flowblending.export.size import Fp8Blocks
 
 FILE = "calibration.json"
 
@@ -91,13 +92,11 @@ class Fp8Builder:
             UsageError: likewise.
             FlowBlendingError: a calibration file of other weights, or that cannot be read.
         """
-        from flowblending.export.checkpoint import read_json
         from flowblending.export.fp8 import check_kept
 
         for name in self._pair.models:
-            config = next(path for path in self._pair.parts[name].sources if path.name == "config.json")
-            blocks = int(read_json(config).get("num_layers", 1))
-            check_kept(name, blocks, self._kept(name, blocks))
+            blocks = self.blocks(name)
+            check_kept(name, blocks.count, blocks.keep)
         if self._options.calibration is not None:
             _ = self.calibration
             return
@@ -114,6 +113,15 @@ class Fp8Builder:
         keep = self._options.kept(name)
         kept = "default" if keep is None else str(keep)
         return {"precision": f"fp8, else {self._base}, {kept} blocks kept", "calibration": self._calibration_key}
+
+    def blocks(self, name: str) -> Fp8Blocks:
+        """Which blocks of a transformer will be fp8."""
+        from flowblending.export.checkpoint import read_json
+        from flowblending.export.size import Fp8Blocks
+
+        config = next(path for path in self._pair.parts[name].sources if path.name == "config.json")
+        count = int(read_json(config).get("num_layers", 1))
+        return Fp8Blocks(count=count, keep=self._kept(name, count), base=self._base)
 
     def export(self, part: Part, work: Path) -> ExportedGraph:
         """Export and verify a transformer, and say what of it is in fp8."""
