@@ -71,7 +71,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
                 geometry=geometry,
                 components=components,
                 tokenizer=(describe_file(folder, folder / TOKENIZER),),
-                calibration=calibration,
+                fp8_calibration=calibration,
                 rebuild=rebuild_command(request),
                 created_by=f"flowblending {flowblending.__version__}",
             )
@@ -199,7 +199,7 @@ class _Builder:
             graph = self._export(part, precision, work, fp8)
             component = self._compile(graph, key, part.architecture)
             if fp8 is not None and self.request.backend != backends.ONNXRUNTIME:
-                fp8.prove(part.name, self.folder / component.files[0].path)
+                fp8.prove(graph, self.folder / component.files[0].path)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         size = sum(file.bytes for file in component.files)

@@ -51,8 +51,8 @@ class Bundle:
         for component in self.manifest.components.values():
             yield from component.files
         yield from self.manifest.tokenizer
-        if self.manifest.calibration is not None:
-            yield self.manifest.calibration
+        if self.manifest.fp8_calibration is not None:
+            yield self.manifest.fp8_calibration
 
     def verify(self, *, recompute: bool = False, progress: Callable[[int], None] | None = None) -> None:
         """Check that every file is there, whole and unaltered, and that there is no other.

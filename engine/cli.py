@@ -64,28 +64,31 @@ def _add_fp8(group: argparse._ArgumentGroup) -> None:
         "(default: by the number of blocks, such as 3 of 40 and 2 of 30)",
     )
     group.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="take the ranges from a calibration.json of the same weights"
+        "--fp8-calibration",
+        type=Path,
+        metavar="FILE",
+        help="take the ranges from an fp8_calibration.json of the same weights",
     )
     group.add_argument(
-        "--calibration-prompts",
+        "--fp8-prompts",
         type=Path,
         metavar="FILE",
         help="prompts to calibrate on, one a line (default: four built-in ones)",
     )
     group.add_argument(
-        "--calibration-schedule",
+        "--fp8-schedule",
         metavar="S",
         help="each model is calibrated at its own steps of this schedule (default: LSL)",
     )
-    group.add_argument("--calibration-steps", type=int, metavar="N", help="(default: the family's)")
+    group.add_argument("--fp8-steps", type=int, metavar="N", help="(default: the family's)")
     group.add_argument(
-        "--calibration-percentile",
+        "--fp8-percentile",
         type=float,
         metavar="P",
         help="of the absolute values in a call, beyond which they are clipped (default: 100, the largest)",
     )
     group.add_argument(
-        "--calibration-margin", type=float, metavar="M", help="room above the percentile, as a factor (default: 1.1)"
+        "--fp8-margin", type=float, metavar="M", help="room above the percentile, as a factor (default: 1.1)"
     )
 
 
@@ -108,12 +111,12 @@ def build(arguments: argparse.Namespace) -> None:
         targets=split_targets(arguments.target),
         fp8=Fp8Options(
             keep=arguments.fp8_keep,
-            calibration=arguments.calibration,
-            prompts=arguments.calibration_prompts,
-            schedule=arguments.calibration_schedule,
-            steps=arguments.calibration_steps,
-            percentile=arguments.calibration_percentile,
-            margin=arguments.calibration_margin,
+            calibration=arguments.fp8_calibration,
+            prompts=arguments.fp8_prompts,
+            schedule=arguments.fp8_schedule,
+            steps=arguments.fp8_steps,
+            percentile=arguments.fp8_percentile,
+            margin=arguments.fp8_margin,
         ),
     )
     _summary(build_bundle(request, console), console)

@@ -26,11 +26,12 @@ from flowblending.engine.trt_plan import fp8_products
 from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, ExportedGraph, PipelineSpec, Precision
 
 if TYPE_CHECKING:
+    from flowblending.export.audit import Audit
     from flowblending.export.family import Part
     from flowblending.export.fp8_calibration import Calibration
     from flowblending.export.size import Fp8Blocks
 
-FILE = "calibration.json"
+FILE = "fp8_calibration.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,6 @@ class Fp8Builder:
         self._folder = folder
         self._old = old
         self._console = console
-        self._layers: dict[str, int] = {}
         self._encoded: Mapping[str, npt.NDArray[Any]] | None = None
         self._prompts = options.read_prompts()
 
@@ -105,7 +105,7 @@ class Fp8Builder:
             if name[0].upper() not in schedule:
                 raise UsageError(
                     f"The schedule {schedule} never runs {name}, so it cannot be calibrated on it; "
-                    f"give another --calibration-schedule, or another --precision of {name}."
+                    f"give another --fp8-schedule, or another --precision of {name}."
                 )
 
     def key(self, name: str) -> dict[str, str]:
@@ -125,7 +125,6 @@ class Fp8Builder:
 
     def export(self, part: Part, work: Path) -> ExportedGraph:
         """Export and verify a transformer, and say what of it is in fp8."""
-        from flowblending.export.audit import audit
         from flowblending.export.fp8_export import export_fp8
 
         model, samples = self.calibration.models[part.name], self.conditions
@@ -142,9 +141,7 @@ class Fp8Builder:
                 timesteps=model.timesteps,
                 report=report,
             )
-        _, frames, height, width = self._pair.geometry.latent_shape
-        found = audit(graph.onnx, {"batch": 1, "frames": frames, "height": height, "width": width})
-        self._layers[part.name] = found.layers[Precision.FP8]
+        found = self._audit(graph)
         self._console.log(
             f"{part.name}: {found.layers[Precision.FP8]} of {sum(found.layers.values())} layers in fp8, "
             f"{found.share(Precision.FP8):.1%} of their operations, else {self._base}; "
@@ -152,15 +149,22 @@ class Fp8Builder:
         )
         return graph
 
-    def prove(self, name: str, plan: Path) -> None:
+    def prove(self, graph: ExportedGraph, plan: Path) -> None:
         """Look up in a plan whether its compiler has done what the graph asks for.
 
         Raises:
             FlowBlendingError: some of the layers are not computed in fp8.
         """
-        found = fp8_products(plan, name, self._layers[name])
+        name = graph.spec.name
+        found = fp8_products(plan, name, self._audit(graph).layers[Precision.FP8])
         told = "does not tell in which types it computes" if found is None else f"computes {found} layers in fp8"
         self._console.log(f"{name}: the plan {told}")
+
+    def _audit(self, graph: ExportedGraph) -> Audit:
+        from flowblending.export.audit import audit
+
+        _, frames, height, width = self._pair.geometry.latent_shape
+        return audit(graph.onnx, {"batch": 1, "frames": frames, "height": height, "width": width})
 
     def _kept(self, model: str, blocks: int) -> int:
         from flowblending.export.fp8 import kept_blocks
@@ -196,11 +200,12 @@ class Fp8Builder:
     def _same_calibration(self) -> Path | None:
         """The old bundle's calibration, if it was made on the same."""
         old = self._old
-        if old is None or old.manifest.calibration is None:
+        file = None if old is None else old.manifest.fp8_calibration
+        if old is None or file is None:
             return None
-        path = old.folder / old.manifest.calibration.path
+        path = old.folder / file.path
         same = any(each.key.get("calibration") == self._calibration_key for each in old.manifest.components.values())
-        return path if same and path.is_file() and describe_file(old.folder, path) == old.manifest.calibration else None
+        return path if same and path.is_file() and describe_file(old.folder, path) == file else None
 
     def _calibrate(self) -> Calibration:
         from flowblending.export.fp8_calibration import Calibration, summarise

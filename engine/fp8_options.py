@@ -63,9 +63,11 @@ class Fp8Options:
         given = list(self.given())
         if given and not models:
             raise UsageError(f"{given[0]} was given, but nothing is built in fp8; add --precision fp8 or leave it out.")
-        beside = [option for option in given if option not in ("--fp8-keep", "--calibration")]
+        beside = [option for option in given if option not in ("--fp8-keep", "--fp8-calibration")]
         if self.calibration is not None and beside:
-            raise UsageError(f"--calibration takes the ranges from a file, which {beside[0]} cannot change; give one.")
+            raise UsageError(
+                f"--fp8-calibration takes the ranges from a file, which {beside[0]} cannot change; give one of the two."
+            )
         if self.percentile is not None and not 0 < self.percentile <= 100:
             raise UsageError(
                 f"A percentile of {self.percentile:g} was given, but one above 0 and up to 100 was expected."
@@ -115,10 +117,10 @@ class Fp8Options:
 
 _OPTIONS = {
     "keep": "--fp8-keep",
-    "calibration": "--calibration",
-    "prompts": "--calibration-prompts",
-    "schedule": "--calibration-schedule",
-    "steps": "--calibration-steps",
-    "percentile": "--calibration-percentile",
-    "margin": "--calibration-margin",
+    "calibration": "--fp8-calibration",
+    "prompts": "--fp8-prompts",
+    "schedule": "--fp8-schedule",
+    "steps": "--fp8-steps",
+    "percentile": "--fp8-percentile",
+    "margin": "--fp8-margin",
 }

@@ -104,7 +104,7 @@ def measure(request: RangesRequest, progress: Callable[[str], None]) -> Measured
         if end.killed:
             raise FlowBlendingError(
                 "The calibration was killed, most likely because memory ran out; use a machine with more memory, "
-                "or calibrate there and give the file to --calibration here."
+                "or calibrate there and give the file to --fp8-calibration here."
             ) from None
         raise FlowBlendingError(f"The calibration ended with {end.how} ({end.last}); try fewer prompts.") from None
     return measured

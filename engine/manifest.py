@@ -87,7 +87,7 @@ class Manifest(_Frozen):
         id: first 16 digits of the SHA-256 over all component keys, pipeline and geometry.
         pipeline: what the reference pipeline prescribes beside its engines.
         tokenizer: files of the tokenizer, ``tokenizer.json`` first.
-        calibration: how large the values are that enter the layers of the transformers, if one is in fp8.
+        fp8_calibration: how large the values are that enter the layers of the transformers, if one is in fp8.
         rebuild: the command that makes this bundle again.
         created_by: version of FlowBlending.
     """
@@ -98,7 +98,7 @@ class Manifest(_Frozen):
     geometry: Geometry
     components: dict[str, Component]
     tokenizer: tuple[BundleFile, ...] = Field(min_length=1)
-    calibration: BundleFile | None = None
+    fp8_calibration: BundleFile | None = None
     rebuild: tuple[str, ...]
     created_by: str
 

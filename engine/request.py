@@ -43,7 +43,7 @@ def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
     }
     given = {name: str(value) for name, value in options.items() if value is not None}
     given |= request.fp8.given()
-    given |= {name: _absolute(given[name]) for name in ("--calibration", "--calibration-prompts") if name in given}
+    given |= {name: _absolute(given[name]) for name in ("--fp8-calibration", "--fp8-prompts") if name in given}
     return ("fb-build-engines", *(word for option in given.items() for word in option))
 
 

@@ -1,6 +1,6 @@
 """The calibration of a pair for fp8: how large the values are that enter each layer, and on what that was found.
 
-A readable file, ``calibration.json`` in the bundle. It covers every linear layer of the blocks, also those that are
+A readable file, ``fp8_calibration.json`` in the bundle. It covers every linear layer of the blocks, also those that are
 kept, so that another choice of layers needs no other calibration.
 """
 
@@ -145,7 +145,7 @@ class Calibration:
         return found
 
 
-_AGAIN = "leave out --calibration to calibrate anew, or give a calibration.json that fb-build-engines wrote"
+_AGAIN = "leave out --fp8-calibration to calibrate anew, or give an fp8_calibration.json that fb-build-engines wrote"
 
 
 def summarise(
@@ -214,6 +214,8 @@ def _model(content: Mapping[str, Any]) -> ModelCalibration:
         if not (math.isfinite(each.amax) and each.amax >= 0):
             raise ValueError(f"amax of {name} is {each.amax}")
     timesteps = tuple(float(each) for each in content["timesteps"])
-    if not timesteps:
-        raise ValueError("there are no timesteps")
+    if not timesteps or not all(map(math.isfinite, timesteps)):
+        raise ValueError(f"the timesteps are {list(timesteps)}")
+    if not isinstance(content["weights"], str):
+        raise ValueError(f"the weights are {content['weights']}, which is no SHA-256")
     return ModelCalibration(weights=content["weights"], calls=content["calls"], timesteps=timesteps, layers=layers)

@@ -84,6 +84,8 @@ def export_fp8(
 def _with_inputs(exportable: Exportable, samples: Samples, timesteps: Sequence[float]) -> Exportable:
     """The same with real prompts and timesteps among its inputs."""
     names = [tensor.name for tensor in exportable.spec.inputs]
+    # The rest is one for all samples of a call, such as the frame rate.
+    batched = {tensor.name for tensor in exportable.spec.inputs if tensor.shape[0] == "batch"}
 
     def inputs(sizes: Mapping[str, int], generator: torch.Generator) -> Tensors:
         drawn = dict(zip(names, exportable.inputs(sizes, generator), strict=True))
@@ -94,7 +96,7 @@ def _with_inputs(exportable: Exportable, samples: Samples, timesteps: Sequence[f
         drawn["timestep"] = torch.tensor(timesteps, dtype=torch.float32)[choose(len(timesteps))]
         given = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in samples.items()}
         rows = choose(len(next(iter(given.values())))) if given else None
-        drawn |= {name: values[rows] for name, values in given.items() if name in drawn}
+        drawn |= {name: values[rows] for name, values in given.items() if name in batched}
         return tuple(drawn[name] for name in names)
 
     return dataclasses.replace(exportable, inputs=inputs)

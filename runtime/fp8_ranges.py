@@ -62,11 +62,10 @@ def work(request: RangesRequest, progress: Callable[[str], None]) -> Measured:
     pipeline.close()
     models = _sample(request, device, programs, conditions, progress) if request.sample else {}
     branches = [each for prompt in conditions[:_SAMPLES] for each in prompt.values()]
-    per_sample = [name for name in branches[0] if branches[0][name].shape[0] == 1 and name != "frame_rate"]
     return _measured(
         programs[0],
         {name: model.observed() for name, model in models.items()},
-        {name: np.concatenate([device.download(branch[name]) for branch in branches]) for name in per_sample},
+        {name: np.concatenate([device.download(branch[name]) for branch in branches]) for name in branches[0]},
     )
 
 

@@ -75,7 +75,7 @@ def test_a_bundle_is_calibrated_runs_and_is_used_again(
     error = relative_error(final_latents(bundle), final_latents(plain))
     assert 1e-5 < error < 0.05
     bundle_graph = bundle.path(SMALL).read_bytes()
-    content = json.loads((out / "calibration.json").read_text())
+    content = json.loads((out / "fp8_calibration.json").read_text())
     small = content["models"]["small"]
     assert (content["schedule"], content["steps"], len(content["prompts"])) == ("L2 S1 L1", STEPS, 4)
     assert small["weights"] == bundle.manifest.components[SMALL].key["weights"]

@@ -91,7 +91,7 @@ CALIBRATION = Calibration(
 
 
 def test_the_file_is_readable_and_says_everything(tmp_path: Path) -> None:
-    path = tmp_path / "calibration.json"
+    path = tmp_path / "fp8_calibration.json"
     CALIBRATION.write(path)
     assert Calibration.read(path) == CALIBRATION
     lines = path.read_text().splitlines()
@@ -116,7 +116,8 @@ def test_a_file_of_other_weights_or_models_is_refused(tmp_path: Path) -> None:
         ({"extra": 1}, "is damaged"),
         ({"models": 3}, "is damaged"),
         ({"prompts": None}, "is damaged"),
-        ({"models": {"large": {"weights": "", "calls": 1, "timesteps": [], "layers": {}}}}, "there are no timesteps"),
+        ({"models": {"large": {"weights": "", "calls": 1, "timesteps": [], "layers": {}}}}, r"the timesteps are \[\]"),
+        ({"models": {"large": {"weights": 1, "calls": 1, "timesteps": [1], "layers": {}}}}, "the weights are 1, which"),
         (
             {"models": {"large": {"layers": {"a": dict.fromkeys(("amax", "percentile", "largest", "timestep"), -1)}}}},
             "amax of a is -1",
@@ -124,12 +125,12 @@ def test_a_file_of_other_weights_or_models_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    path = tmp_path / "calibration.json"
+    path = tmp_path / "fp8_calibration.json"
     CALIBRATION.write(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(FlowBlendingError, match=message):
         Calibration.read(path)
     for content in ("{", "[]", '{"a": 1}'):
         path.write_text(content)
-        with pytest.raises(FlowBlendingError, match=r"calibration\.json is no calibration .* leave out --calibration"):
+        with pytest.raises(FlowBlendingError, match=r"\.json is no calibration .* leave out --fp8-calibration"):
             Calibration.read(path)

@@ -21,7 +21,7 @@ from flowblending.engine.fp8_options import PROMPTS, Fp8Options
         (Fp8Options(percentile=float("nan")), "percentile of nan was given"),
         (Fp8Options(margin=0.9), "margin of 0.9 was given, but a factor of 1 or more"),
         (Fp8Options(margin=float("inf")), "margin of inf was given"),
-        (Fp8Options(calibration=Path("c"), steps=3), "from a file, which --calibration-steps cannot change"),
+        (Fp8Options(calibration=Path("c"), steps=3), "from a file, which --fp8-steps cannot change"),
     ],
 )
 def test_wrong_options(options: Fp8Options, message: str) -> None:
@@ -31,7 +31,7 @@ def test_wrong_options(options: Fp8Options, message: str) -> None:
 
 def test_options_without_fp8_are_refused() -> None:
     Fp8Options().check(())
-    with pytest.raises(UsageError, match="--calibration-margin was given, but nothing is built in fp8"):
+    with pytest.raises(UsageError, match="--fp8-margin was given, but nothing is built in fp8"):
         Fp8Options(margin=1.2).check(())
     Fp8Options(calibration=Path("c"), keep="2").check(("large",))
 

@@ -148,7 +148,7 @@ def test_a_stage_needs_a_smaller_range_than_all_steps(tmp_path: Path) -> None:
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     found = measure(request(tmp_path, sample=False), ignore)
     assert not found.models
-    assert set(found.conditions) == {"text", "text_mask"}
+    assert set(found.conditions) == {"text", "text_mask", "frame_rate"}
     with pytest.raises(UsageError, match="add up to 3 steps, but 10"):
         measure(request(tmp_path, schedule="L1 S2"), ignore)
     wrong = request(tmp_path)
