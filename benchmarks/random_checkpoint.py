@@ -70,7 +70,9 @@ def write_transformer(model: Model, folder: Path, *, dtype: npt.DTypeLike = ml_d
             size = 0
         shards[-1][name] = tuple(tensor.shape)
         size += nbytes
-    names = [f"diffusion_pytorch_model-{index:05}-of-{len(shards):05}.safetensors" for index in range(1, len(shards) + 1)]
+    names = [
+        f"diffusion_pytorch_model-{index:05}-of-{len(shards):05}.safetensors" for index in range(1, len(shards) + 1)
+    ]
     for name, shapes in zip(names, shards, strict=True):
         _write_shard(folder / name, shapes, kind)
     weight_map = {tensor: name for name, shapes in zip(names, shards, strict=True) for tensor in shapes}

@@ -1,8 +1,8 @@
 """One step of `benchmarks.scale` in a process of its own; the last line that it prints is what it found, as JSON.
 
-    python -m benchmarks.scale_step export CHECKPOINT OUT PRECISION
-    python -m benchmarks.scale_step verify CHECKPOINT OUT PRECISION      (exports, too)
-    python -m benchmarks.scale_step plan ONNX OUT TARGET
+python -m benchmarks.scale_step export CHECKPOINT OUT PRECISION
+python -m benchmarks.scale_step verify CHECKPOINT OUT PRECISION      (exports, too)
+python -m benchmarks.scale_step plan ONNX OUT TARGET
 """
 
 from __future__ import annotations
@@ -28,9 +28,7 @@ def load(checkpoint: Path, precision: Precision) -> Exportable:
 
     if read_json(checkpoint / "config.json")["_class_name"] == "WanTransformer3DModel":
         return wan_transformer.load_transformer(checkpoint, LARGE, 512, precision)
-    return ltx_transformer.load_transformer(
-        checkpoint, LARGE, precision, text_length=256, factors=(8, 32), causal=True
-    )
+    return ltx_transformer.load_transformer(checkpoint, LARGE, precision, text_length=256, factors=(8, 32), causal=True)
 
 
 def export(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]:
@@ -60,7 +58,7 @@ def verify(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]:
 
 
 def plan(onnx: Path, out: Path, target: str) -> dict[str, Any]:
-    """Compile for 480p and 81 frames, both guidance branches at once; in this process, so that it is what is measured."""
+    """Compile for 480p, 81 frames and both guidance branches at once; in this process, which is the one measured."""
     from flowblending.engine.protocol import Range, ShapeProfile
     from flowblending.engine.trt_compile import PlanRequest, compile_plan
     from flowblending.engine.trt_plan import fp8_products

@@ -172,9 +172,12 @@ class _Builder:
 
         steps = []
         for part in parts:
-            blocks = fp8.blocks(part.name) if fp8 is not None and precisions[part.name] is Precision.FP8 else None
+            blocks = None
+            if fp8 is not None and precisions[part.name] is Precision.FP8:
+                blocks = fp8.blocks(part.name)
+                steps.append(Step(kept=0, beside=fp8.calibration_bytes()))
             size = graph_bytes(part.sources, precisions[part.name], blocks)
-            # For ONNX Runtime the graph is the engine; a plan holds all weights of its graph, which goes when it is made.
+            # For ONNX Runtime the graph is the engine. A plan holds its graph's weights again, and the graph goes then.
             steps.append(Step(kept=size, beside=0 if self.request.backend == backends.ONNXRUNTIME else size))
         if steps:
             self.console.log(check_disk(need(steps), self.folder, self.request.out))

@@ -114,6 +114,15 @@ class Fp8Builder:
         kept = "default" if keep is None else str(keep)
         return {"precision": f"fp8, else {self._base}, {kept} blocks kept", "calibration": self._calibration_key}
 
+    def calibration_bytes(self) -> int:
+        """What the graphs to sample on take on the disk; 0 where nothing is sampled."""
+        from flowblending.export.size import graph_bytes
+
+        if self._options.calibration is not None or self._same_calibration() is not None:
+            return 0
+        names = [name for name in (LARGE, SMALL, TEXT_ENCODER) if name not in self._ready]
+        return sum(graph_bytes(self._pair.parts[name].sources, Precision.FP32) for name in names)
+
     def blocks(self, name: str) -> Fp8Blocks:
         """Which blocks of a transformer will be fp8."""
         from flowblending.export.checkpoint import read_json
@@ -145,7 +154,7 @@ class Fp8Builder:
         self._console.log(
             f"{part.name}: {found.layers[Precision.FP8]} of {sum(found.layers.values())} layers in fp8, "
             f"{found.share(Precision.FP8):.1%} of their operations, else {self._base}; "
-            f"{parity.relative:.1e} from torch's fp32 at {parity.shapes} shapes"
+            f"{parity}, from torch's fp32"
         )
         return graph
 

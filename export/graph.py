@@ -95,7 +95,7 @@ def write_graph(traced: TracedGraph, folder: Path, weights_sha256: str) -> Expor
     """Write ``NAME.onnx``, ``NAME.onnx.data`` and ``NAME.json`` into ``folder``. Equal weights give equal bytes.
 
     Args:
-        traced: its large weights are read, cast and written one at a time. It cannot be used afterwards.
+        traced: its large weights are read, cast and written one at a time.
         folder: made if need be; files of an earlier export of the same name are replaced.
         weights_sha256: of the checkpoint's files, recorded in the description.
     """

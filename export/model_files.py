@@ -24,7 +24,7 @@ _WEIGHTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TensorPlace:
-    """Where a tensor is stored: its file, its first byte, its shape, and its type as safetensors names it (``BF16``)."""
+    """Where a tensor is stored: file, first byte, shape, and the type as safetensors names it (``BF16``)."""
 
     path: Path
     offset: int

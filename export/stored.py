@@ -118,9 +118,7 @@ def weights_on_demand(*modules: torch.nn.Module) -> Iterator[None]:
 
     They must be used by the module that owns them, called as one. Not for tracing, which would see the reading.
     """
-    owners = {
-        each: None for module in modules for each in module.modules() if any(stored_of(p) for p in _own(each))
-    }
+    owners = {each: None for module in modules for each in module.modules() if any(stored_of(p) for p in _own(each))}
     handles = [
         handle
         for owner in owners

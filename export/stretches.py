@@ -1,4 +1,4 @@
-"""Runs a graph on ONNX Runtime a stretch at a time: of a graph larger than memory, only one stretch's weights are in it.
+"""Runs a graph that may be larger than memory on ONNX Runtime: a stretch at a time, with its weights alone in memory.
 
 Weights enter a stretch as inputs, so that ONNX Runtime makes no copies of them.
 """

@@ -141,9 +141,7 @@ def _session(graph: ExportedGraph) -> Callable[[Feed], Sequence[npt.NDArray[Any]
     return lambda feed: session.run([tensor.name for tensor in graph.spec.outputs], feed)
 
 
-def _on_ort(
-    spec: GraphSpec, inputs: Tensors, run: Callable[[Feed], Sequence[npt.NDArray[Any]]]
-) -> Tensors:
+def _on_ort(spec: GraphSpec, inputs: Tensors, run: Callable[[Feed], Sequence[npt.NDArray[Any]]]) -> Tensors:
     feed = {tensor.name: value.numpy() for tensor, value in zip(spec.inputs, inputs, strict=True)}
     try:
         outputs = run(feed)

@@ -8,13 +8,15 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from flowblending import FlowBlendingError
 from flowblending.engine.build import BuildRequest, build_bundle
-from flowblending.engine.bundle import open_bundle
+from flowblending.engine.bundle import open_bundle, write_bundle
 from flowblending.engine.console import Console
 from tests.conftest import Build
 
@@ -123,15 +125,53 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(checkpoints: Callable[[str], Path], small_disk: Path) -> None:
-    pair = checkpoints("wan")
-    command = [sys.executable, "-m", "flowblending.engine.cli", "--large", pair / "large", "--small", pair / "small"]
-    command += ["--out", small_disk / "bundle", "--backend", "onnxruntime", "--size", "32x48", "--frames", "9"]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
-    assert result.returncode == 1, result.stderr
-    assert "error: The disk filled up while writing" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_a_disk_that_is_too_small_is_refused_before_the_build(
+    checkpoints: Callable[[str], Path], small_disk: Path
+) -> None:
+    console = Recorder()
+    with pytest.raises(
+        FlowBlendingError, match=r"takes up to \d\.\d MB of disk, but 1\.0 MB are free there; free some"
+    ):
+        build_bundle(request(checkpoints("wan"), small_disk / "bundle"), console)
+    assert not console.lines
     assert not os.listdir(small_disk)
+
+
+def test_a_disk_that_fills_up_is_a_sentence_and_leaves_nothing(
+    checkpoints: Callable[[str], Path], small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program may take what was free when the build began."""
+    monkeypatch.setattr("flowblending.engine.disk.free_bytes", lambda _: 10**12)
+    console = Recorder()
+    with pytest.raises(FlowBlendingError, match="The disk filled up while writing"):
+        build_bundle(request(checkpoints("wan"), small_disk / "bundle"), console)
+    assert console.lines[0].endswith(", 1000.0 GB are free")
+    assert not os.listdir(small_disk)
+
+
+def test_a_killed_build_leaves_the_old_bundle_and_the_next_removes_its_files(
+    build: Build, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out, pair = tmp_path / "bundle", checkpoints("wan")
+    shutil.copytree(build("wan").folder, out)
+    (out / "large.onnx.data").write_bytes(b"damaged, so that it is built again")
+    before = sorted((path.name, path.read_bytes()) for path in out.iterdir())
+    command = [sys.executable, "-m", "flowblending.engine.cli", "--large", pair / "large", "--small", pair / "small"]
+    command += ["--out", out, "--backend", "onnxruntime", "--size", "32x48", "--frames", "9"]
+    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
+    partial = tmp_path / f".bundle.partial-{process.pid}"
+    deadline = time.monotonic() + 300
+    while not (partial / "export").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert partial.exists()
+    assert sorted((path.name, path.read_bytes()) for path in out.iterdir()) == before
+    with write_bundle(out) as folder:
+        (folder / "manifest.json").write_text("{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_the_manifest_says_how_to_build_the_bundle_again(build: Build) -> None:
