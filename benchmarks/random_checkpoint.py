@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 SHARD = 5_000_000_000
-_POOL = 1 << 24
+_POOL = 3 * 5 * 7 * 9973
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +70,12 @@ def write_transformer(model: Model, folder: Path, *, dtype: npt.DTypeLike = ml_d
             size = 0
         shards[-1][name] = tuple(tensor.shape)
         size += nbytes
+    pools = _pools(kind)
     names = [
         f"diffusion_pytorch_model-{index:05}-of-{len(shards):05}.safetensors" for index in range(1, len(shards) + 1)
     ]
     for name, shapes in zip(names, shards, strict=True):
-        _write_shard(folder / name, shapes, kind)
+        _write_shard(folder / name, shapes, kind, pools)
     weight_map = {tensor: name for name, shapes in zip(names, shards, strict=True) for tensor in shapes}
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
@@ -93,7 +94,12 @@ def _empty(model: Model) -> Any:
         return getattr(diffusers, model.kind)(**model.settings)
 
 
-def _write_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], kind: np.dtype[Any]) -> None:
+def _write_shard(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    kind: np.dtype[Any],
+    pools: Mapping[bool, npt.NDArray[np.uint8]],
+) -> None:
     header: dict[str, Any] = {}
     end = 0
     code = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}[kind.name]
@@ -106,15 +112,25 @@ def _write_shard(path: Path, shapes: Mapping[str, tuple[int, ...]], kind: np.dty
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
-            for part in _values(name, math.prod(shape), kind):
-                file.write(part.tobytes())
+            norm = ".norm" in name and name.endswith("weight")
+            for piece in _pieces(name, math.prod(shape) * kind.itemsize, pools[norm]):
+                file.write(piece)
 
 
-def _values(name: str, count: int, kind: np.dtype[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Random numbers of a tensor's kind: norms about 1, all else small. No two tensors are equal, nor two of a kind."""
-    generator = np.random.default_rng(list(name.encode()))
-    mean, spread = (1.0, 0.1) if ".norm" in name and name.endswith("weight") else (0.0, 0.02)
-    pool = (mean + spread * generator.standard_normal(min(count, _POOL), np.float32)).astype(kind)
-    for start in range(0, count, len(pool)):
-        part = pool[: count - start]
-        yield np.roll(part, int(generator.integers(len(part)))) if start else part
+def _pools(kind: np.dtype[Any]) -> dict[bool, npt.NDArray[np.uint8]]:
+    """Random numbers for norms (True), about 1, and for everything else, small; as bytes."""
+    generator = np.random.default_rng(0)
+    return {
+        norm: (mean + spread * generator.standard_normal(_POOL, np.float32)).astype(kind).view(np.uint8)
+        for norm, mean, spread in ((True, 1.0, 0.1), (False, 0.0, 0.02))
+    }
+
+
+def _pieces(name: str, nbytes: int, pool: npt.NDArray[np.uint8]) -> Iterator[memoryview]:
+    """A tensor's bytes: the pool again and again, from a place of its own on, so that no two tensors are equal."""
+    start = int(np.random.default_rng(list(name.encode())).integers(_POOL)) * (pool.size // _POOL)
+    while nbytes:
+        piece = pool[start : start + nbytes]
+        yield memoryview(piece)
+        nbytes -= piece.size
+        start = 0

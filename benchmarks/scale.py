@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.random_checkpoint import MODELS, element_count, write_transformer
+from benchmarks.scale_step import anonymous_bytes
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.console import Console, run_program
 from flowblending.engine.disk import Step, check_disk, need
@@ -92,7 +93,7 @@ def measure(*arguments: str) -> Usage:
     )
     anonymous = 0
     while True:
-        anonymous = max(anonymous, _anonymous(child.pid))
+        anonymous = max(anonymous, anonymous_bytes(child.pid))
         pid, status, usage = os.wait4(child.pid, os.WNOHANG)
         if pid:
             break
@@ -166,14 +167,6 @@ def _log(console: Console, title: str, usage: Usage) -> None:
         f"{title}: {usage.seconds:.0f} s, {usage.cpu_seconds:.0f} s of CPU, peak RSS {usage.peak_rss / GIGA:.2f} GB, "
         f"anonymous {usage.peak_anonymous / GIGA:.2f} GB {json.dumps(usage.told)}"
     )
-
-
-def _anonymous(process: int) -> int:
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
 def _write(path: Path, results: Mapping[str, Any]) -> None:

@@ -21,6 +21,15 @@ AMAX = 8.0
 """What every layer's range is in an fp8 graph here; a calibration of random weights would mean as little."""
 
 
+def anonymous_bytes(process: int | str) -> int:
+    """The resident memory of a process that is no file's; 0 when it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+
+
 def load(checkpoint: Path, precision: Precision) -> Exportable:
     """A transformer as its family loads it; what the pipeline's other components would say is filled in."""
     from flowblending.export import ltx_transformer, wan_transformer
@@ -33,10 +42,13 @@ def load(checkpoint: Path, precision: Precision) -> Exportable:
 
 def export(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]:
     """Trace, quantise where asked for, and write."""
+    from flowblending.export.families import FAMILIES
     from flowblending.export.fp8 import block_layers, kept_blocks, quantise
     from flowblending.export.graph import trace_graph, write_graph
     from flowblending.export.model_files import read_json
 
+    assert FAMILIES  # imported here, so that their libraries count as there before
+    before = anonymous_bytes("self")
     traced = trace_graph(load(checkpoint, Precision.BF16 if precision is Precision.FP8 else precision))
     layers = len(block_layers(traced.model.graph))
     if precision is Precision.FP8:
@@ -44,7 +56,7 @@ def export(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]:
         traced = quantise(traced, amax, kept_blocks(read_json(checkpoint / "config.json")["num_layers"]))
     nodes = len(traced.model.graph)
     graph = write_graph(traced, out, "")
-    return {"bytes": graph.data.stat().st_size, "nodes": nodes, "linear_layers": layers}
+    return {"bytes": graph.data.stat().st_size, "nodes": nodes, "linear_layers": layers, "anonymous_before": before}
 
 
 def verify(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from flowblending.export.model_files import stored_tensors
 LARGE = 1 << 20
 """Bytes in its file from which on a weight stays there. The smaller ones of a 14B model are 20 MB together."""
 
-_READ = 1 << 26
+_READ = 1 << 24
 _TYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
