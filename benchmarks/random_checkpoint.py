@@ -131,6 +131,6 @@ def _pieces(name: str, nbytes: int, pool: npt.NDArray[np.uint8]) -> Iterator[mem
     start = int(np.random.default_rng(list(name.encode())).integers(_POOL)) * (pool.size // _POOL)
     while nbytes:
         piece = pool[start : start + nbytes]
-        yield memoryview(piece)
+        yield piece.data
         nbytes -= piece.size
         start = 0

@@ -221,7 +221,8 @@ def _rows(tensor: ir.TensorProtocol) -> Iterator[tuple[slice, Floats]]:
 
 def _largest(tensor: ir.TensorProtocol) -> Floats:
     """The largest absolute value of each column."""
-    return np.maximum.reduce([np.abs(part).max(axis=0) for _, part in _rows(tensor)])
+    found: Floats = np.maximum.reduce([np.abs(part).max(axis=0) for _, part in _rows(tensor)])
+    return found
 
 
 def _quantised(tensor: ir.TensorProtocol, scales: Floats) -> npt.NDArray[np.generic]:

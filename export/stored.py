@@ -166,7 +166,7 @@ def _stand_in(stored: Stored) -> torch.Tensor:
 
 
 def _fill(file: Any, target: torch.Tensor) -> None:
-    view = memoryview(target.view(torch.uint8).numpy())
+    view = target.view(torch.uint8).numpy().data
     while view:
         count = file.readinto(view)
         if not count:
