@@ -19,6 +19,9 @@ BYTES: Mapping[Precision, int] = {
 }
 """Of a weight in a precision; that some stay in fp32 does not matter at the sizes that this is asked for."""
 
+OVERHEAD = 16_000_000
+"""Bytes of everything but the weights: the graph itself (11 MB of a 14B model), tables, a plan's kernels."""
+
 _BLOCK = re.compile(r"(?:transformer_)?blocks\.(\d+)\.")
 
 
@@ -32,14 +35,14 @@ class Fp8Blocks:
 
 
 def graph_bytes(files: Sequence[Path], precision: Precision, fp8: Fp8Blocks | None = None) -> int:
-    """What the weights of a graph take, a little more rather than less: a VAE's encoder is counted, too.
+    """What a graph takes, or the plan of it; a little more rather than less: a VAE's encoder is counted, too.
 
     Args:
         files: those that determine the component; their headers are read.
         precision: of the graph.
         fp8: of a graph in fp8.
     """
-    total = 0
+    total = OVERHEAD
     for name, tensor in tensors_in(files).items():
         block = _BLOCK.match(name)
         if precision is not Precision.FP8 or fp8 is None:

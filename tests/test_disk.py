@@ -11,7 +11,7 @@ from flowblending import FlowBlendingError
 from flowblending.engine import disk
 from flowblending.engine.disk import Need, Step, check_disk, need
 from flowblending.export.model_files import model_files
-from flowblending.export.size import Fp8Blocks, graph_bytes
+from flowblending.export.size import OVERHEAD, Fp8Blocks, graph_bytes
 from flowblending.export.spec import Precision
 
 
@@ -34,9 +34,9 @@ def test_bytes_of_a_graph(tmp_path: Path) -> None:
     model = Model(kind="WanTransformer3DModel", settings=settings)
     write_transformer(model, tmp_path)
     files, count = model_files(tmp_path), element_count(model)
-    assert graph_bytes(files, Precision.FP32) == 4 * count
-    assert graph_bytes(files, Precision.BF16) == 2 * count
+    assert graph_bytes(files, Precision.FP32) == OVERHEAD + 4 * count
+    assert graph_bytes(files, Precision.BF16) == OVERHEAD + 2 * count
     # Of five blocks, three lie between one kept at either end.
     block = element_count(model) - element_count(model.cut(4))
     blocks = Fp8Blocks(count=5, keep=1, base=Precision.BF16)
-    assert graph_bytes(files, Precision.FP8, blocks) == 2 * count - 3 * block
+    assert graph_bytes(files, Precision.FP8, blocks) == OVERHEAD + 2 * count - 3 * block
