@@ -7,17 +7,18 @@ EMBEDDING := $(VENV)/installed-embedding
 
 .PHONY: demo test test-embedding lint clean
 
-# The small random pair, built and run on the CPU: demo/video.mp4.
+# The trained shapes pair, built and run on the CPU: demo/side-by-side.mp4.
 demo: $(INSTALLED)
 	$(BIN)/python -m benchmarks.demo --out demo
 
 # Two processes of one thread each: most of what the tests wait for is a single thread.
+# Without Chromium, the tests that look at fb-compare's page are skipped, and say so.
 test: $(INSTALLED) lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Needs cmake, g++, nlohmann-json3-dev, libssl-dev and libpython3.11 from the distribution beside, and fails without.
 test-embedding: $(EMBEDDING)
-	FLOWBLENDING_REQUIRE_EMBEDDING=1 $(BIN)/python -m pytest -m embedding
+	FLOWBLENDING_REQUIRE_TOOLS=1 $(BIN)/python -m pytest -m embedding
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -29,7 +30,7 @@ lint: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,cpu,video,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[build,calibrate,cpu,video,tensorrt-rtx,dev]'
 	touch $@
 
 $(EMBEDDING): $(INSTALLED)

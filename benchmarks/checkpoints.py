@@ -1,6 +1,6 @@
 """Small diffusers checkpoints with random weights, made on the fly: the real classes at toy sizes.
 
-For tests, benchmarks and the demo, where real checkpoints would be tens of gigabytes. Each folder loads
+For tests and benchmarks, where real checkpoints would be tens of gigabytes. Each folder loads
 with the unmodified diffusers pipeline class. Weights are random, so videos are abstract; latents, shapes,
 switches and timings are as with real ones.
 

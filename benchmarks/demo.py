@@ -1,7 +1,7 @@
-"""The whole path in one go, on a CPU: two small random checkpoints -> bundle -> videos.
+"""The whole path in one go, on a CPU: the trained shapes pair -> bundle -> videos of LLL, LSL and SSS side by side.
 
-It runs the same two programs as a user would, and prints each command before it runs it. The weights are
-random, so the videos show abstract patterns; everything else is as with a real pair.
+It runs the same two programs as a user would, and prints each command before it runs it. Then it opens the bundle
+from Python and makes a few more videos: every prompt with all three schedules, from the same noise.
 
     python -m benchmarks.demo --out demo
 """
@@ -9,15 +9,47 @@ random, so the videos show abstract patterns; everything else is as with a real 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shlex
+import statistics
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.checkpoints import PAIRS
+import numpy as np
 
-PROMPT = "A cat walks on the grass, realistic style."
+from benchmarks.contact_sheet import Pixels, layout
+from benchmarks.schedules.run import (
+    CHECKPOINTS,
+    FRAME_RATE,
+    FRAMES,
+    GUIDANCE,
+    SIZE,
+    STEPS,
+    Made,
+    Prompt,
+    check_checkpoints,
+    make,
+    make_folder,
+    prompts,
+    stages,
+)
+from flowblending.engine.console import Console, run_program
+from flowblending.runtime import api
+from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.video import open_writer
+
 PROGRAMS = {"fb-build-engines": "flowblending.engine.cli", "fb-run": "flowblending.runtime.cli"}
+VIDEOS = {"LLL": "LLL.mp4", "LSL": "video.mp4", "SSS": "SSS.mp4"}
+"""Schedule -> file with its video of the first prompt."""
+TOGETHER = "side-by-side.mp4"
+PROMPTS, SEED = 4, 11
+"""Two single shapes and two pairs; the last one names a combination that training never shows."""
+SCALE = 4
+"""Every pixel of a 64x64 clip becomes a square of this many where the clips are side by side."""
+ROUNDS = 4
+"""So often a clip is played in the file with all of them: once lasts 1.6 s."""
 
 
 def run(*command: str | Path) -> None:
@@ -29,26 +61,112 @@ def run(*command: str | Path) -> None:
         raise SystemExit(code)
 
 
-def main() -> None:
-    """Make the checkpoints, build them, and generate one video per schedule."""
-    parser = argparse.ArgumentParser(description="Build and run a small random pair on the CPU.")
+def run_programs(checkpoints: Path, out: Path, prompt: Prompt) -> None:
+    """Build the pair, show the plan, and make one prompt's video with every schedule."""
+    run(
+        *("fb-build-engines", "--large", checkpoints / "large", "--small", checkpoints / "small"),
+        *("--out", out / "bundle", "--backend", "onnxruntime", "--size", SIZE, "--frames", str(FRAMES)),
+    )
+    job = ("fb-run", out / "bundle", "--prompt", prompt.text, "--steps", str(STEPS), "--guidance", f"{GUIDANCE:g}")
+    run(*job, "--schedule", stages("LSL"), "--dry-run")
+    for schedule, name in VIDEOS.items():
+        options = ("--schedule", stages(schedule), "--seed", str(prompt.seed), "--fps", f"{FRAME_RATE:g}")
+        run(*job, *options, "--out", out / name)
+
+
+def make_all(bundle: Path, wanted: Sequence[Prompt], console: Console) -> dict[str, list[Made]]:
+    """Every prompt's clip with every schedule; prints what the judge reads in them, and the times."""
+    options = Job(prompt="", steps=STEPS, guidance=GUIDANCE, frame_rate=FRAME_RATE)
+    jobs = {name: dataclasses.replace(options, schedule=stages(name)) for name in VIDEOS}
+    made: dict[str, list[Made]] = {name: [] for name in jobs}
+    with api.open(bundle) as sampler:
+        programs = {name: compile_job(job, sampler.manifest) for name, job in jobs.items()}
+        # Engines are opened before any clock is read.
+        make(sampler.pipeline, jobs["LSL"])
+        with console.progress("videos", total=len(wanted) * len(jobs)) as advance:
+            for prompt in wanted:
+                for name, job in jobs.items():
+                    made[name].append(make(sampler.pipeline, prompt.job(job)))
+                    advance(1)
+    runs = {name: program.schedule for name, program in programs.items()}
+    console.table(
+        f"{len(wanted)} prompts, {STEPS} steps; medians, with all engines loaded",
+        ("schedule", "stages", "sampling", "whole video", "against LLL", "FLOPs", "attributes right"),
+        times(wanted, made, runs),
+    )
+    return made
+
+
+def times(
+    wanted: Sequence[Prompt],
+    made: Mapping[str, Sequence[Made]],
+    runs: Mapping[str, str],
+) -> list[tuple[str, ...]]:
+    """A row for every schedule: median seconds, and how many of the prompts' attributes the judge finds."""
+    flops = {name: statistics.mean(each.flops for each in clips) for name, clips in made.items()}
+    medians = {name: statistics.median(each.total for each in clips) for name, clips in made.items()}
+    rows: list[tuple[str, ...]] = []
+    for name, clips in made.items():
+        verdicts = [prompt.judge(each.frames).attributes for prompt, each in zip(wanted, clips, strict=True)]
+        right, asked = sum(map(sum, verdicts)), sum(map(len, verdicts))
+        rows.append(
+            (
+                name,
+                runs[name],
+                f"{statistics.median(each.loop for each in clips):.3f} s",
+                f"{medians[name]:.3f} s",
+                f"{medians[name] / medians['LLL']:.0%}",
+                f"{flops[name] / flops['LLL']:.0%}",
+                f"{right} of {asked}",
+            )
+        )
+    return rows
+
+
+def side_by_side(made: Mapping[str, Sequence[Made]], wanted: Sequence[Prompt]) -> list[Pixels]:
+    """One picture for every frame: a column for each schedule, a row for each prompt."""
+    clips = {name: [np.rint(255 * each.frames).astype(np.uint8) for each in every] for name, every in made.items()}
+    count = len(next(iter(clips.values()))[0])
+    captions = [prompt.text for prompt in wanted]
+    return [
+        layout(
+            [[clips[name][row][index] for name in clips] for row in range(len(wanted))],
+            above=list(clips),
+            left=captions,
+            scale=SCALE,
+        )
+        for index in range(count)
+    ]
+
+
+def write_video(path: Path, pictures: Sequence[Pixels]) -> None:
+    """The pictures as an MP4 at the clips' rate, `ROUNDS` times over."""
+    height, width, _ = pictures[0].shape
+    frames = np.stack(pictures).transpose(3, 0, 1, 2).astype(np.float32) / np.float32(127.5) - 1
+    with open_writer(path, width=width, height=height, frame_rate=FRAME_RATE, metadata={}) as writer:
+        for _ in range(ROUNDS):
+            writer.write(frames)
+
+
+def main() -> int:
+    """Build the pair, generate, and put the videos side by side."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.demo", description="Build and run the trained shapes pair on the CPU."
+    )
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
-    parser.add_argument("--family", choices=list(PAIRS), default="wan")
+    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, metavar="DIR", help="the trained pair")
     arguments = parser.parse_args()
     out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
-    print(f"Making a small random {arguments.family} pair in {out / 'checkpoints'}", flush=True)
-    PAIRS[arguments.family](out / "checkpoints")
-    run(
-        *("fb-build-engines", "--large", out / "checkpoints/large", "--small", out / "checkpoints/small"),
-        *("--out", out / "bundle", "--backend", "onnxruntime", "--size", "256x160", "--frames", "25"),
-    )
-    run("fb-run", out / "bundle", "--prompt", PROMPT, "--dry-run")
-    for schedule in ("LLL", "SSS"):
-        run("fb-run", out / "bundle", "--prompt", PROMPT, "--schedule", schedule, "--out", out / f"{schedule}.mp4")
-    run("fb-run", out / "bundle", "--prompt", PROMPT, "--schedule", "LSL", "--out", out / "video.mp4")
-    print(f"\nDone: {out / 'video.mp4'} (LSL), with {out / 'LLL.mp4'} and {out / 'SSS.mp4'} to compare it with.")
+    check_checkpoints(arguments.checkpoints, ("large", "small"))
+    make_folder(out)
+    wanted = prompts(PROMPTS, SEED)
+    run_programs(arguments.checkpoints, out, wanted[0])
+    print(f"\nThe same from Python, for {PROMPTS} prompts:", flush=True)
+    made = make_all(out / "bundle", wanted, Console())
+    write_video(out / TOGETHER, side_by_side(made, wanted))
+    print(f"\nDone: {out / TOGETHER} shows LLL, LSL and SSS side by side; {out / VIDEOS['LSL']} is LSL alone.")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -73,7 +73,7 @@ def plan(onnx: Path, out: Path, target: str) -> dict[str, Any]:
     """Compile for 480p, 81 frames and both guidance branches at once; in this process, which is the one measured."""
     from flowblending.engine.protocol import Range, ShapeProfile
     from flowblending.engine.trt_compile import PlanRequest, compile_plan
-    from flowblending.engine.trt_plan import fp8_products
+    from flowblending.engine.trt_plan import product_types
     from flowblending.export.spec import ExportedGraph
 
     graph = ExportedGraph.read(onnx)
@@ -85,7 +85,7 @@ def plan(onnx: Path, out: Path, target: str) -> dict[str, Any]:
         library="tensorrt-rtx", onnx=onnx, spec=graph.spec, profile=profile, targets=(target,), out=out
     )
     info = compile_plan(request, lambda _: None)
-    fp8 = fp8_products(out, LARGE, 0) if graph.spec.precision is Precision.FP8 else None
+    fp8 = list(product_types(out).values()).count(frozenset({"fp8"})) if graph.spec.precision is Precision.FP8 else None
     return {"bytes": info.bytes, "weights": info.weights_bytes, "scratch": info.scratch_bytes, "fp8_layers": fp8}
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.manifest import Backend
@@ -12,7 +14,23 @@ from flowblending.engine.protocol import Engine, ShapeProfile
 from flowblending.engine.tensor import CUDA
 from flowblending.export.spec import ExportedGraph, GraphSpec, Precision
 
+if TYPE_CHECKING:
+    from flowblending.engine.trt_compile import PlanInfo
+
 ONNXRUNTIME = "onnxruntime"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """What became of a graph.
+
+    Attributes:
+        files: the engine's own file first.
+        plan: what the compiler stated; None for ONNX Runtime, where the graph is the engine.
+    """
+
+    files: tuple[Path, ...]
+    plan: PlanInfo | None
 
 
 def backend_version(backend: Backend) -> str:
@@ -76,20 +94,25 @@ def compile_engine(
     targets: tuple[str, ...],
     folder: Path,
     progress: Callable[[str], None],
-) -> tuple[Path, ...]:
-    """Compile an exported graph into ``folder``; the engine's own file is the first of those returned.
+) -> Compiled:
+    """Compile an exported graph into ``folder``.
 
     For ONNX Runtime the graph is the engine: its files are moved.
     """
     if backend == ONNXRUNTIME:
-        return tuple(Path(shutil.move(path, folder / path.name)) for path in (graph.onnx, graph.data))
+        return Compiled(files=move_graph(graph, folder), plan=None)
     from flowblending.engine.trt_build import build_plan
 
     plan = folder / f"{graph.spec.name}.plan"
-    build_plan(
+    info = build_plan(
         library=backend, onnx=graph.onnx, spec=graph.spec, profile=profile, targets=targets, out=plan, progress=progress
     )
-    return (plan,)
+    return Compiled(files=(plan,), plan=info)
+
+
+def move_graph(graph: ExportedGraph, folder: Path) -> tuple[Path, ...]:
+    """An exported graph as ONNX Runtime's engine: its files, moved into ``folder``."""
+    return tuple(Path(shutil.move(path, folder / path.name)) for path in (graph.onnx, graph.data))
 
 
 def open_engine(

@@ -17,8 +17,13 @@ from pydantic import ValidationError
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.checksum import ChecksumCache, sha256
-from flowblending.engine.manifest import FORMAT, MANIFEST, BundleFile, Component, Geometry, Manifest
+from flowblending.engine.manifest import EVIDENCE, FORMAT, MANIFEST, BundleFile, Component, Geometry, Manifest
 from flowblending.export.spec import PipelineSpec
+
+REPORT = "report.json"
+TRAJECTORY = "pair.golden.npz"
+ABOUT = frozenset({REPORT, TRAJECTORY})
+"""Files that tell of a bundle and are no part of it: they may be written and removed without making it another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +53,11 @@ class Bundle:
 
     def files(self) -> Iterator[BundleFile]:
         """Every file that the manifest names."""
-        for component in self.manifest.components.values():
+        for component in (*self.manifest.components.values(), *self.manifest.signals.values()):
             yield from component.files
         yield from self.manifest.tokenizer
+        if self.manifest.calibration is not None:
+            yield from self.manifest.calibration.evidence
         if self.manifest.fp8_calibration is not None:
             yield self.manifest.fp8_calibration
 
@@ -67,10 +74,11 @@ class Bundle:
         checksums = ChecksumCache()
         for file in self.files():
             self._verify_file(file, checksums, recompute, progress)
-        expected = {MANIFEST, *(file.path for file in self.files())}
+        expected = {MANIFEST, *ABOUT, *(file.path for file in self.files())}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
-            if path.is_file() and name not in expected:
+            # Evidence is written before the manifest that names it: a killed fb-calibrate may have left some.
+            if path.is_file() and name not in expected and not EVIDENCE.fullmatch(name):
                 raise FlowBlendingError(
                     f"{path} does not belong to this bundle, whose manifest does not name it; "
                     f"remove it, or rebuild with: {self.rebuild}"
@@ -131,6 +139,22 @@ def open_bundle(folder: Path) -> Bundle:
         raise FlowBlendingError(f"{path} is damaged at {where} ({first['msg']}); rebuild with: {rebuild}") from None
 
 
+def carry_calibration(old: Bundle | None, manifest: Manifest, folder: Path) -> Manifest:
+    """The manifest of a bundle that is being written to ``folder``, with what of the old one's calibration still holds.
+
+    It holds while nothing that determines the videos has changed, and its evidence is whole.
+    """
+    calibration = None if old is None else old.manifest.calibration
+    if old is None or calibration is None or old.manifest.id != manifest.id:
+        return manifest
+    for file in calibration.evidence:
+        source = old.folder / file.path
+        if not source.is_file() or describe_file(old.folder, source) != file:
+            return manifest
+        shutil.copyfile(source, folder / file.path)
+    return manifest.model_copy(update={"calibration": calibration})
+
+
 def describe_file(folder: Path, path: Path) -> BundleFile:
     """The manifest's entry of a file inside ``folder``."""
     return BundleFile(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256(path))
@@ -141,6 +165,8 @@ def bundle_id(pipeline: PipelineSpec, geometry: Geometry, components: Iterable[C
     digest = hashlib.sha256(repr((pipeline, geometry)).encode() + tokenizer)
     for component in components:
         digest.update(json.dumps(component.key, sort_keys=True).encode())
+        if component.sampling is not None:
+            digest.update(component.sampling.model_dump_json().encode())
     return digest.hexdigest()[:16]
 
 

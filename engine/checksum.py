@@ -14,6 +14,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import flowblending
+
 CHUNK = 1 << 22
 
 
@@ -25,6 +27,14 @@ def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
             digest.update(chunk)
             if progress is not None:
                 progress(len(chunk))
+    return digest.hexdigest()
+
+
+def sources_sha256(room: str, pattern: str) -> str:
+    """SHA-256 over our own sources in a folder: what they make is made anew when they change."""
+    digest = hashlib.sha256()
+    for path in sorted((Path(flowblending.__file__).parent / room).glob(pattern)):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -46,16 +56,20 @@ class ChecksumCache:
 
     def sha256(self, path: Path, *, recompute: bool = False, progress: Callable[[int], None] | None = None) -> str:
         """The checksum of a file; ``recompute`` reads it even when it looks unchanged."""
-        status = path.stat()
-        name = f"{path.resolve()}|"
-        key = f"{name}{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
+        name, key = _names(path)
         if recompute or key not in self._known:
-            found = sha256(path, progress)
-            # Another process may have added its own meanwhile; what the file was before is of no more use.
-            known = {old: digest for old, digest in self._read().items() if not old.startswith(name)}
-            self._known |= known | {key: found}
-            self._save(known | {key: found})
+            self._add(name, key, sha256(path, progress))
         return self._known[key]
+
+    def remember(self, path: Path, digest: str) -> None:
+        """Take note of a checksum that was computed elsewhere, of the file as it is now."""
+        self._add(*_names(path), digest)
+
+    def _add(self, name: str, key: str, digest: str) -> None:
+        # Another process may have added its own meanwhile; what the file was before is of no more use.
+        known = {old: found for old, found in self._read().items() if not old.startswith(name)} | {key: digest}
+        self._known |= known
+        self._save(known)
 
     def _read(self) -> dict[str, str]:
         if self._path is None:
@@ -77,3 +91,10 @@ class ChecksumCache:
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def _names(path: Path) -> tuple[str, str]:
+    """What all remembered states of a file begin with, and the name of its present state."""
+    status = path.stat()
+    name = f"{path.resolve()}|"
+    return name, f"{name}{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"

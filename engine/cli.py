@@ -1,8 +1,9 @@
-"""``fb-build-engines``: two checkpoints in, one bundle out."""
+"""``fb-build-engines``: two checkpoints in, one bundle out; and the cache of finished components."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from flowblending.engine.bundle import Bundle
     from flowblending.engine.console import Console
 
+CACHE_VARIABLE = "FLOWBLENDING_CACHE_DIR"
 BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 
 
@@ -24,15 +26,21 @@ def parser() -> argparse.ArgumentParser:
         description="Compile a large and a small video diffusion checkpoint into one bundle of engines for fb-run.",
         epilog="Example: fb-build-engines --large Wan-AI/Wan2.1-T2V-14B-Diffusers "
         "--small Wan-AI/Wan2.1-T2V-1.3B-Diffusers --out wan --size 832x480 --frames 81",
+        allow_abbrev=False,  # fb-run's --cache means something else than --cache-dir
     )
-    parser.add_argument("--large", required=True, metavar="DIR_OR_HUB_ID", help="diffusers pipeline: the large model")
+    parser.add_argument("--large", metavar="DIR_OR_HUB_ID", help="diffusers pipeline: the large model")
     parser.add_argument(
         "--small",
-        required=True,
         metavar="DIR_OR_HUB_ID",
         help="the small model: a diffusers pipeline or transformer folder with the same latents and text encoder",
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="BUNDLE", help="folder to write the bundle to")
+    parser.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write the bundle to")
+    parser.add_argument(
+        "--prove",
+        type=Path,
+        metavar="BUNDLE",
+        help="build nothing, but run a bundle's engines on the GPU that they are for, and complete its report.json",
+    )
     parser.add_argument("--size", metavar="WxH", help="video size in pixels (default: the family's)")
     parser.add_argument("--frames", type=int, metavar="N", help="video frames (default: the family's)")
     parser.add_argument(
@@ -50,7 +58,26 @@ def parser() -> argparse.ArgumentParser:
         "onnxruntime runs on CPUs and GPUs (default: %(default)s)",
     )
     parser.add_argument("--target", metavar="SM,...", help="tensorrt-rtx: GPU architectures, such as sm89,sm120")
+    distilled = parser.add_argument_group("a model that was distilled to few steps")
+    for model in ("large", "small"):
+        distilled.add_argument(
+            f"--{model}-timesteps",
+            metavar="T,...",
+            help=f"the {model} model's own timesteps, such as 1000,993.7,987.5,981.2,975,909.4,725,421.9: its stages "
+            "visit those that lie in them, in place of the run's steps",
+        )
+        distilled.add_argument(
+            f"--{model}-guidance",
+            metavar="G",
+            help=f"the {model} model's own guidance scale; 1 for none (default: the run's)",
+        )
+    parser.add_argument(
+        "--teacache",
+        action="store_true",
+        help="add the small graphs with which fb-calibrate --cache teacache measures its distances",
+    )
     _add_fp8(parser.add_argument_group("fp8"))
+    _add_cache_options(parser)
     parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
     return parser
@@ -92,14 +119,82 @@ def _add_fp8(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_cache_options(parser: argparse.ArgumentParser) -> None:
+    cache = parser.add_argument_group(
+        "cache", "Finished components are kept for other bundles and for builds that were interrupted."
+    )
+    cache.add_argument(
+        "--cache-dir",
+        type=_folder,
+        metavar="DIR",
+        default=os.environ.get(CACHE_VARIABLE) or None,
+        help=f"(default: ${CACHE_VARIABLE}, else ~/.cache/flowblending/components)",
+    )
+    cache.add_argument("--no-cache", action="store_true", help="build without it, and keep nothing")
+    cache.add_argument("--list-cache", action="store_true", help="show what is in it, and build nothing")
+    cache.add_argument(
+        "--prune",
+        metavar="WHAT",
+        help="remove from it what has not been used for an age (30d, 12h), what was used longest ago until a size is "
+        "left (50GB), or all; bundles stay whole; build nothing",
+    )
+
+
+def _folder(text: str) -> Path:
+    """A script's empty variable is not the folder that it runs in."""
+    if not text:
+        raise argparse.ArgumentTypeError("a folder was expected, but its name is empty")
+    return Path(text)
+
+
+def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse what argparse cannot: a build without its checkpoints, and a build of nothing with some."""
+    needed = {f"--{name}": getattr(arguments, name) for name in ("large", "small", "out")}
+    others = {
+        "--prove": arguments.prove is not None,
+        "--list-cache": arguments.list_cache,
+        "--prune": arguments.prune is not None,
+    }
+    asked = [name for name, given in others.items() if given]
+    if not asked:
+        missing = ", ".join(name for name, value in needed.items() if value is None)
+        if missing:
+            parser.error(f"the following arguments are required: {missing}")
+        return
+    given = [name for name, value in needed.items() if value is not None]
+    given += ["--no-cache"] * arguments.no_cache + asked[1:]
+    if given:
+        parser.error(f"argument {asked[0]}: builds nothing, so leave out {', '.join(given)}")
+
+
+def keep_house(arguments: argparse.Namespace) -> None:
+    """``--list-cache`` and ``--prune``."""
+    from flowblending.engine import prune
+    from flowblending.engine.console import Console
+    from flowblending.engine.store_folder import chosen_folder
+
+    console = Console(quiet=arguments.quiet)
+    folder = chosen_folder(arguments.cache_dir)
+    if arguments.list_cache:
+        print(*prune.list_lines(folder, console), sep="\n")
+    else:
+        prune.prune(folder, prune.parse_rule(arguments.prune), console)
+
+
 def build(arguments: argparse.Namespace) -> None:
     """Build the bundle that the arguments ask for, and say how to use it."""
     from flowblending.engine.build import build_bundle
     from flowblending.engine.console import Console
     from flowblending.engine.fp8_options import Fp8Options
     from flowblending.engine.request import BuildRequest, split_targets
+    from flowblending.engine.sampling import read_sampling
+    from flowblending.engine.store_folder import usable_folder
 
     console = Console(quiet=arguments.quiet)
+    wishes = {
+        "large": read_sampling("large", arguments.large_timesteps, arguments.large_guidance),
+        "small": read_sampling("small", arguments.small_timesteps, arguments.small_guidance),
+    }
     request = BuildRequest(
         large=arguments.large,
         small=arguments.small,
@@ -109,6 +204,8 @@ def build(arguments: argparse.Namespace) -> None:
         precision=arguments.precision,
         backend=arguments.backend,
         targets=split_targets(arguments.target),
+        sampling={model: wish for model, wish in wishes.items() if wish is not None},
+        teacache=arguments.teacache,
         fp8=Fp8Options(
             keep=arguments.fp8_keep,
             calibration=arguments.fp8_calibration,
@@ -118,11 +215,29 @@ def build(arguments: argparse.Namespace) -> None:
             percentile=arguments.fp8_percentile,
             margin=arguments.fp8_margin,
         ),
+        cache=None if arguments.no_cache else usable_folder(arguments.cache_dir, console),
     )
     _summary(build_bundle(request, console), console)
 
 
+def prove(arguments: argparse.Namespace) -> None:
+    """Complete the report of a bundle on its GPU, and show it."""
+    from flowblending.engine.console import Console
+    from flowblending.engine.prove import prove_bundle
+    from flowblending.engine.report_build import check_report
+    from flowblending.engine.report_table import show_report
+
+    console = Console(quiet=arguments.quiet)
+    with console.phase("Proving") as progress:
+        report = prove_bundle(arguments.prove, progress)
+    check_report(report, console)
+    show_report(report, console)
+
+
 def _summary(bundle: Bundle, console: Console) -> None:
+    from flowblending.engine.report import read_report
+    from flowblending.engine.report_table import show_report
+
     geometry = bundle.manifest.geometry
     rows = [
         (
@@ -130,7 +245,7 @@ def _summary(bundle: Bundle, console: Console) -> None:
             str(component.spec.precision),
             f"{component.backend} {component.backend_version}",
             " ".join(component.targets) or "any",
-            f"{sum(file.bytes for file in component.files) / 1e6:.1f} MB",
+            f"{component.engine_bytes / 1e6:.1f} MB",
         )
         for name, component in bundle.manifest.components.items()
     ]
@@ -140,15 +255,27 @@ def _summary(bundle: Bundle, console: Console) -> None:
         ("component", "precision", "back end", "target", "size"),
         rows,
     )
+    for name, component in bundle.manifest.components.items():
+        if component.sampling is not None:
+            console.log(f"{name}: {component.sampling}")
+    report = read_report(bundle)
+    if report is not None:
+        show_report(report, console)
+        if report.left and any(component.targets for component in bundle.manifest.components.values()):
+            console.log(f"Finish the proof on the GPU: fb-build-engines --prove {bundle.folder}")
     console.log(f'Run it: fb-run {bundle.folder} --prompt "..."')
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``fb-build-engines``."""
-    parsed = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    options = parser()
+    parsed = options.parse_args(sys.argv[1:] if arguments is None else arguments)
+    check(options, parsed)
     from flowblending.engine.console import run_program
 
-    run_program(lambda: build(parsed))
+    if parsed.prove is not None:
+        run_program(lambda: prove(parsed))
+    run_program(lambda: keep_house(parsed) if parsed.list_cache or parsed.prune is not None else build(parsed))
 
 
 if __name__ == "__main__":

@@ -140,10 +140,10 @@ class Console:
             yield Board(progress, everything, {row: progress.add_task(row, total=None, doing="") for row in rows})
 
     def table(self, title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-        """A table; every column but the first is aligned to the right."""
+        """A table; every column but the first is aligned to the right, and an empty title is left out."""
         if self._quiet:
             return
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
         for index, column in enumerate(columns):
             table.add_column(column, justify="right" if index else "left")
         for row in rows:

@@ -45,26 +45,30 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def check_disk(needed: Need, folder: Path, out: Path) -> str:
+def check_disk(needed: Need, folder: Path, out: Path, *, cache: bool = False) -> str:
     """A line about what is needed and what is there.
 
     Args:
         needed: by the build.
         folder: on the disk that will be written to.
-        out: what the user calls it.
+        out: what the user calls the bundle.
+        cache: whether ``folder`` is the component cache.
 
     Raises:
         FlowBlendingError: it is not there.
     """
     free = free_bytes(folder)
     if needed.most > free:
+        where = f"in the cache {folder}" if cache else "there"
+        advice = " (fb-build-engines --prune), or choose another --cache-dir" if cache else " or choose another --out"
         raise FlowBlendingError(
-            f"Building {out} takes up to {_size(needed.most)} of disk, but {_size(free)} are free there; "
-            "free some space or choose another --out. Nothing was written."
+            f"Building {out} takes up to {_size(needed.most)} of disk, but {_size(free)} are free {where}; "
+            f"free some space{advice}. Nothing was written."
         )
     passing = needed.most - needed.kept
     then = f", {_size(passing)} of it only meanwhile" if passing else ""
-    return f"disk: up to {_size(needed.most)} are needed{then}, {_size(free)} are free"
+    where = " in the cache" if cache else ""
+    return f"disk: up to {_size(needed.most)} are needed{where}{then}, {_size(free)} are free"
 
 
 def _size(count: int) -> str:

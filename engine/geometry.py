@@ -6,7 +6,8 @@ import re
 
 from flowblending import UsageError
 from flowblending.engine.manifest import Geometry
-from flowblending.export.spec import PipelineSpec
+from flowblending.engine.protocol import Range, ShapeProfile
+from flowblending.export.spec import LARGE, SMALL, PipelineSpec
 
 
 def plan_geometry(pipeline: PipelineSpec, size: str | None, frames: int | None) -> Geometry:
@@ -42,6 +43,15 @@ def plan_geometry(pipeline: PipelineSpec, size: str | None, frames: int | None) 
             width // pipeline.spatial_factor,
         ),
     )
+
+
+def profile_of(component: str, pipeline: PipelineSpec, geometry: Geometry) -> ShapeProfile:
+    """The sizes a component is compiled for: one geometry; transformers take one latent or both guidance branches."""
+    one = Range.fixed(1)
+    pair = Range(min=1, opt=2 if pipeline.batched_guidance else 1, max=2)
+    _, frames, height, width = geometry.latent_shape
+    sizes = {"frames": Range.fixed(frames), "height": Range.fixed(height), "width": Range.fixed(width)}
+    return ShapeProfile({"batch": pair if component in (LARGE, SMALL) else one} | sizes)
 
 
 def _parse_size(text: str) -> tuple[int, int]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flowblending.engine.sampling import Sampling
 from flowblending.export.spec import (
     LARGE,
     SMALL,
@@ -19,6 +21,11 @@ from flowblending.export.spec import (
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+EVIDENCE = re.compile(r"calibration-[0-9]+\.json(\.part)?")
+"""Names of what ``fb-calibrate`` measured, and of what it has not finished writing."""
+
+PROOFS = (".proof.json", ".golden.npz")
+"""How the names of files end that prove a component."""
 
 Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
@@ -59,6 +66,7 @@ class Component(_Frozen):
         key: everything that determines the engine (weights, graph, precision, shapes, back end, versions).
         flops: of one call, where they were counted.
         architecture: of a transformer: its published name, if it is one of `flowblending.export.spec`'s.
+        sampling: of a transformer: the timesteps and the guidance that it asks for, if it was distilled to few steps.
     """
 
     spec: GraphSpec
@@ -69,6 +77,12 @@ class Component(_Frozen):
     key: dict[str, str]
     flops: Flops | None = None
     architecture: str | None = None
+    sampling: Sampling | None = None
+
+    @property
+    def engine_bytes(self) -> int:
+        """Size of the files that are loaded to run it, those that prove it aside."""
+        return sum(file.bytes for file in self.files if not file.path.endswith(PROOFS))
 
 
 class Geometry(_Frozen):
@@ -78,6 +92,33 @@ class Geometry(_Frozen):
     height: int = Field(gt=0)
     frames: int = Field(gt=0)
     latent_shape: tuple[int, int, int, int]
+
+
+class CalibratedSchedule(_Frozen):
+    """The schedule that a run takes unless told otherwise.
+
+    Attributes:
+        runs: such as ``L14 S26 L10``; another number of steps takes the same shares.
+        evidence: name of the file that says why.
+    """
+
+    runs: str = Field(pattern=r"^[LS][1-9][0-9]{0,5}( [LS][1-9][0-9]{0,5})*$")
+    evidence: str
+
+
+class Calibration(_Frozen):
+    """What ``fb-calibrate`` added to a bundle.
+
+    Attributes:
+        evidence: one file for every time it ran, the oldest first.
+        schedule: chosen by the last time that chose one.
+        caches: by the name of a step cache's constants and by model: one for each step of a run, from the first on,
+            or the coefficients of a polynomial.
+    """
+
+    evidence: tuple[BundleFile, ...] = Field(min_length=1)
+    schedule: CalibratedSchedule | None = None
+    caches: dict[str, dict[str, tuple[float, ...]]] = {}
 
 
 class Manifest(_Frozen):
@@ -90,6 +131,9 @@ class Manifest(_Frozen):
         fp8_calibration: how large the values are that enter the layers of the transformers, if one is in fp8.
         rebuild: the command that makes this bundle again.
         created_by: version of FlowBlending.
+        signals: by model: a small graph for ONNX Runtime on the CPU, which fb-calibrate takes to measure TeaCache's
+            distances; only if they were asked for. Videos do not depend on them, and neither does ``id``.
+        calibration: what was measured on this bundle, if anything was.
     """
 
     format: int = FORMAT
@@ -101,6 +145,13 @@ class Manifest(_Frozen):
     fp8_calibration: BundleFile | None = None
     rebuild: tuple[str, ...]
     created_by: str
+    signals: dict[str, Component] = {}
+    calibration: Calibration | None = None
+
+    @property
+    def edition(self) -> str:
+        """Changes when the engines change, and also when defaults and constants do, which come from a calibration."""
+        return self.id if self.calibration is None else f"{self.id}-{len(self.calibration.evidence)}"
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

@@ -61,6 +61,14 @@ class ShapeProfile:
 
     symbols: Mapping[str, Range]
 
+    def smallest(self, spec: GraphSpec) -> dict[str, int]:
+        """The smallest size of every symbol that a graph has."""
+        return {name: self.symbols[name].min for name in spec.symbols}
+
+    def largest(self, spec: GraphSpec) -> dict[str, int]:
+        """The largest size of every symbol that a graph has."""
+        return {name: self.symbols[name].max for name in spec.symbols}
+
     def shapes(self, tensor: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """The smallest, most usual and largest shape of an input."""
         return (

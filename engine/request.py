@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flowblending.engine.fp8_options import Fp8Options
 from flowblending.engine.manifest import Backend
+from flowblending.engine.sampling import Sampling, write_number
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """What ``fb-build-engines`` was asked for; see its ``--help`` for each."""
+    """What ``fb-build-engines`` was asked for; see its ``--help`` for each.
+
+    ``sampling``: wishes of distilled models, by name. ``cache``: a folder, or None for none.
+    """
 
     large: str
     small: str
@@ -21,7 +26,10 @@ class BuildRequest:
     precision: str | None
     backend: Backend
     targets: tuple[str, ...]
+    sampling: Mapping[str, Sampling] = field(default_factory=dict)
+    teacache: bool = False
     fp8: Fp8Options = field(default_factory=Fp8Options)
+    cache: Path | None = None
 
 
 def split_targets(text: str | None) -> tuple[str, ...]:
@@ -41,10 +49,14 @@ def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
         "--backend": request.backend,
         "--target": ",".join(request.targets) or None,
     }
+    for model, wish in request.sampling.items():
+        options[f"--{model}-timesteps"] = ",".join(map(write_number, wish.timesteps)) or None
+        options[f"--{model}-guidance"] = None if wish.guidance is None else write_number(wish.guidance)
     given = {name: str(value) for name, value in options.items() if value is not None}
     given |= request.fp8.given()
     given |= {name: _absolute(given[name]) for name in ("--fp8-calibration", "--fp8-prompts") if name in given}
-    return ("fb-build-engines", *(word for option in given.items() for word in option))
+    teacache = ("--teacache",) if request.teacache else ()
+    return ("fb-build-engines", *(word for option in given.items() for word in option), *teacache)
 
 
 def _absolute(source: str) -> str:

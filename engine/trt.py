@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import re
 from collections.abc import Mapping
@@ -78,6 +79,25 @@ class TrtEngine:
                 self._set_address(each.name, address)
         if not self._context.execute_async_v3(stream):
             raise self._failure(f"failed to run {self._spec.name}", "check the GPU and its driver")
+
+    def device_bytes(self) -> int:
+        """The scratch memory of one context on the GPU, as the engine states it."""
+        return int(self._engine.device_memory_size_v2)
+
+    def layers(self) -> tuple[str, ...]:
+        """The names of the plan's layers, as TensorRT's engine inspector lists them.
+
+        Raises:
+            FlowBlendingError: it does not.
+        """
+        self._library.messages.clear()
+        inspector = self._engine.create_engine_inspector()
+        text = inspector and inspector.get_engine_information(self._library.trt.LayerInformationFormat.JSON)
+        if not text:
+            raise self._failure(f"cannot inspect {self._spec.name}", "build the bundle again")
+        # A name alone, or with details where the plan has them.
+        listed = json.loads(text)["Layers"]
+        return tuple(str(each["Name"]) if isinstance(each, dict) else str(each) for each in listed)
 
     def close(self) -> None:
         """Free the context, then the weights. The caller has waited for the stream."""

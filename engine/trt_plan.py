@@ -1,7 +1,7 @@
 """What a plan says about itself: TensorRT-RTX leaves a readable listing of the compiled program in it.
 
 The listing is not documented, so its absence means nothing; where it is there, it tells without a GPU in which types
-a layer's product is computed.
+a layer's product is computed, and which attention became one kernel.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from flowblending import FlowBlendingError
-
-FP8 = "fp8_e4m3"
+_TYPES: Mapping[str, str] = {"float": "fp32", "half": "fp16", "bf16": "bf16", "fp8_e4m3": "fp8", "int8": "int8"}
+"""The listing's names of types, and ours (`flowblending.export.audit`)."""
 
 _TENSOR = re.compile(rb'tensor=\{ [^\n]{0,800}? name="([^"\n]{1,400})" [^\n]{0,400}? type=(\w+) \}')
 _PRODUCT = re.compile(rb'fully_connected=\{ name="([^"]{1,4000})" output=\{[^}]{0,4000}\} input=\{([^}]{0,4000})\}')
 _NAME = re.compile(rb'"([^"]+)"')
+_FUSED = re.compile(rb'function=\{ name=_gemm_mha[^\n]{0,20000}? layers="([^"\n]{1,4000})"')
+_NODE = re.compile(rb"\[ONNX Layer: ([^\]]+)\]")
 
 
 def product_types(plan: Path) -> Mapping[str, frozenset[str]]:
@@ -29,7 +30,7 @@ def product_types(plan: Path) -> Mapping[str, frozenset[str]]:
     with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         types: dict[bytes, set[str]] = {}
         for tensor in _TENSOR.finditer(content):
-            types.setdefault(tensor[1], set()).add(tensor[2].decode())
+            types.setdefault(tensor[1], set()).add(_TYPES.get(tensor[2].decode(), tensor[2].decode()))
         found: dict[str, set[str]] = {}
         for product in _PRODUCT.finditer(content):
             kinds = set().union(*(types.get(name, {"unknown"}) for name in _NAME.findall(product[2])[:2]))
@@ -39,24 +40,12 @@ def product_types(plan: Path) -> Mapping[str, frozenset[str]]:
     return {name: frozenset(kinds) for name, kinds in found.items()}
 
 
-def fp8_products(plan: Path, model: str, expected: int) -> int | None:
-    """How many layers a plan computes in fp8; None if it does not tell.
+def fused_attention(plan: Path) -> frozenset[str]:
+    """The nodes whose work is done in kernels of fused attention, by name; attention stands among them once it is.
 
     Args:
-        plan: of the model.
-        model: for the message.
-        expected: how many the graph asks for.
-
-    Raises:
-        FlowBlendingError: fewer than that.
+        plan: read through its pages, one after the other.
     """
-    types = product_types(plan)
-    if not types:
-        return None
-    found = sum(kinds == {FP8} for kinds in types.values())
-    if found < expected:
-        raise FlowBlendingError(
-            f"The compiler computes {found} layers of {model} in fp8, where its graph asks for {expected}; "
-            "use another --target or another --precision."
-        )
-    return found
+    with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        kernels = {match[1] for match in _FUSED.finditer(content)}
+    return frozenset(name.decode() for layers in kernels for name in _NODE.findall(layers))

@@ -53,6 +53,8 @@ class Audit:
         attention: attention operators by type of their operands.
         scatters: nodes that write into slices of a tensor.
         islands: in a graph whose products are not all fp32, every node that computes in fp32.
+        layer_types: the type of every matrix product with weights, by the name of its node.
+        attention_types: that of every attention operator's operands, likewise.
     """
 
     layers: Mapping[str, int]
@@ -60,6 +62,8 @@ class Audit:
     attention: Mapping[str, int]
     scatters: int
     islands: tuple[Node, ...]
+    layer_types: Mapping[str, str]
+    attention_types: Mapping[str, str]
 
     def share(self, kind: str) -> float:
         """The share of the layers' operations that are computed in a type, 0 to 1."""
@@ -79,12 +83,15 @@ def audit(path: Path, sizes: Mapping[str, int]) -> Audit:
     model = onnx.load(path, load_external_data=False)
     types = _Types(model.graph, path)
     layers, flops, attention = Counter[str](), Counter[str](), Counter[str]()
+    layer_types: dict[str, str] = {}
+    attention_types: dict[str, str] = {}
     for product in products(model, sizes, path):
         if product.operator == ATTENTION:
             # Quantised operands do not make a quantised attention: compilers convert them back before it.
-            attention[types.of(product.operands[0])] += 1
+            kind = attention_types[product.name] = types.of(product.operands[0])
+            attention[kind] += 1
         elif product.weighted:
-            kind = types.widest(product.operands)
+            kind = layer_types[product.name] = types.widest(product.operands)
             layers[kind] += 1
             flops[kind] += product.flops
     low = {*layers, *attention} != {"fp32"}
@@ -94,6 +101,8 @@ def audit(path: Path, sizes: Mapping[str, int]) -> Audit:
         attention=dict(attention),
         scatters=sum(node.op_type == "ScatterND" for node in model.graph.node),
         islands=tuple(_computing(model.graph, types, "fp32")) if low else (),
+        layer_types=layer_types,
+        attention_types=attention_types,
     )
 
 

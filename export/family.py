@@ -86,6 +86,13 @@ class Family(Protocol):
         """The transformer in ``folder`` as the component ``name`` of the pipeline ``checkpoint``."""
         ...
 
+    def signal(self, folder: Path, name: str) -> Part:
+        """What TeaCache looks at in the transformer in ``folder``: a small graph of latents or timestep, in fp32.
+
+        Its one output is ``signal`` [batch, ...]; see `flowblending.runtime.cache.teacache`.
+        """
+        ...
+
     def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
         """Text encoder and VAE decoder graphs."""
         ...

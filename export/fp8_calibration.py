@@ -121,7 +121,8 @@ class Calibration:
                 content[field] = tuple(content[field])
             return cls(models=models, **content)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FlowBlendingError(f"{path} is damaged ({error}); {_AGAIN}.") from None
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+            raise FlowBlendingError(f"{path} is no calibration, or is damaged ({reason}); {_AGAIN}.") from None
 
     def model(self, name: str, weights: str, path: Path) -> ModelCalibration:
         """A model's part.

@@ -7,6 +7,7 @@ encode a prompt.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +22,17 @@ from flowblending.export.checkpoint import (
     vae_statistics,
 )
 from flowblending.export.family import Part
+from flowblending.export.ltx_signal import load_signal
 from flowblending.export.ltx_transformer import load_transformer
 from flowblending.export.ltx_vae import vae_part
-from flowblending.export.spec import VAE, PipelineSpec, SigmaGrid
+from flowblending.export.spec import LTX_2B, VAE, PipelineSpec, SigmaGrid
 from flowblending.export.text import text_encoder_part
 
 CONDITION = "LTXConditionPipeline"
 TEXT_LENGTH = {"LTXPipeline": 128, CONDITION: 256}
+
+_ARCHITECTURES: Mapping[tuple[object, ...], str] = {(28, 32, 64): LTX_2B}
+"""By number of layers, number of heads, and width of a head."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,14 @@ class Ltx:
                 factors=vae_factors(checkpoint),
                 causal=checkpoint.pipeline == CONDITION,
             ),
+            architecture=_ARCHITECTURES.get(
+                (config.get("num_layers"), config.get("num_attention_heads"), config.get("attention_head_dim"))
+            ),
         )
+
+    def signal(self, folder: Path, name: str) -> Part:
+        """What enters the first block's attention: latents [B, C, F, H, W], timestep [B] -> signal [B, D, F, H, W]."""
+        return Part(name=name, sources=model_files(folder), load=lambda _: load_signal(folder, name))
 
     def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
         """Text encoder and VAE decoder."""

@@ -27,6 +27,7 @@ VAE_NEXT = "vae_next"
 
 WAN_T2V_1_3B = "wan2.1-t2v-1.3b"
 WAN_T2V_14B = "wan2.1-t2v-14b"
+LTX_2B = "ltx-video-2b"
 """Published architectures of which more is published than their weights: constants of step caches."""
 
 
@@ -96,6 +97,12 @@ class GraphSpec:
     precision: Precision
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """Every symbol, in the order in which the inputs name them."""
+        dims = (dim for tensor in self.inputs for dim in tensor.shape)
+        return tuple(dict.fromkeys(dim for dim in dims if isinstance(dim, str) and dim.isidentifier()))
 
     def sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
         """The size of every symbol, read from the shapes of the inputs.

@@ -19,7 +19,7 @@ from flowblending.export.checkpoint import (
 from flowblending.export.family import Part
 from flowblending.export.spec import WAN_T2V_1_3B, WAN_T2V_14B, PipelineSpec, SigmaGrid
 from flowblending.export.text import text_encoder_part
-from flowblending.export.wan_transformer import load_transformer
+from flowblending.export.wan_transformer import load_signal, load_transformer
 from flowblending.export.wan_vae import check_decoder, decoder_parts
 
 TEXT_LENGTH = 512
@@ -141,6 +141,10 @@ class Wan:
                 (config.get("num_layers"), config.get("num_attention_heads"), config.get("attention_head_dim"))
             ),
         )
+
+    def signal(self, folder: Path, name: str) -> Part:
+        """The timestep's embedding, of which every block's modulation is made: timestep fp32 [B] -> signal [B, 6 D]."""
+        return Part(name=name, sources=model_files(folder), load=lambda _: load_signal(folder, name))
 
     def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
         """The text encoder and the two graphs of the VAE decoder."""

@@ -71,6 +71,47 @@ def load_transformer(folder: Path, name: str, text_length: int, precision: Preci
     )
 
 
+def load_signal(folder: Path, name: str) -> Exportable:
+    """The graph: timestep fp32 [B] -> signal fp32 [B, 6 D], what TeaCache's ``ret_steps`` variant calls ``e0``.
+
+    Args:
+        folder: of a transformer; its blocks are not read.
+        name: of the component.
+    """
+    stock: WanTransformer3DModel = load_model(WanTransformer3DModel, folder, Precision.FP32, layers=0)
+    width = 6 * stock.config.num_attention_heads * stock.config.attention_head_dim
+
+    def reference(timestep: torch.Tensor) -> Tensors:
+        text = torch.zeros(len(timestep), 1, stock.config.text_dim)
+        return (stock.condition_embedder(timestep, text)[1],)
+
+    return Exportable(
+        spec=GraphSpec(
+            name=name,
+            precision=Precision.FP32,
+            inputs=(TensorSpec(name="timestep", dtype="float32", shape=("batch",)),),
+            outputs=(TensorSpec(name="signal", dtype="float32", shape=("batch", width)),),
+        ),
+        module=_Signal(stock),
+        reference=reference,
+        inputs=lambda sizes, generator: (torch.empty(sizes["batch"]).random_(0, 1000, generator=generator),),
+        export_sizes={"batch": 2},
+        verify_sizes=({"batch": 1}, {"batch": 5}),
+    )
+
+
+class _Signal(torch.nn.Module):
+    """The projected timestep embedding of a Wan transformer."""
+
+    def __init__(self, stock: WanTransformer3DModel) -> None:
+        super().__init__()
+        self.embedder = stock.condition_embedder
+
+    def forward(self, timestep: torch.Tensor) -> Tensors:
+        embedded = self.embedder.time_embedder(self.embedder.timesteps_proj(timestep))
+        return (self.embedder.time_proj(self.embedder.act_fn(embedded)),)
+
+
 def _rewritten(stock: WanTransformer3DModel) -> WanTransformer3DModel:
     """A copy with other positions and attention, over the same weights."""
     model = twin(stock)

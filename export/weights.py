@@ -37,7 +37,9 @@ class ModelClass(Protocol[Module_co]):
         ...
 
 
-def load_model(kind: ModelClass[Module], folder: Path, precision: Precision, *, streamed: bool = False) -> Module:
+def load_model(
+    kind: ModelClass[Module], folder: Path, precision: Precision, *, streamed: bool = False, layers: int | None = None
+) -> Module:
     """Build a model for inference, without memory, and read its weights one at a time.
 
     Weights have the types that the class's own ``from_pretrained`` would give them (diffusers
@@ -49,6 +51,7 @@ def load_model(kind: ModelClass[Module], folder: Path, precision: Precision, *, 
         folder: of configuration and weights.
         precision: of the weights.
         streamed: leave large weights in their files; see `flowblending.export.stored`.
+        layers: of a transformer: build and read no more than its first blocks; None reads all.
 
     Raises:
         FlowBlendingError: files are missing, damaged, or lack a weight that the class needs.
@@ -57,7 +60,10 @@ def load_model(kind: ModelClass[Module], folder: Path, precision: Precision, *, 
     stored = find_stored(folder)
     try:
         with _quiet(), _default_type(dtype), init_empty_weights(include_buffers=False):
-            model = kind.from_config(kind.load_config(folder))
+            config = kind.load_config(folder)
+            if layers is not None:
+                config = {**config, "num_layers": layers}
+            model = kind.from_config(config)
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise FlowBlendingError(

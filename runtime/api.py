@@ -118,7 +118,7 @@ class VideoSampler:
         negative_prompt: str | Embedding | None = None,
         seed: int = 0,
         steps: int | None = None,
-        schedule: str = "LSL",
+        schedule: str = "auto",
         guidance: float | None = None,
         batched_guidance: bool | None = None,
         solver: str | None = None,
@@ -133,7 +133,8 @@ class VideoSampler:
             negative_prompt: what it should not show.
             seed: of the noise, which is the one diffusers draws for the same seed on the CPU.
             steps: sampling steps.
-            schedule: ``LSL``, or ``L20 S20 L10``.
+            schedule: ``auto`` (what the bundle was calibrated to, or LSL), ``LSL``, or ``L20 S20 L10``, whose stages
+                may have a guidance scale and timesteps of their own: ``S20:g1:t750,625``.
             guidance: scale of classifier-free guidance; 1 or less turns it off.
             batched_guidance: both guidance branches in one call of the engine.
             solver: ``unipc``, ``dpm++`` or ``euler``.

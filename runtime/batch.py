@@ -70,14 +70,14 @@ class Batch:
     Args:
         lines: of the file; those without a job are reported at once.
         folder: for the videos; made if it is not there.
-        bundle_id: of the bundle that makes them, which is part of their names.
+        edition: of the bundle that makes them, which is part of their names.
         console: told of every line's end.
 
     Raises:
         FlowBlendingError: the folder cannot be made.
     """
 
-    def __init__(self, lines: Sequence[Line], folder: Path, bundle_id: str, console: Console) -> None:
+    def __init__(self, lines: Sequence[Line], folder: Path, edition: str, console: Console) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -94,7 +94,7 @@ class Batch:
             if line.job is None:
                 self._fail(line.number, line.error or "")
                 continue
-            out = folder / (line.job.file_stem(bundle_id) + SUFFIX)
+            out = folder / (line.job.file_stem(edition) + SUFFIX)
             same = first.setdefault(out, line.number)
             if out.exists():
                 self._count("skipped", f"{out.name}: already there, skipped")

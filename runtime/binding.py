@@ -11,8 +11,9 @@ from flowblending import FlowBlendingError
 from flowblending.engine.protocol import Engine
 from flowblending.engine.tensor import Tensor
 from flowblending.export.spec import Precision, TensorSpec
-from flowblending.runtime.device import Device, Mark, Term
-from flowblending.runtime.program import LATENTS, VELOCITY, Mix, Program, Run, Step
+from flowblending.runtime.choice import Chooser, Sum
+from flowblending.runtime.device import Device, Mark
+from flowblending.runtime.program import LATENTS, VELOCITY, Program, Run, Step
 
 TIMESTEP = "timestep"
 
@@ -44,14 +45,6 @@ class Call:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sum:
-    """A mix of bound tensors."""
-
-    out: Tensor
-    terms: tuple[Term, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class BoundStep:
     """A step whose instructions are bound to memory."""
 
@@ -66,13 +59,17 @@ class Binding:
 
     Attributes:
         latents: the slot that holds noise first and the result last, fp32 [1, C, F, H, W].
+        slots: every slot by its name, that one among them.
         steps: the program's steps.
         complaints: for each engine call, by its index, what to say when its velocity is not finite.
+        chooser: decides about steps while the program runs, if it leaves anything to decide.
     """
 
     latents: Tensor
+    slots: Mapping[str, Tensor]
     steps: tuple[BoundStep, ...]
     complaints: tuple[str, ...]
+    chooser: Chooser | None
 
 
 def bind(
@@ -91,11 +88,17 @@ def bind(
         for each in step.instructions:
             if isinstance(each, Run):
                 instructions.append(memory.call(each, step, len(complaints)))
-                complaints.append(_complaint(engines[each.model], each.model, number, len(program.steps)))
+                complaints.append(complaint(engines[each.model], each.model, number, len(program.steps)))
             else:
-                instructions.append(memory.sum(each))
+                instructions.append(Sum.of(each, memory.slots))
         steps.append(BoundStep(model=step.model, instructions=tuple(instructions), stop=device.mark()))
-    return Binding(latents=memory.slots[LATENTS], steps=tuple(steps), complaints=tuple(complaints))
+    return Binding(
+        latents=memory.slots[LATENTS],
+        slots=memory.slots,
+        steps=tuple(steps),
+        complaints=tuple(complaints),
+        chooser=None if program.choice is None else Chooser(program.choice, memory.slots, device),
+    )
 
 
 class _Memory:
@@ -138,12 +141,6 @@ class _Memory:
         rows = self._device.empty((len(names), *shape[1:]), _FLOAT32)
         self._outputs[names] = rows
         self.slots |= {name: self._device.rows(rows, index, index + 1) for index, name in enumerate(names)}
-
-    def sum(self, mix: Mix) -> Sum:
-        """A mix on tensors."""
-        return Sum(
-            out=self.slots[mix.out], terms=tuple((coefficient, self.slots[name]) for coefficient, name in mix.terms)
-        )
 
     def call(self, run: Run, step: Step, index: int) -> Call:
         """A run on tensors; ``index`` is its complaint."""
@@ -222,7 +219,8 @@ def _check(engine: Engine, tensors: Mapping[str, Tensor], velocity: Tensor) -> N
         )
 
 
-def _complaint(engine: Engine, model: str, step: int, steps: int) -> str:
+def complaint(engine: Engine, model: str, step: int, steps: int) -> str:
+    """What to say when a model's velocity is not finite at a step, counted from 1 on."""
     precision = engine.spec.precision
     return (
         f"The {model} model gave a non-finite velocity at step {step} of {steps}; "

@@ -50,9 +50,11 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the family's)")
     how.add_argument(
         "--schedule",
-        default="LSL",
+        default="auto",
         metavar="S",
-        help='LSL, LLL, SSS, LSS, SLL with the family\'s boundaries, or "L20 S20 L10" (default: LSL)',
+        help='LSL, LLL, SSS, LSS, SLL with the family\'s boundaries, or "L20 S20 L10"; stages may have a guidance '
+        'scale and timesteps of their own, "L20 S20:g1:t750,625 L10" (default: what fb-calibrate found for the bundle, '
+        "else LSL)",
     )
     how.add_argument(
         "--guidance", type=float, metavar="G", help="guidance scale; 1 turns it off (default: the family's)"
@@ -202,7 +204,7 @@ def _job(arguments: argparse.Namespace) -> Job:
 
 def _dry_run(arguments: argparse.Namespace, bundle: Bundle) -> None:
     """Print what would be done, for every prompt of a file too, after every check that needs no engine."""
-    from flowblending.runtime.jobs import compile_job, read_jobs
+    from flowblending.runtime.jobs import read_jobs
     from flowblending.runtime.plan import plan_lines
 
     job = _job(arguments)
@@ -213,7 +215,7 @@ def _dry_run(arguments: argparse.Namespace, bundle: Bundle) -> None:
     for number, each in [(line.number, line.job) for line in lines if line.job is not None] or [(0, job)]:
         if number:
             print(f"line      {number}: {each.prompt}")
-        print("\n".join(plan_lines(bundle, compile_job(each, bundle.manifest), arguments.device)))
+        print("\n".join(plan_lines(bundle, each, arguments.device)))
 
 
 def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
@@ -272,7 +274,7 @@ def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -
     if arguments.shard is not None:
         shard = Shard.parse(arguments.shard)
         lines = [line for line in lines if shard.holds(line.number)]
-    batch = Batch(lines, _out(arguments), bundle.manifest.id, console)
+    batch = Batch(lines, _out(arguments), bundle.manifest.edition, console)
     if not batch.unfinished:
         return batch.finish()
     if arguments.ray is not None:

@@ -73,11 +73,11 @@ class Case:
 
     def program(self) -> ProgramFile:
         """The case's program, bound to the formulas."""
-        steps = sum(int(stage[1:]) for stage in self.schedule.split())
+        schedule = StageSchedule.runs(self.schedule)
         program = compile_program(
-            schedule=StageSchedule.parse(self.schedule, steps, 0.4, 0.2),
+            schedule=schedule,
             solver=self.solver,
-            grid=sigma_grid(SigmaGrid(kind="shifted", shift=3.0), self.solver, steps, 30),
+            grid=sigma_grid(SigmaGrid(kind="shifted", shift=3.0), self.solver, schedule.steps, 30),
             guidance=self.guidance,
             batched=self.batched,
             cache=parse_cache(self.cache),
@@ -95,6 +95,7 @@ CASES = {
     "unipc-two-calls": Case(schedule="L2 S3 L1", solver="unipc", guidance=5.0, batched=False),
     "dpm-one-call": Case(schedule="L2 S2 L1", solver="dpm++", guidance=3.0, batched=True),
     "euler-no-guidance": Case(schedule="L1 S1", solver="euler", guidance=1.0, batched=False),
+    "unipc-distilled": Case(schedule="L3 S4:g1:t900.5,700 L2", solver="unipc", guidance=5.0, batched=True),
     "unipc-taylor": Case(
         schedule="L5 S4", solver="unipc", guidance=5.0, batched=False, cache="mask:111001100+taylor:2"
     ),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
 from flowblending import UsageError
+from flowblending.engine.sampling import Sampling
+from flowblending.runtime.cache.easycache import observed, reused
 from flowblending.runtime.cache.policy import Outline, StepCache, decide
 from flowblending.runtime.cache.velocity import velocities
+from flowblending.runtime.course import chart
 from flowblending.runtime.program import Program, Step
 from flowblending.runtime.schedule import StageSchedule
 from flowblending.runtime.sigmas import Grid
@@ -24,46 +28,66 @@ def compile_program(
     restart_at_switch: bool = False,
     cache: Sequence[StepCache] = (),
     architectures: Mapping[str, str | None] | None = None,
+    constants: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    wishes: Mapping[str, Sampling] | None = None,
 ) -> Program:
     """Compile a trajectory.
 
     Args:
-        schedule: the model of every step.
+        schedule: the model of every step, and what its stages have of their own (see `flowblending.runtime.course`).
         solver: ``unipc``, ``dpm++`` or ``euler``.
         grid: noise levels of as many steps as the schedule has.
         guidance: scale g of classifier-free guidance, velocity = g * cond + (1 - g) * uncond (arXiv 2207.12598);
             1 or less runs the conditional branch only, as WanPipeline, LTXPipeline and LTXConditionPipeline do.
+            Stages and models with a scale of their own take that.
         batched: both branches in one call, uncond first, as the LTX pipelines do; else cond and then uncond in
             two calls, as WanPipeline does.
-        restart_at_switch: forget a multistep solver's history whenever the model changes, instead of mixing the
+        restart_at_switch: forget a multistep solver's history at every stage's first step, instead of mixing the
             clean estimates of both models.
         cache: policies that leave out engine calls; see `flowblending.runtime.cache`.
         architectures: published names of the models, for caches with constants of their own.
+        constants: those measured on the bundle, by cache and model, which go before the published ones.
+        wishes: by model, the guidance and the timesteps it was trained for, where a stage has none of its own.
 
     Raises:
-        UsageError: ``guidance`` is not finite, the solver is unknown, or a cache does not fit the run.
+        UsageError: ``guidance`` is not finite, the solver is unknown, a stage's timesteps are out of place, or a cache
+            does not fit the run.
         ValueError: schedule and grid have different numbers of steps.
     """
     if not math.isfinite(guidance):
         raise UsageError(f"The guidance scale is {guidance}, but a finite number was expected; give one such as 5.")
+    course = chart(schedule, grid, wishes or {})
     outline = Outline(
-        schedule=schedule, timesteps=grid.timesteps, guided=guidance > 1.0, architectures=architectures or {}
+        schedule=course.visits,
+        timesteps=course.grid.timesteps,
+        guided=guidance > 1.0,
+        architectures=architectures or {},
+        constants=constants or {},
     )
-    calls = velocities(schedule, decide(cache, outline), guidance=guidance, batched=batched)
-    updates = solve(
-        solver,
-        grid.sigmas,
-        velocities=[each.velocity for each in calls],
-        restarts=schedule.switches if restart_at_switch else frozenset(),
-    )
-    return Program(
-        schedule=str(schedule),
+    decisions = decide(cache, outline)
+    calls = velocities(course.visits, decisions, guidance=guidance, batched=batched)
+    restarts = course.restarts | (course.visits.switches if restart_at_switch else frozenset())
+    solved = functools.partial(solve, solver, course.grid.sigmas, restarts=restarts)
+    updates = solved(velocities=[each.velocity for each in calls])
+    scales = course.visits.guidance(guidance)
+    levels = zip(course.visits.models, course.grid.timesteps, course.grid.sigmas[:-1], scales, strict=True)
+    program = Program(
+        schedule=str(course.schedule),
         solver=solver,
         guidance=guidance,
         steps=tuple(
-            Step(model=model, timestep=timestep, sigma=sigma, instructions=(*each.runs, *update))
-            for model, timestep, sigma, each, update in zip(
-                schedule.models, grid.timesteps, grid.sigmas[:-1], calls, updates, strict=True
+            Step(
+                model=model,
+                timestep=timestep,
+                sigma=sigma,
+                guidance=None if scale == guidance else scale,
+                instructions=(*each.calls, *update),
             )
+            for (model, timestep, sigma, scale), each, update in zip(levels, calls, updates, strict=True)
         ),
     )
+    if decisions.online is None:
+        return program
+    # A step's update reads no other step's velocity, so that those of computed and skipped steps may alternate.
+    reuse = solved(velocities=[reused(each.velocity) for each in calls])
+    return observed(program, decisions.online, guided=any(outline.uncond), starts=outline.starts, reuse=reuse)

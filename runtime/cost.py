@@ -11,8 +11,10 @@ from pathlib import Path
 
 from flowblending.engine.checksum import cache_folder
 from flowblending.engine.manifest import Manifest
+from flowblending.engine.sampling import Sampling
 from flowblending.export.spec import LARGE, SMALL
 from flowblending.runtime.program import Program
+from flowblending.runtime.schedule import StageSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,30 +24,42 @@ class Cost:
     Attributes:
         calls: of each model, one per guidance branch and step.
         skipped: calls that a step cache leaves out, by the model of their step.
-        flops: of all calls, counted from the exported graphs.
-        flops_all_large: of the same steps with the large model only, and every call made.
+        undecided: how many of ``calls`` a step cache decides about while the program runs.
+        flops: of all calls, counted from the exported graphs; at most, if some are undecided.
+        flops_least: if every undecided call is left out.
+        flops_all_large: of the same run with the schedule LLL, and every call made.
         engine_bytes: size of the engines that the run loads.
         slot_bytes: latent-sized buffers of the program.
     """
 
     calls: Mapping[str, int]
     skipped: Mapping[str, int]
+    undecided: Mapping[str, int]
     flops: int
+    flops_least: int
     flops_all_large: int
     engine_bytes: int
     slot_bytes: int
 
     @property
     def bound(self) -> float:
-        """The speed-up over all-large sampling that the operations allow, if every operation took as long."""
+        """The speed-up over all-large sampling that the operations allow, if every operation took as long.
+
+        With undecided calls, the least: that if all of them are made.
+        """
         return self.flops_all_large / self.flops
+
+    @property
+    def bound_most(self) -> float:
+        """The same if every undecided call is left out."""
+        return self.flops_all_large / self.flops_least
 
 
 def cost_of(program: Program, manifest: Manifest) -> Cost:
     """Count a program's cost from the manifest, without loading an engine."""
     calls = {model: program.calls(model) for model in (LARGE, SMALL)}
-    branches = len(program.branches())
-    skipped = {model: branches * sum(step.model == model for step in program.steps) - calls[model] for model in calls}
+    wanted = {model: sum(1 + program.guided(step) for step in program.steps if step.model == model) for model in calls}
+    undecided = {model: program.undecided(model) for model in calls}
     per_call = {model: _flops(manifest, model) for model in calls}
     loaded = [component for name, component in manifest.components.items() if name not in calls or calls[name] > 0]
     latent_bytes = 4
@@ -53,12 +67,27 @@ def cost_of(program: Program, manifest: Manifest) -> Cost:
         latent_bytes *= size
     return Cost(
         calls=calls,
-        skipped=skipped,
+        skipped={model: wanted[model] - calls[model] for model in calls},
+        undecided=undecided,
         flops=sum(calls[model] * per_call[model] for model in calls),
-        flops_all_large=(sum(calls.values()) + sum(skipped.values())) * per_call[LARGE],
-        engine_bytes=sum(file.bytes for component in loaded for file in component.files),
+        flops_least=sum((calls[model] - undecided[model]) * per_call[model] for model in calls),
+        flops_all_large=_all_large_calls(program, manifest) * per_call[LARGE],
+        engine_bytes=sum(component.engine_bytes for component in loaded),
         slot_bytes=len(program.slots()) * latent_bytes,
     )
+
+
+def _all_large_calls(program: Program, manifest: Manifest) -> int:
+    """What LLL runs: the steps of the run, or the large model's own where it was distilled to some."""
+    wish = manifest.components[LARGE].sampling or Sampling()
+    steps = len(wish.timesteps) or StageSchedule.runs(program.schedule).steps
+    guidance = program.guidance if wish.guidance is None else wish.guidance
+    return steps * (1 + (guidance > 1.0))
+
+
+def flops_of(calls: Mapping[str, int], manifest: Manifest) -> int:
+    """Operations of calls that were made, by model."""
+    return sum(count * _flops(manifest, model) for model, count in calls.items())
 
 
 def _flops(manifest: Manifest, model: str) -> int:

@@ -1,4 +1,4 @@
-"""An NVIDIA GPU as a device: cuda.core for streams, memory and events, and two small kernels.
+"""An NVIDIA GPU as a device: cuda.core for streams, memory and events, and three small kernels.
 
 TensorRT and ONNX Runtime work in the device's primary context, and so does this; a stream given by the
 caller must belong to it (pycuda: ``pycuda.autoprimaryctx``).
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from flowblending import FlowBlendingError
 from flowblending.engine.tensor import CUDA, Tensor
+from flowblending.runtime.cuda_probe import PROBE_SOURCE, CudaProbe
 from flowblending.runtime.device import Mark, Term
 
 MAX_TERMS: Final = 8
@@ -170,6 +171,10 @@ class CudaDevice:
         """A watch whose memory is one word on the device."""
         return CudaWatch(self, complaints)
 
+    def probe(self, count: int) -> CudaProbe:
+        """A probe whose partial sums are on the device."""
+        return CudaProbe(self, count)
+
     def close(self) -> None:
         """Wait for the stream, which is the caller's if it was given."""
         self._stream.sync()
@@ -182,6 +187,14 @@ class CudaDevice:
         """Enqueue: if ``tensor`` has a non-finite value, lower ``word`` to ``index``."""
         count = tensor.nbytes // 4
         self._launch("watch", count, [tensor.address, np.uint64(count), np.uint32(index), word.address])
+
+    def sums(self, out: Tensor, tensor: Tensor, other: Tensor | None) -> None:
+        """Enqueue: ``out`` becomes partial sums of |tensor - other|, or of |tensor|, in float64; one of each block."""
+        count, blocks = tensor.nbytes // 4, out.nbytes // 8
+        config = self._core.LaunchConfig(grid=blocks, block=_THREADS)
+        second = 0 if other is None else other.address
+        arguments = [out.address, np.uint64(count), tensor.address, second]
+        self._core.launch(self._stream, config, self._kernels["probe"], *arguments)
 
     def _adopt(self, stream: int | Stream | Handle | None) -> Any:
         if stream is None:
@@ -258,13 +271,13 @@ class CudaWatch:
 
 
 def kernel_names() -> list[str]:
-    """Of the kernels in `kernel_source`: ``mix1`` to ``mix8``, and ``watch``."""
-    return [*(f"mix{count}" for count in range(1, MAX_TERMS + 1)), "watch"]
+    """Of the kernels in `kernel_source`: ``mix1`` to ``mix8``, ``watch`` and ``probe``."""
+    return [*(f"mix{count}" for count in range(1, MAX_TERMS + 1)), "watch", "probe"]
 
 
 def kernel_source() -> str:
-    """CUDA C++: one mix kernel per number of terms, whose sum is not fused, and the watch kernel."""
-    return "".join(_mix_source(count) for count in range(1, MAX_TERMS + 1)) + _WATCH_SOURCE
+    """CUDA C++: one mix kernel per number of terms, whose sum is not fused, and the kernels of watch and probe."""
+    return "".join(_mix_source(count) for count in range(1, MAX_TERMS + 1)) + _WATCH_SOURCE + PROBE_SOURCE
 
 
 def _mix_source(count: int) -> str:

@@ -1,7 +1,7 @@
 """Where latents live and how time is told there: what the sampler asks of a CPU or a GPU.
 
 Everything is enqueued on one stream and finishes in the order in which it was asked for. Only
-``download``, `Mark.wait` and `Watch.raise_if_bad` wait; on a CPU everything has finished when it returns.
+``download``, `Mark.wait`, `Probe.read` and `Watch.raise_if_bad` wait; on a CPU everything has finished when it returns.
 """
 
 from __future__ import annotations
@@ -54,6 +54,21 @@ class Watch(Protocol):
         Raises:
             FlowBlendingError: a check found a non-finite value.
         """
+        ...
+
+
+class Probe(Protocol):
+    """Means of absolute values, gathered on the device and read in one go. Made by `Device.probe`."""
+
+    def measure(self, index: int, tensor: Tensor, other: Tensor | None) -> None:
+        """Enqueue: number ``index`` becomes the mean of |tensor - other|, or of |tensor|; float32 tensors of one size.
+
+        Differences are taken in float32, and summed in float64 in an order that is the same every time.
+        """
+        ...
+
+    def read(self) -> tuple[float, ...]:
+        """All the numbers, after waiting for everything enqueued before; unspecified where none was measured."""
         ...
 
 
@@ -116,6 +131,10 @@ class Device(Protocol):
 
     def watch(self, complaints: Sequence[str]) -> Watch:
         """A watch with one sentence per index to complain with."""
+        ...
+
+    def probe(self, count: int) -> Probe:
+        """A probe for ``count`` numbers."""
         ...
 
     def close(self) -> None:

@@ -132,7 +132,7 @@ def generate(
                 advance(frames.shape[1])
     clock.seconds |= sample.model_seconds
     clock.seconds["total"] = time.perf_counter() - start
-    _remember(pipeline, program, clock.seconds)
+    _remember(pipeline, sample, clock.seconds)
     return Outcome(program=program, sample=sample, latents=final, seconds=clock.seconds)
 
 
@@ -188,20 +188,18 @@ def video_metadata(
     }
 
 
-def _remember(pipeline: Pipeline, program: Program, seconds: dict[str, float]) -> None:
+def _remember(pipeline: Pipeline, sample: SampleResult, seconds: dict[str, float]) -> None:
     measured = {name: seconds[name] for name in (TEXT_ENCODER, VAE) if name in seconds}
-    for model in (LARGE, SMALL):
-        if calls := program.calls(model):
-            measured[model] = seconds[model] / calls
+    measured |= {model: sample.model_seconds[model] / calls for model, calls in sample.calls.items()}
     Timings(pipeline.bundle.manifest.id, pipeline.device.kind).write(measured)
 
 
 def show_times(outcome: Outcome, console: Console) -> None:
     """The table at the end of a run: measured seconds per stage."""
     seconds, total = outcome.seconds, outcome.seconds["total"]
-    calls = {model: outcome.program.calls(model) for model in (LARGE, SMALL)}
+    calls = outcome.sample.calls
     labels = {LOADING: "engine loading", TEXT_ENCODER: "text encoder"}
-    labels |= {model: f"{model} x {count}" for model, count in calls.items() if count}
+    labels |= {model: f"{model} x {calls[model]}" for model in (LARGE, SMALL) if model in calls}
     labels |= {VAE: "VAE decoder", VIDEO: "video file", "total": "total"}
     rows = [
         (label, f"{seconds[stage]:.3f} s", f"{seconds[stage] / total:.0%}")

@@ -88,6 +88,10 @@ class HostDevice:
         """A watch that complains at once."""
         return HostWatch(complaints)
 
+    def probe(self, count: int) -> HostProbe:
+        """A probe that measures at once."""
+        return HostProbe(count)
+
     def close(self) -> None:
         """Nothing is pending."""
 
@@ -130,3 +134,31 @@ class HostWatch:
 
     def raise_if_bad(self) -> None:
         """Every check has complained already."""
+
+
+class HostProbe:
+    """See `Probe`."""
+
+    def __init__(self, count: int) -> None:
+        self._means = [0.0] * count
+        self._block = np.empty(_BLOCK, np.float32)
+
+    def measure(self, index: int, tensor: Tensor, other: Tensor | None) -> None:
+        """Measure block by block."""
+        values = tensor.numpy().reshape(-1)
+        others = None if other is None else other.numpy().reshape(-1)
+        total = 0.0
+        for start in range(0, values.size, _BLOCK):
+            part = values[start : start + _BLOCK]
+            block = self._block[: part.size]
+            if others is None:
+                np.abs(part, out=block)
+            else:
+                np.subtract(part, others[start : start + _BLOCK], out=block)
+                np.abs(block, out=block)
+            total += float(block.sum(dtype=np.float64))
+        self._means[index] = total / values.size
+
+    def read(self) -> tuple[float, ...]:
+        """What was measured."""
+        return tuple(self._means)

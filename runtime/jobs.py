@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from flowblending import FlowBlendingError, UsageError
-from flowblending.engine.manifest import Manifest
+from flowblending.engine.manifest import CalibratedSchedule, Manifest
 from flowblending.runtime.cache.parse import parse_cache
 from flowblending.runtime.compile import compile_program
 from flowblending.runtime.program import Program
-from flowblending.runtime.schedule import StageSchedule
+from flowblending.runtime.schedule import AUTO, StageSchedule
 from flowblending.runtime.sigmas import sigma_grid
 
 
@@ -27,7 +27,9 @@ class Job:
 
     Attributes:
         seed: of the initial noise, which is the one diffusers draws for the same seed on the CPU.
-        schedule: ``LSL`` or ``L20 S20 L10``.
+        steps: of the run; stages with timesteps of their own stand in for as many as they say.
+        schedule: ``auto`` (what the bundle was calibrated to, or LSL), ``LSL``, ``L20 S20 L10``, or with guidance and
+            timesteps of a stage's own, ``L20 S20:g1:t909.4,725 L10``.
         guidance: scale of classifier-free guidance; 1 or less turns it off.
         batched_guidance: both guidance branches in one call of the engine.
         solver: ``unipc``, ``dpm++`` or ``euler``.
@@ -39,19 +41,33 @@ class Job:
     negative_prompt: str | None = None
     seed: int = 0
     steps: int | None = None
-    schedule: str = "LSL"
+    schedule: str = AUTO
     guidance: float | None = None
     batched_guidance: bool | None = None
     solver: str | None = None
     frame_rate: float | None = None
     cache: str = "off"
 
-    def file_stem(self, bundle_id: str) -> str:
-        """A readable file name for the job's video on a bundle: the same for the same video, else another."""
+    def file_stem(self, edition: str) -> str:
+        """A readable file name for the job's video on a bundle: the same for the same video, else another.
+
+        Args:
+            edition: of the bundle's manifest.
+        """
         words = re.sub(r"[^\w]+", "-", self.prompt.lower()).strip("-")[:40].strip("-")
-        content = json.dumps([bundle_id, dataclasses.asdict(self)], sort_keys=True)
+        content = json.dumps([edition, dataclasses.asdict(self)], sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:12]
         return "-".join(filter(None, (words, digest)))
+
+
+def calibrated_schedule(job: Job, manifest: Manifest) -> CalibratedSchedule | None:
+    """The schedule that ``fb-calibrate`` found for the bundle, if the job leaves the choice to it."""
+    calibration = manifest.calibration
+    return None if calibration is None or not _is_auto(job) else calibration.schedule
+
+
+def _is_auto(job: Job) -> bool:
+    return job.schedule.strip().lower() == AUTO
 
 
 def compile_job(job: Job, manifest: Manifest) -> Program:
@@ -69,7 +85,12 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
         )
     solver = job.solver or pipeline.solver
     tokens = math.prod(manifest.geometry.latent_shape[1:]) // math.prod(pipeline.patch)
-    schedule = StageSchedule.parse(job.schedule, steps, pipeline.early, pipeline.late)
+    calibrated = calibrated_schedule(job, manifest)
+    if calibrated is not None:
+        schedule = StageSchedule.scaled(calibrated.runs, steps)
+    else:
+        text = "LSL" if _is_auto(job) else job.schedule
+        schedule = StageSchedule.parse(text, steps, pipeline.early, pipeline.late)
     return compile_program(
         schedule=schedule,
         solver=solver,
@@ -78,6 +99,8 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
         batched=pipeline.batched_guidance if job.batched_guidance is None else job.batched_guidance,
         cache=parse_cache(job.cache),
         architectures={name: component.architecture for name, component in manifest.components.items()},
+        constants=None if manifest.calibration is None else manifest.calibration.caches,
+        wishes={name: each.sampling for name, each in manifest.components.items() if each.sampling is not None},
     )
 
 

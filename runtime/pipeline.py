@@ -22,6 +22,7 @@ from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.program import COND, UNCOND, Program
 from flowblending.runtime.prompt import Tokenizer
 from flowblending.runtime.sampler import Sampler, SampleResult, StepEvent, Trajectory
+from flowblending.runtime.video import to_uint8
 
 MAX_FRAME_RATE = 1000
 
@@ -178,3 +179,18 @@ class Pipeline:
         return Decoder(engines=engines, device=self.device, pipeline=self.bundle.manifest.pipeline).decode(
             latents, generator
         )
+
+    def pixels(self, latents: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.uint8]:
+        """The whole video of latents whose initial noise was of a seed, [F, H, W, 3].
+
+        Raises:
+            FlowBlendingError: the decoder gave a non-finite pixel.
+        """
+        generator = TorchNormal(seed)
+        self.noise(generator)  # a decoder that adds noise draws on after the initial latents
+        chunks = []
+        for chunk in self.decode(self.device.upload(latents), generator):
+            if not np.isfinite(chunk).all():
+                raise FlowBlendingError("The VAE decoder gave a non-finite pixel; build it in bf16 or fp32.")
+            chunks.append(to_uint8(chunk))
+        return np.concatenate(chunks)

@@ -2,48 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from flowblending.engine.bundle import Bundle
+from flowblending.engine.manifest import Manifest
 from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, VAE
 from flowblending.runtime.cost import Cost, Timings, cost_of
+from flowblending.runtime.jobs import Job, calibrated_schedule, compile_job
 from flowblending.runtime.place import device_kind
 from flowblending.runtime.program import Program, Run, Step
 
+_Number = TypeVar("_Number", int, float)
 
-def plan_lines(bundle: Bundle, program: Program, device: str) -> list[str]:
-    """The plan, a line each: geometry, schedule, steps, cost, memory, and time if it was measured before."""
+
+def plan_lines(bundle: Bundle, job: Job, device: str) -> list[str]:
+    """The plan, a line each: geometry, schedule, steps, cost, memory, and time if it was measured before.
+
+    Raises:
+        UsageError: a job that makes no program.
+    """
     manifest = bundle.manifest
+    program = compile_job(job, manifest)
     geometry, cost = manifest.geometry, cost_of(program, manifest)
     return [
         f"bundle    {bundle.folder} ({manifest.id}), {manifest.pipeline.family}",
         f"video     {geometry.width}x{geometry.height}, {geometry.frames} frames, "
         f"latents {list(geometry.latent_shape)}",
-        f"schedule  {program.schedule}, {len(program.steps)} steps, {program.solver}, guidance {program.guidance:g}",
+        f"schedule  {program.schedule}{_origin(job, manifest)}, {len(program.steps)} steps, {program.solver}, "
+        f"guidance {program.guidance:g}",
         *_steps(program),
         _calls(cost),
-        f"FLOPs     {_tera(cost.flops)} of {_tera(cost.flops_all_large)} all-large "
-        f"({cost.flops / cost.flops_all_large:.1%}); speed-up bound {cost.bound:.3f}x",
+        _operations(cost),
         f"memory    engines {_mega(cost.engine_bytes)}, latent slots {_mega(cost.slot_bytes)}",
         _expected(cost, Timings(manifest.id, device_kind(device, manifest)).read()),
     ]
+
+
+def _origin(job: Job, manifest: Manifest) -> str:
+    calibrated = calibrated_schedule(job, manifest)
+    return "" if calibrated is None else f" (calibrated: {calibrated.runs}, {calibrated.evidence})"
+
+
+def _operations(cost: Cost) -> str:
+    flops, bounds = _range(cost.flops_least, cost.flops, _tera), _range(cost.bound, cost.bound_most, "{:.3f}x".format)
+    share = _range(cost.flops_least / cost.flops_all_large, cost.flops / cost.flops_all_large, "{:.1%}".format)
+    return f"FLOPs     {flops} of {_tera(cost.flops_all_large)} all-large ({share}); speed-up bound {bounds}"
 
 
 def _calls(cost: Cost) -> str:
     line = f"calls     large x {cost.calls[LARGE]}, small x {cost.calls[SMALL]}"
     if any(cost.skipped.values()):
         line += f"; the cache skips large x {cost.skipped[LARGE]}, small x {cost.skipped[SMALL]}"
+    if any(cost.undecided.values()):
+        line += f" at most; the cache decides about large x {cost.undecided[LARGE]}, "
+        line += f"small x {cost.undecided[SMALL]} while the program runs"
     return line
 
 
 def _steps(program: Program) -> list[str]:
     """One line per stage, with the noise levels it covers, and with what a cache leaves of its steps."""
-    marks = "".join(_mark(step, len(program.branches())) for step in program.steps)
+    marks = "".join(_mark(step, 1 + program.guided(step)) for step in program.steps)
+    if program.choice is not None:
+        marks = "".join(mark if reuse is None else "?" for mark, reuse in zip(marks, program.choice.reuse, strict=True))
     lines, first = [], 0
     for index, step in enumerate(program.steps):
-        last = index + 1 == len(program.steps)
-        if last or program.steps[index + 1].model != step.model:
+        following = program.steps[index + 1 : index + 2]
+        if not any((each.model, each.guidance) == (step.model, step.guidance) for each in following):
             noise = f"sigma {program.steps[first].sigma:.4f} to {step.sigma:.4f}"
+            scale = "" if step.guidance is None else f", guidance {step.guidance:g}"
             computes = f", computes {marks[first : index + 1]}" if set(marks) != {"1"} else ""
-            lines.append(f"  steps {first + 1:>3}-{index + 1:<3} {step.model:<5}  {noise}{computes}")
+            lines.append(f"  steps {first + 1:>3}-{index + 1:<3} {step.model:<5}  {noise}{scale}{computes}")
             first = index + 1
     return lines
 
@@ -58,9 +87,20 @@ def _expected(cost: Cost, seconds: dict[str, float]) -> str:
     needed = {model for model, count in cost.calls.items() if count}
     if not needed <= seconds.keys():
         return "time      not measured on this machine yet"
-    sampling = sum(cost.calls[model] * seconds[model] for model in needed)
+    most = sum(cost.calls[model] * seconds[model] for model in needed)
+    least = most - sum(cost.undecided[model] * seconds[model] for model in needed)
     rest = seconds.get(TEXT_ENCODER, 0.0) + seconds.get(VAE, 0.0)
-    return f"time      about {sampling + rest:.2f} s as last measured (sampling {sampling:.2f} s)"
+    total, sampling = _range(least + rest, most + rest, _seconds), _range(least, most, _seconds)
+    return f"time      about {total} as last measured (sampling {sampling})"
+
+
+def _range(least: _Number, most: _Number, text: Callable[[_Number], str]) -> str:
+    """One number, or two where something is decided while the program runs."""
+    return text(most) if least == most else f"{text(least)} to {text(most)}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s"
 
 
 def _tera(flops: int) -> str:

@@ -3,7 +3,8 @@
 Everything that can be done once is done before the loop: memory for every slot, timesteps, conditions and the
 tensors of every engine call. The loop itself only enqueues engine calls, copies, mixes, looks for non-finite
 values, and marks; it allocates nothing and waits for nothing. All addresses stay the same from run to run, so
-that what one run enqueues can be captured as a CUDA graph.
+that what one run enqueues can be captured as a CUDA graph. Neither holds for a program with a choice, which waits for
+one small read wherever it decides.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from flowblending import FlowBlendingError
 from flowblending.engine.protocol import Engine
 from flowblending.engine.tensor import Tensor
-from flowblending.runtime.binding import BoundStep, Call, Conditions, bind
+from flowblending.runtime.binding import Call, Conditions, bind
 from flowblending.runtime.device import Device, Watch
 from flowblending.runtime.program import Program
 
@@ -55,12 +56,14 @@ class SampleResult:
         latents: fp32 [1, C, F, H, W], normalised as the transformer sees them.
         step_seconds: of every step.
         model_seconds: inside the calls of each model's engine.
+        calls: that were made of each model, each branch counted; the program's own unless it has a choice.
         loop_seconds: of all steps together, engines included.
     """
 
     latents: Tensor
     step_seconds: tuple[float, ...]
     model_seconds: Mapping[str, float]
+    calls: Mapping[str, int]
     loop_seconds: float
 
     @property
@@ -123,6 +126,17 @@ class Trajectory:
         self._binding = bind(program, engines, device, shape, conditions)
         self._start = device.mark()
         self._watch = device.watch(self._binding.complaints)
+        self._calls: list[Call] = []
+
+    @property
+    def latents(self) -> Tensor:
+        """This trajectory's latents, fp32 [1, C, F, H, W]: with ``follow(ahead=0)`` those after the step just told."""
+        return self._binding.latents
+
+    @property
+    def calls(self) -> int:
+        """Engine calls enqueued since the run began, each branch counted."""
+        return sum(1 + len(each.copies) for each in self._calls)
 
     def run(
         self, latents: npt.NDArray[np.float32] | Tensor, *, on_step: Callable[[StepEvent], None] | None = None
@@ -141,8 +155,8 @@ class Trajectory:
         """
         if on_step is None:
             with self._running(latents):
-                for step in self._binding.steps:
-                    _enqueue(step, self._device, self._watch, self._binding.latents)
+                for index in range(len(self._binding.steps)):
+                    self._enqueue(index)
                 if self._binding.steps:
                     self._binding.steps[-1].stop.wait()
             return self._result()
@@ -168,8 +182,8 @@ class Trajectory:
         """
         steps, told = self._binding.steps, 0
         with self._running(latents):
-            for enqueued, step in enumerate(steps, start=1):
-                _enqueue(step, self._device, self._watch, self._binding.latents)
+            for enqueued in range(1, len(steps) + 1):
+                self._enqueue(enqueued - 1)
                 due = 0 if ahead is None else enqueued - ahead
                 while told < enqueued and (told < due or steps[told].stop.reached()):
                     yield self._event(told)
@@ -178,6 +192,20 @@ class Trajectory:
                 yield self._event(told)
                 told += 1
         return self._result()
+
+    def _enqueue(self, index: int) -> None:
+        """The loop's body: what a CUDA graph would capture."""
+        step, chooser = self._binding.steps[index], self._binding.chooser
+        reuse = None if chooser is None else chooser.reuse(index)
+        for each in step.instructions if reuse is None else reuse:
+            if isinstance(each, Call):
+                call(each, self._device, self._watch, self._binding.latents)
+                self._calls.append(each)
+            else:
+                self._device.mix(each.out, each.terms)
+        if chooser is not None and reuse is None:
+            chooser.computed(index)
+        step.stop.record()
 
     @contextlib.contextmanager
     def _running(self, latents: npt.NDArray[np.float32] | Tensor) -> Iterator[None]:
@@ -189,6 +217,7 @@ class Trajectory:
             )
         source = latents if isinstance(latents, Tensor) else self._device.upload(latents)
         self._watch.reset()
+        self._calls.clear()
         self._device.copy(source, self._binding.latents)
         self._start.record()
         try:
@@ -215,29 +244,24 @@ class Trajectory:
         seconds = self._device.seconds
         stops = [self._start, *(step.stop for step in self._binding.steps)]
         model_seconds: dict[str, float] = {}
-        for step in self._binding.steps:
-            for each in step.instructions:
-                if isinstance(each, Call):
-                    model_seconds[each.model] = model_seconds.get(each.model, 0.0) + seconds(each.start, each.stop)
+        calls: dict[str, int] = {}
+        for each in self._calls:
+            model_seconds[each.model] = model_seconds.get(each.model, 0.0) + seconds(each.start, each.stop)
+            calls[each.model] = calls.get(each.model, 0) + 1 + len(each.copies)
         return SampleResult(
             latents=self._binding.latents,
             step_seconds=tuple(seconds(start, stop) for start, stop in itertools.pairwise(stops)),
             model_seconds=model_seconds,
+            calls=calls,
             loop_seconds=seconds(stops[0], stops[-1]),
         )
 
 
-def _enqueue(step: BoundStep, device: Device, watch: Watch, latents: Tensor) -> None:
-    """The loop's body: what a CUDA graph would capture."""
-    stream = device.stream
-    for each in step.instructions:
-        if isinstance(each, Call):
-            for copy in each.copies:
-                device.copy(latents, copy)
-            each.start.record()
-            each.engine.run(each.tensors, stream)
-            each.stop.record()
-            watch.check(each.velocity, each.index)
-        else:
-            device.mix(each.out, each.terms)
-    step.stop.record()
+def call(each: Call, device: Device, watch: Watch, latents: Tensor) -> None:
+    """Enqueue one engine call, and a look at what it gives."""
+    for copy in each.copies:
+        device.copy(latents, copy)
+    each.start.record()
+    each.engine.run(each.tensors, device.stream)
+    each.stop.record()
+    watch.check(each.velocity, each.index)

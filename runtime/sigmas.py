@@ -32,10 +32,12 @@ class Grid:
     Attributes:
         sigmas: strictly falling from at most 1 to 0 [steps + 1]; exact float32 values.
         timesteps: what the transformer is told at each step, in [0, train_timesteps] [steps].
+        train_timesteps: the timestep of noise level 1.
     """
 
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]
+    train_timesteps: int = 1000
 
 
 def sigma_grid(grid: SigmaGrid, solver: str, steps: int, tokens: int) -> Grid:
@@ -70,7 +72,11 @@ def sigma_grid(grid: SigmaGrid, solver: str, steps: int, tokens: int) -> Grid:
     sigmas = np.append(sigmas.astype(np.float32), np.float32(0.0))
     if not np.all(np.diff(sigmas) < 0):
         raise UsageError(f"{steps} steps are so many that neighbouring noise levels are equal; ask for far fewer.")
-    return Grid(sigmas=tuple(sigmas.tolist()), timesteps=tuple(timesteps.astype(np.float64).tolist()))
+    return Grid(
+        sigmas=tuple(sigmas.tolist()),
+        timesteps=tuple(timesteps.astype(np.float64).tolist()),
+        train_timesteps=grid.train_timesteps,
+    )
 
 
 def _unipc(grid: SigmaGrid, steps: int, tokens: int) -> tuple[Array, Array]:

@@ -176,6 +176,11 @@ def to_uint8(frames: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(np.rint(scaled, out=scaled).astype(np.uint8).transpose(1, 2, 3, 0))
 
 
+def from_uint8(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """[F, H, W, 3] in 0..255 to [3, F, H, W] in [-1, 1]: what `to_uint8` turns into the same bytes."""
+    return frames.transpose(3, 0, 1, 2).astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
 def _is_folder(path: str | Path) -> bool:
     return str(path).endswith("/") or not Path(path).suffix
 

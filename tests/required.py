@@ -7,8 +7,8 @@ from typing import NoReturn
 
 import pytest
 
-REQUIRE = "FLOWBLENDING_REQUIRE_EMBEDDING"
-"""Set by ``make test-embedding``: what the tests of the embeddings need has to be there."""
+REQUIRE = "FLOWBLENDING_REQUIRE_TOOLS"
+"""Set by ``make test-embedding`` and by CI: what the tests need has to be there."""
 
 
 def unavailable(reason: str) -> NoReturn:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 
-from benchmarks.shapes.adherence import adherence
+from benchmarks.shapes.adherence import adherence, judge_clip
 from benchmarks.shapes.judge import Reading, ReadShape, read
 from benchmarks.shapes.scene import COLOURS, KINDS, MOTIONS, RELATIONS, Scene, Shape, caption
 from tests.scenes import film, judge, one, scenes, two
@@ -95,3 +96,11 @@ def test_a_named_shape_is_paired_with_the_best_of_many() -> None:
     assert not result.number
     assert result.relation
     assert [shape.colour for shape in result.shapes] == [True, True]
+
+
+def test_the_judge_for_a_comparison_reads_bytes_and_a_caption() -> None:
+    scene = two()
+    film_of = np.rint(255 * film(scene)).astype(np.uint8)
+    assert judge_clip(film_of, caption(scene)) == {"attributes right": 1, "all right": 1}
+    other = dataclasses.replace(scene, background=("black", "black"))
+    assert judge_clip(film_of, caption(other)) == {"attributes right": pytest.approx(8 / 9), "all right": 0}

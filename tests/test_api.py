@@ -179,6 +179,9 @@ def test_a_closed_sampler_says_so_and_its_arrays_stay(bundle: Path) -> None:
 def test_wrong_options_are_told_at_once_and_a_long_prompt_is_a_warning(sampler: flowblending.VideoSampler) -> None:
     with pytest.raises(UsageError, match="L9 add up to 9 steps"):
         sampler.generate("x", steps=3, schedule="L9")
+    with pytest.raises(UsageError, match="the stage S1:t990 must lie below"):
+        sampler.generate("x", steps=3, schedule="L2 S1:t990")
+    assert sampler.generate("x", steps=3, schedule="l2 s1:t300:g1").program.schedule == "L2 S1:g1:t300"
     with pytest.raises(UsageError, match="The mask has 2 digits, but the run has 3 steps"):
         sampler.generate("x", steps=3, cache="mask:10")
     with pytest.raises(UsageError, match="does not fit in 64 bits"):

@@ -20,9 +20,11 @@ def test_onnxruntime_runs_the_exported_graph_itself(tmp_path: Path) -> None:
     work.mkdir()
     folder.mkdir()
     graph = linear(work)
-    files = compile_engine(
+    compiled = compile_engine(
         backend="onnxruntime", graph=graph, profile=PROFILE, targets=(), folder=folder, progress=lambda _: None
     )
+    files = compiled.files
+    assert compiled.plan is None
     assert files == (folder / "large.onnx", folder / "large.onnx.data")
     assert not list(work.iterdir())
     engine = open_engine(backend="onnxruntime", path=files[0], spec=graph.spec, device=CPU)
@@ -42,10 +44,13 @@ def test_tensorrt_rtx_compiles_a_plan_ahead_of_time(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx")
     graph, phases = linear(tmp_path), list[str]()
     targets = check_targets(RTX, ("sm89", "sm120"))
-    (plan,) = compile_engine(
+    compiled = compile_engine(
         backend=RTX, graph=graph, profile=PROFILE, targets=targets, folder=tmp_path, progress=phases.append
     )
+    (plan,) = compiled.files
     assert plan == tmp_path / "large.plan"
+    assert compiled.plan is not None
+    assert compiled.plan.bytes == plan.stat().st_size
     assert b"sm120" in plan.read_bytes()
     assert "compiling" in phases
     assert backend_version(RTX).startswith("1.7.")

@@ -8,30 +8,20 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from flowblending import FlowBlendingError
 from flowblending.engine.build import BuildRequest, build_bundle
-from flowblending.engine.bundle import open_bundle, write_bundle
-from flowblending.engine.console import Console
+from flowblending.engine.bundle import Bundle, open_bundle
+from flowblending.engine.report import read_report
+from flowblending.engine.sampling import Sampling
 from tests.conftest import Build
+from tests.stored import Recorder
 
 pytestmark = pytest.mark.slow
-
-
-class Recorder(Console):
-    """Remembers what the user would read."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def log(self, line: str) -> None:
-        self.lines.append(line)
 
 
 def request(pair: Path, out: Path) -> BuildRequest:
@@ -64,9 +54,15 @@ def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(
     monkeypatch.setattr("flowblending.export.wan._ARCHITECTURES", names)
     # Another geometry: ONNX Runtime's engines take any size, so nothing is built.
     console = Recorder()
-    moved = build_bundle(dataclasses.replace(request(pair, out), size="64x64"), console).manifest
+    wish = Sampling(timesteps=(1000.0, 993.75, 725.0), guidance=1.0)
+    moved = build_bundle(
+        dataclasses.replace(request(pair, out), size="64x64", sampling={"small": wish}), console
+    ).manifest
     assert {line.partition(":")[2] for line in console.lines} == {" reused, nothing changed"}
     assert moved.geometry.width == 64
+    assert {name for name, each in moved.components.items() if each.sampling} == {"small"}
+    assert open_bundle(out).manifest.components["small"].sampling == wish
+    assert moved.rebuild[-4:] == ("--small-timesteps", "1000,993.75,725", "--small-guidance", "1")
     assert before.components["large"].architecture is None
     assert moved.components["large"].architecture == "toy large"
     assert moved.components["text_encoder"].architecture is None
@@ -88,9 +84,86 @@ def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(
     changed = build_bundle(request(pair, out), console)
     assert "small: rebuilt, weights changed" in console.lines
     assert changed.manifest.components["small"].architecture == "toy small"
+    assert changed.manifest.components["small"].sampling is None
     assert "vae_next: rebuilt, its files changed" in console.lines
     assert sum("reused" in line for line in console.lines) == 3
     changed.verify(recompute=True)
+
+
+KILLED_IN_EVERY_PHASE = """
+import dataclasses, os, signal, sys
+from contextlib import contextmanager
+from pathlib import Path
+import flowblending.export.graph, flowblending.export.verify, flowblending.export.wan
+from flowblending.engine.build import build_bundle
+from tests.stored import Recorder
+from tests.test_build import request
+class Killer(Recorder):
+    def __init__(self, where):
+        super().__init__()
+        self.where = where
+    @contextmanager
+    def phase(self, title):
+        self.reach(title)
+        yield lambda doing: self.reach(f"{title}: {doing}")
+    def log(self, line):
+        print(line, flush=True)
+    def reach(self, where):
+        if where == self.where:
+            os.kill(os.getpid(), signal.SIGKILL)
+for where in sys.argv[4:]:
+    child = os.fork()
+    if child == 0:
+        order = request(Path(sys.argv[1]), Path(sys.argv[2]))
+        build_bundle(dataclasses.replace(order, cache=Path(sys.argv[3])), Killer(where))
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    print("killed", flush=True)
+"""
+
+
+def test_a_build_killed_in_any_phase_resumes_at_the_component_in_work(
+    build: Build, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    out, pair, cache = tmp_path / "out" / "bundle", tmp_path / "pair", tmp_path / "cache"
+    shutil.copytree(build("wan").folder, out)
+    shutil.copytree(checkpoints("wan"), pair)
+    before = open_bundle(out).manifest
+    weights = pair / "small" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    exporting, compiling = "small: exporting", "small: compiling for onnxruntime"
+    phases = ["Reading checkpoints", f"{exporting}: tracing", f"{exporting}: verifying", compiling]
+    command = [sys.executable, "-c", KILLED_IN_EVERY_PHASE, pair, out, cache, *phases]
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
+    assert result.returncode == 0, result.stderr
+    told = [run.splitlines() for run in result.stdout.split("killed\n")]
+    # What is needed of the disk is said first, of what was not found.
+    assert [run[0].startswith("disk: up to ") for run in told[1:4]] == [True] * 3
+    runs = [told[0], *(run[1:] for run in told[1:])]
+    rebuilt = "small: rebuilt, weights changed"
+    assert runs[0] == []
+    assert runs[1] == ["large: reused, nothing changed", rebuilt]
+    assert runs[2] == ["large: taken from the cache", rebuilt]
+    assert runs[3][:2] == ["large: taken from the cache", rebuilt]
+    assert open_bundle(out).manifest == before
+    console = Recorder()
+    bundle = build_bundle(dataclasses.replace(request(pair, out), cache=cache), console)
+    assert console.lines[1:4] == [
+        "large: taken from the cache",
+        rebuilt,
+        "small: exported and verified by a build that was interrupted",
+    ]
+    assert not any("equals torch" in line for line in console.lines)
+    bundle.verify(recompute=True)
+    assert os.listdir(out.parent) == ["bundle"]
+    # Another bundle, and no earlier one: everything comes from the cache, whatever the geometry.
+    console = Recorder()
+    other = dataclasses.replace(request(pair, tmp_path / "other"), cache=cache, size="64x64")
+    assert build_bundle(other, console).manifest.geometry.width == 64
+    assert {line.partition(":")[2] for line in console.lines} == {" taken from the cache"}
+    assert (tmp_path / "other" / "large.onnx.data").samefile(out / "large.onnx.data")
 
 
 @pytest.mark.parametrize(("kind", "small"), [("wan", "fp16"), ("ltx", "bf16")])
@@ -106,7 +179,33 @@ def test_real_plans_are_built_without_a_gpu(kind: str, small: str, build: Build)
     assert (precisions["large"], precisions["small"], precisions["text_encoder"]) == ("fp16-mixed", small, "bf16")
     # The name of the fused kernel, whose source lies in the plan.
     assert b"_gemm_mha_v2" in bundle.path("large").read_bytes()
-    assert {path.suffix for path in bundle.folder.iterdir()} == {".plan", ".json"}
+    assert {path.suffix for path in bundle.folder.iterdir()} == {".plan", ".json", ".npz"}
+    check_proof(bundle, {"large": (8, "fp16"), "small": (4, small)})
+
+
+def check_proof(bundle: Bundle, expected: Mapping[str, tuple[int, str]]) -> None:
+    """What the report says of plans: the attentions of each transformer, two a block, and the type of its layers."""
+    report = read_report(bundle)
+    assert report is not None
+    for name, (attentions, kind) in expected.items():
+        plan = report.components[name].plan
+        assert plan is not None
+        assert (plan.fused, plan.unfused, plan.differing) == (attentions, (), {})
+        # Ten layers a block, whose types the plan names.
+        assert plan.products is not None
+        assert plan.products[kind] >= 5 * attentions
+        assert plan.weights_bytes is not None
+        assert 0 < plan.weights_bytes < plan.bytes
+    assert report.memory.complete
+    assert report.memory.weights == sum(
+        each.plan.weights_bytes or 0 for each in report.components.values() if each.plan is not None
+    )
+    # Everything but what the plans give on their GPU is proved, the pair's trajectory in torch among it.
+    left = {(claim.component, claim.claim) for claim in report.left}
+    assert left == {(name, "the engine gives what torch gives") for name in bundle.manifest.components}
+    assert not report.failed
+    assert report.pair is not None
+    assert 1e-4 < report.pair.worst("small") < report.pair.allowed["small"]
 
 
 def _mount(folder: Path, megabytes: int) -> bool:
@@ -145,31 +244,6 @@ def test_a_disk_that_fills_up_is_a_sentence_and_leaves_nothing(
         build_bundle(request(checkpoints("wan"), small_disk / "bundle"), console)
     assert console.lines[0].endswith(", 1000.0 GB are free")
     assert not os.listdir(small_disk)
-
-
-def test_a_killed_build_leaves_the_old_bundle_and_the_next_removes_its_files(
-    build: Build, checkpoints: Callable[[str], Path], tmp_path: Path
-) -> None:
-    out, pair = tmp_path / "bundle", checkpoints("wan")
-    shutil.copytree(build("wan").folder, out)
-    (out / "large.onnx.data").write_bytes(b"damaged, so that it is built again")
-    before = sorted((path.name, path.read_bytes()) for path in out.iterdir())
-    command = [sys.executable, "-m", "flowblending.engine.cli", "--large", pair / "large", "--small", pair / "small"]
-    command += ["--out", out, "--backend", "onnxruntime", "--size", "32x48", "--frames", "9"]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL)
-    partial = tmp_path / f".bundle.partial-{process.pid}"
-    deadline = time.monotonic() + 300
-    while not (partial / "export").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert partial.exists()
-    assert sorted((path.name, path.read_bytes()) for path in out.iterdir()) == before
-    with write_bundle(out) as folder:
-        (folder / "manifest.json").write_text("{}")
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
 def test_the_manifest_says_how_to_build_the_bundle_again(build: Build) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from flowblending import FlowBlendingError
-from flowblending.engine.bundle import open_bundle, write_bundle
+from flowblending.engine.bundle import bundle_id, open_bundle, write_bundle
 from flowblending.engine.manifest import MANIFEST
+from flowblending.engine.sampling import Sampling
 from tests import manifests
 
 
@@ -179,3 +180,14 @@ def test_verifying_again_reads_nothing(tmp_path: Path) -> None:
     read.clear()
     bundle.verify(progress=read.append)
     assert not read
+
+
+def test_what_a_model_asks_for_is_part_of_the_identity(tmp_path: Path) -> None:
+    manifest = manifests.write(tmp_path / "bundle")
+    plain = list(manifest.components.values())
+    identities = {manifest.id}
+    for wish in (Sampling(guidance=1.0), Sampling(guidance=2.0), Sampling(timesteps=(900.0,))):
+        wished = [each.model_copy(update={"sampling": wish}) if each.spec.name == "small" else each for each in plain]
+        identities.add(bundle_id(manifest.pipeline, manifest.geometry, wished, b"{}"))
+    assert bundle_id(manifest.pipeline, manifest.geometry, plain, b"{}") == manifest.id
+    assert len(identities) == 4

@@ -206,7 +206,7 @@ def test_words_become_policies(text: str, expected: tuple[StepCache, ...]) -> No
     ("text", "message"),
     [
         ("", "The cache '' is unknown; give off, mask:"),
-        ("teacache", "The cache 'teacache' is unknown"),
+        ("seacache", "The cache 'seacache' is unknown"),
         ("off+mask:10", "The cache 'off' is unknown"),
         ("mask", "The cache mask has no mask; write a digit for every step"),
         ("mask:1021", "The cache mask:1021 has no mask"),

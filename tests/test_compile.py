@@ -148,9 +148,9 @@ def test_refuses_a_guidance_that_is_no_number(guidance: float) -> None:
 
 
 def test_refuses_a_grid_of_another_length() -> None:
-    with pytest.raises(ValueError, match=r"zip\(\)"):
+    with pytest.raises(ValueError, match="a schedule of 1 steps and a grid of 2"):
         compile_program(
-            schedule=StageSchedule((LARGE,)),
+            schedule=StageSchedule.of([LARGE]),
             solver="euler",
             grid=Grid(sigmas=(1.0, 0.5, 0.0), timesteps=(1000.0, 500.0)),
             guidance=1.0,

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flowblending.engine.manifest import Manifest
-from flowblending.runtime.cost import Timings, cost_of
+from flowblending.engine.manifest import Flops, Manifest
+from flowblending.engine.sampling import Sampling
+from flowblending.runtime.cost import Cost, Timings, cost_of
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.program import Program
 from tests import manifests
@@ -63,6 +64,39 @@ def test_a_cache_leaves_out_calls(
     assert (cost.skipped["large"], cost.skipped["small"]) == skipped
     assert cost.flops == calls[0] * LARGE_FLOPS + calls[1] * SMALL_FLOPS
     assert cost.flops_all_large == (12 if guidance > 1 else 6) * LARGE_FLOPS
+
+
+def test_the_authors_large_distilled_large(manifest: Manifest) -> None:
+    """Their LTX pair: 40 steps with guidance take 3496 TFLOPs; half of the distilled model's 8 for 20 of them, 1774."""
+    flops = {"large": 43_705, "small": 6_427}  # billions a call, linear layers only (docs/schedules.md)
+    components = {
+        name: component.model_copy(update={"flops": Flops(linear=flops.get(name, 1) * 10**9, attention=0)})
+        for name, component in manifest.components.items()
+    }
+    pair = manifest.model_copy(update={"components": components})
+
+    def cost(schedule: str) -> Cost:
+        job = Job(prompt="x", schedule=schedule, steps=40, solver="euler", guidance=3.0)
+        return cost_of(compile_job(job, pair), pair)
+
+    blended = cost("L13 S20:g1:t850,800,700,600 L7")
+    assert blended.calls == {"large": 40, "small": 4}
+    assert blended.skipped == {"large": 0, "small": 0}
+    assert blended.flops / 1e12 == pytest.approx(1774, rel=1e-3)
+    assert blended.flops_all_large / 1e12 == pytest.approx(3496, rel=1e-3)
+    alone = cost("S40:g1:t1000,950,900,800,700,600,400,200")
+    assert alone.flops / 1e12 == pytest.approx(51.4, rel=1e-3)
+    assert alone.flops_all_large == blended.flops_all_large
+
+
+def test_all_large_is_what_lll_runs(manifest: Manifest) -> None:
+    """A large model with three timesteps and no guidance of its own: not the six guided steps of the run."""
+    wish = Sampling(timesteps=(1000.0, 700.0, 300.0), guidance=1.0)
+    large = manifest.components["large"].model_copy(update={"sampling": wish})
+    distilled = manifest.model_copy(update={"components": {**manifest.components, "large": large}})
+    alone, blended = (cost_of(program(distilled, schedule), distilled) for schedule in ("LLL", "L3 S3"))
+    assert alone.flops == alone.flops_all_large == blended.flops_all_large == 3 * LARGE_FLOPS
+    assert blended.calls == {"large": 2, "small": 6}
 
 
 def test_only_models_that_run_are_loaded_and_everything_else_always_is(manifest: Manifest) -> None:

@@ -107,6 +107,19 @@ def test_mix_of_a_video(device: CudaDevice) -> None:
     np.testing.assert_array_equal(device.download(out), x + np.float32(-0.02) * v)
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1, 1), (1, 16, 21, 60, 104)])
+def test_probe_is_numpys_mean_and_the_same_every_time(device: CudaDevice, shape: tuple[int, ...]) -> None:
+    a, b = random(0, shape), random(1, shape)
+    probe = device.probe(2)
+    found = []
+    for _ in range(3):
+        probe.measure(0, device.upload(a), device.upload(b))
+        probe.measure(1, device.upload(a), None)
+        found.append(probe.read())
+    assert found[0] == found[1] == found[2]
+    assert found[0] == pytest.approx((np.abs(a - b).mean(dtype=np.float64), np.abs(a).mean(dtype=np.float64)))
+
+
 def test_rows_copy_and_types(device: CudaDevice) -> None:
     tensor = device.empty((3, *SHAPE[1:]), np.dtype(np.float32))
     assert tensor.device == CUDA

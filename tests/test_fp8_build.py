@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from flowblending.engine.bundle import Bundle
 from flowblending.engine.fp8_options import Fp8Options
 from flowblending.engine.protocol import Range, ShapeProfile
 from flowblending.engine.trt_compile import PlanRequest, compile_plan
-from flowblending.engine.trt_plan import fp8_products, product_types
+from flowblending.engine.trt_plan import fused_attention, product_types
 from flowblending.export.audit import audit
 from flowblending.export.checkpoint import open_checkpoint
 from flowblending.export.spec import LARGE, SMALL, Precision
@@ -29,7 +30,7 @@ from flowblending.runtime.pipeline import Pipeline
 from tests.conftest import Build
 from tests.plans import RTX, ignore, needs_rtx
 from tests.reference import Floats, relative_error
-from tests.test_build import Recorder
+from tests.stored import Recorder
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +60,7 @@ def test_a_bundle_is_calibrated_runs_and_is_used_again(
         backend="onnxruntime",
         targets=(),
         fp8=Fp8Options(steps=STEPS),
+        cache=tmp_path / "cache",
     )
     console = Recorder()
     bundle = build_bundle(request, console)
@@ -82,7 +84,20 @@ def test_a_bundle_is_calibrated_runs_and_is_used_again(
     steps = compile_job(Job(prompt="", steps=STEPS), bundle.manifest).steps
     assert small["timesteps"] == [step.timestep for step in steps if step.model == SMALL]
     assert len(small["layers"]) == 20
-    # Again: nothing is calibrated or built.
+    # The key covers the table itself, of the models in fp8; every part of it makes another entry of the cache.
+    keys = {name: bundle.manifest.components[name].key for name in (LARGE, SMALL)}
+    assert keys[SMALL]["ranges"] == hashlib.sha256((out / "fp8_calibration.json").read_bytes()).hexdigest()
+    assert keys[LARGE]["calibration"] == "none" != keys[SMALL]["calibration"]
+    # Another bundle: nothing is calibrated or built.
+    console = Recorder()
+    second = build_bundle(dataclasses.replace(request, out=tmp_path / "second"), console)
+    assert [line for line in console.lines if not line.endswith("taken from the cache")] == []
+    assert sum(line.startswith("calibration: 4 prompts, L2 S1 L1") for line in console.lines) == 1
+    assert second.manifest.components == bundle.manifest.components
+    assert (second.folder / "fp8_calibration.json").read_bytes() == (out / "fp8_calibration.json").read_bytes()
+    second.verify(recompute=True)
+    # Again, without the cache.
+    request = dataclasses.replace(request, cache=None)
     console = Recorder()
     again = build_bundle(request, console)
     assert [line for line in console.lines if "reused" not in line] == []
@@ -150,15 +165,14 @@ def test_real_plans_compute_in_fp8(kind: str, checkpoints: Callable[[str], Path]
     info = compile_plan(request, ignore)
     # As the plan's own listing says: the middle block, and nothing else.
     inner = {name for name in names if "blocks.1." in name}
-    fp8 = {name for name, types in product_types(request.out).items() if types == {"fp8_e4m3"}}
+    fp8 = {name for name, types in product_types(request.out).items() if types == {"fp8"}}
     assert {name.partition(".")[2] for name in fp8} == inner
     # As the builder says: the bytes of these weights are not doubled again.
     assert info.weights_bytes is not None
     assert info.weights_bytes < 1.05 * graph.data.stat().st_size < plain.data.stat().st_size
-    assert b"_gemm_mha_v2" in request.out.read_bytes()
-    assert fp8_products(request.out, LARGE, 10) == 10
-    with pytest.raises(FlowBlendingError, match="computes 10 layers of large in fp8, where its graph asks for 11"):
-        fp8_products(request.out, LARGE, 11)
+    # The two attentions of each block, each one kernel.
+    assert fused_attention(request.out) == found.attention_types.keys()
+    assert len(found.attention_types) == 6
     # The compiler itself finds fp8 in it.
     with pytest.raises(FlowBlendingError, match="fp8_e4m3"):
         compile_plan(dataclasses.replace(request, targets=("sm80",)), ignore)
@@ -168,4 +182,4 @@ def test_a_plan_that_does_not_tell_is_no_proof(tmp_path: Path) -> None:
     path = tmp_path / "large.plan"
     path.write_bytes(np.random.default_rng(0).bytes(10_000))
     assert product_types(path) == {}
-    assert fp8_products(path, LARGE, 3) is None
+    assert fused_attention(path) == frozenset()

@@ -15,7 +15,7 @@ from benchmarks.shapes.blobs import find_blobs
 from benchmarks.shapes.judge import ReadShape, read, relation_of
 from benchmarks.shapes.render import centre
 from benchmarks.shapes.scene import BACKGROUNDS, COLOURS, MOTIONS, caption
-from benchmarks.shapes.similarity import psnr
+from flowblending.runtime.measures.similarity import psnr
 from tests.scenes import degrade, film, judge, one, scenes, two
 
 SIZES = [(13, 64, 64), (9, 48, 48)]

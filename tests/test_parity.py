@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusers import UniPCMultistepScheduler
 
 from flowblending import FlowBlendingError
 from flowblending.engine.bundle import Bundle
 from flowblending.engine.console import Console
 from flowblending.engine.gpu import gpu_architecture
 from flowblending.engine.manifest import Backend
+from flowblending.engine.sampling import Sampling
 from flowblending.runtime.generate import generate
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.noise import TorchNormal
@@ -21,7 +23,7 @@ from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.place import open_device
 from tests import reference
 from tests.conftest import Build
-from tests.reference import Floats
+from tests.reference import Floats, Visit
 
 pytestmark = pytest.mark.slow
 
@@ -78,6 +80,66 @@ def test_latents_equal_diffusers(
     bundle = build(kind)
     job = dataclasses.replace(JOB, **case)  # type: ignore[arg-type] # the cases are a table of fields
     expected, _ = reference.run(checkpoints(kind), bundle.manifest, job)
+    assert reference.relative_error(ours(bundle, job), expected) < LATENT_TOLERANCE
+
+
+@pytest.mark.parametrize("schedule", ["LSL", "L4 S9 L7"])
+def test_twenty_steps_of_dpm_solver(schedule: str, build: Build, checkpoints: Callable[[str], Path]) -> None:
+    """The authors' halved number of steps: WanPipeline with diffusers' DPM-Solver++ and two models."""
+    bundle = build("wan")
+    job = dataclasses.replace(JOB, schedule=schedule, solver="dpm++", steps=20)
+    expected, _ = reference.run(checkpoints("wan"), bundle.manifest, job)
+    assert reference.relative_error(ours(bundle, job), expected) < LATENT_TOLERANCE
+
+
+def visit(letter: str, timestep: float, guidance: float, *, sigma: float | None = None, fresh: bool = False) -> Visit:
+    sigma = timestep / 1000 if sigma is None else sigma
+    model = {"L": "large", "S": "small"}[letter]
+    return Visit(model=model, sigma=sigma, timestep=timestep, guidance=guidance, fresh=fresh)
+
+
+def test_a_distilled_stage_of_wan(build: Build, checkpoints: Callable[[str], Path]) -> None:
+    """L-D-L: the large model's first steps end at the distilled one's first timestep, and its last begin anew."""
+    bundle = build("wan")
+    job = dataclasses.replace(JOB, schedule="L3 S3:g1:t880,785.5,700 L2", steps=8, guidance=6.0)
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    scheduler.set_timesteps(8)
+    levels = list(zip(scheduler.timesteps.tolist(), scheduler.sigmas.tolist(), strict=False))
+    expected = reference.run_visits(
+        checkpoints("wan"),
+        bundle.manifest,
+        job,
+        [
+            *(visit("L", timestep, 6.0, sigma=sigma) for timestep, sigma in levels[:3]),
+            *(visit("S", timestep, 1.0, fresh=True) for timestep in (880.0, 785.5, 700.0)),
+            *(visit("L", timestep, 6.0, sigma=sigma, fresh=i == 0) for i, (timestep, sigma) in enumerate(levels[6:])),
+        ],
+    )
+    assert reference.relative_error(ours(bundle, job), expected) < LATENT_TOLERANCE
+
+
+def test_a_distilled_stage_of_ltx(build: Build, checkpoints: Callable[[str], Path]) -> None:
+    """By the timesteps that the bundle remembers of its small model, from 975 to above 618."""
+    built = build("ltx-condition")
+    components = dict(built.manifest.components)
+    wish = Sampling(timesteps=(1000.0, 993.7, 981.2, 975.0, 909.4, 725.0, 421.9), guidance=1.0)
+    components["small"] = components["small"].model_copy(update={"sampling": wish})
+    manifest = built.manifest.model_copy(update={"components": components})
+    job = dataclasses.replace(JOB, schedule="L5 S3 L2:g2.5", steps=10, guidance=4.0)
+    # LTXConditionPipeline's own levels at 10 steps: five of 5 each, then a parabola through 1 - 0.025 and 0.
+    base = [1000, 995, 990, 985, 980, 975, *(1000 - 25 - 5 * i - 38 * i**2 for i in (1, 2, 3, 4))]
+    expected = reference.run_visits(
+        checkpoints("ltx-condition"),
+        manifest,
+        job,
+        [
+            *(visit("L", timestep, 4.0) for timestep in base[:5]),
+            *(visit("S", timestep, 1.0) for timestep in (975.0, 909.4, 725.0)),
+            *(visit("L", timestep, 2.5) for timestep in base[8:]),
+        ],
+    )
+    bundle = dataclasses.replace(built, manifest=manifest)
+    assert compile_job(job, manifest).schedule == "L5 S3:g1:t975,909.4,725 L2:g2.5"
     assert reference.relative_error(ours(bundle, job), expected) < LATENT_TOLERANCE
 
 

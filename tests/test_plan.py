@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from flowblending.engine.bundle import Bundle
-from flowblending.engine.manifest import Flops
+from flowblending.engine.manifest import BundleFile, CalibratedSchedule, Calibration, Flops
+from flowblending.engine.sampling import Sampling
 from flowblending.runtime.cost import Timings
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.plan import plan_lines
-from flowblending.runtime.program import Program
 from tests import manifests
 
 
@@ -31,14 +31,13 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     return Bundle(folder=tmp_path / "bundle", manifest=manifest.model_copy(update=changes))
 
 
-def program(bundle: Bundle, schedule: str, cache: str = "off") -> Program:
-    job = Job(prompt="x", schedule=schedule, steps=6, solver="euler", guidance=5.0, cache=cache)
-    return compile_job(job, bundle.manifest)
+def job(schedule: str, cache: str = "off") -> Job:
+    return Job(prompt="x", schedule=schedule, steps=6, solver="euler", guidance=5.0, cache=cache)
 
 
 def test_the_lines_of_a_plan(bundle: Bundle) -> None:
-    made = program(bundle, "L2 S3 L1")
-    sigmas = [step.sigma for step in made.steps]
+    made = job("L2 S3 L1")
+    sigmas = [step.sigma for step in compile_job(made, bundle.manifest).steps]
     lines = plan_lines(bundle, made, "cpu")
     assert [line.split() for line in lines] == [
         line.split()
@@ -58,19 +57,19 @@ def test_the_lines_of_a_plan(bundle: Bundle) -> None:
 
 
 def test_what_a_cache_leaves_out_is_told(bundle: Bundle) -> None:
-    made = program(bundle, "L2 S3 L1", "mask:101101+guidance:2,1001")
+    made = job("L2 S3 L1", "mask:101101+guidance:2,1001")
     lines = plan_lines(bundle, made, "cpu")
     assert [line.partition(", computes ")[2] for line in lines if line.startswith("  steps")] == ["10", "1c0", "1"]
     assert "calls     large x 4, small x 3; the cache skips large x 2, small x 3" in lines
     # 4 * 2 + 3 * 0.5 of what 12 calls of the large model take.
     assert "FLOPs     9.5 TFLOPs of 24 TFLOPs all-large (39.6%); speed-up bound 2.526x" in lines
-    plain = "\n".join(plan_lines(bundle, program(bundle, "LLL"), "cpu")[1:])
+    plain = "\n".join(plan_lines(bundle, job("LLL"), "cpu")[1:])
     assert "cache" not in plain
     assert "computes" not in plain
 
 
 def test_one_stage_is_one_line(bundle: Bundle) -> None:
-    lines = plan_lines(bundle, program(bundle, "LLL"), "cpu")
+    lines = plan_lines(bundle, job("LLL"), "cpu")
     (stage,) = (line for line in lines if line.startswith("  steps"))
     assert stage.split()[1:3] == ["1-6", "large"]
     assert "calls     large x 12, small x 0" in lines
@@ -80,10 +79,48 @@ def test_one_stage_is_one_line(bundle: Bundle) -> None:
 def test_the_time_is_told_when_every_model_that_runs_was_measured(bundle: Bundle) -> None:
     timings = Timings(bundle.manifest.id, "cpu")
     timings.write({"large": 2.0, "vae": 1.25, "text_encoder": 0.5})
-    assert "not measured" in plan_lines(bundle, program(bundle, "L2 S3 L1"), "cpu")[-1]
-    assert plan_lines(bundle, program(bundle, "LLL"), "cpu")[-1].split(maxsplit=1) == [
+    assert "not measured" in plan_lines(bundle, job("L2 S3 L1"), "cpu")[-1]
+    assert plan_lines(bundle, job("LLL"), "cpu")[-1].split(maxsplit=1) == [
         "time",
         "about 25.75 s as last measured (sampling 24.00 s)",
     ]
     timings.write({"small": 0.5})
-    assert "about 16.75 s" in plan_lines(bundle, program(bundle, "L2 S3 L1"), "cpu")[-1]
+    assert "about 16.75 s" in plan_lines(bundle, job("L2 S3 L1"), "cpu")[-1]
+
+
+def test_a_calibrated_schedule_is_the_default_and_is_told(bundle: Bundle) -> None:
+    file = BundleFile(path="calibration-2.json", bytes=1, sha256="")
+    found = CalibratedSchedule(runs="L1 S1 L1", evidence=file.path)
+    calibration = Calibration(evidence=(file,), schedule=found)
+    calibrated = Bundle(folder=bundle.folder, manifest=bundle.manifest.model_copy(update={"calibration": calibration}))
+    assert plan_lines(calibrated, job("auto"), "cpu")[2] == (
+        "schedule  L2 S2 L2 (calibrated: L1 S1 L1, calibration-2.json), 6 steps, euler, guidance 5"
+    )
+    assert plan_lines(calibrated, job("LSL"), "cpu")[2] == "schedule  L2 S3 L1, 6 steps, euler, guidance 5"
+    assert plan_lines(bundle, job("auto"), "cpu")[2] == "schedule  L2 S3 L1, 6 steps, euler, guidance 5"
+
+
+def test_a_distilled_model_is_told_where_it_differs(bundle: Bundle) -> None:
+    """What the manifest says of the small model is part of the schedule, which may be typed as it is printed."""
+    components = dict(bundle.manifest.components)
+    wish = Sampling(timesteps=(1000.0, 815.5, 700.0, 8.0), guidance=1.0)
+    components["small"] = components["small"].model_copy(update={"sampling": wish})
+    distilled = Bundle(folder=bundle.folder, manifest=bundle.manifest.model_copy(update={"components": components}))
+    for text in ("auto", "LSL", "L2 S3 L1", "L2 S3:g1:t815.5,700 L1"):
+        lines = plan_lines(distilled, job(text), "cpu")
+        assert lines[2] == "schedule  L2 S3:g1:t815.5,700 L1, 5 steps, euler, guidance 5"
+        assert [line.split() for line in lines[3:6]] == [
+            ["steps", "1-2", "large", "sigma", "1.0000", "to", "0.9233"],
+            ["steps", "3-4", "small", "sigma", "0.8155", "to", "0.7000,", "guidance", "1"],
+            ["steps", "5-5", "large", "sigma", "0.0089", "to", "0.0089"],
+        ]
+        assert lines[6] == "calls     large x 6, small x 2"
+        # 6 * 2 + 2 * 0.5 of what the large model takes for 12 calls.
+        assert lines[7] == "FLOPs     13 TFLOPs of 24 TFLOPs all-large (54.2%); speed-up bound 1.846x"
+    assert plan_lines(bundle, job("L2 S3:g1:t815.5,700 L1"), "cpu")[2:8] == lines[2:8]
+
+
+def test_stages_of_one_model_are_told_apart_by_their_guidance(bundle: Bundle) -> None:
+    lines = plan_lines(bundle, job("L2 L2:g1 L2", "guidance:2,1001"), "cpu")
+    assert [line.split(", ", 1)[1] for line in lines[3:6]] == ["computes 1c", "guidance 1, computes 11", "computes 1c"]
+    assert lines[6] == "calls     large x 8, small x 0; the cache skips large x 2, small x 0"

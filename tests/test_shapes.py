@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from benchmarks.shapes.render import centre, coverage
-from benchmarks.shapes.scene import BACKGROUNDS, COLOURS, HELD_OUT, KINDS, RELATIONS, Scene, caption
+from benchmarks.shapes.scene import BACKGROUNDS, COLOURS, HELD_OUT, KINDS, RELATIONS, Scene, caption, parse_caption
 from tests.scenes import film, one, scenes, two
 
 
@@ -130,3 +130,20 @@ def test_captions_as_they_are_read() -> None:
     assert caption(one()) == "a red circle that moves right on a gray background"
     pair = "a red circle that moves up left of a blue cross that stays still on a gradient from white to black"
     assert caption(two()) == pair
+
+
+def test_every_caption_is_read_back() -> None:
+    for scene in [one(), two(), *scenes(5, 200)]:
+        read = parse_caption(caption(scene))
+        assert caption(read) == caption(scene)
+        looks = [[(shape.colour, shape.kind, shape.motion) for shape in each.shapes] for each in (read, scene)]
+        assert looks[0] == looks[1]
+        assert (read.relation, read.background) == (scene.relation, scene.background)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a cat", "a red circle that moves right", "a red circle that flies on a gray background"]
+)
+def test_what_is_no_caption(text: str) -> None:
+    with pytest.raises(ValueError, match="no caption of the shapes' grammar"):
+        parse_caption(text)

@@ -8,7 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from benchmarks.shapes.similarity import cosine, frechet, psnr, ssim, temporal_smoothness
+from flowblending.runtime.measures.similarity import (
+    Likeness,
+    Smoothness,
+    cosine,
+    frechet,
+    psnr,
+    psnr_of,
+    ssim,
+    temporal_smoothness,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -96,6 +105,38 @@ def test_ssim_sees_a_colour_of_the_same_luma() -> None:
     a = clip(5)
     rolled = a[..., [1, 2, 0]]
     assert ssim(a, rolled) < 0.5
+
+
+def test_bytes_and_frames_one_by_one_give_the_same() -> None:
+    """A clip of bytes is the clip of its levels over 255; frames in a stream are the clip's."""
+    generator = np.random.default_rng(10)
+    a, b = (generator.integers(0, 256, (4, 13, 12, 3), np.uint8) for _ in range(2))
+    levels = (a / 255, b / 255)
+    error = np.mean((levels[0] - levels[1]) ** 2)
+    assert psnr(a, b) == psnr(*levels) == pytest.approx(-10 * math.log10(error))
+    assert ssim(a, b) == ssim(*levels)
+    roughness = np.mean(np.abs(np.diff(levels[0], 2, axis=0)))
+    assert temporal_smoothness(a) == pytest.approx(roughness)
+    likeness, smoothness = Likeness(), Smoothness()
+    for frame, other in zip(a, b, strict=True):
+        likeness.add(frame, other)
+        smoothness.add(frame)
+    assert psnr_of(likeness.error) == pytest.approx(psnr(a, b))
+    assert likeness.ssim == pytest.approx(ssim(a, b))
+    assert smoothness.value == pytest.approx(roughness)
+
+
+def test_what_a_stream_is_too_short_or_small_for() -> None:
+    likeness, smoothness = Likeness(), Smoothness()
+    frame = np.zeros((10, 40, 3), np.uint8)
+    for _ in range(2):
+        likeness.add(frame, frame + np.uint8(51))
+        smoothness.add(frame)
+    assert likeness.ssim is None
+    assert likeness.error == pytest.approx(0.04)
+    assert smoothness.value is None
+    with pytest.raises(ValueError, match="one shape"):
+        likeness.add(frame, frame[:5])
 
 
 def test_cosine() -> None:

@@ -10,9 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.checkpoints import wan_transformer
 from flowblending import FlowBlendingError
-from flowblending.export import stored
-from flowblending.export.stored import Stored, find_stored, leave_in_file, stored_tensor, weights_on_demand
+from flowblending.export import stored, weights
+from flowblending.export.spec import LARGE, SMALL, Precision
+from flowblending.export.stored import Stored, find_stored, leave_in_file, stored_of, stored_tensor, weights_on_demand
+from flowblending.export.trajectory import TorchPair, draw
+from flowblending.export.wan_transformer import load_transformer
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def test_a_file_cut_short_and_an_unknown_type_are_named(tensors: dict[str, torch
     assert len(tensors) == 3
 
 
-def test_a_layer_holds_its_weights_while_it_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_holds_its_weights_while_it_computes(tmp_path: Path) -> None:
     torch.manual_seed(1)
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
     save_file(model.state_dict(), tmp_path / "diffusion_pytorch_model.safetensors")
@@ -82,4 +86,18 @@ def test_a_layer_holds_its_weights_while_it_computes(tmp_path: Path, monkeypatch
             model(torch.randn(3, 9))
     count()
     assert held[-1] == 0
-    assert monkeypatch is not None
+
+
+def test_a_trajectory_in_torch_computes_with_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer = wan_transformer(3)
+    transformer.save_pretrained(tmp_path)
+    monkeypatch.setattr(weights, "LARGE", 2000)
+    models = {name: load_transformer(tmp_path, name, 8, Precision.FP32) for name in (LARGE, SMALL)}
+    assert sum(stored_of(each) is not None for each in models[LARGE].module.parameters()) > 5
+    noise, conditions = draw(models[LARGE], {"frames": 2, "height": 4, "width": 6}, ("positive",))
+    text = conditions["positive"]["text"]
+    with torch.no_grad():
+        expected = transformer.eval()(torch.from_numpy(noise), torch.tensor([500.0]), text, return_dict=False)[0]
+    for stock in (True, False):
+        found = TorchPair(models, conditions, stock=stock)(LARGE, noise, 500.0, "positive")
+        assert np.linalg.norm(found - expected.numpy()) < 1e-5 * np.linalg.norm(expected.numpy())

@@ -111,7 +111,7 @@ def test_a_request_becomes_the_job_of_the_command_line(toy: Bundle) -> None:
         tensors(
             **SHORT,
             negative_prompt="",
-            schedule="L1 S2",
+            schedule="L1 S2:g1:t700,500",
             batched_guidance=True,
             solver="euler",
             frame_rate=24.0,
@@ -127,7 +127,7 @@ def test_a_request_becomes_the_job_of_the_command_line(toy: Bundle) -> None:
         negative_prompt="",
         seed=5,
         steps=3,
-        schedule="L1 S2",
+        schedule="L1 S2:g1:t700,500",
         guidance=4.1,
         batched_guidance=True,
         solver="euler",

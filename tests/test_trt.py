@@ -99,7 +99,10 @@ class Recorded:
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     context = Recorder()
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda _: context)
-    module = SimpleNamespace(Runtime=lambda _: runtime, nptype=lambda name: np.dtype(name).type)
+    forms = SimpleNamespace(JSON="json")
+    module = SimpleNamespace(
+        Runtime=lambda _: runtime, nptype=lambda name: np.dtype(name).type, LayerInformationFormat=forms
+    )
     library = stub(module)
     monkeypatch.setattr(trt, "load", lambda _: library)
     monkeypatch.setattr(trt, "gpu_architecture", lambda: "sm89")
@@ -133,6 +136,24 @@ def test_only_changes_are_told_and_nothing_else_is_called(recorded: Recorded) ->
     assert context.taken() == [("address", "x", 0x3000), ("execute", 8)]
     engine.run(at(0x3000, 0x2000, tokens=4), 8)
     assert context.taken() == [("shape", "x", (1, 4, 64)), ("execute", 8)]
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [('{"Layers": ["a", "b"]}', ("a", "b")), ('{"Layers": [{"Name": "a", "LayerType": "gemm"}]}', ("a",)), ("", None)],
+)
+def test_what_an_engine_tells_of_itself(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch, told: str, expected: tuple[str, ...] | None
+) -> None:
+    inspector = SimpleNamespace(get_engine_information=lambda form: told if form == "json" else "")
+    monkeypatch.setattr(Recorder, "create_engine_inspector", lambda _: inspector, raising=False)
+    monkeypatch.setattr(Recorder, "device_memory_size_v2", 4096, raising=False)
+    assert recorded.engine.device_bytes() == 4096
+    if expected is None:
+        with pytest.raises(FlowBlendingError, match=r"cannot inspect large .*; build the bundle again"):
+            recorded.engine.layers()
+    else:
+        assert recorded.engine.layers() == expected
 
 
 def test_what_an_engine_refuses_while_running(recorded: Recorded) -> None:

@@ -59,6 +59,16 @@ def test_equals_from_pretrained(
     assert not any(parameter.requires_grad for parameter in found.parameters())
 
 
+def test_the_first_blocks_alone(tmp_path: Path) -> None:
+    transformer = wan_transformer(1)
+    transformer.save_pretrained(tmp_path)
+    expected = {name: value for name, value in transformer.state_dict().items() if not name.startswith("blocks.")}
+    assert len(expected) < len(transformer.state_dict())
+    found = load_model(WanTransformer3DModel, tmp_path, Precision.FP32, layers=0).state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     wan_transformer(1).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -8,51 +8,36 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import functools
 import json
 import os
-import platform
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.contact_sheet import save_picture
 from benchmarks.schedules.claims import NEEDED, check
-from benchmarks.schedules.measures import Features, Measured, measure
+from benchmarks.schedules.experiment import Settings, make_clips, pair_bundle, run_details, shown
 from benchmarks.schedules.report import as_json, markdown, picture, rows, tables
 from benchmarks.schedules.run import (
     CHECKPOINTS,
+    EARLY,
     FEATURES,
     FRAME_RATE,
-    FRAMES,
     GUIDANCE,
-    SIZE,
+    LATE,
     STEPS,
-    Prompt,
     check_checkpoints,
-    make,
     make_folder,
     prompts,
+    stages,
 )
 from benchmarks.schedules.samples import REFERENCE
 from flowblending import FlowBlendingError, UsageError
-from flowblending.engine.build import BuildRequest, build_bundle
 from flowblending.engine.console import Console, run_program
 from flowblending.runtime import api
-from flowblending.runtime.cost import cost_of
 from flowblending.runtime.jobs import Job, compile_job
-from flowblending.runtime.program import Program
-from flowblending.runtime.schedule import StageSchedule
 from flowblending.runtime.whole_file import write_whole
-
-SHOWN = 4
-"""Prompts in the picture, evenly spaced; the last one is held out."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=int, default=64, metavar="N", help="at least 2")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--schedules", nargs="+", default=list(NEEDED), metavar="SCHEDULE")
+    parser.add_argument("--early", type=float, default=EARLY, metavar="SHARE", help="of the steps, for the first stage")
+    parser.add_argument("--late", type=float, default=LATE, metavar="SHARE", help="of the steps, for the last stage")
     parser.add_argument("--guidance", type=float, default=GUIDANCE, metavar="G", help="guidance scale")
     parser.add_argument("--fps", type=float, default=FRAME_RATE, help="frames per second that the models are told")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts and of the noise")
@@ -83,9 +70,8 @@ def jobs(arguments: argparse.Namespace) -> dict[str, Job]:
         UsageError: too few prompts or threads, a negative seed, no schedule, or one that the claims need is missing.
     """
     names = list(dict.fromkeys((REFERENCE, *(name.upper() for name in arguments.schedules))))
-    for name in names:
-        # Where the stages end does not matter yet: what is no schedule is found before anything is built.
-        StageSchedule.parse(name, arguments.steps, 0.3, 0.2)
+    # What is no schedule is found before anything is built.
+    schedules = {name: stages(name, arguments.steps, arguments.early, arguments.late) for name in names}
     if arguments.threads < 1:
         raise UsageError(f"{arguments.threads} threads were asked for, but at least 1 is needed; try --threads 2.")
     if arguments.seed < 0:
@@ -97,79 +83,7 @@ def jobs(arguments: argparse.Namespace) -> dict[str, Job]:
     if arguments.check and (missing := [name for name in NEEDED if name not in names]):
         raise UsageError(f"--check needs the schedules {' '.join(NEEDED)}, of which {' '.join(missing)} were left out.")
     options = {"steps": arguments.steps, "guidance": arguments.guidance, "frame_rate": arguments.fps}
-    return {name: Job(prompt="", schedule=name, **options) for name in names}
-
-
-@contextlib.contextmanager
-def bundle(arguments: argparse.Namespace, console: Console) -> Iterator[Path]:
-    """The bundle that is given, or one that is built for this run."""
-    if arguments.bundle:
-        yield arguments.bundle
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        request = BuildRequest(
-            large=str(arguments.checkpoints / "large"),
-            small=str(arguments.checkpoints / "small"),
-            out=Path(folder) / "bundle",
-            size=SIZE,
-            frames=FRAMES,
-            precision=None,
-            backend="onnxruntime",
-            targets=(),
-        )
-        build_bundle(request, console)
-        yield request.out
-
-
-def make_clips(
-    sampler: api.VideoSampler,
-    wanted: Sequence[Prompt],
-    options: Mapping[str, Job],
-    arguments: argparse.Namespace,
-    console: Console,
-) -> Measured:
-    """Make and measure every prompt's clip with every schedule."""
-    features = Features(arguments.checkpoints / FEATURES)
-    # Engines are opened, and run for the first time, before any clock is read.
-    for job in options.values():
-        make(sampler.pipeline, job)
-    with console.progress("clips", total=len(wanted) * len(options)) as advance:
-        return measure(
-            functools.partial(make, sampler.pipeline),
-            wanted,
-            options,
-            geometry=sampler.manifest.geometry,
-            features=features,
-            shown=shown(len(wanted)),
-            seed=arguments.seed,
-            advance=advance,
-        )
-
-
-def shown(count: int) -> list[int]:
-    """Which of ``count`` prompts are in the picture: evenly spaced, the first and the last (held out) among them."""
-    return sorted(set(np.linspace(0, count - 1, SHOWN).round().astype(int).tolist()))
-
-
-def run_details(sampler: api.VideoSampler, program: Program, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What the run was, beside its figures; ``program`` is any of its schedules'."""
-    geometry = sampler.manifest.geometry
-    return {
-        "machine": {
-            "processor": platform.machine(),
-            "threads": arguments.threads,
-            "device": sampler.pipeline.device.kind,
-        },
-        "versions": {name: version(name) for name in ("torch", "diffusers", "onnxruntime", "numpy")},
-        "geometry": {"size": f"{geometry.width}x{geometry.height}", "frames": geometry.frames},
-        "bundle": sampler.manifest.id,
-        "prompts": arguments.prompts,
-        "steps": len(program.steps),
-        "solver": program.solver,
-        "guidance": program.guidance,
-        "frame_rate": arguments.fps,
-        "seed": arguments.seed,
-    }
+    return {name: Job(prompt="", schedule=runs, **options) for name, runs in schedules.items()}
 
 
 def main() -> int:
@@ -180,29 +94,35 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     out: Path = arguments.out
     make_folder(out)
-    with bundle(arguments, console) as folder, api.open(folder, threads=arguments.threads) as sampler:
+    settings = Settings(
+        prompts=arguments.prompts, seed=arguments.seed, threads=arguments.threads, frame_rate=arguments.fps
+    )
+    with (
+        pair_bundle(arguments.bundle, arguments.checkpoints, console) as folder,
+        api.open(folder, threads=arguments.threads) as sampler,
+    ):
         programs = {name: compile_job(job, sampler.manifest) for name, job in options.items()}
-        details = run_details(sampler, programs[REFERENCE], arguments)
-        measured = make_clips(sampler, wanted, options, arguments, console)
-        costs = {name: cost_of(program, sampler.manifest) for name, program in programs.items()}
+        details = run_details(sampler, programs[REFERENCE], settings)
+        measured = make_clips(
+            sampler, wanted, options, checkpoints=arguments.checkpoints, seed=arguments.seed, console=console
+        )
     every = rows(
         measured,
         np.asarray([prompt.held_out for prompt in wanted]),
         runs={name: program.schedule for name, program in programs.items()},
-        flops={name: cost.flops / cost.flops_all_large for name, cost in costs.items()},
     )
     claims = check(measured.samples, measured.frechet) if options.keys() >= set(NEEDED) else []
-    settings = (
+    sentence = (
         f"{details['prompts']} prompts, {details['geometry']['size']}, {details['geometry']['frames']} frames, "
         f"{details['steps']} steps, {details['solver']}, guidance {details['guidance']:g}."
     )
     for columns, lines in tables(every):
-        console.table(settings, columns, lines)
+        console.table(sentence, columns, lines)
     for claim in claims:
         console.log(str(claim))
     content = details | as_json(every, claims)
     write_whole(out / "schedules.json", (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-    write_whole(out / "schedules.md", markdown(every, claims, settings).encode())
+    write_whole(out / "schedules.md", markdown(every, claims, sentence).encode())
     save_picture(out / "schedules.jpg", picture(measured, [wanted[index] for index in shown(len(wanted))]))
     if arguments.check and (missed := [claim for claim in claims if not claim.holds]):
         sentences = "; ".join(f"{claim.text} ({claim.numbers})" for claim in missed)

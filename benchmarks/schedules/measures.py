@@ -19,10 +19,10 @@ from benchmarks.shapes.data import ATTRIBUTES as CLASSES
 from benchmarks.shapes.networks import FeatureNetwork
 from benchmarks.shapes.render import render
 from benchmarks.shapes.scene import Scene
-from benchmarks.shapes.similarity import cosine, frechet, psnr, ssim, temporal_smoothness
 from flowblending import FlowBlendingError
 from flowblending.engine.manifest import Geometry
 from flowblending.runtime.jobs import Job
+from flowblending.runtime.measures.similarity import cosine, frechet, psnr, ssim, temporal_smoothness
 
 REAL = 512
 """Drawn clips that sets of clips are compared with."""
@@ -168,7 +168,7 @@ def shares(verdict: Adherence) -> dict[str, float]:
 
 
 def compared(made: Made, reference: Made | None) -> dict[str, float]:
-    """Likeness to the reference's clip of the same noise (none for the reference itself), and the times."""
+    """Likeness to the reference's clip of the same noise (none for the reference itself), the FLOPs, and the times."""
     likeness = {}
     if reference is not None:
         likeness = {
@@ -176,4 +176,4 @@ def compared(made: Made, reference: Made | None) -> dict[str, float]:
             "ssim": ssim(made.frames, reference.frames),
             "cosine": cosine(made.latents, reference.latents),
         }
-    return {**likeness, "loop": made.loop, "engines": made.engines, "total": made.total}
+    return {**likeness, "flops": made.flops, "loop": made.loop, "engines": made.engines, "total": made.total}

@@ -15,7 +15,7 @@ from benchmarks.contact_sheet import Pixels, layout, strip
 from benchmarks.schedules.claims import Claim
 from benchmarks.schedules.measures import REAL, Measured
 from benchmarks.schedules.run import Prompt
-from benchmarks.schedules.samples import ATTRIBUTES, REFERENCE, RENDERED, TIMES, Mean, Samples, mean
+from benchmarks.schedules.samples import ATTRIBUTES, FLOPS, REFERENCE, RENDERED, TIMES, Mean, Samples, mean
 
 COLUMNS = 3
 """Frames of each clip in the picture."""
@@ -55,30 +55,24 @@ class Row:
     overhead: float = math.nan
 
 
-def rows(
-    measured: Measured, held_out: npt.NDArray[np.bool_], runs: Mapping[str, str], flops: Mapping[str, float]
-) -> list[Row]:
+def rows(measured: Measured, held_out: npt.NDArray[np.bool_], runs: Mapping[str, str]) -> list[Row]:
     """One row for every schedule, and the drawn scenes last.
 
     Args:
         measured: of the run.
         held_out: which prompts are, [N].
         runs: every schedule in full.
-        flops: of every schedule, relative to the reference's.
     """
     return [
-        _row(name, samples, measured, held_out, runs=runs.get(name, ""), flops=flops.get(name, math.nan))
-        for name, samples in measured.samples.items()
+        _row(name, samples, measured, held_out, runs=runs.get(name, "")) for name, samples in measured.samples.items()
     ]
 
 
-def _row(
-    name: str, samples: Samples, measured: Measured, held_out: npt.NDArray[np.bool_], *, runs: str, flops: float
-) -> Row:
+def _row(name: str, samples: Samples, measured: Measured, held_out: npt.NDArray[np.bool_], *, runs: str) -> Row:
     row = Row(
         name=name,
         runs=runs,
-        measures={key: mean(values) for key, values in samples.items() if key not in TIMES},
+        measures={key: mean(values) for key, values in samples.items() if key not in (*TIMES, FLOPS)},
         seen=mean(samples["attributes"][~held_out]),
         held_out=mean(samples["attributes"][held_out]),
         frechet=measured.frechet[name],
@@ -93,7 +87,7 @@ def _row(
         seconds=seconds,
         time=seconds["total"] / unit["total"],
         loop=seconds["loop"] / unit["loop"],
-        flops=flops,
+        flops=float(samples[FLOPS].mean() / measured.samples[REFERENCE][FLOPS].mean()),
         overhead=1 - statistics.median((samples["engines"] / samples["loop"]).tolist()),
     )
 
@@ -170,8 +164,8 @@ def markdown(every: Sequence[Row], claims: Sequence[Claim], settings: str) -> st
         "Times and FLOPs (of the transformers) are relative to LLL's; times are medians of one run, in which the "
         "schedules take turns.",
         "Fréchet: squared Fréchet distance on the project's own features (64 numbers of a network trained on drawn "
-        f"clips), between {count} clips and {REAL} drawn ones. With so few clips it is too large, by about as much in "
-        f"each row; the row of the prompts' own scenes as drawn is the floor.",
+        f"clips), between {count} clips and {REAL} drawn ones. With so few clips it is too large, in each row; "
+        "that of the prompts' own scenes as drawn shows by about how much.",
         "Roughness is the mean absolute second difference over time: a moving edge has some, flicker has more.",
     ]
     parts = [*map(_table, tables(every)), "\n".join(f"- {note}" for note in notes)]

@@ -15,9 +15,11 @@ from benchmarks.shapes.adherence import Adherence, adherence
 from benchmarks.shapes.judge import read
 from benchmarks.shapes.scene import Scene, caption, draw
 from flowblending import FlowBlendingError
+from flowblending.runtime.cost import flops_of
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.schedule import StageSchedule
 from flowblending.runtime.whole_file import check_target
 
 Clip = npt.NDArray[np.float32]
@@ -30,6 +32,8 @@ SIZE, FRAMES = "64x64", 13
 FRAME_RATE = 8.0
 """The size, length and rate that the pair is trained for, as in `benchmarks.shapes.networks`."""
 STEPS, GUIDANCE = 40, 3.0
+EARLY, LATE = 0.4, 0.2
+"""Shares of the steps of a named schedule's first and last stage: Wan 2.1's."""
 HELD_OUT = 4
 """One prompt in so many names a combination that training never shows."""
 
@@ -69,6 +73,7 @@ class Made:
     Args:
         frames: the clip.
         latents: [1, C, F, H, W], normalised.
+        flops: of the transformers' calls that were made.
         loop: seconds of the sampling loop.
         engines: seconds of the engine calls in it.
         total: seconds from the prompt's text to the frames, with all engines loaded.
@@ -76,6 +81,7 @@ class Made:
 
     frames: Clip
     latents: npt.NDArray[np.float32]
+    flops: float
     loop: float
     engines: float
     total: float
@@ -127,6 +133,15 @@ def prompts(count: int, seed: int) -> list[Prompt]:
     ]
 
 
+def stages(name: str, steps: int = STEPS, early: float = EARLY, late: float = LATE) -> str:
+    """A schedule's runs: ``LSL`` of 40 steps is ``L16 S16 L8`` with the pair's boundaries.
+
+    Raises:
+        UsageError: it is no schedule of that many steps.
+    """
+    return str(StageSchedule.parse(name, steps, early, late))
+
+
 def make(pipeline: Pipeline, job: Job) -> Made:
     """Make one clip with a pipeline that stays open."""
     start = time.perf_counter()
@@ -139,6 +154,7 @@ def make(pipeline: Pipeline, job: Job) -> Made:
     return Made(
         frames=np.ascontiguousarray(frames),
         latents=pipeline.device.download(sample.latents),
+        flops=flops_of(sample.calls, pipeline.bundle.manifest),
         loop=sample.loop_seconds,
         engines=sample.engine_seconds,
         total=time.perf_counter() - start,

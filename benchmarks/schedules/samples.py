@@ -18,6 +18,8 @@ RENDERED = "rendered"
 """The prompts' scenes as drawn: what a perfect model would make of them."""
 ATTRIBUTES = ("number", "colour", "kind", "motion", "relation", "background")
 """What the judge reads: each is a measure, the share of a clip's attributes of that name that are right."""
+FLOPS = "flops"
+"""Of the transformers' calls; a step cache may decide about them while it samples."""
 TIMES = ("loop", "engines", "total")
 """Seconds of the sampling loop, of the engine calls in it, and from the prompt's text to the frames."""
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-from benchmarks.shapes.judge import Reading, ReadShape, relation_of
-from benchmarks.shapes.scene import Scene, Shape
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.shapes.judge import Reading, ReadShape, read, relation_of
+from benchmarks.shapes.scene import Scene, Shape, parse_caption
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,20 @@ class Adherence:
     def all_right(self) -> bool:
         """Whether the clip shows all that its caption says, and no further shape."""
         return all(self.attributes)
+
+
+def judge_clip(frames: npt.NDArray[np.uint8], prompt: str) -> dict[str, float]:
+    """``fb-compare --judge benchmarks.shapes.adherence:judge_clip``: what a video shows of its caption.
+
+    Args:
+        frames: uint8 [F, H, W, 3].
+        prompt: the caption.
+
+    Raises:
+        ValueError: the prompt is none of the shapes' captions.
+    """
+    verdict = adherence(read(frames / np.float32(255)), parse_caption(prompt))
+    return {"attributes right": verdict.share, "all right": float(verdict.all_right)}
 
 
 def adherence(reading: Reading, scene: Scene) -> Adherence:

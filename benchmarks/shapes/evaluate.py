@@ -17,7 +17,7 @@ from diffusers import AutoencoderKLLTXVideo
 from benchmarks.shapes import data
 from benchmarks.shapes.adherence import adherence
 from benchmarks.shapes.judge import read
-from benchmarks.shapes.similarity import psnr, ssim
+from flowblending.runtime.measures.similarity import psnr, ssim
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 EVALUATION = 0

@@ -8,6 +8,7 @@ by heart. A few (colour, kind) combinations never occur in training, so that gen
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -86,6 +87,32 @@ def caption(scene: Scene) -> str:
     ground = f"a {top} background" if top == bottom else f"a gradient from {top} to {bottom}"
     first, *others = (f"a {shape.colour} {shape.kind} that {shape.motion}" for shape in scene.shapes)
     return f"{first} {scene.relation} {others[0]} on {ground}" if others else f"{first} on {ground}"
+
+
+def parse_caption(text: str) -> Scene:
+    """The scene that a caption asks for; what no caption says (sizes and places) is the middle of what is drawn.
+
+    Raises:
+        ValueError: the text is none of this grammar's captions.
+    """
+
+    def one_of(names: Mapping[str, object] | tuple[str, ...]) -> str:
+        return f"({'|'.join(names)})"
+
+    shape = f"a {one_of(COLOURS)} {one_of(KINDS)} that {one_of(MOTIONS)}"
+    ground = f"a (?:{one_of(BACKGROUNDS)} background|gradient from {one_of(BACKGROUNDS)} to {one_of(BACKGROUNDS)})"
+    match = re.fullmatch(f"{shape}(?: {one_of(RELATIONS)} {shape})? on {ground}", text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no caption of the shapes' grammar")
+    looks, relation, plain = (match.group(1, 2, 3), match.group(5, 6, 7)), match[4], match[8]
+    return Scene(
+        shapes=tuple(
+            Shape(colour=colour, kind=kind, motion=motion, radius=0.15, start=(0.5, 0.5), travel=0.41)
+            for colour, kind, motion in looks[: 1 if relation is None else 2]
+        ),
+        relation=relation,
+        background=(plain, plain) if plain else (match[9], match[10]),
+    )
 
 
 def draw(generator: np.random.Generator, *, held_out: bool = False) -> Scene:

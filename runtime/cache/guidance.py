@@ -34,7 +34,7 @@ class GuidanceSkip:
         Raises:
             UsageError: guidance is off.
         """
-        if not outline.guided:
+        if not any(outline.uncond):
             raise UsageError(
                 "The cache skips the unconditional branch of guidance, but guidance is off; leave guidance out of "
                 "--cache, or give a guidance scale above 1."

@@ -10,11 +10,13 @@ the conditional branch.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flowblending import UsageError
 from flowblending.export.spec import WAN_T2V_1_3B, WAN_T2V_14B
 from flowblending.runtime.cache.policy import Decisions, Outline
+
+MAGCACHE = "magcache"
 
 RETENTION = 0.2
 """Share of the run, at its start, in which every step computes."""
@@ -22,18 +24,19 @@ RETENTION = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class Constants:
-    """What is published for a model.
+    """What is known of a model.
 
     Attributes:
+        ratios: mean magnitude of the residual at a step over the one at the step before, at each of 50 steps (or as
+            many as ``fb-calibrate`` measured), conditional branch.
         threshold: the accumulated error at which a step computes again.
-        most: steps in a row that may be skipped.
-        ratios: mean magnitude of the residual at a step over the one at the step before, at each of 50 steps,
-            conditional branch.
+        most: steps in a row that may be skipped. Both are dials, and have the more careful of the published settings
+            where nothing is published for a model.
     """
 
-    threshold: float
-    most: int
     ratios: tuple[float, ...]
+    threshold: float = 0.12
+    most: int = 4
 
 
 # fmt: off
@@ -61,7 +64,7 @@ class MagCache:
     """With r the product of the ratios since the last computed step, |1 - r| adds up over the steps since then.
 
     A step is skipped as long as that sum is below the threshold and not too many were skipped in a row. At a switch
-    all of it starts anew. Another number of steps than 50 takes the ratio of the nearest position in the run.
+    all of it starts anew. Another number of steps than the ratios' takes the ratio of the nearest position in the run.
 
     Attributes:
         threshold: in place of the published one.
@@ -75,7 +78,7 @@ class MagCache:
         """Leave out the steps whose error stays small.
 
         Raises:
-            UsageError: a model of the run has no published constants.
+            UsageError: a model of the run has no constants, published or measured.
         """
         constants = {model: _constants(model, outline) for model in outline.schedule.models}
         computed: list[bool] = []
@@ -98,11 +101,17 @@ class MagCache:
 
 
 def _constants(model: str, outline: Outline) -> Constants:
+    """What was measured on the bundle itself, or else what is published."""
     name = outline.architectures.get(model)
+    measured = outline.constants.get(MAGCACHE, {}).get(model)
+    if measured:
+        published = CONSTANTS.get(name or "")
+        return Constants(ratios=tuple(measured)) if published is None else replace(published, ratios=tuple(measured))
     if name is None or name not in CONSTANTS:
         raise UsageError(
             f"MagCache has published constants for {' and '.join(CONSTANTS)} only, and the bundle's {model} model is "
-            f"{name or 'not known as one of them'}; choose another cache, such as taylor, or rebuild an older bundle."
+            f"{name or 'not known as one of them'}; measure its own with fb-calibrate BUNDLE --prompts FILE --cache "
+            "magcache, choose another cache, such as taylor, or rebuild an older bundle."
         )
     return CONSTANTS[name]
 

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from flowblending import UsageError
+from flowblending.runtime.cache.easycache import FIRST, THRESHOLD, EasyCache, EasyMask
 from flowblending.runtime.cache.guidance import GuidanceSkip
 from flowblending.runtime.cache.magcache import MagCache
 from flowblending.runtime.cache.mask import SCM, Interval, Scm, StaticMask
 from flowblending.runtime.cache.policy import StepCache
 from flowblending.runtime.cache.taylor import MAX_ORDER, Taylor
+from flowblending.runtime.cache.teacache import TeaCache
 
 OFF = "off"
-FORMS = "off, mask:1101..., scm:fast, interval:5, magcache, taylor:1, guidance:5, or several joined by +"
-
-_STEPS, _TAYLOR, _GUIDANCE = range(3)
-_KINDS = {
-    "mask": _STEPS,
-    "scm": _STEPS,
-    "interval": _STEPS,
-    "magcache": _STEPS,
-    "taylor": _TAYLOR,
-    "guidance": _GUIDANCE,
-}
-"""At most one of each kind, applied in this order: guidance counts the steps that the others leave."""
+FORMS = (
+    "off, mask:1101..., scm:fast, interval:5, magcache, teacache, easycache, easycache-static, taylor:1, guidance:5, "
+    "or several joined by +"
+)
 
 _TAYLOR_INTERVAL = 5
 """Of ``taylor`` alone: TaylorSeer's own for Wan 2.1 (``fresh_threshold``)."""
@@ -43,34 +38,33 @@ def parse_cache(text: str) -> tuple[StepCache, ...]:
         name, _, arguments = word.partition(":")
         if name not in _KINDS:
             raise UsageError(f"The cache {word or text!r} is unknown; give {FORMS}.")
-        if _KINDS[name] in found:
+        kind, read = _KINDS[name]
+        if kind in found:
             raise UsageError(f"The cache {words} decides about the same engine calls twice; leave out {word}.")
-        found[_KINDS[name]] = _policy(name, arguments, word)
+        found[kind] = read(arguments, word)
     if _TAYLOR in found and _STEPS not in found:
         found[_STEPS] = Interval(every=_TAYLOR_INTERVAL)
     return tuple(found[kind] for kind in sorted(found))
 
 
-def _policy(name: str, arguments: str, word: str) -> StepCache:
-    match name:
-        case "mask":
-            if not arguments or set(arguments) - {"0", "1"}:
-                raise UsageError(
-                    f"The cache {word} has no mask; write a digit for every step, 1 to compute and 0 to reuse."
-                )
-            return StaticMask(digits=arguments)
-        case "scm":
-            if arguments not in SCM:
-                raise UsageError(f"The cache {word} is no mask that is published; give scm: and {', '.join(SCM)}.")
-            return Scm(name=arguments)
-        case "interval":
-            return Interval(every=_whole(word, arguments, low=2))
-        case "taylor":
-            return Taylor(order=_whole(word, arguments or "1", low=0, high=MAX_ORDER))
-        case "magcache":
-            return _magcache(arguments, word)
-        case _:
-            return _guidance(arguments, word)
+def _mask(arguments: str, word: str) -> StaticMask:
+    if not arguments or set(arguments) - {"0", "1"}:
+        raise UsageError(f"The cache {word} has no mask; write a digit for every step, 1 to compute and 0 to reuse.")
+    return StaticMask(digits=arguments)
+
+
+def _scm(arguments: str, word: str) -> Scm:
+    if arguments not in SCM:
+        raise UsageError(f"The cache {word} is no mask that is published; give scm: and {', '.join(SCM)}.")
+    return Scm(name=arguments)
+
+
+def _interval(arguments: str, word: str) -> Interval:
+    return Interval(every=_whole(word, arguments, low=2))
+
+
+def _taylor(arguments: str, word: str) -> Taylor:
+    return Taylor(order=_whole(word, arguments or "1", low=0, high=MAX_ORDER))
 
 
 def _magcache(arguments: str, word: str) -> MagCache:
@@ -78,6 +72,28 @@ def _magcache(arguments: str, word: str) -> MagCache:
         return MagCache()
     threshold, _, most = arguments.partition(",")
     return MagCache(threshold=_positive(word, threshold), most=_whole(word, most, low=1) if most else None)
+
+
+def _teacache(arguments: str, word: str) -> TeaCache:
+    return TeaCache(threshold=_positive(word, arguments)) if arguments else TeaCache()
+
+
+def _easycache(arguments: str, word: str) -> EasyCache:
+    threshold, first = _threshold_and_first(arguments, word)
+    return EasyCache(threshold=threshold, first=first)
+
+
+def _easymask(arguments: str, word: str) -> EasyMask:
+    threshold, first = _threshold_and_first(arguments, word)
+    return EasyMask(threshold=threshold, first=first)
+
+
+def _threshold_and_first(arguments: str, word: str) -> tuple[float, int]:
+    threshold, _, first = arguments.partition(",")
+    return (
+        _positive(word, threshold) if arguments else THRESHOLD,
+        _whole(word, first, low=1) if first else FIRST,
+    )
 
 
 def _guidance(arguments: str, word: str) -> GuidanceSkip:
@@ -104,3 +120,18 @@ def _positive(word: str, text: str) -> float:
     if not (value > 0 and math.isfinite(value)):
         raise UsageError(f"The cache {word} has {text or 'nothing'} where a number above 0 was expected.")
     return value
+
+
+_STEPS, _TAYLOR, _GUIDANCE = range(3)
+_KINDS: dict[str, tuple[int, Callable[[str, str], StepCache]]] = {
+    "mask": (_STEPS, _mask),
+    "scm": (_STEPS, _scm),
+    "interval": (_STEPS, _interval),
+    "magcache": (_STEPS, _magcache),
+    "teacache": (_STEPS, _teacache),
+    "easycache": (_STEPS, _easycache),
+    "easycache-static": (_STEPS, _easymask),
+    "taylor": (_TAYLOR, _taylor),
+    "guidance": (_GUIDANCE, _guidance),
+}
+"""At most one of each kind, applied in this order: guidance counts the steps that the others leave."""

@@ -35,8 +35,8 @@ class Taylor:
     order: int
 
     def narrow(self, decisions: Decisions, outline: Outline) -> Decisions:  # noqa: ARG002 - StepCache
-        """Set the order."""
-        return dataclasses.replace(decisions, order=self.order)
+        """Set the order; it is velocities that are extrapolated."""
+        return dataclasses.replace(decisions, order=self.order, relative=False)
 
 
 def differences(old: Sequence[Combination], velocity: Combination, gap: int, order: int) -> tuple[Combination, ...]:

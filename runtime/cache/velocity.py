@@ -1,25 +1,31 @@
 """From decisions to engine calls: which slots they write, and each step's velocity as a sum of slots.
 
-A velocity that is reused costs no instruction: its slots are left as they are, and the solver's mixes read them.
+A velocity that is reused costs no instruction: its slots are left as they are, and the solver's mixes read them. Where
+it is reused relative to the latents, these are copied at the last computed step before a skipped one.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from flowblending.runtime.cache.easycache import COMPUTED, reused
 from flowblending.runtime.cache.policy import Decisions
 from flowblending.runtime.cache.taylor import differences, extrapolate
 from flowblending.runtime.combination import Combination, slot
-from flowblending.runtime.program import COND, UNCOND, VELOCITY, Run
+from flowblending.runtime.program import COND, LATENTS, UNCOND, VELOCITY, Mix, Run
 from flowblending.runtime.schedule import StageSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepVelocity:
-    """The engine calls of a step (none where it is skipped), and the guided velocity after them."""
+    """The engine calls of a step (none where it is skipped), and the guided velocity after them.
 
-    runs: tuple[Run, ...]
+    Attributes:
+        calls: with a copy of the latents before them where it is needed.
+    """
+
+    calls: tuple[Run | Mix, ...]
     velocity: Combination
 
 
@@ -31,18 +37,27 @@ def velocities(
     Args:
         schedule: the model of every step.
         decisions: for as many steps; the first step of every stage computes.
-        guidance: scale of classifier-free guidance; 1 or less runs the conditional branch only.
+        guidance: scale of classifier-free guidance, where a stage has none of its own; 1 or less runs the conditional
+            branch only.
         batched: both branches in one call, uncond first; else cond and then uncond in two calls.
     """
     steps = []
-    stage = _Stage(guidance=guidance, batched=batched, order=decisions.order)
+    scales = schedule.guidance(guidance)
+    # One slot serves the conditional branch of guided stages and the only one of the others.
+    single = COND if max(scales) > 1.0 else VELOCITY
+    stage = _Stage(guidance=scales[0], batched=batched, order=decisions.order, single=single)
     for step, model in enumerate(schedule.models):
         if step in schedule.switches:
-            stage = _Stage(guidance=guidance, batched=batched, order=decisions.order)
+            stage = _Stage(guidance=scales[step], batched=batched, order=decisions.order, single=single)
         if decisions.cond[step]:
-            steps.append(stage.compute(step, model, uncond=decisions.uncond[step]))
+            made = stage.compute(step, model, uncond=decisions.uncond[step])
+            if decisions.relative and not all(decisions.cond[step + 1 : step + 2]):
+                made = replace(made, calls=(slot(LATENTS).into(COMPUTED), *made.calls))
         else:
-            steps.append(stage.skip(step))
+            made = stage.skip(step)
+            if decisions.relative:
+                made = replace(made, velocity=reused(made.velocity))
+        steps.append(made)
     return tuple(steps)
 
 
@@ -64,11 +79,12 @@ class _Computed:
 
 @dataclass(kw_only=True)
 class _Stage:
-    """What one model's steps since the last switch have left in the slots."""
+    """What one model's steps since the last switch have left in the slots; ``single`` is the slot without guidance."""
 
     guidance: float
     batched: bool
     order: int
+    single: str
     past: list[_Computed] = field(default_factory=list)
 
     def compute(self, step: int, model: str, *, uncond: bool) -> StepVelocity:
@@ -81,16 +97,18 @@ class _Stage:
             live.add(self.past[-1].full)
         slots = next(number for number in itertools.count() if number not in live)
         full = self.past[-1].full if alone else slots
-        velocity = _velocity(self.guidance, slots, full)
+        velocity = _velocity(self.guidance, slots, full, self.single)
         last = self.past[-1] if self.past else None
         terms = (velocity,) if last is None else differences(last.differences, velocity, step - last.step, self.order)
         self.past = [*needed, _Computed(step=step, slots=slots, full=full, differences=terms)]
-        return StepVelocity(runs=_runs(model, self.guidance, self.batched, slots, alone=alone), velocity=velocity)
+        return StepVelocity(
+            calls=_runs(model, self.guidance, self.batched, slots, self.single, alone=alone), velocity=velocity
+        )
 
     def skip(self, step: int) -> StepVelocity:
         """Continue from the computed steps."""
         last = self.past[-1]
-        return StepVelocity(runs=(), velocity=extrapolate(last.differences, step - last.step))
+        return StepVelocity(calls=(), velocity=extrapolate(last.differences, step - last.step))
 
 
 def _name(slot_name: str, number: int) -> str:
@@ -98,23 +116,23 @@ def _name(slot_name: str, number: int) -> str:
     return f"{slot_name}_{number}" if number else slot_name
 
 
-def _velocity(guidance: float, slots: int, full: int) -> Combination:
+def _velocity(guidance: float, slots: int, full: int, single: str) -> Combination:
     """Guidance as a sum of slots: it becomes part of the solver's instructions, and costs no pass of its own.
 
     With uncond = cond + (uncond - cond) of the set ``full``: where that is the set itself, plain guidance.
     """
     if guidance <= 1.0:
-        return slot(_name(VELOCITY, slots))
+        return slot(_name(single, slots))
     cond, uncond = slot(_name(COND, full)), slot(_name(UNCOND, full))
     if slots == full:
         return guidance * cond + (1.0 - guidance) * uncond
     return slot(_name(COND, slots)) + (1.0 - guidance) * (uncond - cond)
 
 
-def _runs(model: str, guidance: float, batched: bool, slots: int, *, alone: bool) -> tuple[Run, ...]:
+def _runs(model: str, guidance: float, batched: bool, slots: int, single: str, *, alone: bool) -> tuple[Run, ...]:
     cond, uncond = _name(COND, slots), _name(UNCOND, slots)
     if guidance <= 1.0:
-        return (Run(model=model, branches=(COND,), out=(_name(VELOCITY, slots),)),)
+        return (Run(model=model, branches=(COND,), out=(_name(single, slots),)),)
     if alone:
         return (Run(model=model, branches=(COND,), out=(cond,)),)
     if batched:

@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of the noise (default: 0)")
     parser.add_argument("--latents", type=Path, metavar="FILE", help="initial latents (.npy, fp32 [B, C, F, H, W])")
     parser.add_argument("--steps", type=int, metavar="N", help="sampling steps")
-    parser.add_argument("--schedule", metavar="S", help='LSL, LLL, ... or "L20 S20 L10" (default: LSL)')
+    parser.add_argument("--schedule", metavar="S", help='LSL, LLL, ... or "L20 S20 L10" (default: the bundle\'s)')
     parser.add_argument("--guidance", type=float, metavar="G", help="guidance scale; 1 turns it off")
     parser.add_argument(
         "--batched-guidance", action=argparse.BooleanOptionalAction, help="both guidance branches in one call"

@@ -61,7 +61,7 @@ def read_request(arrays: Arrays, manifest: Manifest) -> Request:
         negative_prompt=values.text("negative_prompt"),
         seed=values.whole("seed") or 0,
         steps=steps,
-        schedule=values.text("schedule") or "LSL",
+        schedule=values.text("schedule") or "auto",
         guidance=values.number("guidance"),
         batched_guidance=values.truth("batched_guidance"),
         solver=values.text("solver"),

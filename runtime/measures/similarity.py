@@ -1,20 +1,74 @@
 """How alike two clips are, or two sets of features: PSNR, SSIM, cosine, temporal roughness, Fréchet distance.
 
-General: clips are [frames, height, width, 3] in 0..1 of any size, features [samples, dimensions]. All is computed in
-float64 with numpy alone. Arrays that do not fit one another raise ValueError in one sentence.
+Clips are [frames, height, width, 3] of any size: numbers in 0..1, or uint8 in 0..255. Features are [samples,
+dimensions]. All is computed in float64 with numpy alone, and of clips only a few frames at a time: `Likeness` and
+`Smoothness` take frames as they come. Arrays that do not fit one another raise ValueError in one sentence.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.floating]
+Array = npt.NDArray[Any]
+_Float = npt.NDArray[np.float64]
 
 WINDOW, SIGMA = 11, 1.5
 K1, K2 = 0.01, 0.03
+
+
+class Likeness:
+    """The mean squared error and SSIM of two clips whose frames come one by one."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._error = 0.0
+        self._ssim: float | None = 0.0
+
+    def add(self, a: Array, b: Array) -> None:
+        """The next frame of each clip, [H, W, 3]."""
+        if a.shape != b.shape:
+            raise ValueError(f"both frames must have one shape, got {list(a.shape)} and {list(b.shape)}")
+        x, y = _unit(a), _unit(b)
+        self._count += 1
+        self._error += float(np.mean((x - y) ** 2))
+        if self._ssim is not None:
+            self._ssim = self._ssim + _frame_ssim(x, y) if min(a.shape[:2]) >= WINDOW else None
+
+    @property
+    def error(self) -> float:
+        """Mean squared error, in levels of 0..1."""
+        return self._error / self._count
+
+    @property
+    def ssim(self) -> float | None:
+        """See `ssim`; None for frames that are smaller than its window."""
+        return None if self._ssim is None else self._ssim / self._count
+
+
+class Smoothness:
+    """`temporal_smoothness` of a clip whose frames come one by one."""
+
+    def __init__(self) -> None:
+        self._last: list[_Float] = []
+        self._sum, self._count = 0.0, 0
+
+    def add(self, frame: Array) -> None:
+        """The next frame, [H, W, 3]."""
+        self._last.append(_unit(frame))
+        if len(self._last) == 3:
+            first, second, third = self._last
+            self._sum += float(np.mean(np.abs(first - 2 * second + third)))
+            self._count += 1
+            del self._last[0]
+
+    @property
+    def value(self) -> float | None:
+        """See `temporal_smoothness`; None of fewer than three frames."""
+        return self._sum / self._count if self._count else None
 
 
 def psnr(a: Array, b: Array) -> float:
@@ -24,11 +78,15 @@ def psnr(a: Array, b: Array) -> float:
     make the mean over the frames infinite. A mean of the frames' own PSNRs is never smaller.
 
     Args:
-        a: [F, H, W, 3] in 0..1.
+        a: [F, H, W, 3].
         b: likewise.
     """
     _check_pair(a, b)
-    error = float(np.mean((a.astype(np.float64) - b) ** 2))
+    return psnr_of(float(np.mean([np.mean((_unit(x) - _unit(y)) ** 2) for x, y in zip(a, b, strict=True)])))
+
+
+def psnr_of(error: float) -> float:
+    """PSNR in dB of a mean squared error in levels of 0..1."""
     return -10 * math.log10(error) if error > 0 else math.inf
 
 
@@ -40,14 +98,14 @@ def ssim(a: Array, b: Array) -> float:
     window lies in the frame. They take the luma alone; channels are taken here, since colours may differ at one luma.
 
     Args:
-        a: [F, H, W, 3] in 0..1, at least 11 pixels high and wide.
+        a: [F, H, W, 3], at least 11 pixels high and wide.
         b: likewise.
     """
     _check_pair(a, b)
     if min(a.shape[1:3]) < WINDOW:
         raise ValueError(f"SSIM needs frames of at least {WINDOW}x{WINDOW} pixels, got {a.shape[2]}x{a.shape[1]}")
     # A frame at a time: eighty frames of 832x480 in float64 would take gigabytes.
-    return float(np.mean([_frame_ssim(x.astype(np.float64), y.astype(np.float64)) for x, y in zip(a, b, strict=True)]))
+    return float(np.mean([_frame_ssim(_unit(x), _unit(y)) for x, y in zip(a, b, strict=True)]))
 
 
 def cosine(a: Array, b: Array) -> float:
@@ -68,13 +126,15 @@ def temporal_smoothness(clip: Array) -> float:
     counts as well, so only clips of like motion compare.
 
     Args:
-        clip: [F, H, W, 3] in 0..1, at least three frames.
+        clip: [F, H, W, 3], at least three frames.
     """
     _check_clip(clip)
-    if len(clip) < 3:
+    smoothness = Smoothness()
+    for frame in clip:
+        smoothness.add(frame)
+    if smoothness.value is None:
         raise ValueError(f"a second difference needs at least 3 frames, got {len(clip)}")
-    frames = clip.astype(np.float64)
-    return float(np.mean(np.abs(frames[:-2] - 2 * frames[1:-1] + frames[2:])))
+    return smoothness.value
 
 
 def frechet(features_a: Array, features_b: Array) -> float:
@@ -96,25 +156,47 @@ def frechet(features_a: Array, features_b: Array) -> float:
             raise ValueError(f"expected features [samples, dimensions], at least 2 samples, got {list(features.shape)}")
     if features_a.shape[1] != features_b.shape[1]:
         raise ValueError(f"features differ in their dimensions: {features_a.shape[1]} and {features_b.shape[1]}")
-    mean_a, covariance_a = _gaussian(features_a)
-    mean_b, covariance_b = _gaussian(features_b)
-    values, vectors = np.linalg.eigh(covariance_a)
-    root = vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T
-    # C_a C_b has the eigenvalues of the symmetric C_a^(1/2) C_b C_a^(1/2), whose root needs no complex numbers.
-    mixed = np.linalg.eigvalsh(root @ covariance_b @ root)
-    shared = float(np.sum(np.sqrt(np.maximum(mixed, 0))))
-    spread = float(np.trace(covariance_a) + np.trace(covariance_b)) - 2 * shared
+    mean_a, centred_a = _centred(features_a)
+    mean_b, centred_b = _centred(features_b)
+    # With C = X^T X, the eigenvalues of C_a C_b are the squares of the singular values of X_a X_b^T; a triangle of a
+    # QR decomposition stands for X when samples are more than dimensions. No square root of a matrix is needed.
+    root_a, root_b = (np.asarray(np.linalg.qr(each, mode="r")) for each in (centred_a, centred_b))
+    shared = float(np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum())
+    spread = float(np.sum(centred_a**2) + np.sum(centred_b**2)) - 2 * shared
     # Rounding may leave a tiny negative number for equal sets.
     return max(0.0, float(np.sum((mean_a - mean_b) ** 2)) + spread)
 
 
-def _gaussian(features: Array) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def mean_cosine(features_a: Array, features_b: Array) -> float:
+    """The cosine of each sample's features in two sets, averaged over the samples; 1 for equal ones.
+
+    Args:
+        features_a: [N, D].
+        features_b: likewise.
+    """
+    if features_a.shape != features_b.shape:
+        raise ValueError(
+            f"both must have one shape, got features of {list(features_a.shape)} and {list(features_b.shape)}"
+        )
+    x, y = features_a.astype(np.float64), features_b.astype(np.float64)
+    lengths = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    return float(np.mean(np.einsum("nd,nd->n", x, y) / np.maximum(lengths, np.finfo(np.float64).tiny)))
+
+
+def _centred(features: Array) -> tuple[_Float, _Float]:
+    """Mean, and what is left over (N - 1)^(1/2)."""
     values = features.astype(np.float64)
     mean = values.mean(0)
-    return mean, (values - mean).T @ (values - mean) / (len(values) - 1)
+    return mean, (values - mean) / math.sqrt(len(values) - 1)
 
 
-def _frame_ssim(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+def _unit(frame: Array) -> _Float:
+    """A frame in levels of 0..1."""
+    values = frame.astype(np.float64)
+    return values / 255 if frame.dtype == np.uint8 else values
+
+
+def _frame_ssim(a: _Float, b: _Float) -> float:
     mean_a, mean_b = _weigh(a), _weigh(b)
     variance_a, variance_b = _weigh(a * a) - mean_a**2, _weigh(b * b) - mean_b**2
     covariance = _weigh(a * b) - mean_a * mean_b
@@ -124,7 +206,7 @@ def _frame_ssim(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float
     return float(np.mean(luminance * structure))
 
 
-def _weigh(frame: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _weigh(frame: _Float) -> _Float:
     """Means under the Gaussian window around every pixel that has a whole one, [H - 10, W - 10, 3]."""
     weights = np.exp(-((np.arange(WINDOW) - WINDOW // 2) ** 2) / (2 * SIGMA**2))
     weights /= weights.sum()

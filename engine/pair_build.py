@@ -1,0 +1,134 @@
+"""Measuring a pair against torch in fp32 while it is built, and keeping the trajectory for the plans on their GPU.
+
+With `build`, `fp8_build` and `proof_build`, the only files of this package that call the exporter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flowblending.engine.backend import ONNXRUNTIME
+from flowblending.engine.bundle import TRAJECTORY, Bundle
+from flowblending.engine.manifest import Manifest
+from flowblending.engine.ort import OrtEngine
+from flowblending.engine.pair_errors import LATENTS, Call, Floats, PairFacts, Velocity, compare_pair, follow, unmeasured
+from flowblending.engine.protocol import Engine
+from flowblending.engine.tensor import Tensor
+from flowblending.export.spec import LARGE, SMALL, Precision
+
+if TYPE_CHECKING:
+    from flowblending.export.family import Part
+
+AFFORDABLE = 2e12
+"""Operations of a trajectory that a few cores do in well under a minute; it is sampled three times."""
+
+Arrays = Mapping[str, Mapping[str, npt.NDArray[Any]]]
+
+
+def measure_pair(bundle: Bundle, parts: Mapping[str, Part], program: Mapping[str, Any]) -> PairFacts | None:
+    """Compare a pair with torch in fp32 along a program, as far as this machine can compute in its precision.
+
+    Plans run on GPUs. Of their precisions torch computes bf16 and fp16 here; of fp8 it cannot, so the trajectory is
+    kept in the bundle's folder, and the GPU will tell.
+
+    Args:
+        bundle: its files are there.
+        parts: both transformers.
+        program: as its JSON.
+
+    Returns:
+        None if both are in fp32, which is what they would be compared with.
+    """
+    manifest = bundle.manifest
+    precisions = {name: manifest.components[name].spec.precision for name in (LARGE, SMALL)}
+    if set(precisions.values()) == {Precision.FP32}:
+        return None
+    if _operations(manifest, program) > AFFORDABLE:
+        return unmeasured(program, "sampling it in fp32 is too much work for a CPU")
+    from flowblending.export.trajectory import TorchPair, draw
+
+    _, frames, height, width = manifest.geometry.latent_shape
+    models = {name: parts[name].load(Precision.FP32) for name in (LARGE, SMALL)}
+    branches = tuple(dict.fromkeys(branch for each in _runs(program) for branch in each["branches"]))
+    noise, conditions = draw(models[LARGE], {"frames": frames, "height": height, "width": width}, branches)
+    final, calls = follow(program, TorchPair(models, conditions, stock=True), noise)
+    arrays = {branch: {name: value.numpy() for name, value in each.items()} for branch, each in conditions.items()}
+    backends = {manifest.components[name].backend for name in (LARGE, SMALL)}
+    if backends == {ONNXRUNTIME}:
+        engines = {name: OrtEngine(bundle.path(name), manifest.components[name].spec) for name in (LARGE, SMALL)}
+        velocity: Velocity = EnginePair(engines, arrays)
+    else:
+        write_golden(bundle.folder / TRAJECTORY, program, calls, final, arrays)
+        if Precision.FP8 in precisions.values():
+            return unmeasured(program, "fp8 of a plan is computed on a GPU only")
+        ours = {name: parts[name].load(precision) for name, precision in precisions.items()}
+        velocity = TorchPair(ours, conditions, stock=False)
+    return compare_pair(program, calls, final, velocity, noise, where="cpu", allowed=allowed(precisions))
+
+
+def allowed(precisions: Mapping[str, Precision]) -> dict[str, float]:
+    """By model, the largest difference of a velocity that passes: what a single call's verification allows."""
+    from flowblending.export.verify import TOLERANCE
+
+    return {name: TOLERANCE[precision].relative for name, precision in precisions.items()}
+
+
+class EnginePair:
+    """Computes velocities with engines on the CPU.
+
+    Args:
+        engines: ``large`` and ``small``.
+        conditions: by branch and input.
+    """
+
+    def __init__(self, engines: Mapping[str, Engine], conditions: Arrays) -> None:
+        self._engines = engines
+        self._conditions = conditions
+
+    def __call__(self, model: str, latents: Floats, timestep: float, branch: str) -> Floats:
+        """The velocity of latents fp32 [1, C, F, H, W]."""
+        engine = self._engines[model]
+        given = {LATENTS: latents, "timestep": np.array([timestep], np.float32), **self._conditions[branch]}
+        output = np.empty_like(latents)
+        (spec,) = engine.spec.outputs
+        tensors = {each.name: Tensor.of(np.ascontiguousarray(given[each.name])) for each in engine.spec.inputs}
+        engine.run({**tensors, spec.name: Tensor.of(output)}, 0)
+        return output
+
+
+def write_golden(path: Path, program: Mapping[str, Any], calls: list[Call], final: Floats, conditions: Arrays) -> None:
+    """Keep a trajectory: its program, its conditions, what every call was given and gave, and the final latents."""
+    arrays: dict[str, Any] = {
+        f"conditions/{branch}/{name}": value for branch, each in conditions.items() for name, value in each.items()
+    }
+    with path.open("wb") as file:
+        np.savez_compressed(
+            file,
+            program=np.array(json.dumps(program)),
+            steps=np.array([call.step for call in calls]),
+            models=np.array([call.model for call in calls]),
+            branches=np.array([call.branch for call in calls]),
+            timesteps=np.array([call.timestep for call in calls]),
+            latents=np.stack([call.latents for call in calls]),
+            velocities=np.stack([call.velocity for call in calls]),
+            final=final,
+            **arrays,
+        )
+
+
+def _operations(manifest: Manifest, program: Mapping[str, Any]) -> float:
+    total = 0.0
+    for each in _runs(program):
+        flops = manifest.components[each["model"]].flops
+        total += len(each["branches"]) * (0 if flops is None else flops.total)
+    return total
+
+
+def _runs(program: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [each for step in program["steps"] for each in step["instructions"] if "terms" not in each]

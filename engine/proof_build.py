@@ -1,0 +1,117 @@
+"""Gathering what is known of a component while it is built.
+
+With `build` and `fp8_build`, the only files of this package that call the exporter.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowblending.engine.backend import Compiled
+from flowblending.engine.proof import Compared, GraphFacts, PlanFacts, Proof, proof_file
+from flowblending.engine.protocol import ShapeProfile
+from flowblending.engine.store import link_or_copy
+from flowblending.engine.trt_plan import fused_attention, product_types
+from flowblending.export.spec import LARGE, SMALL, ExportedGraph
+
+if TYPE_CHECKING:
+    from flowblending.export.audit import Audit
+    from flowblending.export.golden import Recorder
+    from flowblending.export.verify import Parity
+
+
+def note_verified(graph: ExportedGraph, recorder: Recorder, parity: Parity) -> None:
+    """Write beside a graph how it was verified, for `gather`, which may be called by a later build."""
+    from flowblending.export.verify import TOLERANCE
+
+    compared = Compared(
+        relative=parity.relative,
+        maximum=parity.maximum,
+        allowed=TOLERANCE[graph.spec.precision].relative,
+        sizes=tuple(dict(sizes) for sizes in recorder.sizes),
+    )
+    recorder.save(_golden(graph))
+    _compared(graph).write_text(compared.model_dump_json())
+
+
+def gather(graph: ExportedGraph, compiled: Compiled, profile: ShapeProfile, folder: Path) -> tuple[Path, ...]:
+    """Write a component's proof, and what torch gave, into ``folder``; returns these files.
+
+    Args:
+        graph: as `note_verified` was given it.
+        compiled: what became of it.
+        profile: that it was compiled for.
+        folder: of the component's files.
+    """
+    from flowblending.export.audit import audit
+
+    name = graph.spec.name
+    found = audit(graph.onnx if compiled.plan is not None else compiled.files[0], profile.largest(graph.spec))
+    golden = _golden(graph)
+    proof = Proof(
+        component=name,
+        precision=graph.spec.precision,
+        compared=Compared.model_validate_json(_compared(graph).read_bytes()),
+        golden=golden.name if golden.exists() else None,
+        graph=_graph(found),
+        plan=None if compiled.plan is None else _plan(found, compiled, name),
+    )
+    path = folder / proof_file(name)
+    # It may be a link to an old bundle's, which was not whole.
+    path.unlink(missing_ok=True)
+    path.write_text(proof.model_dump_json(indent=1) + "\n")
+    if proof.golden is None:
+        return (path,)
+    # Not moved: what lies beside a verified graph is what an interrupted build finds again.
+    (folder / golden.name).unlink(missing_ok=True)
+    link_or_copy(golden, folder / golden.name)
+    return (path, folder / golden.name)
+
+
+def _graph(found: Audit) -> GraphFacts:
+    islands: dict[str, list[str]] = {}
+    for node in found.islands:
+        islands.setdefault(node.operator, []).append(node.name)
+    return GraphFacts(
+        layers=dict(found.layers),
+        flops=dict(found.flops),
+        attention=dict(found.attention),
+        scatters=found.scatters,
+        islands={operator: tuple(names) for operator, names in islands.items()},
+    )
+
+
+def _plan(found: Audit, compiled: Compiled, component: str) -> PlanFacts:
+    info, path = compiled.plan, compiled.files[0]
+    assert info is not None
+    types = product_types(path)
+    told = {name: "+".join(sorted(types[name])) for name in found.layer_types if name in types}
+    # In fp32, and in the VAE's wide heads, there is no fused kernel to be had.
+    wanted = {name for name, kind in found.attention_types.items() if kind != "fp32" and component in (LARGE, SMALL)}
+    unfused = tuple(sorted(wanted - fused_attention(path))) if types else ()
+    return PlanFacts(
+        bytes=info.bytes,
+        weights_bytes=info.weights_bytes,
+        scratch_bytes=info.scratch_bytes,
+        network_layers=info.layers,
+        seconds=round(info.seconds, 3),
+        products=dict(Counter(told.values())) if types else None,
+        differing=_differing(told, found.layer_types),
+        fused=len(wanted) - len(unfused) if types else None,
+        unfused=unfused,
+    )
+
+
+def _differing(told: Mapping[str, str], asked: Mapping[str, str]) -> dict[str, str]:
+    return {name: kind for name, kind in told.items() if kind != asked[name]}
+
+
+def _golden(graph: ExportedGraph) -> Path:
+    return graph.onnx.with_suffix(".golden.npz")
+
+
+def _compared(graph: ExportedGraph) -> Path:
+    return graph.onnx.with_suffix(".compared.json")

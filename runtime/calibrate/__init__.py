@@ -1,0 +1,1 @@
+"""``fb-calibrate``: where the models may be switched and which constants step caches take, measured on a bundle."""

@@ -1,0 +1,283 @@
+"""``fb-calibrate``: a bundle and prompts in, the schedule for that bundle out."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import flowblending
+from flowblending import UsageError
+
+if TYPE_CHECKING:
+    from flowblending.engine.bundle import Bundle
+    from flowblending.engine.console import Console
+    from flowblending.runtime.calibrate.run import Calibrator
+    from flowblending.runtime.jobs import Job
+    from flowblending.runtime.pipeline import Pipeline
+
+DEFAULT_PLOT = Path("calibration.png")
+PARTS = 10
+CACHES = {"magcache": "magcache", "easycache": "easycache-static", "teacache": "teacache"}
+"""What can be measured, and which ``--cache`` of fb-run takes it."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``fb-calibrate``."""
+    parser = argparse.ArgumentParser(
+        prog="fb-calibrate",
+        description="Measure where a bundle's models may be switched, and make that its default schedule.",
+        epilog="Example: fb-calibrate wan --prompts prompts.txt",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that fb-build-engines wrote")
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        required=True,
+        help="one prompt a line, or one JSON object a line with prompt, seed, ...",
+    )
+    how = parser.add_argument_group("how to sample")
+    how.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the family's)")
+    how.add_argument("--guidance", type=float, metavar="G", help="guidance scale (default: the family's)")
+    how.add_argument("--solver", choices=("unipc", "dpm++", "euler"), help="(default: the family's)")
+    how.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of the first line; one more for every line after it that has none of its own (default: 0)",
+    )
+    what = parser.add_argument_group("what to measure")
+    what.add_argument(
+        "--proxy-only", action="store_true", help="choose by the divergence of the velocities; generate nothing"
+    )
+    what.add_argument(
+        "--blended", action="store_true", help="also measure the divergence along the chosen schedule's trajectory"
+    )
+    what.add_argument(
+        "--budget",
+        type=float,
+        metavar="B",
+        help="beyond three stages: the best schedule within this share of all-large sampling's operations, "
+        "by the divergence alone",
+    )
+    what.add_argument(
+        "--switches", type=int, default=4, metavar="N", help="at most so many, with --budget (default: 4)"
+    )
+    what.add_argument(
+        "--cache",
+        action="append",
+        choices=tuple(CACHES),
+        help="measure the constants of this step cache, and leave the schedule as it is",
+    )
+    what.add_argument(
+        "--similarity",
+        default="latent",
+        metavar="F",
+        help="early boundary: latent (the cosine), dino:DIR, clip:DIR, or MODULE:FUNCTION from frames, uint8 "
+        "[F, H, W, 3], to features",
+    )
+    what.add_argument(
+        "--distance",
+        default="latent",
+        metavar="F",
+        help="late boundary: latent (their statistics), inception:FILE, i3d:FILE, or MODULE:FUNCTION",
+    )
+    what.add_argument(
+        "--threshold", type=float, default=0.96, metavar="T", help="similarity to keep, 0 to 1 (default: 0.96)"
+    )
+    what.add_argument(
+        "--parts", type=int, default=PARTS, metavar="N", help=f"try boundaries at every N-th part (default: {PARTS})"
+    )
+    where = parser.add_argument_group("what to write")
+    where.add_argument("--plot", type=Path, default=DEFAULT_PLOT, metavar="FILE", help=f"(default: {DEFAULT_PLOT})")
+    where.add_argument("--no-plot", action="store_true", help="write no plot, which takes matplotlib")
+    where.add_argument(
+        "--work", type=Path, metavar="DIR", help="measurements of each prompt, to resume from (default: BUNDLE.work)"
+    )
+    where.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="for onnxruntime bundles (default: auto)"
+    )
+    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads of ONNX Runtime")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the arguments ask for; returns the exit code."""
+    from flowblending.engine.bundle import open_bundle
+    from flowblending.engine.console import Console
+    from flowblending.runtime.calibrate.budget import small_steps
+    from flowblending.runtime.calibrate.prompts import check_jobs, read_prompts
+    from flowblending.runtime.calibrate.run import small_cost
+
+    _check(arguments)
+    console = Console(quiet=arguments.quiet)
+    bundle = open_bundle(arguments.bundle)
+    jobs = check_jobs(read_prompts(arguments.prompts, _defaults(arguments)), arguments.prompts, bundle.manifest)
+    _check_targets(arguments, bundle)
+    if "teacache" in (arguments.cache or ()) and not bundle.manifest.signals:
+        raise UsageError(
+            f"The bundle {arguments.bundle} was built without what TeaCache looks at; build it again, which reuses its "
+            f"engines: {bundle.rebuild} --teacache"
+        )
+    if arguments.budget is not None:
+        steps = jobs[0].steps or bundle.manifest.pipeline.steps
+        small_steps(steps, small_cost(bundle.manifest), arguments.budget)
+    total = sum(file.bytes for file in bundle.files())
+    with console.progress("checking the bundle", total=total, unit="B") as advance:
+        bundle.verify(progress=advance)
+    pipeline = _open(arguments, bundle)
+    try:
+        calibrator = _calibrator(arguments, pipeline, console)
+        if arguments.cache:
+            return _calibrate_caches(calibrator, jobs, arguments.cache)
+        return _calibrate_schedule(calibrator, jobs, None if arguments.no_plot else arguments.plot)
+    finally:
+        pipeline.close()
+        pipeline.device.close()
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse arguments that make no sense."""
+    if not 0 < arguments.threshold <= 1:
+        raise UsageError(f"The threshold is {arguments.threshold}, but a similarity above 0, up to 1, was expected.")
+    if arguments.parts < 2:
+        raise UsageError(
+            f"{arguments.parts} parts were asked for, but at least 2 make a boundary; try --parts {PARTS}."
+        )
+    if arguments.threads is not None and arguments.threads < 1:
+        raise UsageError(f"{arguments.threads} threads were asked for, but at least 1 is needed; try --threads 2.")
+    if arguments.cache and (arguments.proxy_only or arguments.blended or arguments.budget is not None):
+        raise UsageError(
+            "--cache measures constants and chooses no schedule; leave out --proxy-only, --blended and --budget."
+        )
+    if arguments.budget is not None and not 0 < arguments.budget <= 1:
+        raise UsageError(f"The budget is {arguments.budget}, but a share above 0, up to 1, was expected.")
+    if arguments.switches < 1:
+        raise UsageError(f"{arguments.switches} switches were allowed, but at least 1 is needed; try --switches 2.")
+    for path in (arguments.work, None if arguments.no_plot else arguments.plot):
+        if path is not None and arguments.bundle.resolve() in (path.resolve(), *path.resolve().parents):
+            raise UsageError(f"{path} lies in the bundle, which holds nothing but engines; choose another place.")
+
+
+def _check_targets(arguments: argparse.Namespace, bundle: Bundle) -> None:
+    """Find out before hours of work whether its results can be written."""
+    from flowblending.engine.manifest import MANIFEST
+    from flowblending.runtime.calibrate.plot import check_plotting
+    from flowblending.runtime.whole_file import check_target
+
+    check_target(bundle.folder / MANIFEST)
+    if not arguments.no_plot and not arguments.cache:
+        check_plotting()
+        check_target(arguments.plot)
+
+
+def _defaults(arguments: argparse.Namespace) -> Job:
+    from flowblending.runtime.jobs import Job
+
+    return Job(
+        prompt="",
+        seed=arguments.seed,
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+        solver=arguments.solver,
+    )
+
+
+def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
+    from flowblending.runtime.pipeline import Pipeline
+    from flowblending.runtime.place import open_device
+
+    return Pipeline(bundle=bundle, device=open_device(arguments.device, bundle.manifest), threads=arguments.threads)
+
+
+def _calibrator(arguments: argparse.Namespace, pipeline: Pipeline, console: Console) -> Calibrator:
+    from flowblending.runtime.calibrate.features import distance_measure, similarity_measure
+    from flowblending.runtime.calibrate.measure import Measures
+    from flowblending.runtime.calibrate.run import Calibrator, Request
+    from flowblending.runtime.calibrate.work import Work
+
+    folder: Path = pipeline.bundle.folder.resolve()
+    work = Work(folder=arguments.work or folder.with_name(f"{folder.name}.work"))
+    request = Request(
+        parts=arguments.parts,
+        threshold=arguments.threshold,
+        measures=Measures(
+            similarity=similarity_measure(arguments.similarity), distance=distance_measure(arguments.distance)
+        ),
+        proxy_only=arguments.proxy_only,
+        blended=arguments.blended,
+        budget=arguments.budget,
+        switches=arguments.switches,
+    )
+    work.open()
+    return Calibrator(pipeline=pipeline, request=request, work=work, console=console)
+
+
+def _calibrate_schedule(calibrator: Calibrator, jobs: Sequence[Job], plot: Path | None) -> int:
+    from flowblending.engine.calibration import add_calibration
+    from flowblending.runtime.calibrate.plot import write_plot
+    from flowblending.runtime.calibrate.report import show
+    from flowblending.runtime.cost import cost_of
+    from flowblending.runtime.jobs import compile_job
+
+    console, bundle = calibrator.console, calibrator.pipeline.bundle
+    if len(jobs) == 1 and not calibrator.request.proxy_only and calibrator.request.budget is None:
+        console.warn("with one prompt there is no spread between prompts to compare with; 8 or more say much more.")
+    findings = calibrator.findings(jobs)
+    show(findings, console)
+    if plot is not None:
+        write_plot(findings, plot)
+        console.log(f"{plot}: divergence and boundaries")
+    bundle = add_calibration(bundle, findings.evidence(), runs=findings.runs)
+    early, late = findings.proxy
+    console.log(f"by the divergence alone: L{early} at the start and L{late} at the end")
+    program = compile_job(dataclasses.replace(jobs[0], schedule=findings.runs, cache="off"), bundle.manifest)
+    bound = cost_of(program, bundle.manifest).bound
+    console.log(f"{bundle.folder}: {_chosen(findings.runs)}, speed-up bound {bound:.3f}x; fb-run takes it from now on")
+    console.log(f"measurements are kept in {calibrator.work.folder}; remove it when you need it no more")
+    return 0
+
+
+def _chosen(runs: str) -> str:
+    if "S" not in runs:
+        return f"{runs}, all-large, since no switch meets the criteria"
+    return runs
+
+
+def _calibrate_caches(calibrator: Calibrator, jobs: Sequence[Job], caches: Sequence[str]) -> int:
+    from flowblending.engine.calibration import add_calibration
+    from flowblending.runtime.calibrate.findings import cache_evidence
+
+    names = list(dict.fromkeys(caches))
+    steps = jobs[0].steps or calibrator.pipeline.bundle.manifest.pipeline.steps
+    found = calibrator.divergence(jobs, f"L{steps}")
+    constants, evidence = cache_evidence(found, names, jobs, steps)
+    bundle = add_calibration(calibrator.pipeline.bundle, evidence, caches=constants)
+    rows = [
+        (name, model, f"{min(values[2:]):.4f}", f"{max(values[2:]):.4f}")
+        for name in names
+        for model, values in constants[name].items()
+    ]
+    calibrator.console.log(f"constants of {steps} steps, {len(jobs)} prompts")
+    calibrator.console.table("", ("cache", "model", "lowest", "highest"), rows)
+    calibrator.console.log(f"{bundle.folder}: takes --cache {' and --cache '.join(CACHES[name] for name in names)} now")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of ``fb-calibrate``."""
+    parsed = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    from flowblending.engine.console import run_program
+
+    run_program(lambda: run(parsed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""What a calibration found, as data: for the bundle, for the terminal and for the plot."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flowblending.runtime.cache.teacache import COEFFICIENTS, TEACACHE, TIMESTEPS, fit
+from flowblending.runtime.calibrate.boundaries import PROXY_LEVEL
+from flowblending.runtime.calibrate.divergence import TEACACHE_CHANGES, Divergence, Series, mean_of, spread_of
+from flowblending.runtime.calibrate.features import LATENT
+from flowblending.runtime.jobs import Job
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarityTest:
+    """The early boundary's criterion.
+
+    Attributes:
+        measure: ``latent`` or ``module:function``.
+        threshold: what the mean has to keep.
+        values: by the number of large steps before the small ones, of every prompt.
+        chosen: that number.
+    """
+
+    measure: str
+    threshold: float
+    values: Mapping[int, Sequence[float]]
+    chosen: int
+
+    @property
+    def criterion(self) -> str:
+        """The criterion in words."""
+        what = "cosine of the final latents" if self.measure == LATENT else f"mean cosine of {self.measure}'s features"
+        return (
+            f"earliest switch from which on the {what} with all-large sampling of the same noise stays at or above "
+            f"{self.threshold:.0%}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistanceTest:
+    """The late boundary's criterion.
+
+    Attributes:
+        measure: ``latent`` or ``module:function``.
+        values: distances by the number of large steps at the end.
+        all_large: of all-large sampling.
+        noise: its standard deviation.
+        similarities: by the same number, of every prompt, to all-large sampling; for information.
+        chosen: that number.
+    """
+
+    measure: str
+    values: Mapping[int, float]
+    all_large: float
+    noise: float
+    similarities: Mapping[int, Sequence[float]]
+    chosen: int
+
+    @property
+    def criterion(self) -> str:
+        """The criterion in words."""
+        what = (
+            "statistics of the final latents (no feature function was given, so that this is no FID)"
+            if self.measure == LATENT
+            else f"{self.measure}'s features"
+        )
+        return (
+            f"latest return from which on the Fréchet distance of {what} to all-large sampling of other noise stays "
+            "no worse than all-large sampling's own by more than one standard deviation"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetTest:
+    """The cheapest schedule under a budget, beside the best of three stages at equal cost.
+
+    Attributes:
+        budget: share of all-large sampling's operations.
+        switches: how many were allowed.
+        small_steps: how many keep within the budget.
+        error: of the schedule chosen: its small steps' velocity differences times their lengths in sigma, summed.
+        three_stages: the best schedule with all small steps in one piece.
+        three_stages_error: its error.
+    """
+
+    budget: float
+    switches: int
+    small_steps: int
+    error: float
+    three_stages: str
+    three_stages_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """A finished calibration of a schedule.
+
+    Attributes:
+        sigmas: noise level of every step.
+        prompts: what was measured.
+        divergences: by the schedule whose trajectory was followed, of every prompt.
+        proxy: early and late boundary by the divergence alone.
+        early: None if only the divergence was measured.
+        late: None also if no step is left to the small model.
+        budget: only if a budget was given; ``early`` and ``late`` are None then.
+        runs: the schedule chosen.
+    """
+
+    steps: int
+    sigmas: tuple[float, ...]
+    solver: str
+    guidance: float
+    prompts: tuple[Job, ...]
+    divergences: Mapping[str, Sequence[Divergence]]
+    proxy: tuple[int, int]
+    early: SimilarityTest | None
+    late: DistanceTest | None
+    budget: BudgetTest | None
+    runs: str
+
+    def evidence(self) -> dict[str, object]:
+        """Everything as plain data for ``json.dumps``."""
+        return {
+            "format": FORMAT,
+            "schedule": self.runs,
+            "steps": self.steps,
+            "solver": self.solver,
+            "guidance": self.guidance,
+            "sigmas": self.sigmas,
+            "prompts": _prompts(self.prompts),
+            "divergence": {runs: divergence_evidence(found) for runs, found in self.divergences.items()},
+            "proxy": {
+                "criterion": f"from the lowest divergence outwards, up to {PROXY_LEVEL:.0%} of the way to either end's",
+                "early": self.proxy[0],
+                "late": self.proxy[1],
+            },
+            "early": None if self.early is None else _similarity_evidence(self.early),
+            "late": None if self.late is None else _distance_evidence(self.late),
+            "budget": None if self.budget is None else dataclasses.asdict(self.budget),
+        }
+
+
+def divergence_evidence(found: Sequence[Divergence]) -> dict[str, object]:
+    """Mean, spread and every prompt's own distances."""
+    distances = [each.distances for each in found]
+    return {"mean": mean_of(distances), "spread": spread_of(distances), "prompts": distances}
+
+
+def cache_evidence(
+    found: Sequence[Divergence], names: Sequence[str], jobs: Sequence[Job], steps: int
+) -> tuple[Series, dict[str, object]]:
+    """The constants of step caches, by name and model: the means over prompts; and the same as evidence."""
+    measured = [each.caches for each in found]
+    mean, spread = mean_of(measured), spread_of(measured)
+    constants = {name: mean[name] for name in names}
+    if TEACACHE in names:
+        pairs = [(each[TEACACHE], each[TEACACHE_CHANGES]) for each in measured]
+        constants[TIMESTEPS] = mean[TIMESTEPS]
+        constants[COEFFICIENTS] = {
+            model: fit(
+                [d for before, _ in pairs for d in before[model][1:]],
+                [c for _, after in pairs for c in after[model][1:]],
+            )
+            for model in mean[TEACACHE]
+        }
+    evidence = {
+        "format": FORMAT,
+        "steps": steps,
+        "prompts": _prompts(jobs),
+        "caches": {name: {"mean": mean[name], "spread": spread[name]} for name in names},
+    }
+    return constants, evidence
+
+
+def _prompts(jobs: Sequence[Job]) -> list[dict[str, object]]:
+    return [{"prompt": job.prompt, "negative_prompt": job.negative_prompt, "seed": job.seed} for job in jobs]
+
+
+def _similarity_evidence(test: SimilarityTest) -> dict[str, object]:
+    tried = [
+        {"large_steps_first": count, **statistics(values), "prompts": list(values)}
+        for count, values in sorted(test.values.items())
+    ]
+    return {
+        "criterion": test.criterion,
+        "measure": test.measure,
+        "threshold": test.threshold,
+        "tried": tried,
+        "chosen": test.chosen,
+    }
+
+
+def _distance_evidence(test: DistanceTest) -> dict[str, object]:
+    tried = [
+        {"large_steps_last": count, "distance": value, "similarity": statistics(test.similarities[count])}
+        for count, value in sorted(test.values.items())
+    ]
+    return {
+        "criterion": test.criterion,
+        "measure": test.measure,
+        "all_large": test.all_large,
+        "noise": test.noise,
+        "tried": tried,
+        "chosen": test.chosen,
+    }
+
+
+def statistics(values: Sequence[float]) -> dict[str, float]:
+    """Mean and standard deviation, the latter 0 for a single value."""
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "spread": spread}

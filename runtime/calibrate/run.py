@@ -1,0 +1,301 @@
+"""A calibration from prompts to a schedule: what is measured of every prompt, in which order, and what follows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flowblending.engine.console import Console
+from flowblending.engine.manifest import Manifest
+from flowblending.export.spec import LARGE, SMALL
+from flowblending.runtime.cache.teacache import TEACACHE
+from flowblending.runtime.calibrate.boundaries import (
+    candidates,
+    early_boundary,
+    late_boundary,
+    proxy_boundaries,
+    three_stages,
+)
+from flowblending.runtime.calibrate.budget import cheapest, small_steps, step_errors, three_stage
+from flowblending.runtime.calibrate.divergence import (
+    CACHES,
+    COSINE,
+    GUIDED,
+    RMS,
+    Divergence,
+    mean_of,
+    measure,
+)
+from flowblending.runtime.calibrate.features import Latents, frechet, frechet_noise
+from flowblending.runtime.calibrate.findings import BudgetTest, DistanceTest, Findings, SimilarityTest
+from flowblending.runtime.calibrate.measure import (
+    Early,
+    Late,
+    Measures,
+    by_count,
+    early_ticks,
+    late_ticks,
+    measure_early,
+    measure_late,
+)
+from flowblending.runtime.calibrate.walk import Walk
+from flowblending.runtime.calibrate.work import Work
+from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.measures.networks import Frames
+from flowblending.runtime.noise import TorchNormal
+from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.program import COND
+from flowblending.runtime.schedule import StageSchedule
+
+OTHER_NOISE = 1_000_003
+"""Added to a prompt's seed for the all-large result that the distances are taken from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        parts: boundaries are tried at every ``parts``-th part of the run.
+        threshold: the similarity that the early boundary keeps.
+        proxy_only: choose by the divergence alone, and generate nothing.
+        blended: also measure the divergence along the chosen schedule's trajectory.
+        budget: choose the cheapest schedule within this share of all-large sampling's operations, by the divergence
+            alone; None for the boundaries of three stages.
+        switches: at most so many in a schedule under a budget.
+    """
+
+    parts: int
+    threshold: float
+    measures: Measures
+    proxy_only: bool
+    blended: bool
+    budget: float | None = None
+    switches: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrator:
+    """Measures prompts with a bundle's engines; finished measurements are read from the work folder."""
+
+    pipeline: Pipeline
+    request: Request
+    work: Work
+    console: Console
+
+    def divergence(self, jobs: Sequence[Job], runs: str) -> list[Divergence]:
+        """Of every prompt along the trajectory of ``runs``."""
+        models = StageSchedule.scaled(runs, self._steps(jobs)).models
+        keys = [[self._key(job), str(StageSchedule.of(models))] for job in jobs]
+        missing = sum(self._known_divergence(key) is None for key in keys)
+        with self.console.progress(f"divergence along {runs}", total=missing * len(models)) as advance:
+            return [self._divergence(job, key, models, lambda: advance(1)) for job, key in zip(jobs, keys, strict=True)]
+
+    def findings(self, jobs: Sequence[Job]) -> Findings:
+        """Measure everything that the request asks for, and choose.
+
+        Raises:
+            FlowBlendingError: an engine or a feature function failed, or the work folder cannot be written.
+        """
+        steps = self._steps(jobs)
+        tried = candidates(steps, self.request.parts)
+        program = compile_job(dataclasses.replace(jobs[0], schedule="LLL", cache="off"), self._manifest)
+        sigmas = tuple(step.sigma for step in program.steps)
+        early, late, early_test, late_test, budget_test = 0, 0, None, None, None
+        if self.request.proxy_only or self.request.budget is not None:
+            divergences = self.divergence(jobs, f"L{steps}")
+            early, late = proxy = proxy_boundaries(_guided(divergences))
+        else:
+            measured = self._early(jobs, tried)
+            divergences = self.divergence(jobs, f"L{steps}")
+            proxy = proxy_boundaries(_guided(divergences))
+            early_test = self._choose_early(measured)
+            early = early_test.chosen
+            if early < steps:
+                late_test = self._choose_late(measured, self._late(jobs, measured, early, tried))
+                late = late_test.chosen
+        runs = three_stages(steps, early, late)
+        if self.request.budget is not None:
+            runs, budget_test = self._choose_under(self.request.budget, divergences, sigmas)
+        along = {f"L{steps}": divergences}
+        if self.request.blended and runs not in along:
+            along[runs] = self.divergence(jobs, runs)
+        return Findings(
+            steps=steps,
+            sigmas=sigmas,
+            solver=program.solver,
+            guidance=program.guidance,
+            prompts=tuple(jobs),
+            divergences=along,
+            proxy=proxy,
+            early=early_test,
+            late=late_test,
+            budget=budget_test,
+            runs=runs,
+        )
+
+    @property
+    def _manifest(self) -> Manifest:
+        return self.pipeline.bundle.manifest
+
+    def _steps(self, jobs: Sequence[Job]) -> int:
+        return jobs[0].steps or self._manifest.pipeline.steps
+
+    def _key(self, job: Job) -> dict[str, object]:
+        fields = dataclasses.asdict(dataclasses.replace(job, schedule="", cache=""))
+        return {"bundle": self._manifest.id, "job": fields}
+
+    def _divergence(self, job: Job, key: object, models: Sequence[str], tick: Callable[[], None]) -> Divergence:
+        known = self._known_divergence(key)
+        if known is not None:
+            return known
+        found = measure(self._walk(job), self._noise(job), models, tick)
+        self.work.write("divergence", key, dataclasses.asdict(found))
+        return found
+
+    def _known_divergence(self, key: object) -> Divergence | None:
+        known = self.work.read("divergence", key)
+        # An earlier version measured fewer constants, and so does a bundle without signals.
+        needed = {*CACHES, *((TEACACHE,) if self._manifest.signals else ())}
+        return Divergence(**known) if known is not None and needed <= set(known["caches"]) else None
+
+    def _early(self, jobs: Sequence[Job], tried: Sequence[int]) -> list[Early]:
+        names = [self.request.measures.similarity.name, self.request.measures.distance.name]
+        steps = self._steps(jobs)
+        tried = [count for count in tried if count < steps]
+        found = []
+        keys = [[self._key(job), names, tried] for job in jobs]
+        missing = sum(self._known_early(key) is None for key in keys)
+        title = "switching to the small model"
+        with self.console.progress(title, total=missing * early_ticks(steps, tried)) as advance:
+            for job, key in zip(jobs, keys, strict=True):
+                known = self._known_early(key)
+                found.append(known or self._measure_early(job, key, tried, lambda: advance(1)))
+        return found
+
+    def _known_early(self, key: object) -> Early | None:
+        known, latents = self.work.read("early", key), self.work.read_array("early", key)
+        if known is None or latents is None:
+            return None
+        return Early(
+            similarities=by_count(known["similarities"]),
+            large=np.array(known["large"]),
+            reference=np.array(known["reference"]),
+            latents=latents,
+        )
+
+    def _measure_early(self, job: Job, key: object, tried: Sequence[int], tick: Callable[[], None]) -> Early:
+        walk = self._walk(job)
+        other = dataclasses.replace(job, seed=job.seed + OTHER_NOISE)
+        divergence, early = measure_early(
+            walk,
+            self._noise(job),
+            other_noise=self._noise(other),
+            tried=tried,
+            measures=self.request.measures,
+            decode=self._decoder(job),
+            tick=tick,
+        )
+        models = StageSchedule.scaled("L1", walk.steps)
+        self.work.write("divergence", [self._key(job), str(models)], dataclasses.asdict(divergence))
+        self.work.write_array("early", key, early.latents)
+        content = {
+            "similarities": early.similarities,
+            "large": early.large.tolist(),
+            "reference": early.reference.tolist(),
+        }
+        self.work.write("early", key, content)
+        return early
+
+    def _late(self, jobs: Sequence[Job], measured: Sequence[Early], early: int, tried: Sequence[int]) -> list[Late]:
+        names = [self.request.measures.similarity.name, self.request.measures.distance.name]
+        steps = self._steps(jobs)
+        tried = sorted({count for count in tried if count < steps - early} | {0, steps - early})
+        keys = [[self._key(job), names, early, tried] for job in jobs]
+        missing = sum(self.work.read("late", key) is None for key in keys)
+        found = []
+        title = "returning to the large model"
+        with self.console.progress(title, total=missing * late_ticks(steps, early, tried)) as advance:
+            for job, key, one in zip(jobs, keys, measured, strict=True):
+                known = self.work.read("late", key)
+                if known is None:
+                    late = measure_late(
+                        self._walk(job),
+                        self._noise(job),
+                        early=early,
+                        tried=tried,
+                        all_large=one,
+                        measures=self.request.measures,
+                        decode=self._decoder(job),
+                        tick=lambda: advance(1),
+                    )
+                    features = {count: each.tolist() for count, each in late.features.items()}
+                    self.work.write("late", key, {"similarities": late.similarities, "features": features})
+                else:
+                    features = {int(count): np.array(each) for count, each in known["features"].items()}
+                    late = Late(similarities=by_count(known["similarities"]), features=features)
+                found.append(late)
+        return found
+
+    def _choose_early(self, measured: Sequence[Early]) -> SimilarityTest:
+        values = {count: [each.similarities[count] for each in measured] for count in measured[0].similarities}
+        means = {count: float(np.mean(each)) for count, each in values.items()}
+        chosen = early_boundary(means, self.request.threshold)
+        measure = self.request.measures.similarity.name
+        return SimilarityTest(measure=measure, threshold=self.request.threshold, values=values, chosen=chosen)
+
+    def _choose_late(self, measured: Sequence[Early], late: Sequence[Late]) -> DistanceTest:
+        reference, large = [each.reference for each in measured], [each.large for each in measured]
+        counts = sorted(late[0].features)
+        values = {count: frechet([each.features[count] for each in late], reference) for count in counts}
+        all_large, noise = frechet(large, reference), frechet_noise(large, reference)
+        return DistanceTest(
+            measure=self.request.measures.distance.name,
+            values=values,
+            all_large=all_large,
+            noise=noise,
+            similarities={count: [each.similarities[count] for each in late] for count in counts},
+            chosen=late_boundary(values, all_large=all_large, noise=noise),
+        )
+
+    def _choose_under(
+        self, budget: float, divergences: Sequence[Divergence], sigmas: Sequence[float]
+    ) -> tuple[str, BudgetTest]:
+        errors = step_errors(_guided(divergences, RMS), sigmas)
+        count = small_steps(len(errors), small_cost(self._manifest), budget)
+        schedule, error = cheapest(errors, count, self.request.switches)
+        plain, plain_error = three_stage(errors, count)
+        return str(schedule), BudgetTest(
+            budget=budget,
+            switches=self.request.switches,
+            small_steps=count,
+            error=error,
+            three_stages=str(plain),
+            three_stages_error=plain_error,
+        )
+
+    def _walk(self, job: Job) -> Walk:
+        return Walk.open(self.pipeline, job, self.console.warn)
+
+    def _noise(self, job: Job) -> Latents:
+        return self.pipeline.noise(TorchNormal(job.seed))
+
+    def _decoder(self, job: Job) -> Callable[[Latents], Frames]:
+        return lambda latents: self.pipeline.pixels(latents, job.seed)
+
+
+def small_cost(manifest: Manifest) -> float:
+    """What a step of the small model costs, as a share of the large one's, in operations."""
+    large, small = (manifest.components[name].flops for name in (LARGE, SMALL))
+    assert large is not None  # a manifest says so of both
+    assert small is not None
+    return small.total / large.total
+
+
+def _guided(divergences: Sequence[Divergence], measure: str = COSINE) -> list[float]:
+    """The mean distance after guidance, or of the one branch there is, of every step."""
+    mean = mean_of([each.distances for each in divergences])
+    return mean[GUIDED if GUIDED in mean else COND][measure]

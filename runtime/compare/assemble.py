@@ -1,0 +1,232 @@
+"""From figures to the report: of a bundle's runs, and of existing videos."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowblending import __version__
+from flowblending.engine.manifest import Manifest
+from flowblending.runtime.cache.parse import OFF
+from flowblending.runtime.compare import scoring
+from flowblending.runtime.compare.columns import (
+    COLUMNS,
+    COSINE,
+    FLOPS,
+    PSNR,
+    SECONDS,
+    SMOOTHNESS,
+    SSIM,
+    WHOLE,
+    Column,
+)
+from flowblending.runtime.compare.existing import Measured, Video
+from flowblending.runtime.compare.figures import Figures
+from flowblending.runtime.compare.notes import busy_note, calibration_notes, foreign, trail_note, unmeasured
+from flowblending.runtime.compare.report import Case, Clip, Divergence, Report, Run, Values, in_use
+from flowblending.runtime.compare.runs import Way
+from flowblending.runtime.compare.scoring import Asked, Scorer
+from flowblending.runtime.jobs import Job
+from flowblending.runtime.measures.similarity import psnr_of
+
+Scores = Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A bundle's runs of one prompt: the videos' files, from the report's folder, and figures, by the way's label."""
+
+    job: Job
+    videos: Mapping[str, str]
+    figures: Mapping[str, Figures]
+
+
+def of_runs(
+    made: Sequence[Made],
+    ways: Sequence[Way],
+    asked: Asked,
+    manifest: Manifest,
+    *,
+    machine: str,
+    divergence: Divergence | None = None,
+    distances: Mapping[str, Values] | None = None,
+) -> Report:
+    """The report of a bundle's runs.
+
+    Args:
+        machine: what the times were measured on.
+        distances: of each run's videos as a set, by its label and the set scorer's key.
+    """
+    first = {way.label: [each.figures[way.label] for each in made if way.label in each.figures] for way in ways}
+    geometry, every = manifest.geometry, [figures for found in first.values() for figures in found]
+    frame_rates = {each.job.frame_rate or manifest.pipeline.frame_rate for each in made}
+    facts = (
+        ("bundle", f"{manifest.id} ({manifest.pipeline.family})"),
+        ("video", f"{geometry.width}×{geometry.height}, {geometry.frames} frames"),
+        ("steps", _common(str(len(figures.computed)) for figures in every)),
+        ("solver", _common(figures.solver for figures in every)),
+        ("guidance", _common(f"{figures.guidance:g}" for figures in every)),
+        ("prompts", str(len(made))),
+        ("machine", machine),
+        ("flowblending", __version__),
+    )
+    cases = tuple(
+        Case(
+            title=each.job.prompt,
+            note=f"seed {each.job.seed}",
+            clips={label: _clip(each.videos[label], figures) for label, figures in each.figures.items()},
+        )
+        for each in made
+    )
+    runs = tuple(
+        Run(
+            label=way.label,
+            schedule=way.schedule,
+            cache="" if way.cache == OFF else way.cache,
+            stages=_common(figures.stages for figures in first[way.label]),
+            computed=_common(figures.computed for figures in first[way.label]) if first[way.label] else "",
+        )
+        for way in ways
+    )
+    return Report(
+        subtitle="The same noise for all runs of a prompt; everything is measured against "
+        f"{ways[0].label}, the large model at every step.",
+        facts=facts,
+        runs=runs,
+        cases=cases,
+        columns=_all_columns(asked, [figures.scores for figures in every], cases, distances or {}),
+        notes=(
+            *unmeasured(asked),
+            *calibration_notes(manifest, ways, divergence),
+            "PSNR and SSIM are of the decoded 8-bit frames before they are compressed. A PSNR of runs that equal the "
+            "reference on some prompts is the mean over the others.",
+            *trail_note(manifest),
+        ),
+        frame_rate=min(frame_rates, default=manifest.pipeline.frame_rate),
+        sets=distances or {},
+        divergence=divergence,
+        warnings=tuple(busy_note([figures.seconds for figures in every], machine)),
+    )
+
+
+def of_videos(
+    videos: Sequence[Video],
+    measured: Sequence[Measured],
+    scores: Sequence[Scores],
+    placed: Sequence[str],
+    *,
+    asked: Asked,
+    distances: Mapping[str, Values],
+) -> Report:
+    """The report of existing videos, of which the first is the reference.
+
+    Args:
+        distances: of each video's frames as a set, by its label and the set scorer's key.
+    """
+    labels = labels_of(videos)
+    clips = {}
+    for label, figures, scored, file in zip(labels, measured, scores, placed, strict=True):
+        values = _frame_values(figures.smoothness, figures.error, figures.ssim) | _score_values(scored)
+        clips[label] = Clip(video=file, values=values)
+    prompts = [video.about.get("prompt", "") for video in videos]
+    cases = (Case(title=_common(prompts) if all(prompts) else "", clips=clips),)
+    first = videos[0]
+    runs = tuple(
+        Run(
+            label=label,
+            schedule=label,
+            stages=", ".join(video.about[key] for key in ("schedule", "cache") if key in video.about),
+        )
+        for label, video in zip(labels, videos, strict=True)
+    )
+    rates = [f"{video.frame_rate:g}" for video in videos]
+    return Report(
+        subtitle=f"Existing videos, measured against {labels[0]}.",
+        facts=(
+            ("video", f"{first.width}×{first.height}, {measured[0].frames} frames"),
+            ("frames per second", _common(rates)),
+            ("flowblending", __version__),
+        ),
+        runs=runs,
+        cases=cases,
+        columns=_all_columns(asked, scores, cases, distances),
+        notes=(
+            *unmeasured(asked, single=True),
+            "Times, FLOPs and latents are known of runs that fb-compare makes itself, not of existing videos.",
+            *foreign(videos),
+        ),
+        frame_rate=first.frame_rate,
+        sets=distances,
+    )
+
+
+def _clip(video: str, figures: Figures) -> Clip:
+    seconds, against = figures.seconds, figures.against
+    values = {
+        SECONDS: seconds["sampling"],
+        WHOLE: seconds["text"] + seconds["sampling"] + seconds["vae"],
+        **({FLOPS: figures.flops / 1e12} if figures.flops else {}),
+        **_frame_values(
+            figures.smoothness, None if against is None else against.error, None if against is None else against.ssim
+        ),
+        **({} if against is None else {COSINE: against.cosine}),
+        **_score_values(figures.scores),
+    }
+    return Clip(video=video, values=values, steps=() if against is None else against.steps)
+
+
+def _frame_values(smoothness: float | None, error: float | None, ssim: float | None) -> dict[str, float]:
+    values = {PSNR: None if error is None else psnr_of(error), SSIM: ssim, SMOOTHNESS: smoothness}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _score_values(scores: Scores) -> dict[str, float]:
+    return {f"{key}/{name}": value for key, given in scores.items() for name, value in given.items()}
+
+
+def _all_columns(
+    asked: Asked, every: Sequence[Scores], cases: Sequence[Case], distances: Mapping[str, Values]
+) -> tuple[Column, ...]:
+    """Those of which there are figures."""
+    there = {key for values in distances.values() for key in values}
+    return (
+        *in_use([*COLUMNS, *_columns(asked.scorers, every)], cases),
+        *(_column(scorer.key, scorer.column, digits=2) for scorer in asked.sets if scorer.key in there),
+    )
+
+
+def _columns(scorers: Sequence[Scorer], every: Sequence[Scores]) -> list[Column]:
+    columns = []
+    for scorer in scorers:
+        names = list(dict.fromkeys(name for scores in every for name in scores.get(scorer.key, {})))
+        for name, shown in zip(names, scorer.columns(names), strict=True):
+            columns.append(_column(f"{scorer.key}/{name}", shown, digits=4))
+    return columns
+
+
+def _column(key: str, shown: scoring.Column, *, digits: int) -> Column:
+    return Column(
+        key=key,
+        heading=shown.heading,
+        unit="%" if shown.share else "",
+        digits=digits,
+        about=shown.about,
+        better=shown.better,
+        relative=shown.relative,
+    )
+
+
+def labels_of(videos: Sequence[Video]) -> list[str]:
+    """The files' names, or as much of their paths as tells them apart."""
+    paths = [video.path for video in videos]
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return [str(Path(*path.parts[-depth:])) for path in paths]
+
+
+def _common(values: Iterable[str]) -> str:
+    """The value that all share, or several, in one line."""
+    found = list(dict.fromkeys(values))
+    return ", ".join(found[:4]) + (", …" if len(found) > 4 else "")

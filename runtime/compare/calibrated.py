@@ -1,0 +1,49 @@
+"""What a bundle's calibration says of the divergence of its two models, for the page."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flowblending.engine.bundle import Bundle
+from flowblending.runtime.calibrate.divergence import COSINE, GUIDED, RELATIVE_L2
+from flowblending.runtime.compare.report import Divergence, Line
+from flowblending.runtime.program import COND
+
+MEASURES = {COSINE: "cosine distance", RELATIVE_L2: "relative L2 distance"}
+
+
+def divergence_of(bundle: Bundle) -> Divergence | None:
+    """What the evidence of the bundle's calibrated schedule holds; None for a bundle that has none.
+
+    Args:
+        bundle: verified by the caller, and so its evidence is whole.
+    """
+    calibration = bundle.manifest.calibration
+    if calibration is None or calibration.schedule is None:
+        return None
+    name = calibration.schedule.evidence
+    evidence: dict[str, Any] = json.loads((bundle.folder / name).read_text(encoding="utf-8"))
+    # The all-large trajectory is measured first.
+    followed: dict[str, Any] = evidence["divergence"]
+    branch = GUIDED if GUIDED in next(iter(followed.values()))["mean"] else COND
+    lines = {
+        title: tuple(
+            Line(
+                about=f"along {runs}",
+                mean=tuple(found["mean"][branch][measure]),
+                spread=tuple(found["spread"][branch][measure]),
+            )
+            for runs, found in followed.items()
+        )
+        for measure, title in MEASURES.items()
+    }
+    prompts = len(evidence["prompts"])
+    after = "after guidance, " if branch == GUIDED else ""
+    return Divergence(
+        about=f"How far the small model's velocity is from the large one's at the same latents, {after}the mean over "
+        f"{prompts} prompt{'s' if prompts > 1 else ''} with its standard deviation. Shaded: {evidence['schedule']}, "
+        f"the schedule that fb-calibrate chose ({name}).",
+        stages=evidence["schedule"],
+        lines=lines,
+    )

@@ -1,0 +1,267 @@
+"""``fb-compare``: schedules and step caches, or existing videos, side by side on a page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import flowblending
+from flowblending import UsageError
+
+if TYPE_CHECKING:
+    from flowblending.engine.bundle import Bundle
+    from flowblending.engine.console import Console
+    from flowblending.runtime.compare.report import Report
+    from flowblending.runtime.compare.runs import Way
+    from flowblending.runtime.compare.scoring import Asked
+    from flowblending.runtime.jobs import Job
+
+DEFAULT_OUT = Path("report")
+SCHEDULES = "LLL,LSL,SSS"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``fb-compare``."""
+    parser = argparse.ArgumentParser(
+        prog="fb-compare",
+        description="Make the same videos with several schedules and step caches, measure them, and write a page.",
+        epilog="Example: fb-compare wan --prompts prompts.txt --schedules LLL,LSL,SSS --caches off,scm:slow",
+    )
+    parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE", help="folder that fb-build-engines wrote")
+    what = parser.add_argument_group("what to compare")
+    what.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="one prompt a line, or one JSON object a line, as for fb-run"
+    )
+    what.add_argument(
+        "--schedules",
+        metavar="LIST",
+        help='separated by commas: names, runs such as "L20 S20 L10", or auto for what fb-calibrate found; LLL is '
+        f"always added (default: {SCHEDULES}, and auto if the bundle is calibrated)",
+    )
+    what.add_argument("--caches", metavar="LIST", help="step caches, separated by commas (default: off)")
+    what.add_argument(
+        "--videos", type=Path, nargs="+", metavar="FILE", help="compare these videos with the first of them instead"
+    )
+    how = parser.add_argument_group("how to sample, for all alike")
+    how.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the family's)")
+    how.add_argument("--guidance", type=float, metavar="G", help="guidance scale (default: the family's)")
+    how.add_argument("--solver", choices=("unipc", "dpm++", "euler"), help="(default: the family's)")
+    how.add_argument("--negative-prompt", metavar="TEXT", help="(default: the family's)")
+    how.add_argument("--seed", type=int, metavar="N", help="of every prompt's noise (default: 0)")
+    how.add_argument("--fps", type=float, dest="frame_rate", help="frames per second (default: the family's)")
+    scores = parser.add_argument_group("what to measure beside likeness, time and FLOPs")
+    scores.add_argument(
+        "--judge",
+        metavar="MODULE:FUNCTION",
+        help="prompt adherence by a function of yours: called with frames (uint8 [F, H, W, 3]) and prompt, it gives a "
+        "share from 0 to 1, or a dict of such",
+    )
+    scores.add_argument("--clip", type=Path, metavar="DIR", help="CLIP (transformers): likeness to prompt and LLL")
+    scores.add_argument("--dino", type=Path, metavar="DIR", help="DINO (transformers): likeness to LLL")
+    scores.add_argument("--lpips", type=Path, metavar="FILE", help="VGG (TorchScript, vgg16.pt): distance from LLL")
+    scores.add_argument(
+        "--fid", type=Path, metavar="FILE", help="Inception (TorchScript, inception-2015-12-05.pt): distance from LLL"
+    )
+    scores.add_argument(
+        "--fvd",
+        type=Path,
+        metavar="FILE",
+        help="I3D (TorchScript, i3d_torchscript.pt): distance of whole videos",
+    )
+    where = parser.add_argument_group("what to write")
+    where.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="the report (default: report/)")
+    where.add_argument("--vbench", type=Path, metavar="DIR", help="also copy the videos to DIR/RUN/PROMPT-INDEX.mp4")
+    where.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="for onnxruntime bundles (default: auto)"
+    )
+    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads of ONNX Runtime")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
+    return parser
+
+
+_OF_RUNS = (
+    *("prompts", "schedules", "caches", "steps", "guidance", "solver", "negative_prompt", "seed", "frame_rate"),
+    *("vbench", "threads"),
+)
+"""Options that mean nothing for existing videos."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the arguments ask for; returns the exit code."""
+    from flowblending.engine.console import Console
+
+    console = Console(quiet=arguments.quiet)
+    if arguments.videos is not None:
+        if arguments.bundle is not None:
+            raise UsageError("Give either a bundle or --videos; existing videos need no bundle.")
+        for name in _OF_RUNS:
+            if getattr(arguments, name) is not None:
+                option = "--fps" if name == "frame_rate" else f"--{name.replace('_', '-')}"
+                raise UsageError(f"{option} is for runs of a bundle; leave it out with --videos.")
+        return _compare_videos(arguments, console)
+    if arguments.bundle is None or arguments.prompts is None:
+        raise UsageError("Give a bundle and --prompts FILE, or --videos and at least two files.")
+    return _compare_runs(arguments, console)
+
+
+def _asked(arguments: argparse.Namespace) -> Asked:
+    """What was asked for; loads models, so it comes after everything that can be refused without."""
+    from flowblending.runtime.compare import seeing
+    from flowblending.runtime.compare.scoring import Asked, Judge
+
+    scorers = (("judge", Judge), ("clip", seeing.ClipScore), ("dino", seeing.DinoScore), ("lpips", seeing.LpipsScore))
+    sets = (("fid", seeing.Fid), ("fvd", seeing.Fvd))
+    given = vars(arguments)
+    return Asked(
+        scorers=[make(given[name]) for name, make in scorers if given[name] is not None],
+        sets=[make(given[name]) for name, make in sets if given[name] is not None],
+    )
+
+
+def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
+    from flowblending.engine.bundle import open_bundle
+    from flowblending.runtime.compare.figures import LATENTS, VIDEOS
+    from flowblending.runtime.compare.layout import lay_out, prepare
+    from flowblending.runtime.compare.make import make_all
+    from flowblending.runtime.pipeline import Pipeline
+    from flowblending.runtime.place import open_device
+
+    out: Path = arguments.out
+    bundle = open_bundle(arguments.bundle)
+    jobs, ways = _planned(arguments, bundle)
+    total = sum(file.bytes for file in bundle.files())
+    with console.progress("checking the bundle", total=total, unit="B") as advance:
+        bundle.verify(progress=advance)
+    with console.phase("loading what scores"):
+        asked = _asked(arguments)
+    device = open_device(arguments.device, bundle.manifest)
+    pipeline = Pipeline(bundle=bundle, device=device, threads=arguments.threads)
+    for job in jobs:
+        pipeline.frame_rate(job)
+    prepare(out, (VIDEOS, LATENTS))
+    try:
+        report, failed = make_all(pipeline, jobs=jobs, ways=ways, asked=asked, out=out, console=console)
+    finally:
+        pipeline.close()
+        device.close()
+    _show(report, console)
+    for warning in report.warnings:
+        console.warn(warning)
+    if arguments.vbench is not None:
+        console.log(f"{arguments.vbench}: {lay_out(report, out, arguments.vbench)} videos for VBench")
+    console.log(f"{out / 'index.html'}: {len(jobs)} prompts, {len(ways)} runs each")
+    return 1 if failed else 0
+
+
+def _planned(arguments: argparse.Namespace, bundle: Bundle) -> tuple[list[Job], list[Way]]:
+    """Prompts and ways, after every check that needs no engine."""
+    from flowblending.runtime.compare.figures import VIDEOS
+    from flowblending.runtime.compare.layout import check_names
+    from flowblending.runtime.compare.runs import check_jobs, parse_ways, prompts_of
+    from flowblending.runtime.jobs import read_jobs
+    from flowblending.runtime.schedule import AUTO
+    from flowblending.runtime.video import check_output
+
+    out: Path = arguments.out
+    if arguments.bundle.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UsageError(f"{out} lies in the bundle, which holds nothing but engines; choose another place.")
+    if arguments.threads is not None and arguments.threads < 1:
+        raise UsageError(f"{arguments.threads} threads were asked for, but at least 1 is needed; try --threads 2.")
+    calibration = bundle.manifest.calibration
+    schedules = SCHEDULES if calibration is None or calibration.schedule is None else f"{SCHEDULES},{AUTO}"
+    if arguments.schedules is not None:
+        schedules = arguments.schedules
+    ways = parse_ways(schedules, "off" if arguments.caches is None else arguments.caches)
+    jobs = prompts_of(read_jobs(arguments.prompts, _job(arguments)), arguments.prompts)
+    check_jobs(jobs, ways, bundle.manifest)
+    geometry = bundle.manifest.geometry
+    check_output(out / VIDEOS / "any.mp4", width=geometry.width, height=geometry.height)
+    if arguments.fvd is not None and len(jobs) < 2:
+        raise UsageError(
+            f"--fvd compares sets of videos, but {arguments.prompts} holds 1 prompt; give at least 2, or leave it out."
+        )
+    if arguments.vbench is not None:
+        check_names([job.prompt for job in jobs])
+    return jobs, ways
+
+
+def _job(arguments: argparse.Namespace) -> Job:
+    from flowblending.runtime.jobs import Job
+
+    return Job(
+        prompt="",
+        negative_prompt=arguments.negative_prompt,
+        seed=arguments.seed or 0,
+        steps=arguments.steps,
+        guidance=arguments.guidance,
+        solver=arguments.solver,
+        frame_rate=arguments.frame_rate,
+    )
+
+
+def _compare_videos(arguments: argparse.Namespace, console: Console) -> int:
+    from flowblending.runtime.compare import existing
+    from flowblending.runtime.compare.assemble import labels_of, of_videos
+    from flowblending.runtime.compare.figures import VIDEOS
+    from flowblending.runtime.compare.layout import prepare, write
+    from flowblending.runtime.compare.sets import set_distances
+
+    out: Path = arguments.out
+    if arguments.fvd is not None:
+        raise UsageError("--fvd compares sets of videos, but --videos single ones; leave it out.")
+    videos = existing.open_all(arguments.videos)
+    unknown = [video.path for video in videos if "prompt" not in video.about]
+    if arguments.judge is not None and unknown:
+        raise UsageError(
+            f"{unknown[0]} does not say what its prompt was, as videos of fb-run do, so that nothing can be judged by "
+            "it; leave out --judge."
+        )
+    asked = _asked(arguments)
+    prepare(out, (VIDEOS,))
+    measured, seen, placed = [], [], []
+    with console.progress("frames", total=sum(video.count for video in videos)) as advance:
+        for index, video in enumerate(videos):
+            measured.append(existing.measure(video, videos[0] if index else None, advance))
+            seen.append(existing.look(videos, asked.scorers, asked.sets, video))
+    for index, video in enumerate(videos, start=1):
+        suffix = video.path.suffix if video.fits(videos[0]) else ".mp4"
+        placed.append(f"{VIDEOS}/{index}-{video.path.stem}{suffix}")
+        existing.place(video, videos[0], out / placed[-1])
+    labels = labels_of(videos)
+    features = dict(zip(labels, (each.features for each in seen), strict=True))
+    distances = set_distances(asked.sets, labels, 1, lambda key, label, _prompt: features[label][key])
+    report = of_videos(videos, measured, [each.scores for each in seen], placed, asked=asked, distances=distances)
+    write(out, report)
+    _show(report, console)
+    console.log(f"{out / 'index.html'}: {len(videos)} videos")
+    return 0
+
+
+def _show(report: Report, console: Console) -> None:
+    """The table's chief columns, on the terminal."""
+    from flowblending.runtime.compare.columns import BOUND, SMOOTHNESS, WHOLE
+    from flowblending.runtime.compare.report import cell, text_of
+
+    columns = [column for column in report.columns if column.key not in (WHOLE, BOUND, SMOOTHNESS)]
+    rows = [
+        (run.label, *(text_of(cell(report, run, column).value, column) for column in columns)) for run in report.runs
+    ]
+    headings = (f"{each.heading} ({each.unit})" if each.unit in ("s", "dB") else each.heading for each in columns)
+    console.table("", ("run", *headings), rows)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of ``fb-compare``."""
+    parsed = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    from flowblending.engine.console import run_program
+
+    run_program(lambda: run(parsed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,238 @@
+"""Existing videos: read frame by frame, measured against the first of them, and put into the report's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.runtime.compare.scoring import Scorer, SetScorer
+from flowblending.runtime.measures.networks import Features, Frames
+from flowblending.runtime.measures.similarity import Likeness, Smoothness
+from flowblending.runtime.video import from_uint8, open_writer
+
+Frame = npt.NDArray[np.uint8]
+
+PLAYABLE = {"h264", "vp8", "vp9", "av1"}
+"""Codecs that browsers play; other videos are written anew for the page, and measured as they were."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """An existing video.
+
+    Attributes:
+        count: of its frames, as the file says; 0 if it does not.
+        codec: FFmpeg's name of it.
+        pixels: FFmpeg's name of the pixel format.
+        about: what fb-run wrote into it: prompt, schedule, cache; empty for another's video.
+    """
+
+    path: Path
+    width: int
+    height: int
+    frame_rate: float
+    count: int
+    codec: str
+    pixels: str
+    about: Mapping[str, str]
+
+    @property
+    def playable(self) -> bool:
+        """Whether browsers play it as it is."""
+        return self.path.suffix in (".mp4", ".webm") and self.codec in PLAYABLE and self.pixels == "yuv420p"
+
+    def fits(self, first: Video) -> bool:
+        """Whether browsers play it as it is, and in step with the first video."""
+        return self.playable and abs(self.frame_rate - first.frame_rate) < 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a video's frames say.
+
+    Attributes:
+        error: mean squared error against the first video's frames, in levels of 0..1; None for that one itself.
+        ssim: likewise; None also where frames are smaller than its window.
+    """
+
+    frames: int
+    smoothness: float | None
+    error: float | None
+    ssim: float | None
+
+
+def open_video(path: Path) -> Video:
+    """What a video file is.
+
+    Raises:
+        FlowBlendingError: it is none, or PyAV is not installed.
+    """
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        rate: Fraction = stream.average_rate or Fraction(16)
+        return Video(
+            path=path,
+            width=stream.width,
+            height=stream.height,
+            frame_rate=float(rate),
+            count=stream.frames,
+            codec=stream.codec_context.name,
+            pixels=str(stream.codec_context.pix_fmt),
+            about=_about(container.metadata.get("comment", "")),
+        )
+
+
+def open_all(paths: Sequence[Path]) -> list[Video]:
+    """Several videos of one size.
+
+    Raises:
+        UsageError: fewer than two, one twice, or videos of different sizes.
+        FlowBlendingError: one is no video.
+    """
+    if len(paths) < 2:
+        raise UsageError(f"{len(paths)} video was given, but a comparison needs at least 2; give --videos A.mp4 B.mp4.")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UsageError("One video was given twice; give each once.")
+    videos = [open_video(path) for path in paths]
+    first = videos[0]
+    for video in videos[1:]:
+        if (video.width, video.height) != (first.width, first.height):
+            raise UsageError(
+                f"{video.path} is {video.width}x{video.height}, but {first.path} is {first.width}x{first.height}; "
+                "give videos of one size."
+            )
+    return videos
+
+
+def frames_of(video: Video) -> Iterator[Frame]:
+    """Every frame in order, uint8 [H, W, 3]."""
+    with _opened(video.path) as container:
+        for frame in container.decode(video=0):
+            # The file says how its colours are coded; FFmpeg's own choice would be BT.601.
+            yield np.asarray(frame.to_ndarray(format="rgb24"))
+
+
+def whole(video: Video) -> Frames:
+    """All frames at once, for scorers, uint8 [F, H, W, 3]."""
+    return np.stack(list(frames_of(video)))
+
+
+def measure(video: Video, first: Video | None, advance: Callable[[int], None]) -> Measured:
+    """Measure one video, against the first one if it is another; two frames of each are in memory at a time.
+
+    Raises:
+        UsageError: they have different numbers of frames.
+        FlowBlendingError: one cannot be read to its end.
+    """
+    smoothness, likeness, count = Smoothness(), Likeness(), 0
+    others: Iterator[Frame] = iter(()) if first is None else frames_of(first)
+    for ours in frames_of(video):
+        smoothness.add(ours)
+        count += 1
+        if first is not None:
+            theirs = next(others, None)
+            if theirs is None:
+                raise _lengths(video, first)
+            likeness.add(ours, theirs)
+        advance(1)
+    if next(others, None) is not None and first is not None:
+        raise _lengths(video, first)
+    return Measured(
+        frames=count,
+        smoothness=smoothness.value,
+        error=None if first is None else likeness.error,
+        ssim=None if first is None else likeness.ssim,
+    )
+
+
+def _lengths(video: Video, first: Video) -> UsageError:
+    ours, theirs = (sum(1 for _ in frames_of(each)) for each in (video, first))
+    return UsageError(f"{video.path} has {ours} frames, but {first.path} has {theirs}; give videos of one length.")
+
+
+def place(video: Video, first: Video, target: Path) -> None:
+    """Put a video where the page finds it: a copy, or in H.264 and at the first one's frame rate where it does not fit.
+
+    Raises:
+        FlowBlendingError: it cannot be written.
+    """
+    if not video.fits(first):
+        with open_writer(
+            target, width=video.width, height=video.height, frame_rate=first.frame_rate, metadata=dict(video.about)
+        ) as writer:
+            for frame in frames_of(video):
+                writer.write(from_uint8(frame[None]))
+        return
+    temporary = target.with_name(f".{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(video.path, temporary)
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise FlowBlendingError(
+            f"Cannot write {target} ({error.strerror}); free some space there, or give another --out."
+        ) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What scorers say of a video, by their keys: figures, and features for set scorers."""
+
+    scores: Mapping[str, Mapping[str, float]]
+    features: Mapping[str, Features]
+
+
+def look(videos: Sequence[Video], scorers: Sequence[Scorer], sets: Sequence[SetScorer], video: Video) -> Seen:
+    """Have a video scored; the whole of it, and of the first, is in memory for that.
+
+    Raises:
+        MeasureError: a scorer failed.
+    """
+    if not scorers and not sets:
+        return Seen(scores={}, features={})
+    frames = whole(video)
+    reference = None if video is videos[0] or not scorers else whole(videos[0])
+    prompt = video.about.get("prompt", "")
+    return Seen(
+        scores={each.key: dict(each.score(frames, prompt, reference)) for each in scorers},
+        features={each.key: each.features(frames) for each in sets},
+    )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """PyAV's container; every way in which reading may fail becomes a sentence."""
+    try:
+        import av
+    except ImportError:
+        raise FlowBlendingError(
+            "Reading videos needs PyAV, which is not installed; install flowblending[video]."
+        ) from None
+    if not path.is_file():
+        raise FlowBlendingError(f"There is no video {path}; give --videos the names of files.")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise FlowBlendingError(f"{path} holds no video; give --videos files that do.")
+            yield container
+    except (av.FFmpegError, OSError) as error:
+        raise FlowBlendingError(f"{path} cannot be read as a video ({error.strerror}); give another file.") from None
+
+
+def _about(comment: str) -> dict[str, str]:
+    try:
+        content = json.loads(comment)
+    except ValueError:
+        return {}
+    return {str(key): str(value) for key, value in content.items()} if isinstance(content, dict) else {}

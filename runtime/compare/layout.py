@@ -1,0 +1,100 @@
+"""The report's folder, and the layout of videos that VBench takes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.runtime.compare.page import page
+from flowblending.runtime.compare.report import Report, as_json
+from flowblending.runtime.whole_file import write_whole
+
+PAGE, FIGURES = "index.html", "report.json"
+LONGEST = 255
+"""Bytes of a file's name, on the usual file systems."""
+
+
+def prepare(folder: Path, parts: Sequence[str]) -> None:
+    """Make the report's folder, or see that it is one.
+
+    Args:
+        parts: folders in it.
+
+    Raises:
+        UsageError: it holds something else.
+        FlowBlendingError: it cannot be made or written to.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not _is_report(folder / FIGURES):
+        raise UsageError(f"{folder} holds other files and no report of fb-compare; name a new folder with --out.")
+    try:
+        for each in (folder, *(folder / name for name in parts)):
+            each.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FlowBlendingError(f"Cannot make the folder {folder} ({error.strerror}); give another --out.") from None
+    if not (folder / FIGURES).exists():
+        write_whole(folder / FIGURES, b'{"version": 1, "runs": [], "prompts": []}\n')
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"version", "runs", "prompts"} <= content.keys()
+
+
+def write(folder: Path, report: Report) -> None:
+    """Write the page and the figures; each appears whole or stays as it was.
+
+    Raises:
+        FlowBlendingError: they cannot be written.
+    """
+    content = json.dumps(as_json(report), ensure_ascii=False, indent=1, allow_nan=False)
+    write_whole(folder / FIGURES, f"{content}\n".encode())
+    write_whole(folder / PAGE, page(report).encode())
+
+
+def check_names(prompts: Sequence[str]) -> None:
+    """See that VBench's names can be files.
+
+    Raises:
+        UsageError: a prompt is too long for a file's name, or holds what none may hold.
+    """
+    for prompt in prompts:
+        if "/" in prompt or "\0" in prompt or len(f"{prompt}-999.mp4".encode()) > LONGEST:
+            raise UsageError(
+                f"VBench names videos by their prompts, but {prompt[:60]!r} cannot be a file's name (a slash, or more "
+                f"than {LONGEST} bytes); shorten it, or leave out --vbench."
+            )
+
+
+def lay_out(report: Report, folder: Path, target: Path) -> int:
+    """Copy the videos to ``target/RUN/PROMPT-INDEX.mp4``; the index counts the videos of one prompt, from 0 on.
+
+    That is how VBench finds the videos of a prompt (Vchitect/VBench, prompts/README.md).
+
+    Returns:
+        How many videos there are.
+
+    Raises:
+        FlowBlendingError: they cannot be written.
+    """
+    count = 0
+    try:
+        for run in report.runs:
+            seen: Counter[str] = Counter()
+            place = target / run.label
+            for case in report.cases:
+                if (clip := case.clips.get(run.label)) is None:
+                    continue
+                place.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / clip.video, place / f"{case.title}-{seen[case.title]}.mp4")
+                seen[case.title] += 1
+                count += 1
+    except OSError as error:
+        raise FlowBlendingError(f"Cannot write to {target} ({error.strerror}); give another --vbench.") from None
+    return count

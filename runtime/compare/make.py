@@ -1,0 +1,85 @@
+"""Every run of every prompt, told to the terminal, and the page that grows with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flowblending import FlowBlendingError
+from flowblending.engine.console import Console
+from flowblending.runtime.compare.assemble import Made, of_runs
+from flowblending.runtime.compare.calibrated import divergence_of
+from flowblending.runtime.compare.compare import Comparison
+from flowblending.runtime.compare.layout import write
+from flowblending.runtime.compare.report import Report
+from flowblending.runtime.compare.runs import Way
+from flowblending.runtime.compare.scoring import Asked
+from flowblending.runtime.compare.sets import Features, set_distances
+from flowblending.runtime.jobs import Job
+from flowblending.runtime.measures.function import MeasureError
+from flowblending.runtime.pipeline import Pipeline
+
+NOW = "now"
+"""The board's row for the run at work."""
+
+
+def make_all(
+    pipeline: Pipeline, *, jobs: Sequence[Job], ways: Sequence[Way], asked: Asked, out: Path, console: Console
+) -> tuple[Report, int]:
+    """Make what is missing; the page is written after each prompt. Returns the report, and how many runs failed.
+
+    Raises:
+        MeasureError: a scorer failed.
+        FlowBlendingError: the page cannot be written.
+    """
+    made: list[Made] = []
+    failed, total = 0, len(jobs) * len(ways)
+    machine = pipeline.device.kind
+    if pipeline.threads is not None:
+        machine += f", {pipeline.threads} thread{'s' if pipeline.threads > 1 else ''}"
+    manifest, divergence = pipeline.bundle.manifest, divergence_of(pipeline.bundle)
+    with console.board("comparing", total=total, rows=[NOW]) as board:
+        comparison = Comparison(
+            pipeline,
+            out,
+            ways=ways,
+            scorers=asked.scorers,
+            sets=asked.sets,
+            warn=console.warn,
+            on_step=lambda label, done, of: board.show(NOW, label, done, of),
+        )
+        for number, job in enumerate(jobs):
+            videos, figures = {}, {}
+            for index, way in enumerate(ways):
+                board.show(NOW, way.label, 0, 0)
+                try:
+                    figures[way.label] = comparison.run(job, way)
+                    videos[way.label] = str(comparison.files(job, way).video.relative_to(out))
+                except MeasureError:
+                    raise
+                except FlowBlendingError as error:
+                    failed += 1
+                    console.warn(f"{way.label} of {job.prompt[:60]!r} failed: {error}")
+                    if way == ways[0]:
+                        console.warn("its other runs are left out, since there is nothing to measure them against.")
+                        break
+                board.left(total - number * len(ways) - index - 1)
+            made.append(Made(job=job, videos=videos, figures=figures))
+            # Distances of sets are computed once, at the end.
+            last = number + 1 == len(jobs)
+            distances = _distances(comparison, made, ways, asked) if last else {}
+            report = of_runs(made, ways, asked, manifest, machine=machine, divergence=divergence, distances=distances)
+            write(out, report)
+    return report, failed
+
+
+def _distances(
+    comparison: Comparison, made: Sequence[Made], ways: Sequence[Way], asked: Asked
+) -> dict[str, dict[str, float]]:
+    by_label = {way.label: way for way in ways}
+
+    def read(key: str, label: str, prompt: int) -> Features | None:
+        each = made[prompt]
+        return comparison.files(each.job, by_label[label]).read_features(key) if label in each.figures else None
+
+    return set_distances(asked.sets, list(by_label), len(made), read)

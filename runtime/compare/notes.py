@@ -1,0 +1,91 @@
+"""Sentences under the table: what was not measured, and what one has to know of what was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from flowblending.engine.manifest import Manifest
+from flowblending.runtime.compare.existing import Video
+from flowblending.runtime.compare.report import Divergence
+from flowblending.runtime.compare.runs import Way
+from flowblending.runtime.compare.sample import TRAIL
+from flowblending.runtime.compare.scoring import Asked
+from flowblending.runtime.schedule import AUTO
+
+_UNMEASURED = {
+    "judge": ("Prompt adherence", "--judge MODULE:FUNCTION"),
+    "clip": ("CLIP", "--clip DIR"),
+    "dino": ("DINO", "--dino DIR"),
+    "lpips": ("LPIPS", "--lpips FILE"),
+    "fid": ("FID", "--fid FILE"),
+    "fvd": ("FVD", "--fvd FILE"),
+}
+
+
+def unmeasured(asked: Asked, *, single: bool = False) -> list[str]:
+    """What was not measured, and how it could have been; of single videos there is no FVD."""
+    kinds = {key.split()[0] for key in asked.keys}
+    absent = [(name, option) for kind, (name, option) in _UNMEASURED.items() if kind not in kinds]
+    if single:
+        absent = [each for each in absent if each != _UNMEASURED["fvd"]]
+    if not absent:
+        return []
+    return [
+        f"Not measured: {', '.join(name for name, _ in absent)}. Nothing is ever downloaded; to measure them, name "
+        f"what is on your disk: {', '.join(option for _, option in absent)}."
+    ]
+
+
+def calibration_notes(manifest: Manifest, ways: Sequence[Way], divergence: Divergence | None) -> list[str]:
+    """Whether the models' divergence is known, and what the schedule auto stands for."""
+    notes = []
+    if divergence is None:
+        notes.append(
+            "The divergence of the two models' velocities is not shown: fb-calibrate BUNDLE --prompts FILE measures it."
+        )
+    if any(way.schedule == AUTO for way in ways):
+        calibration = manifest.calibration
+        chosen = None if calibration is None else calibration.schedule
+        found = "LSL, since the bundle is not calibrated" if chosen is None else f"{chosen.runs}, by {chosen.evidence}"
+        notes.append(f"The schedule auto is what fb-run takes unless told otherwise: {found}.")
+    return notes
+
+
+BUSY = 0.8
+"""Of a processor: what runs on the CPU gets less only where something else runs too, or waits for a disk."""
+
+
+def busy_note(seconds: Sequence[Mapping[str, float]], machine: str) -> list[str]:
+    """Whether times are to be believed: on a CPU, a run that computes gets at least one processor for itself.
+
+    Args:
+        seconds: of every run, see `Figures`.
+        machine: that they were measured on, ``cpu`` or ``cpu, 2 threads``.
+    """
+    processor, wall = (sum(each.get(name, 0.0) for each in seconds) for name in ("processor", "wall"))
+    if not machine.startswith("cpu") or processor >= BUSY * wall:
+        return []
+    return [
+        "The times are not reliable: something else kept the machine busy, so that the runs got "
+        f"{processor / wall:.0%} of one processor. FLOPs and likeness do not depend on it."
+    ]
+
+
+def trail_note(manifest: Manifest) -> list[str]:
+    """What the cosines by step are of."""
+    size = math.prod(manifest.geometry.latent_shape)
+    if size <= TRAIL:
+        return []
+    return [f"The cosines by step are of {TRAIL} of the latents' {size} numbers, the same ones for all runs."]
+
+
+def foreign(videos: Sequence[Video]) -> list[str]:
+    """Which videos are not the originals on the page."""
+    names = [video.path.name for video in videos if not video.fits(videos[0])]
+    if not names:
+        return []
+    return [
+        f"For the page, {' and '.join(names)} was written anew in H.264 at {videos[0].frame_rate:g} frames per second; "
+        "the figures are the original's."
+    ]

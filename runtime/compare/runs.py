@@ -1,0 +1,116 @@
+"""What is compared: every schedule with every step cache, on every prompt."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowblending import UsageError
+from flowblending.engine.manifest import Manifest
+from flowblending.runtime.cache.parse import OFF
+from flowblending.runtime.jobs import Job, Line, calibrated_schedule, compile_job
+from flowblending.runtime.schedule import AUTO
+
+REFERENCE = "LLL"
+"""The schedule that all others are measured against, without a cache; it is always among the runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One way to make a video.
+
+    Attributes:
+        schedule: ``auto``, ``LSL`` or ``L20 S20 L10``; all but the first in upper case.
+        cache: as ``--cache`` takes it.
+    """
+
+    schedule: str
+    cache: str = OFF
+
+    @property
+    def label(self) -> str:
+        """``LSL`` or ``LSL + scm:slow``."""
+        return self.schedule if self.cache == OFF else f"{self.schedule} + {self.cache}"
+
+    def job(self, prompt: Job) -> Job:
+        """The job of a prompt, made this way."""
+        return dataclasses.replace(prompt, schedule=self.schedule, cache=self.cache)
+
+
+def parse_ways(schedules: str, caches: str) -> list[Way]:
+    """Read ``--schedules`` and ``--caches``; the reference comes first, and nothing comes twice.
+
+    Args:
+        schedules: separated by commas, ``LLL,auto,L20 S20 L10``.
+        caches: likewise; a comma before a digit belongs to a cache's arguments, ``off,magcache:0.12,4,taylor:1``.
+
+    Raises:
+        UsageError: one of them is empty. What is no schedule or no cache is found when it is compiled.
+    """
+    names = [" ".join(name.upper().split()) for name in schedules.split(",")]
+    names = [AUTO if name == AUTO.upper() else name for name in names]
+    policies = ["".join(policy.lower().split()) for policy in re.split(r",(?!\s*[0-9.])", caches)]
+    for option, words, example in (("--schedules", names, "LLL,LSL,SSS"), ("--caches", policies, "off,scm:slow")):
+        if not all(words):
+            raise UsageError(f"{option} has nothing where a name was expected; give {option} {example}, for example.")
+    ways = [Way(schedule=schedule, cache=cache) for schedule, cache in itertools.product(names, policies)]
+    return list(dict.fromkeys([Way(schedule=REFERENCE), *ways]))
+
+
+def prompts_of(lines: Sequence[Line], path: Path) -> list[Job]:
+    """The prompts of a file, each once.
+
+    Raises:
+        UsageError: a line is no prompt, or sets what ``--schedules`` and ``--caches`` set.
+    """
+    jobs: list[Job] = []
+    plain = Job(prompt="")
+    for line in lines:
+        if line.job is None:
+            raise UsageError(f"Line {line.number} of {path}: {line.error}")
+        for name in ("schedule", "cache"):
+            if getattr(line.job, name) != getattr(plain, name):
+                raise UsageError(
+                    f"Line {line.number} of {path} sets its {name}, which --{name}s gives to all prompts alike; "
+                    "leave it out there."
+                )
+        if line.job not in jobs:
+            jobs.append(line.job)
+    return jobs
+
+
+def check_jobs(jobs: Sequence[Job], ways: Sequence[Way], manifest: Manifest) -> None:
+    """Compile everything before anything runs.
+
+    Raises:
+        UsageError: a prompt's options, a schedule or a cache make no program on this bundle.
+    """
+    for job, way in itertools.product(jobs, ways):
+        try:
+            compile_job(way.job(job), manifest)
+        except UsageError as error:
+            raise UsageError(f"{way.label}: {error}") from None
+
+
+def file_stem(job: Job, way: Way, manifest: Manifest, place: str) -> str:
+    """A readable file name for a run: the same for the same video made at the same place, else another.
+
+    Args:
+        place: the device and the threads, which times depend on.
+    """
+    made = way.job(job)
+    calibration = manifest.calibration
+    # A calibration changes what a schedule or a cache that leaves the choice to it stands for, and nothing else.
+    chosen = calibrated_schedule(made, manifest)
+    constants = None if calibration is None or way.cache == OFF else calibration.caches or None
+    parts = [manifest.id, place, dataclasses.asdict(made), None if chosen is None else chosen.runs, constants]
+    content = json.dumps(parts, sort_keys=True)
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+    words = re.sub(r"[^\w]+", "-", f"{way.label} {job.prompt.lower()}").strip("-")[:60].strip("-")
+    return f"{words}-{digest}"
