@@ -26,8 +26,9 @@ def test_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:
     size = 4 * element_count(model)
     assert size > 700e6
     much = measure("export", str(checkpoint), str(out), "fp16")
-    # What tracing takes, and the largest weight (79 MB) twice: not the weights of one block (492 MB), nor all of them.
-    assert much.peak_anonymous - much.told["anonymous_before"] < 0.4 * size
+    # Tracing takes 0.1 GB, and writing takes the largest weight (71 MB in fp16) twice and what the allocator
+    # keeps. Were the weights held together, 0.37 GB of them would come on top of the tracing.
+    assert much.peak_anonymous - much.told["anonymous_before"] < 0.55 * size
     assert much.peak_rss < 1e9
     # All weights have arrived, cast; diffusers keeps the embedder of time in fp32.
     assert 0.5 * size < much.told["bytes"] < 0.54 * size
