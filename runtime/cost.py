@@ -26,6 +26,7 @@ class Cost:
         skipped: calls that a step cache leaves out, by the model of their step.
         undecided: how many of ``calls`` a step cache decides about while the program runs.
         flops: of all calls, counted from the exported graphs; at most, if some are undecided.
+        attention: how many of ``flops`` are attention's products with one another, which published figures leave out.
         flops_least: if every undecided call is left out.
         flops_all_large: of the same run with the schedule LLL, and every call made.
         engine_bytes: size of the engines that the run loads.
@@ -36,7 +37,9 @@ class Cost:
     skipped: Mapping[str, int]
     undecided: Mapping[str, int]
     flops: int
+    attention: int
     flops_least: int
+    calls_all_large: int
     flops_all_large: int
     engine_bytes: int
     slot_bytes: int
@@ -62,6 +65,7 @@ def cost_of(program: Program, manifest: Manifest) -> Cost:
     undecided = {model: program.undecided(model) for model in calls}
     per_call = {model: _flops(manifest, model) for model in calls}
     loaded = [component for name, component in manifest.components.items() if name not in calls or calls[name] > 0]
+    all_large = _all_large_calls(program, manifest)
     latent_bytes = 4
     for size in manifest.geometry.latent_shape:
         latent_bytes *= size
@@ -70,8 +74,10 @@ def cost_of(program: Program, manifest: Manifest) -> Cost:
         skipped={model: wanted[model] - calls[model] for model in calls},
         undecided=undecided,
         flops=sum(calls[model] * per_call[model] for model in calls),
+        attention=sum(calls[model] * _attention(manifest, model) for model in calls),
         flops_least=sum((calls[model] - undecided[model]) * per_call[model] for model in calls),
-        flops_all_large=_all_large_calls(program, manifest) * per_call[LARGE],
+        calls_all_large=all_large,
+        flops_all_large=all_large * per_call[LARGE],
         engine_bytes=sum(component.engine_bytes for component in loaded),
         slot_bytes=len(program.slots()) * latent_bytes,
     )
@@ -93,6 +99,11 @@ def flops_of(calls: Mapping[str, int], manifest: Manifest) -> int:
 def _flops(manifest: Manifest, model: str) -> int:
     flops = manifest.components[model].flops
     return 0 if flops is None else flops.total
+
+
+def _attention(manifest: Manifest, model: str) -> int:
+    flops = manifest.components[model].flops
+    return 0 if flops is None else flops.attention
 
 
 class Timings:

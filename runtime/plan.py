@@ -47,7 +47,10 @@ def _origin(job: Job, manifest: Manifest) -> str:
 def _operations(cost: Cost) -> str:
     flops, bounds = _range(cost.flops_least, cost.flops, _tera), _range(cost.bound, cost.bound_most, "{:.3f}x".format)
     share = _range(cost.flops_least / cost.flops_all_large, cost.flops / cost.flops_all_large, "{:.1%}".format)
-    return f"FLOPs     {flops} of {_tera(cost.flops_all_large)} all-large ({share}); speed-up bound {bounds}"
+    attention = f"{cost.attention / cost.flops:.1%} of it attention"
+    return (
+        f"FLOPs     {flops} of {_tera(cost.flops_all_large)} all-large ({share}), {attention}; speed-up bound {bounds}"
+    )
 
 
 def _calls(cost: Cost) -> str:
@@ -91,12 +94,22 @@ def _expected(cost: Cost, seconds: dict[str, float]) -> str:
     least = most - sum(cost.undecided[model] * seconds[model] for model in needed)
     rest = seconds.get(TEXT_ENCODER, 0.0) + seconds.get(VAE, 0.0)
     total, sampling = _range(least + rest, most + rest, _seconds), _range(least, most, _seconds)
-    return f"time      about {total} as last measured (sampling {sampling})"
+    return f"time      about {total} as last measured (sampling {sampling}{_reached(cost, least, most, seconds)})"
+
+
+def _reached(cost: Cost, least: float, most: float, seconds: dict[str, float]) -> str:
+    """How much faster than all-large sampling that is, and which share of what the operations allow."""
+    if LARGE not in seconds or not most or (cost.flops, cost.flops_least) == (cost.flops_all_large,) * 2:
+        return ""
+    slowest, fastest = (cost.calls_all_large * seconds[LARGE] / value for value in (most, least))
+    shares = _range(slowest / cost.bound, fastest / cost.bound_most, "{:.0%}".format)
+    return f", {_range(slowest, fastest, '{:.2f}x'.format)} all-large's speed, {shares} of the bound"
 
 
 def _range(least: _Number, most: _Number, text: Callable[[_Number], str]) -> str:
     """One number, or two where something is decided while the program runs."""
-    return text(most) if least == most else f"{text(least)} to {text(most)}"
+    low, high = text(least), text(most)
+    return high if low == high else f"{low} to {high}"
 
 
 def _seconds(value: float) -> str:

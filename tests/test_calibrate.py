@@ -19,12 +19,13 @@ from flowblending.engine.function import FunctionEngine
 from flowblending.engine.sampling import Sampling
 from flowblending.engine.tensor import Tensor
 from flowblending.export.spec import LARGE, SMALL, SigmaGrid
-from flowblending.runtime import closed_form
+from flowblending.runtime import cli, closed_form
 from flowblending.runtime.cache.magcache import CONSTANTS
 from flowblending.runtime.calibrate import boundaries, features
 from flowblending.runtime.calibrate.divergence import measure
 from flowblending.runtime.calibrate.measure import Measures, early_ticks, late_ticks, measure_early, measure_late
 from flowblending.runtime.calibrate.prompts import read_prompts
+from flowblending.runtime.calibrate.propagation import block_ticks, measure_blocks, measure_schedules
 from flowblending.runtime.calibrate.walk import Walk
 from flowblending.runtime.compile import compile_program
 from flowblending.runtime.cost import cost_of
@@ -191,6 +192,35 @@ def test_what_boundaries_are_tried_by_is_what_whole_runs_give() -> None:
         np.testing.assert_array_equal(late.features[count], features.latent_statistics(sampled(each, noise)))
 
 
+def test_what_blocks_and_schedules_do_to_the_video_is_what_whole_runs_give() -> None:
+    noise, ticks = random(5), [0]
+
+    def tick() -> None:
+        ticks[0] += 1
+
+    def decode(latents: Floats) -> npt.NDArray[np.uint8]:
+        values = np.clip(128 + 40 * latents[0, :3], 0, 255).astype(np.uint8)  # three channels as colours
+        return values.transpose(1, 2, 3, 0)
+
+    def error(runs: str) -> npt.NDArray[np.float64]:
+        return (decode(sampled(runs, noise)).astype(float) - decode(sampled("L1", noise))).ravel() / 255
+
+    made = walk()
+    divergence, squares, latents = measure_blocks(made, noise, [0, 2, 3], decode, tick)
+    assert ticks[0] == block_ticks(STEPS, [0, 2, 3]) == STEPS + 6 + 4 + 3
+    assert divergence == measure(walk(), noise, [LARGE] * STEPS, lambda: None)
+    np.testing.assert_array_equal(latents, sampled("L1", noise))
+    runs = ("S2 L4", "L2 S1 L3", "L3 S3")
+    assert squares == pytest.approx([float(np.mean(error(each) ** 2)) for each in runs])
+    assert min(squares) > 1e-5
+
+    schedules = {"L2 S1 L1 S2": [LARGE, LARGE, SMALL, LARGE, SMALL, SMALL], "S6": [SMALL] * 6}
+    ticks[0] = 0
+    found = measure_schedules(made, noise, schedules, all_large=latents, decode=decode, tick=tick)
+    assert ticks[0] == 2 * STEPS
+    assert found == pytest.approx({each: float(np.mean(error(each) ** 2)) for each in schedules})
+
+
 def test_a_model_that_gives_no_numbers_is_named_with_its_step() -> None:
     engines = closed_form.engines()
     spec = engines[SMALL].spec
@@ -347,7 +377,10 @@ def main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
         ("a\n", ("--parts", "1"), 2, "1 parts were asked for"),
         ("a\n", ("--cache", "magcache", "--proxy-only"), 2, "--cache measures constants and chooses no schedule"),
         ("a\n", ("--budget", "0.05"), 2, "all-small sampling costs 10.0%; give --budget at least that"),
-        ("a\n", ("--budget", "60"), 2, "The budget is 60.0, but a share"),
+        ("a\n", ("--budget", "60"), 2, "The budget is 60, but a share above 0, up to 1, or seconds were expected"),
+        ("a\n", ("--budget", "soon"), 2, "The budget is soon, but a share"),
+        ("a\n", ("--budget", "nans"), 2, "The budget is nans, but a share"),
+        ("a\n", ("--budget", "9s", "--device", "cpu"), 2, "large was not measured on this machine yet; run fb-run"),
         ("a\n", ("--switches", "0"), 2, "0 switches were allowed"),
         ("a\n", ("--plot", "none/x.png"), 1, "Cannot write none/x.png"),
         ("a\n", ("--similarity", "dino", "--device", "cpu"), 2, "The features 'dino' are unknown; give latent, "),
@@ -417,16 +450,35 @@ def test_a_bundle_is_calibrated_and_run(
     assert main(*options, *named, "--blended", "--no-plot")[0] == 0
     assert main(*options, "--proxy-only", "--no-plot")[0] == 0
     assert main(*options, "--cache", "magcache", "--cache", "easycache")[0] == 0
-    code, told = main(*options, "--budget", "0.75", "--no-plot")
+    code, told = main(*options, "--budget", "0.75", "--proxy-only", "--no-plot")
     assert code == 0, told
-    found = json.loads((tmp_path / "wan" / "calibration-5.json").read_text())
-    assert found["budget"]["error"] <= found["budget"]["three_stages_error"]
+    found = json.loads((tmp_path / "wan" / "calibration-5.json").read_text())["budget"]
+    assert found["chosen"] == min(found["tried"], key=lambda each: each["predicted"])["schedule"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "wan.work").iterdir()} == measured
+
+    # Under a budget, of operations and then of time; the second finds what the first measured.
+    code, told = main(*options, "--budget", "0.75")
+    assert code == 0, told
+    found = json.loads((tmp_path / "wan" / "calibration-6.json").read_text())
     assert found["early"] is None
+    assert found["budget"]["chosen"] == found["schedule"]
+    assert found["budget"]["three_stages"] in [each["schedule"] for each in found["budget"]["tried"]]
+    assert [each["first_step"] for each in found["budget"]["blocks"]] == [1, 3]
     program = compile_job(Job(prompt="x", steps=4), open_bundle(tmp_path / "wan").manifest)
     assert program.schedule == found["schedule"]
     assert sum(step.model == SMALL for step in program.steps) == found["budget"]["small_steps"]
     assert cost_of(program, bundle.manifest).bound >= 1 / 0.75
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "wan.work").iterdir()} == measured
+    # fb-run's videos are as far from one another; and it measures what a budget in seconds needs.
+    made = []
+    for runs in (found["schedule"], "L4"):
+        with pytest.raises(SystemExit):
+            cli.main(["wan", "--prompt=rain", "--seed=3", "--steps=4", f"--schedule={runs}", f"--out={runs}.npy"])
+        made.append(np.load(tmp_path / f"{runs}.npy").astype(float) / 255)
+    (tried,) = (each for each in found["budget"]["tried"] if each["schedule"] == found["schedule"])
+    assert tried["prompts"][1] == pytest.approx(-10 * np.log10(np.mean((made[0] - made[1]) ** 2)), abs=0.01)
+    code, told = main(*options, "--budget", "1000s", "--no-plot")
+    assert code == 0, told
+    assert json.loads((tmp_path / "wan" / "calibration-7.json").read_text())["schedule"] == "L4"
     again = json.loads((tmp_path / "wan" / "calibration-2.json").read_text())
     assert {**again, "number": 1} == evidence
     manifest = open_bundle(tmp_path / "wan").manifest

@@ -112,7 +112,7 @@ def test_dry_run_needs_no_engine(toy: Path) -> None:
     assert "schedule  L20 S20 L10, 50 steps, unipc, guidance 5" in result.stdout
     assert "calls     large x 60, small x 40" in result.stdout
     # 60 calls of 1100 operations and 40 of 110, against 100 of 1100.
-    assert "(64.0%); speed-up bound 1.562x" in result.stdout
+    assert "(64.0%), 9.1% of it attention; speed-up bound 1.562x" in result.stdout
 
 
 @pytest.mark.slow

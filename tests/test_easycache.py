@@ -326,8 +326,9 @@ def test_its_cost_is_a_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (
         "large x 12, small x 12 at most; the cache decides about large x 6, small x 6 while the program runs" in lines
     )
-    assert "(27.5% to 55.0%); speed-up bound 1.818x to 3.636x" in lines
-    assert "time      about 12.00 s to 21.00 s as last measured (sampling 9.00 s to 18.00 s)" in lines
+    assert "(27.5% to 55.0%), 9.1% of it attention; speed-up bound 1.818x to 3.636x" in lines
+    assert "time      about 12.00 s to 21.00 s as last measured (sampling 9.00 s to 18.00 s, " in lines
+    assert "1.33x to 2.67x all-large's speed, 73% of the bound)" in lines
 
 
 def test_a_probe_measures_what_numpy_does() -> None:

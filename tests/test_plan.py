@@ -49,7 +49,8 @@ def test_the_lines_of_a_plan(bundle: Bundle) -> None:
             f"steps 3-5 small sigma {sigmas[2]:.4f} to {sigmas[4]:.4f}",
             f"steps 6-6 large sigma {sigmas[5]:.4f} to {sigmas[5]:.4f}",
             "calls large x 6, small x 6",
-            "FLOPs 15 TFLOPs of 24 TFLOPs all-large (62.5%); speed-up bound 1.600x",
+            # 12 calls of 0.1 TFLOPs attention each.
+            "FLOPs 15 TFLOPs of 24 TFLOPs all-large (62.5%), 8.0% of it attention; speed-up bound 1.600x",
             "memory engines 6000.0 MB, latent slots 184.3 MB",
             "time not measured on this machine yet",
         )
@@ -62,7 +63,7 @@ def test_what_a_cache_leaves_out_is_told(bundle: Bundle) -> None:
     assert [line.partition(", computes ")[2] for line in lines if line.startswith("  steps")] == ["10", "1c0", "1"]
     assert "calls     large x 4, small x 3; the cache skips large x 2, small x 3" in lines
     # 4 * 2 + 3 * 0.5 of what 12 calls of the large model take.
-    assert "FLOPs     9.5 TFLOPs of 24 TFLOPs all-large (39.6%); speed-up bound 2.526x" in lines
+    assert "FLOPs     9.5 TFLOPs of 24 TFLOPs all-large (39.6%), 7.4% of it attention; speed-up bound 2.526x" in lines
     plain = "\n".join(plan_lines(bundle, job("LLL"), "cpu")[1:])
     assert "cache" not in plain
     assert "computes" not in plain
@@ -85,7 +86,14 @@ def test_the_time_is_told_when_every_model_that_runs_was_measured(bundle: Bundle
         "about 25.75 s as last measured (sampling 24.00 s)",
     ]
     timings.write({"small": 0.5})
-    assert "about 16.75 s" in plan_lines(bundle, job("L2 S3 L1"), "cpu")[-1]
+    # 6 calls of 2 s and 6 of 0.5 s in place of 12 of 2 s; the operations allow 1.6.
+    assert plan_lines(bundle, job("L2 S3 L1"), "cpu")[-1].endswith(
+        "about 16.75 s as last measured (sampling 15.00 s, 1.60x all-large's speed, 100% of the bound)"
+    )
+    timings.write({"small": 1.0})
+    assert (
+        "sampling 18.00 s, 1.33x all-large's speed, 83% of the bound" in plan_lines(bundle, job("L2 S3 L1"), "cpu")[-1]
+    )
 
 
 def test_a_calibrated_schedule_is_the_default_and_is_told(bundle: Bundle) -> None:
@@ -116,7 +124,10 @@ def test_a_distilled_model_is_told_where_it_differs(bundle: Bundle) -> None:
         ]
         assert lines[6] == "calls     large x 6, small x 2"
         # 6 * 2 + 2 * 0.5 of what the large model takes for 12 calls.
-        assert lines[7] == "FLOPs     13 TFLOPs of 24 TFLOPs all-large (54.2%); speed-up bound 1.846x"
+        assert (
+            lines[7]
+            == "FLOPs     13 TFLOPs of 24 TFLOPs all-large (54.2%), 6.2% of it attention; speed-up bound 1.846x"
+        )
     assert plan_lines(bundle, job("L2 S3:g1:t815.5,700 L1"), "cpu")[2:8] == lines[2:8]
 
 

@@ -94,17 +94,18 @@ def _row(name: str, samples: Samples, measured: Measured, held_out: npt.NDArray[
 
 def as_json(every: Sequence[Row], claims: Sequence[Claim]) -> dict[str, Any]:
     """Plain data; what is no finite number is null."""
-    content: dict[str, Any] = _finite(
+    content: dict[str, Any] = finite(
         {"rows": [dataclasses.asdict(row) for row in every], "claims": [dataclasses.asdict(claim) for claim in claims]}
     )
     return content
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """What is no finite number as None, in plain data: JSON has no other word for it."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

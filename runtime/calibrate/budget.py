@@ -1,19 +1,22 @@
-"""The cheapest loss of quality under a budget of operations: any number of stages, chosen step by step.
+"""How many steps a budget gives to the small model, and the cheap proxy of which ones.
 
 A small step adds about its length in sigma times the root mean square of the velocities' difference to the error of
 the latents (one Euler step's worth; that later steps damp or amplify it is left out). With that, the best schedule of
 n small steps and at most k switches follows by dynamic programming over (step, small steps so far, switches so far,
-model): exact for this measure, in steps^2 * k operations.
+model): exact for any measure that is a sum over steps, in steps^2 * k operations. `propagation` has a better one.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from flowblending import UsageError
-from flowblending.export.spec import LARGE, SMALL
+from flowblending.engine.manifest import Manifest
+from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, VAE
+from flowblending.runtime.program import Program
 from flowblending.runtime.schedule import StageSchedule
 
 _State = tuple[int, int, str]
@@ -28,6 +31,86 @@ def step_errors(rms: Sequence[float], sigmas: Sequence[float]) -> list[float]:
         sigmas: noise level of every step; the last step goes to 0.
     """
     return [value * (now - after) for value, (now, after) in zip(rms, itertools.pairwise([*sigmas, 0.0]), strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """A budget, and what it comes to.
+
+    Attributes:
+        share: of all-large sampling's operations, or of its time.
+        seconds: of a whole video, if the budget is one of time.
+        small_steps: the least number that keeps a run within the budget.
+    """
+
+    share: float
+    seconds: float | None
+    small_steps: int
+
+    def __str__(self) -> str:
+        if self.seconds is None:
+            return f"{self.share:.0%} of all-large sampling's operations"
+        return f"{self.seconds:g} s a video"
+
+
+def read_budget(text: str) -> tuple[float, bool]:
+    """A number, and whether it is one of seconds: ``0.6`` or ``12.5s``.
+
+    Raises:
+        UsageError: neither a share above 0, up to 1, nor a number of seconds above 0.
+    """
+    in_seconds = text.endswith("s")
+    try:
+        value = float(text.removesuffix("s"))
+    except ValueError:
+        value = math.nan
+    if not (0 < value < math.inf and (in_seconds or value <= 1)):
+        raise UsageError(
+            f"The budget is {text}, but a share above 0, up to 1, or seconds were expected; try 0.6 or 12.5s."
+        )
+    return value, in_seconds
+
+
+def allowance(text: str, manifest: Manifest, program: Program, seconds: Mapping[str, float]) -> Allowance:
+    """What a budget comes to with a bundle.
+
+    Args:
+        text: see `read_budget`.
+        program: all-large.
+        seconds: per call of both models, and per video of the other components; see `Timings`.
+
+    Raises:
+        UsageError: the text is no budget, all-small sampling costs more, or a time is needed and was not measured.
+    """
+    value, in_seconds = read_budget(text)
+    steps = len(program.steps)
+    if not in_seconds:
+        return Allowance(share=value, seconds=None, small_steps=small_steps(steps, small_cost(manifest), value))
+    for model in (LARGE, SMALL):
+        if model not in seconds:
+            raise UsageError(
+                f"A budget in seconds needs both models' times, but {model} was not measured on this machine yet; "
+                "run fb-run BUNDLE with --schedule LSL once, or give a share such as --budget 0.6."
+            )
+    # The same sum as fb-run --dry-run's.
+    rest = seconds.get(TEXT_ENCODER, 0.0) + seconds.get(VAE, 0.0)
+    calls = program.calls(LARGE)
+    if value < rest + calls * seconds[SMALL]:
+        raise UsageError(
+            f"A budget of {value:g} s was given, but an all-small video takes {rest + calls * seconds[SMALL]:.3g} s as "
+            "last measured; give --budget at least that."
+        )
+    share = min(1.0, (value - rest) / (calls * seconds[LARGE]))
+    count = small_steps(steps, min(seconds[SMALL] / seconds[LARGE], share), share)
+    return Allowance(share=share, seconds=value, small_steps=count)
+
+
+def small_cost(manifest: Manifest) -> float:
+    """What a step of the small model costs, as a share of the large one's, in operations."""
+    large, small = (manifest.components[name].flops for name in (LARGE, SMALL))
+    assert large is not None  # a manifest says so of both
+    assert small is not None
+    return small.total / large.total
 
 
 def small_steps(steps: int, small_cost: float, budget: float) -> int:
@@ -55,7 +138,7 @@ def cheapest(errors: Sequence[float], count: int, switches: int) -> tuple[StageS
     Equal sums go to the schedule with fewer switches.
 
     Args:
-        errors: see `step_errors`.
+        errors: of every step; see `step_errors`, and `propagation.shared_out`.
         count: 0 to the number of steps.
         switches: at least 1, or 0 where ``count`` leaves one model alone.
 

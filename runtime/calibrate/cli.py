@@ -15,6 +15,7 @@ from flowblending import UsageError
 if TYPE_CHECKING:
     from flowblending.engine.bundle import Bundle
     from flowblending.engine.console import Console
+    from flowblending.runtime.calibrate.budget import Allowance
     from flowblending.runtime.calibrate.run import Calibrator
     from flowblending.runtime.jobs import Job
     from flowblending.runtime.pipeline import Pipeline
@@ -59,10 +60,9 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--budget",
-        type=float,
         metavar="B",
-        help="beyond three stages: the best schedule within this share of all-large sampling's operations, "
-        "by the divergence alone",
+        help="beyond three stages: the best schedule within this share of all-large sampling's operations (0.6), or "
+        "within these seconds a video (12.5s); with --proxy-only by the divergence alone",
     )
     what.add_argument(
         "--switches", type=int, default=4, metavar="N", help="at most so many, with --budget (default: 4)"
@@ -90,7 +90,11 @@ def parser() -> argparse.ArgumentParser:
         "--threshold", type=float, default=0.96, metavar="T", help="similarity to keep, 0 to 1 (default: 0.96)"
     )
     what.add_argument(
-        "--parts", type=int, default=PARTS, metavar="N", help=f"try boundaries at every N-th part (default: {PARTS})"
+        "--parts",
+        type=int,
+        default=PARTS,
+        metavar="N",
+        help=f"try boundaries at every N-th part, and measure so many blocks with --budget (default: {PARTS})",
     )
     where = parser.add_argument_group("what to write")
     where.add_argument("--plot", type=Path, default=DEFAULT_PLOT, metavar="FILE", help=f"(default: {DEFAULT_PLOT})")
@@ -112,9 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments ask for; returns the exit code."""
     from flowblending.engine.bundle import open_bundle
     from flowblending.engine.console import Console
-    from flowblending.runtime.calibrate.budget import small_steps
     from flowblending.runtime.calibrate.prompts import check_jobs, read_prompts
-    from flowblending.runtime.calibrate.run import small_cost
 
     _check(arguments)
     console = Console(quiet=arguments.quiet)
@@ -126,15 +128,13 @@ def run(arguments: argparse.Namespace) -> int:
             f"The bundle {arguments.bundle} was built without what TeaCache looks at; build it again, which reuses its "
             f"engines: {bundle.rebuild} --teacache"
         )
-    if arguments.budget is not None:
-        steps = jobs[0].steps or bundle.manifest.pipeline.steps
-        small_steps(steps, small_cost(bundle.manifest), arguments.budget)
+    budget = None if arguments.budget is None else _allowance(arguments, bundle, jobs[0])
     total = sum(file.bytes for file in bundle.files())
     with console.progress("checking the bundle", total=total, unit="B") as advance:
         bundle.verify(progress=advance)
     pipeline = _open(arguments, bundle)
     try:
-        calibrator = _calibrator(arguments, pipeline, console)
+        calibrator = _calibrator(arguments, budget, pipeline, console)
         if arguments.cache:
             return _calibrate_caches(calibrator, jobs, arguments.cache)
         return _calibrate_schedule(calibrator, jobs, None if arguments.no_plot else arguments.plot)
@@ -145,6 +145,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse arguments that make no sense."""
+    from flowblending.runtime.calibrate.budget import read_budget
+
     if not 0 < arguments.threshold <= 1:
         raise UsageError(f"The threshold is {arguments.threshold}, but a similarity above 0, up to 1, was expected.")
     if arguments.parts < 2:
@@ -157,8 +159,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(
             "--cache measures constants and chooses no schedule; leave out --proxy-only, --blended and --budget."
         )
-    if arguments.budget is not None and not 0 < arguments.budget <= 1:
-        raise UsageError(f"The budget is {arguments.budget}, but a share above 0, up to 1, was expected.")
+    if arguments.budget is not None:
+        read_budget(arguments.budget)
     if arguments.switches < 1:
         raise UsageError(f"{arguments.switches} switches were allowed, but at least 1 is needed; try --switches 2.")
     for path in (arguments.work, None if arguments.no_plot else arguments.plot):
@@ -197,7 +199,21 @@ def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
     return Pipeline(bundle=bundle, device=open_device(arguments.device, bundle.manifest), threads=arguments.threads)
 
 
-def _calibrator(arguments: argparse.Namespace, pipeline: Pipeline, console: Console) -> Calibrator:
+def _allowance(arguments: argparse.Namespace, bundle: Bundle, job: Job) -> Allowance:
+    """What the budget comes to, found out before anything is measured."""
+    from flowblending.runtime.calibrate.budget import allowance
+    from flowblending.runtime.cost import Timings
+    from flowblending.runtime.jobs import compile_job
+    from flowblending.runtime.place import device_kind
+
+    program = compile_job(dataclasses.replace(job, schedule="LLL", cache="off"), bundle.manifest)
+    timings = Timings(bundle.manifest.id, device_kind(arguments.device, bundle.manifest))
+    return allowance(arguments.budget, bundle.manifest, program, timings.read())
+
+
+def _calibrator(
+    arguments: argparse.Namespace, budget: Allowance | None, pipeline: Pipeline, console: Console
+) -> Calibrator:
     from flowblending.runtime.calibrate.features import distance_measure, similarity_measure
     from flowblending.runtime.calibrate.measure import Measures
     from flowblending.runtime.calibrate.run import Calibrator, Request
@@ -213,7 +229,7 @@ def _calibrator(arguments: argparse.Namespace, pipeline: Pipeline, console: Cons
         ),
         proxy_only=arguments.proxy_only,
         blended=arguments.blended,
-        budget=arguments.budget,
+        budget=budget,
         switches=arguments.switches,
     )
     work.open()
@@ -228,7 +244,7 @@ def _calibrate_schedule(calibrator: Calibrator, jobs: Sequence[Job], plot: Path 
     from flowblending.runtime.jobs import compile_job
 
     console, bundle = calibrator.console, calibrator.pipeline.bundle
-    if len(jobs) == 1 and not calibrator.request.proxy_only and calibrator.request.budget is None:
+    if len(jobs) == 1 and not calibrator.request.proxy_only:
         console.warn("with one prompt there is no spread between prompts to compare with; 8 or more say much more.")
     findings = calibrator.findings(jobs)
     show(findings, console)

@@ -10,11 +10,14 @@ import numpy as np
 
 from flowblending.runtime.cache.teacache import COEFFICIENTS, TEACACHE, TIMESTEPS, fit
 from flowblending.runtime.calibrate.boundaries import PROXY_LEVEL
+from flowblending.runtime.calibrate.budget import Allowance
 from flowblending.runtime.calibrate.divergence import TEACACHE_CHANGES, Divergence, Series, mean_of, spread_of
 from flowblending.runtime.calibrate.features import LATENT
 from flowblending.runtime.jobs import Job
 
 FORMAT = 1
+NOTHING = 0.1
+"""A gain in dB that nobody sees, however sure it is: not worth a switch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,24 +81,60 @@ class DistanceTest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BudgetTest:
-    """The cheapest schedule under a budget, beside the best of three stages at equal cost.
+class Tried:
+    """A schedule under a budget.
 
     Attributes:
-        budget: share of all-large sampling's operations.
-        switches: how many were allowed.
-        small_steps: how many keep within the budget.
-        error: of the schedule chosen: its small steps' velocity differences times their lengths in sigma, summed.
-        three_stages: the best schedule with all small steps in one piece.
-        three_stages_error: its error.
+        predicted: from its small steps' measurements: dB, or the sum of the proxy.
+        measured: PSNR of every prompt's frames to all-large sampling's in dB; none by the proxy.
     """
 
-    budget: float
+    schedule: str
     switches: int
-    small_steps: int
-    error: float
+    predicted: float
+    measured: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetTest:
+    """Schedules under a budget, of equal cost.
+
+    Attributes:
+        switches: how many were allowed.
+        tried: the best for each number of switches, and the best of three stages.
+        three_stages: the one whose small steps are in one piece.
+        blocks: by its first step, the mean square of what every block does to the frames, which count from 0 to 1;
+            none by the proxy.
+    """
+
+    allowance: Allowance
+    switches: int
+    tried: tuple[Tried, ...]
     three_stages: str
-    three_stages_error: float
+    blocks: Mapping[int, float]
+
+    @property
+    def criterion(self) -> str:
+        """The criterion in words."""
+        if not self.blocks:
+            return "least sum of the guided velocities' RMS differences times the steps' lengths in sigma"
+        return (
+            "fewest switches whose PSNR to all-large sampling of the same noise is the highest, within "
+            f"{NOTHING:g} dB or one standard error over prompts, among the schedules that look best by what blocks of "
+            "small steps do to the frames"
+        )
+
+    @property
+    def chosen(self) -> Tried:
+        """The fewest switches that nothing is better than by more than 0.1 dB and the standard error over prompts."""
+        if not self.blocks:
+            return min(self.tried, key=lambda each: (each.predicted, each.switches))
+        best = max(self.tried, key=lambda each: statistics(each.measured)["mean"])
+        for each in sorted(self.tried, key=lambda each: each.switches):
+            gains = statistics([ours - theirs for ours, theirs in zip(best.measured, each.measured, strict=True)])
+            if gains["mean"] <= max(NOTHING, gains["spread"] / len(best.measured) ** 0.5):
+                return each
+        return best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +182,7 @@ class Findings:
             },
             "early": None if self.early is None else _similarity_evidence(self.early),
             "late": None if self.late is None else _distance_evidence(self.late),
-            "budget": None if self.budget is None else dataclasses.asdict(self.budget),
+            "budget": None if self.budget is None else _budget_evidence(self.budget),
         }
 
 
@@ -209,6 +248,24 @@ def _distance_evidence(test: DistanceTest) -> dict[str, object]:
         "noise": test.noise,
         "tried": tried,
         "chosen": test.chosen,
+    }
+
+
+def _budget_evidence(test: BudgetTest) -> dict[str, object]:
+    tried = [
+        dataclasses.asdict(each) | {"measured": each.measured and statistics(each.measured), "prompts": each.measured}
+        for each in test.tried
+    ]
+    return {
+        "criterion": test.criterion,
+        "budget": test.allowance.share,
+        "seconds": test.allowance.seconds,
+        "small_steps": test.allowance.small_steps,
+        "switches": test.switches,
+        "tried": tried,
+        "chosen": test.chosen.schedule,
+        "three_stages": test.three_stages,
+        "blocks": [{"first_step": start + 1, "mean_square": square} for start, square in test.blocks.items()],
     }
 
 

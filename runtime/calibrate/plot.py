@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import numpy as np
 from flowblending import FlowBlendingError
 from flowblending.export.spec import LARGE, SMALL
 from flowblending.runtime.calibrate.divergence import COSINE, RELATIVE_L2, Divergence, Series, mean_of, spread_of
-from flowblending.runtime.calibrate.findings import DistanceTest, Findings, SimilarityTest, statistics
+from flowblending.runtime.calibrate.findings import BudgetTest, DistanceTest, Findings, SimilarityTest, statistics
 from flowblending.runtime.stage import MODELS
 from flowblending.runtime.whole_file import write_whole
 
@@ -45,23 +46,34 @@ def write_plot(findings: Findings, path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    tests = [test for test in (findings.early, findings.late) if test is not None]
-    figure = Figure(figsize=(9, 6.5 if tests else 3.5), layout="constrained")
-    grid = figure.subplots(2 if tests else 1, 2, squeeze=False)
+    below = _of_results(findings)
+    figure = Figure(figsize=(9, 6.5 if below else 3.5), layout="constrained")
+    grid = figure.subplots(2 if below else 1, 2, squeeze=False)
     for axes, measure in zip(grid[0], (COSINE, RELATIVE_L2), strict=True):
         _divergence(axes, findings, measure)
-    if findings.early is not None:
-        _similarity(grid[1][0], findings.early)
-    if findings.late is not None:
-        _distance(grid[1][1], findings.late)
-    for axes in grid[1][len(tests) :] if tests else ():
-        axes.set_axis_off()
+    if below:
+        for axes in grid[1][len(below) :]:
+            axes.set_axis_off()
+        for axes, draw in zip(grid[1], below, strict=False):
+            draw(axes)
     figure.suptitle(
         f"{findings.runs}: {findings.solver}, guidance {findings.guidance:g}, {len(findings.prompts)} prompts"
     )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_whole(path, buffer.getvalue())
+
+
+def _of_results(findings: Findings) -> list[Callable[[Axes], None]]:
+    """What draws the second row; nothing if only the divergence was measured."""
+    draw: list[Callable[[Axes], None]] = []
+    if findings.early is not None:
+        draw.append(partial(_similarity, test=findings.early))
+    if findings.late is not None:
+        draw.append(partial(_distance, test=findings.late))
+    if findings.budget is not None and findings.budget.blocks:
+        draw += [partial(_blocks, test=findings.budget, findings=findings), partial(_tried, test=findings.budget)]
+    return draw
 
 
 def _divergence(axes: Axes, findings: Findings, measure: str) -> None:
@@ -101,6 +113,25 @@ def _distance(axes: Axes, test: DistanceTest) -> None:
     axes.axhspan(max(test.all_large - test.noise, 0), test.all_large + test.noise, color="grey", alpha=0.25)
     axes.axvline(test.chosen, color="black", linestyle="--")
     axes.set(xlabel="large steps at the end", ylabel=f"Fréchet distance ({test.measure})")
+
+
+def _blocks(axes: Axes, test: BudgetTest, findings: Findings) -> None:
+    _shade(axes, findings.runs)
+    edges = [start + 0.5 for start in (*test.blocks, findings.steps)]
+    axes.stairs([255 * square**0.5 for square in test.blocks.values()], edges, color="black")
+    axes.set(xlabel="block of small steps", ylabel="RMS difference of the frames (of 255)", ylim=(0, None))
+
+
+def _tried(axes: Axes, test: BudgetTest) -> None:
+    numbers = [statistics(each.measured) for each in test.tried]
+    rows = range(len(test.tried))
+    axes.errorbar(
+        [each["mean"] for each in numbers], rows, xerr=[each["spread"] for each in numbers], fmt="o", capsize=3
+    )
+    axes.plot([each.predicted for each in test.tried], rows, "x", color="grey", label="predicted")
+    axes.set_yticks(rows, [each.schedule for each in test.tried])
+    axes.set(xlabel="PSNR to all-large in dB")
+    axes.legend(fontsize="small")
 
 
 def _shade(axes: Axes, runs: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from flowblending.engine.console import Console
 from flowblending.runtime.calibrate.divergence import COSINE, GUIDED, RELATIVE_L2, Divergence, mean_of, spread_of
-from flowblending.runtime.calibrate.findings import DistanceTest, Findings, SimilarityTest, statistics
+from flowblending.runtime.calibrate.findings import BudgetTest, DistanceTest, Findings, SimilarityTest, statistics
 from flowblending.runtime.program import COND
 
 ROWS = 12
@@ -22,13 +22,7 @@ def show(findings: Findings, console: Console) -> None:
     if findings.late is not None:
         _show_late(findings.late, console)
     if findings.budget is not None:
-        test = findings.budget
-        console.log(f"within {test.budget:.0%} of all-large sampling's operations: {test.small_steps} small steps")
-        rows = [
-            (findings.runs, f"{test.error:.4g}", f"at most {test.switches} switches"),
-            (test.three_stages, f"{test.three_stages_error:.4g}", "small steps in one piece"),
-        ]
-        console.table("", ("schedule", "error", ""), rows)
+        _show_budget(findings.budget, console)
 
 
 def _show_divergence(runs: str, found: Sequence[Divergence], sigmas: Sequence[float], console: Console) -> None:
@@ -70,6 +64,26 @@ def _show_late(test: DistanceTest, console: Console) -> None:
         rows.append((f"L{count} at the end", f"{value:.4g}", f"{similar:.2%}", mark))
     console.log(f"late boundary: {test.criterion}")
     console.table("", ("schedule", "distance", "similarity", ""), rows)
+
+
+def _show_budget(test: BudgetTest, console: Console) -> None:
+    columns = ("schedule", "switches", "predicted", "measured", "")
+    rows = []
+    for each in test.tried:
+        numbers = statistics(each.measured) if each.measured else None
+        notes = ["small steps in one piece"] if each.schedule == test.three_stages else []
+        notes += ["chosen"] if each == test.chosen else []
+        rows.append(
+            (
+                each.schedule,
+                str(each.switches),
+                f"{each.predicted:.4g}" if numbers is None else f"{each.predicted:.2f} dB",
+                "" if numbers is None else f"{numbers['mean']:.2f} ± {numbers['spread']:.2f} dB",
+                ", ".join(notes),
+            )
+        )
+    console.log(f"within {test.allowance}: {test.allowance.small_steps} small steps; {test.criterion}")
+    console.table("", columns, rows)
 
 
 def _runs(large: int, small: int) -> str:

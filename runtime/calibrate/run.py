@@ -10,7 +10,6 @@ import numpy as np
 
 from flowblending.engine.console import Console
 from flowblending.engine.manifest import Manifest
-from flowblending.export.spec import LARGE, SMALL
 from flowblending.runtime.cache.teacache import TEACACHE
 from flowblending.runtime.calibrate.boundaries import (
     candidates,
@@ -19,7 +18,7 @@ from flowblending.runtime.calibrate.boundaries import (
     proxy_boundaries,
     three_stages,
 )
-from flowblending.runtime.calibrate.budget import cheapest, small_steps, step_errors, three_stage
+from flowblending.runtime.calibrate.budget import Allowance, step_errors
 from flowblending.runtime.calibrate.divergence import (
     CACHES,
     COSINE,
@@ -41,6 +40,7 @@ from flowblending.runtime.calibrate.measure import (
     measure_early,
     measure_late,
 )
+from flowblending.runtime.calibrate.under_budget import Propagation, by_divergence, by_propagation
 from flowblending.runtime.calibrate.walk import Walk
 from flowblending.runtime.calibrate.work import Work
 from flowblending.runtime.jobs import Job, compile_job
@@ -63,8 +63,7 @@ class Request:
         threshold: the similarity that the early boundary keeps.
         proxy_only: choose by the divergence alone, and generate nothing.
         blended: also measure the divergence along the chosen schedule's trajectory.
-        budget: choose the cheapest schedule within this share of all-large sampling's operations, by the divergence
-            alone; None for the boundaries of three stages.
+        budget: choose the best schedule of any number of stages within it; None for the boundaries of three stages.
         switches: at most so many in a schedule under a budget.
     """
 
@@ -73,7 +72,7 @@ class Request:
     measures: Measures
     proxy_only: bool
     blended: bool
-    budget: float | None = None
+    budget: Allowance | None = None
     switches: int = 4
 
 
@@ -105,7 +104,10 @@ class Calibrator:
         program = compile_job(dataclasses.replace(jobs[0], schedule="LLL", cache="off"), self._manifest)
         sigmas = tuple(step.sigma for step in program.steps)
         early, late, early_test, late_test, budget_test = 0, 0, None, None, None
-        if self.request.proxy_only or self.request.budget is not None:
+        if self.request.budget is not None:
+            divergences, budget_test = self._under(self.request.budget, jobs, sigmas)
+            proxy = proxy_boundaries(_guided(divergences))
+        elif self.request.proxy_only:
             divergences = self.divergence(jobs, f"L{steps}")
             early, late = proxy = proxy_boundaries(_guided(divergences))
         else:
@@ -117,9 +119,7 @@ class Calibrator:
             if early < steps:
                 late_test = self._choose_late(measured, self._late(jobs, measured, early, tried))
                 late = late_test.chosen
-        runs = three_stages(steps, early, late)
-        if self.request.budget is not None:
-            runs, budget_test = self._choose_under(self.request.budget, divergences, sigmas)
+        runs = three_stages(steps, early, late) if budget_test is None else budget_test.chosen.schedule
         along = {f"L{steps}": divergences}
         if self.request.blended and runs not in along:
             along[runs] = self.divergence(jobs, runs)
@@ -261,21 +261,25 @@ class Calibrator:
             chosen=late_boundary(values, all_large=all_large, noise=noise),
         )
 
-    def _choose_under(
-        self, budget: float, divergences: Sequence[Divergence], sigmas: Sequence[float]
-    ) -> tuple[str, BudgetTest]:
-        errors = step_errors(_guided(divergences, RMS), sigmas)
-        count = small_steps(len(errors), small_cost(self._manifest), budget)
-        schedule, error = cheapest(errors, count, self.request.switches)
-        plain, plain_error = three_stage(errors, count)
-        return str(schedule), BudgetTest(
-            budget=budget,
-            switches=self.request.switches,
-            small_steps=count,
-            error=error,
-            three_stages=str(plain),
-            three_stages_error=plain_error,
+    def _under(
+        self, budget: Allowance, jobs: Sequence[Job], sigmas: Sequence[float]
+    ) -> tuple[list[Divergence], BudgetTest]:
+        steps, switches = len(sigmas), self.request.switches
+        made = Propagation(
+            work=self.work,
+            console=self.console,
+            parts=self.request.parts,
+            key=self._key,
+            walk=self._walk,
+            noise=self._noise,
+            decoder=self._decoder,
         )
+        squares = [] if self.request.proxy_only else made.blocks(jobs, steps)
+        divergences = self.divergence(jobs, f"L{steps}")
+        errors = step_errors(_guided(divergences, RMS), sigmas)
+        if self.request.proxy_only:
+            return divergences, by_divergence(budget, switches, errors)
+        return divergences, by_propagation(budget, switches, jobs=jobs, errors=errors, squares=squares, made=made)
 
     def _walk(self, job: Job) -> Walk:
         return Walk.open(self.pipeline, job, self.console.warn)
@@ -285,14 +289,6 @@ class Calibrator:
 
     def _decoder(self, job: Job) -> Callable[[Latents], Frames]:
         return lambda latents: self.pipeline.pixels(latents, job.seed)
-
-
-def small_cost(manifest: Manifest) -> float:
-    """What a step of the small model costs, as a share of the large one's, in operations."""
-    large, small = (manifest.components[name].flops for name in (LARGE, SMALL))
-    assert large is not None  # a manifest says so of both
-    assert small is not None
-    return small.total / large.total
 
 
 def _guided(divergences: Sequence[Divergence], measure: str = COSINE) -> list[float]:

@@ -57,13 +57,13 @@ class Clip:
 
     def __call__(self, frames: Frames) -> Features:
         """Of `LOOKS` frames."""
-        with _complaining("CLIP model", self._folder):
+        with _running("CLIP model", self._folder):
             pixels = self._images(images=list(_looks(frames)), return_tensors="pt")
             return _unit(_pooled(self._model.get_image_features(**pixels)))
 
     def text(self, prompt: str) -> Features:
         """Of a prompt, [1, D]; one that is too long is cut."""
-        with _complaining("CLIP model", self._folder):
+        with _running("CLIP model", self._folder):
             words = self._tokenizer([prompt], return_tensors="pt", padding=True, truncation=True)
             return _unit(_pooled(self._model.get_text_features(**words)))
 
@@ -84,7 +84,7 @@ class Dino:
 
     def __call__(self, frames: Frames) -> Features:
         """Of `LOOKS` frames."""
-        with _complaining("DINO model", self._folder):
+        with _running("DINO model", self._folder):
             pixels = self._images(images=list(_looks(frames)), return_tensors="pt")
             return _unit(self._model(**pixels).last_hidden_state[:, 0])
 
@@ -108,7 +108,7 @@ class Script:
 
     def __call__(self, frames: Frames) -> Features:
         """One row for every image, or for the video."""
-        with _complaining(self._what, self._file):
+        with _running(self._what, self._file):
             parts = [frames.transpose(3, 0, 1, 2)] if self._video else _looks(frames).transpose(0, 3, 1, 2)
             return np.concatenate([self._see(part).double().numpy() for part in parts])
 
@@ -138,7 +138,7 @@ class Lpips(Script):
         """The mean over `LOOKS` frames of each, 0 when equal. Of a frame of 832x480, features take 200 MB."""
         import torch
 
-        with _complaining(self._what, self._file):
+        with _running(self._what, self._file):
             pairs = zip(*(_looks(frames).transpose(0, 3, 1, 2) for frames in (a, b)), strict=True)
             errors = [(self._see(x) - self._see(y)).square_().sum(dtype=torch.float64) for x, y in pairs]
             return float(torch.stack(errors).mean())
@@ -182,7 +182,6 @@ def _load(folder: Path, *, text: bool) -> tuple[Any, Any, Any]:
         raise _not_installed("torch and transformers", error) from None
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    torch.set_grad_enabled(False)
     try:
         model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
         images = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
@@ -199,7 +198,6 @@ def _load_script(file: Path) -> Any:
         import torch
     except ImportError as error:
         raise _not_installed("torch", error) from None
-    torch.set_grad_enabled(False)
     try:
         with warnings.catch_warnings(action="ignore"):  # that TorchScript is no longer developed
             load: Any = torch.jit.load
@@ -218,9 +216,13 @@ def _line(error: Exception, which: int) -> str:
 
 
 @contextlib.contextmanager
-def _complaining(what: str, place: Path) -> Iterator[None]:
+def _running(what: str, place: Path) -> Iterator[None]:
+    """Without gradients, and with errors that name the network."""
+    import torch
+
     try:
-        yield
+        with torch.no_grad():
+            yield
     except Exception as error:
         raise MeasureError(
             f"The {what} in {place} failed ({_line(error, -1)}); give another, or leave it out."
