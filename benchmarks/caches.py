@@ -68,6 +68,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--schedules", nargs="+", default=list(SCHEDULES), metavar="SCHEDULE")
     parser.add_argument("--caches", nargs="+", default=[*CACHES, "easycache", *CALIBRATED], metavar="CACHE")
     parser.add_argument("--fewer", nargs="*", type=int, default=list(FEWER), metavar="N", help="numbers of steps")
+    parser.add_argument(
+        "--calibration-prompts",
+        type=int,
+        default=CALIBRATION_PROMPTS,
+        metavar="N",
+        help="others than the compared ones",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the prompts and of the noise")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -117,8 +124,8 @@ def combinations(
     return list(found.values())
 
 
-def calibrate(bundle: Path, caches: Iterable[str], steps: int, budget: float) -> list[str]:
-    """Measure the constants that the caches need, on prompts that the comparison does not use.
+def calibrate(bundle: Path, caches: Iterable[str], steps: int, count: int, budget: float) -> list[str]:
+    """Measure the constants that the caches need, on ``count`` prompts that the comparison does not use.
 
     Returns:
         The schedules of ``budget``'s operations that fb-calibrate finds: of any number of stages, and the one whose
@@ -130,7 +137,7 @@ def calibrate(bundle: Path, caches: Iterable[str], steps: int, budget: float) ->
     parts = {part.partition(":")[0] for cache in caches for part in cache.split("+")}
     lines = [
         json.dumps({"prompt": prompt.text, "seed": prompt.seed, "frame_rate": FRAME_RATE})
-        for prompt in prompts(CALIBRATION_PROMPTS, CALIBRATION_SEED)
+        for prompt in prompts(count, CALIBRATION_SEED)
     ]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "prompts.txt"
@@ -216,7 +223,7 @@ def main() -> int:
         prompts=arguments.prompts, seed=arguments.seed, threads=arguments.threads, frame_rate=FRAME_RATE
     )
     with pair_bundle(None, arguments.checkpoints, console, teacache=True) as folder:
-        calibrated = calibrate(folder, arguments.caches, arguments.steps, BUDGET)
+        calibrated = calibrate(folder, arguments.caches, arguments.steps, arguments.calibration_prompts, BUDGET)
         every_one = combinations(arguments.schedules, calibrated, arguments.caches, arguments.steps, arguments.fewer)
         options = {each.name: each.job for each in every_one}
         with api.open(folder, threads=arguments.threads) as sampler:

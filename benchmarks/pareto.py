@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+_MIDDLE = 0.5
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
     """One combination.
@@ -74,14 +77,19 @@ def _panel(axes: Axes, points: Sequence[Point], cost: Callable[[Point], float], 
     for schedule in dict.fromkeys(point.schedule for point in points):
         own = [point for point in finite if point.schedule == schedule]
         axes.scatter([cost(point) for point in own], [point.psnr for point in own], label=schedule, zorder=2)
-    for point in finite:
+    named: list[Point] = []
+    for point in sorted(finite, key=lambda each: bool(each.variant)):
+        hidden = any(abs(cost(point) - cost(other)) < 0.15 and abs(point.psnr - other.psnr) < 1.5 for other in named)
+        if hidden or not (point in best or not point.variant):
+            continue
+        named.append(point)
         axes.annotate(
-            point.variant or "all calls",
+            point.variant or f"{point.schedule}, all calls",
             (cost(point), point.psnr),
-            xytext=(4, 3),
+            xytext=(-4, 4) if cost(point) > _MIDDLE else (4, -9),
+            ha="right" if cost(point) > _MIDDLE else "left",
             textcoords="offset points",
             fontsize=7,
-            fontweight="bold" if point in best else "normal",
         )
     axes.set(xlabel=label, xlim=(0, 1.05))
     axes.grid(alpha=0.3)

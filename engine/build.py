@@ -62,6 +62,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     precisions = choose_precisions(request.precision, request.backend)
     backends.check_precisions(request.backend, targets, precisions)
     request.fp8.check(_fp8_models(precisions))
+    prompt = request.fp8.read_prompts()[0]
     with console.phase("Reading checkpoints"):
         pipeline, parts, signals, tokenizer = _plan(request)
         geometry = plan_geometry(pipeline, request.size, request.frames)
@@ -93,7 +94,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
             manifest = carry_calibration(old, manifest, folder)
             (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
             made = Bundle(folder=folder, manifest=manifest)
-            add_report(made, {part.name: part for part in parts}, old, console)
+            add_report(made, {part.name: part for part in parts}, prompt, old, console)
     except OSError as error:
         if error.errno in DISK_FULL:
             raise FlowBlendingError(

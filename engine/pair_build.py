@@ -6,7 +6,7 @@ With `build`, `fp8_build` and `proof_build`, the only files of this package that
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,21 @@ from flowblending.engine.backend import ONNXRUNTIME
 from flowblending.engine.bundle import TRAJECTORY, Bundle
 from flowblending.engine.manifest import Manifest
 from flowblending.engine.ort import OrtEngine
-from flowblending.engine.pair_errors import LATENTS, Call, Floats, PairFacts, Velocity, compare_pair, follow, unmeasured
+from flowblending.engine.pair_errors import (
+    LATENTS,
+    Call,
+    Floats,
+    PairFacts,
+    Velocity,
+    allowed,
+    compare_pair,
+    follow,
+    unmeasured,
+)
+from flowblending.engine.pair_start import pair_start
 from flowblending.engine.protocol import Engine
 from flowblending.engine.tensor import Tensor
-from flowblending.export.spec import LARGE, SMALL, Precision
+from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, Precision
 
 if TYPE_CHECKING:
     from flowblending.export.family import Part
@@ -31,7 +42,13 @@ AFFORDABLE = 2e12
 Arrays = Mapping[str, Mapping[str, npt.NDArray[Any]]]
 
 
-def measure_pair(bundle: Bundle, parts: Mapping[str, Part], program: Mapping[str, Any]) -> PairFacts | None:
+def measure_pair(
+    bundle: Bundle,
+    parts: Mapping[str, Part],
+    program: Mapping[str, Any],
+    prompt: str,
+    progress: Callable[[str], None],
+) -> PairFacts | None:
     """Compare a pair with torch in fp32 along a program, as far as this machine can compute in its precision.
 
     Plans run on GPUs. Of their precisions torch computes bf16 and fp16 here; of fp8 it cannot, so the trajectory is
@@ -39,11 +56,17 @@ def measure_pair(bundle: Bundle, parts: Mapping[str, Part], program: Mapping[str
 
     Args:
         bundle: its files are there.
-        parts: both transformers.
+        parts: both transformers and the text encoder.
         program: as its JSON.
+        prompt: that the trajectory is of, beside the pipeline's negative prompt. Noise in place of a prompt's
+            embedding would lead a trained pair to latents that no video has.
+        progress: told what is being done.
 
     Returns:
         None if both are in fp32, which is what they would be compared with.
+
+    Raises:
+        FlowBlendingError: the prompt cannot be read or encoded.
     """
     manifest = bundle.manifest
     precisions = {name: manifest.components[name].spec.precision for name in (LARGE, SMALL)}
@@ -51,14 +74,17 @@ def measure_pair(bundle: Bundle, parts: Mapping[str, Part], program: Mapping[str
         return None
     if _operations(manifest, program) > AFFORDABLE:
         return unmeasured(program, "sampling it in fp32 is too much work for a CPU")
-    from flowblending.export.trajectory import TorchPair, draw
+    from flowblending.export.trajectory import TorchPair, encode
 
-    _, frames, height, width = manifest.geometry.latent_shape
+    start = pair_start(bundle, prompt, progress)
+    noise = start.latents
+    progress("encoding the prompt")
+    conditions = encode(parts[TEXT_ENCODER].load(Precision.FP32), start.tokens, manifest.pipeline.frame_rate)
+    progress("sampling it in torch in fp32")
     models = {name: parts[name].load(Precision.FP32) for name in (LARGE, SMALL)}
-    branches = tuple(dict.fromkeys(branch for each in _runs(program) for branch in each["branches"]))
-    noise, conditions = draw(models[LARGE], {"frames": frames, "height": height, "width": width}, branches)
     final, calls = follow(program, TorchPair(models, conditions, stock=True), noise)
     arrays = {branch: {name: value.numpy() for name, value in each.items()} for branch, each in conditions.items()}
+    progress("sampling it in the bundle's precision")
     backends = {manifest.components[name].backend for name in (LARGE, SMALL)}
     if backends == {ONNXRUNTIME}:
         engines = {name: OrtEngine(bundle.path(name), manifest.components[name].spec) for name in (LARGE, SMALL)}
@@ -69,14 +95,7 @@ def measure_pair(bundle: Bundle, parts: Mapping[str, Part], program: Mapping[str
             return unmeasured(program, "fp8 of a plan is computed on a GPU only")
         ours = {name: parts[name].load(precision) for name, precision in precisions.items()}
         velocity = TorchPair(ours, conditions, stock=False)
-    return compare_pair(program, calls, final, velocity, noise, where="cpu", allowed=allowed(precisions))
-
-
-def allowed(precisions: Mapping[str, Precision]) -> dict[str, float]:
-    """By model, the largest difference of a velocity that passes: what a single call's verification allows."""
-    from flowblending.export.verify import TOLERANCE
-
-    return {name: TOLERANCE[precision].relative for name, precision in precisions.items()}
+    return compare_pair(program, calls, final, velocity, noise, where="cpu", allowed=allowed(manifest))
 
 
 class EnginePair:

@@ -14,9 +14,8 @@ from flowblending import FlowBlendingError
 from flowblending.engine.bundle import TRAJECTORY, Bundle, open_bundle
 from flowblending.engine.elsewhere import EndedError, call_elsewhere
 from flowblending.engine.gpu import check_architecture, gpu_architecture
-from flowblending.engine.pair_errors import PairFacts
+from flowblending.engine.pair_errors import PairFacts, allowed
 from flowblending.engine.report import Inspected, Report, make_report, read_report, write_report
-from flowblending.export.spec import LARGE, SMALL
 
 _MODULE = "flowblending.runtime.prove"
 
@@ -28,7 +27,7 @@ class ProveRequest:
     Attributes:
         golden: by component, the file of `flowblending.export.golden.Recorder`; absolute.
         trajectory: of the pair, as `flowblending.engine.pair_build` wrote it; absolute. None to leave it out.
-        allowed: by model, the largest difference of a velocity that passes.
+        allowed: by model, the largest difference of its velocities that passes.
     """
 
     bundle: Path
@@ -82,7 +81,7 @@ def prove_bundle(folder: Path, progress: Callable[[str], None]) -> Report:
         bundle=absolute,
         golden={name: absolute / proof.golden for name, proof in report.components.items() if proof.golden},
         trajectory=trajectory if trajectory.is_file() else None,
-        allowed={name: report.components[name].compared.allowed for name in (LARGE, SMALL)},
+        allowed=allowed(bundle.manifest),
     )
     try:
         result: ProveResult = call_elsewhere(_MODULE, request, progress)

@@ -22,7 +22,7 @@ from flowblending.engine.pair_errors import PairFacts, pair_claims
 from flowblending.engine.proof import Facts, Proof, Sizes, read_proof
 from flowblending.engine.report_claims import FAILED, OPEN, Claim, allowed_on, component_claims, runs_as_torch
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Memory(Facts):

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from flowblending.export.family import Part
 
 
-def add_report(bundle: Bundle, parts: Mapping[str, Part], old: Bundle | None, console: Console) -> Report:
+def add_report(bundle: Bundle, parts: Mapping[str, Part], prompt: str, old: Bundle | None, console: Console) -> Report:
     """Write ``report.json`` into a bundle's folder.
 
     Args:
         bundle: its files are there.
         parts: its components.
+        prompt: to measure the pair on.
         old: the bundle that this one replaces; of the same one, what was measured on the whole pair still holds.
         console: shown the report if it fails.
 
@@ -39,7 +40,8 @@ def add_report(bundle: Bundle, parts: Mapping[str, Part], old: Bundle | None, co
     else:
         with console.phase("Measuring the pair") as progress:
             program = default_program(bundle.manifest, progress)
-            report = make_report(bundle, slots=slots_of(program), pair=measure_pair(bundle, parts, program))
+            pair = measure_pair(bundle, parts, program, prompt, progress)
+            report = make_report(bundle, slots=slots_of(program), pair=pair)
     check_report(report, console)
     write_report(report, bundle.folder)
     return report

@@ -9,28 +9,33 @@ import numpy.typing as npt
 import torch
 
 from flowblending.export.family import Exportable
-from flowblending.export.spec import LARGE
 from flowblending.export.stored import weights_on_demand
 
 Floats = npt.NDArray[np.float32]
 Conditions = Mapping[str, Mapping[str, torch.Tensor]]
 """By guidance branch: what a transformer takes beside latents and timestep."""
 
-_OWN = ("latents", "timestep")
+Tokens = Mapping[str, Mapping[str, npt.NDArray[np.int64]]]
+"""By guidance branch: ``ids`` and ``mask`` [1, L] of a prompt."""
 
 
-def draw(exportable: Exportable, sizes: Mapping[str, int], branches: tuple[str, ...]) -> tuple[Floats, Conditions]:
-    """Noise [1, C, F, H, W], and random conditions for every branch; equal ones whenever it is asked."""
-    names = [tensor.name for tensor in exportable.spec.inputs]
-    generator = torch.Generator().manual_seed(0)
-    drawn = [
-        dict(zip(names, exportable.inputs({**sizes, "batch": 1}, generator), strict=True)) for _ in branches or (LARGE,)
-    ]
-    conditions = {
-        branch: {name: value for name, value in each.items() if name not in _OWN}
-        for branch, each in zip(branches, drawn, strict=True)
-    }
-    return drawn[0]["latents"].numpy(), conditions
+def encode(text_encoder: Exportable, tokens: Tokens, frame_rate: float) -> Conditions:
+    """What the runtime makes of prompts, by the stock text encoder.
+
+    Args:
+        text_encoder: in fp32.
+        tokens: of every branch.
+        frame_rate: of the video, in frames per second.
+    """
+    names = [tensor.name for tensor in text_encoder.spec.inputs]
+    conditions = {}
+    for branch, each in tokens.items():
+        given = {name: torch.from_numpy(values) for name, values in each.items()}
+        with torch.no_grad():
+            (text,) = text_encoder.reference(*(given[name] for name in names))
+        rate = torch.tensor([frame_rate], dtype=torch.float32)
+        conditions[branch] = {"text": text, "text_mask": given["mask"], "frame_rate": rate}
+    return conditions
 
 
 class TorchPair:
@@ -38,7 +43,7 @@ class TorchPair:
 
     Args:
         models: ``large`` and ``small``.
-        conditions: as `draw` gives them.
+        conditions: as `encode` gives them.
         stock: whether by the unmodified classes; else by the modules that were exported.
     """
 

@@ -76,7 +76,7 @@ def test_wrong_options(options: list[str], message: str, tmp_path: Path) -> None
 def test_the_whole_program_on_the_trained_pair(tmp_path: Path) -> None:
     caches = ("off", "magcache", "easycache:0.05,3")
     options = ("--prompts", "2", "--steps", "12", "--schedules", "LSL", "--caches", *caches, "--fewer", "6")
-    done = run("--out", tmp_path, *options, "--threads", "1")
+    done = run("--out", tmp_path, *options, "--calibration-prompts", "2", "--threads", "1")
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "caches.json").read_text())
     flops = {row["name"]: row["flops"] for row in content["rows"] if row["runs"]}

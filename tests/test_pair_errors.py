@@ -13,8 +13,18 @@ import pytest
 
 from flowblending.engine.default_program import default_program
 from flowblending.engine.manifest import Manifest
-from flowblending.engine.pair_errors import Floats, PairFacts, compare_pair, follow, pair_claims, slots_of, unmeasured
+from flowblending.engine.pair_errors import (
+    ALLOWED,
+    Floats,
+    PairFacts,
+    compare_pair,
+    follow,
+    pair_claims,
+    slots_of,
+    unmeasured,
+)
 from flowblending.export.spec import LARGE, SMALL, Precision
+from flowblending.export.verify import TOLERANCE
 from flowblending.runtime.jobs import Job, compile_job
 from tests.manifests import spec, write
 from tests.plans import ignore
@@ -95,17 +105,56 @@ def precision(manifest: Manifest, **precisions: Precision) -> Manifest:
 def test_planted_errors_are_found_and_judged(manifest: Manifest) -> None:
     mixed = precision(manifest, large=Precision.BF16, small=Precision.FP8)
     pair = measure(manifest, 1e-3, 4e-2)
-    assert pair.worst(LARGE) == pytest.approx(1e-3, rel=1e-2)
-    assert pair.worst(SMALL) == pytest.approx(4e-2, rel=1e-2)
+    assert pair.overall == {LARGE: pytest.approx(1e-3, rel=1e-2), SMALL: pytest.approx(4e-2, rel=1e-2)}
+    worst, step = pair.worst(SMALL)
+    assert worst == pytest.approx(4e-2, rel=1e-2)
+    assert program_of(manifest, steps=10)["steps"][step - 1]["model"] == SMALL
     assert pair.velocity[:4] == pytest.approx([1e-3] * 4, rel=1e-2)
     assert pair.final is not None
     assert 1e-3 < pair.final < 1
     (claim,) = pair_claims(pair, mixed)
     assert (claim.state, claim.component) == ("proved", "pair")
-    assert "small 4.0e-02 of 0.05" in claim.detail
+    assert "small 4.0e-02 of 0.05, at most 4.0e-02 at step " in claim.detail
     for large, small in ((2e-2, 0.0), (0.0, 6e-2), (float("nan"), 0.0)):
         (claim,) = pair_claims(measure(manifest, large, small), mixed)
         assert claim.state == "failed"
+
+
+def test_one_bad_call_counts_as_one_of_many_unless_it_is_no_number(manifest: Manifest) -> None:
+    mixed = precision(manifest, large=Precision.BF16, small=Precision.FP8)
+    program = program_of(manifest, steps=10)
+    final, calls = follow(program, velocity, noise())
+    last = [call for call in calls if call.step == 9]
+
+    def spoilt(factor: float) -> PairFacts:
+        def ours(model: str, latents: Floats, timestep: float, branch: str) -> Floats:
+            gain = factor if timestep == last[0].timestep else 1.0
+            return np.asarray(np.float32(gain) * velocity(model, latents, timestep, branch), np.float32)
+
+        limits = {LARGE: 0.05, SMALL: 0.05}
+        return compare_pair(program, calls, final, ours, noise(), where="cpu", allowed=limits)
+
+    pair = spoilt(1.06)
+    large = [call for call in calls if call.model == LARGE]
+    length, lengths = (np.linalg.norm([np.linalg.norm(call.velocity) for call in each]) for each in (last, large))
+    worst, step = pair.worst(LARGE)
+    assert worst == pytest.approx(0.06, rel=1e-3)
+    assert step == 10
+    assert pair.overall[LARGE] == pytest.approx(0.06 * length / lengths, rel=1e-3)
+    (claim,) = pair_claims(pair, mixed)
+    assert claim.state == "proved"
+    for factor in (float("nan"), 10.0):
+        pair = spoilt(factor)
+        (claim,) = pair_claims(pair, mixed)
+        assert claim.state == "failed"
+        again = PairFacts.model_validate_json(pair.model_dump_json())
+        (claim,) = pair_claims(again, mixed)
+        assert claim.state == "failed"
+
+
+def test_a_limit_is_never_below_what_the_verification_of_one_call_allows() -> None:
+    assert ALLOWED.keys() == set(Precision)
+    assert all(ALLOWED[precision] >= TOLERANCE[precision].relative for precision in Precision)
 
 
 def test_the_reference_itself_does_not_differ_and_is_claimed_nothing_of(manifest: Manifest) -> None:

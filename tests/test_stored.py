@@ -15,7 +15,7 @@ from flowblending import FlowBlendingError
 from flowblending.export import stored, weights
 from flowblending.export.spec import LARGE, SMALL, Precision
 from flowblending.export.stored import Stored, find_stored, leave_in_file, stored_of, stored_tensor, weights_on_demand
-from flowblending.export.trajectory import TorchPair, draw
+from flowblending.export.trajectory import TorchPair
 from flowblending.export.wan_transformer import load_transformer
 
 
@@ -94,8 +94,9 @@ def test_a_trajectory_in_torch_computes_with_the_weights(tmp_path: Path, monkeyp
     monkeypatch.setattr(weights, "LARGE", 2000)
     models = {name: load_transformer(tmp_path, name, 8, Precision.FP32) for name in (LARGE, SMALL)}
     assert sum(stored_of(each) is not None for each in models[LARGE].module.parameters()) > 5
-    noise, conditions = draw(models[LARGE], {"frames": 2, "height": 4, "width": 6}, ("positive",))
-    text = conditions["positive"]["text"]
+    drawn = models[LARGE].inputs({"batch": 1, "frames": 2, "height": 4, "width": 6}, torch.Generator().manual_seed(0))
+    noise, text = drawn[0].numpy(), drawn[2]
+    conditions = {"positive": {"text": text}}
     with torch.no_grad():
         expected = transformer.eval()(torch.from_numpy(noise), torch.tensor([500.0]), text, return_dict=False)[0]
     for stock in (True, False):
