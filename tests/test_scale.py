@@ -26,9 +26,9 @@ def test_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:
     size = 4 * element_count(model)
     assert size > 700e6
     much = measure("export", str(checkpoint), str(out), "fp16")
-    # Tracing takes 0.1 GB, and writing takes the largest weight (71 MB in fp16) twice and what the allocator
-    # keeps. Were the weights held together, 0.37 GB of them would come on top of the tracing.
-    assert much.peak_anonymous - much.told["anonymous_before"] < 0.55 * size
+    # Tracing takes 0.1 GB, writing the largest weight (71 MB in fp16) twice, and the allocator keeps up to 0.2 GB more:
+    # 0.35 to 0.42 GB were seen. Were the weights held together, it would be 0.37 GB more than that.
+    assert much.peak_anonymous - much.told["anonymous_before"] < 0.7 * size
     assert much.peak_rss < 1e9
     # All weights have arrived, cast; diffusers keeps the embedder of time in fp32.
     assert 0.5 * size < much.told["bytes"] < 0.54 * size
