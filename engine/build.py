@@ -1,7 +1,7 @@
 """Building a bundle: export every component, verify it, compile it, and write all of it or nothing.
 
-With `fp8_build`, `fp8_calibrate`, `proof_build` and `pair_build`, the only file of this package that calls the exporter
-(and thereby torch), inside its functions, so that the rest of the package loads without torch.
+With `fp8_build`, `fp8_calibrate`, `disk_build`, `proof_build` and `pair_build`, the only file of this package that
+calls the exporter (and thereby torch), inside its functions, so that the rest of the package loads without torch.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from flowblending.engine import proof
 from flowblending.engine.bundle import Bundle, bundle_id, carry_calibration, describe_file, open_bundle, write_bundle
 from flowblending.engine.checksum import ChecksumCache, sources_sha256
 from flowblending.engine.console import Console
+from flowblending.engine.disk_build import check_room, plan_room
 from flowblending.engine.entry import damaged_file
 from flowblending.engine.fp8_build import Fp8Builder
 from flowblending.engine.fp8_calibrate import Calibrator, Pair
@@ -158,11 +159,12 @@ class _Builder:
         calibration = None
         models = _fp8_models(precisions)
         fp8 = self._fp8(parts, models, tokenizer, ready, old) if models else None
+        wanted = {part.name: component_precision(precisions, part.name) for part in parts}
+        self._check_room(parts, wanted, fp8, old)
         for part in sorted(parts, key=lambda part: part.name in models):
             if fp8 is not None and calibration is None and part.name in models:
                 calibration = fp8.calibrator.obtain()
-            precision = component_precision(precisions, part.name)
-            made[part.name] = self._component(part, precision, old, fp8 if part.name in models else None)
+            made[part.name] = self._component(part, wanted[part.name], old, fp8 if part.name in models else None)
             if part.name == TEXT_ENCODER and self.request.backend == backends.ONNXRUNTIME:
                 component = made[part.name]
                 ready[part.name] = Graph(onnx=(self.folder / component.files[0].path).absolute(), spec=component.spec)
@@ -194,6 +196,17 @@ class _Builder:
         fp8 = Fp8Builder(pair, options, base=base, calibrator=calibrator, console=console)
         fp8.check()
         return fp8
+
+    def _check_room(
+        self, parts: Sequence[Part], wanted: Mapping[str, Precision], fp8: Fp8Builder | None, old: Bundle | None
+    ) -> None:
+        """Say what building these components takes of the disk, and refuse if it is not there."""
+        keys = {part.name: self._key(part, wanted[part.name]) for part in parts}
+        if fp8 is not None:
+            keys |= {name: keys[name] | fp8.key(name) for name in _fp8_models(wanted)}
+        planned = plan_room(parts, wanted, keys, fp8, compiled=self.request.backend != backends.ONNXRUNTIME)
+        for line in check_room(planned, self.store, old, self.folder, self.request.out):
+            self.console.log(line)
 
     def _component(self, part: Part, precision: Precision, old: Bundle | None, fp8: Fp8Builder | None) -> Component:
         """One component: from the cache, from the bundle that was there, or built."""
@@ -313,7 +326,7 @@ class _Builder:
         else:
             with self.console.phase(f"{part.name}: exporting") as report:
                 graph, parity = export_and_verify(recorder.part, precision, work, self._weights(part), report)
-            self.console.log(f"{part.name}: equals torch to {parity.relative:.1e} at {parity.shapes} shapes")
+            self.console.log(f"{part.name}: equals torch to {parity}")
         note_verified(graph, recorder, parity)
         return graph
 

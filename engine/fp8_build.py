@@ -15,6 +15,7 @@ from flowblending.export.spec import ExportedGraph, Precision
 
 if TYPE_CHECKING:
     from flowblending.export.family import Part
+    from flowblending.export.size import Fp8Blocks
     from flowblending.export.verify import Parity
 
 
@@ -44,13 +45,11 @@ class Fp8Builder:
             UsageError: likewise.
             FlowBlendingError: a calibration file of other weights, or that cannot be read.
         """
-        from flowblending.export.checkpoint import read_json
         from flowblending.export.fp8 import check_kept
 
         for name in self._pair.models:
-            config = next(path for path in self._pair.parts[name].sources if path.name == "config.json")
-            blocks = int(read_json(config).get("num_layers", 1))
-            check_kept(name, blocks, self._kept(name, blocks))
+            blocks = self.blocks(name)
+            check_kept(name, blocks.count, blocks.keep)
         self.calibrator.check()
 
     def key(self, name: str) -> dict[str, str]:
@@ -58,6 +57,15 @@ class Fp8Builder:
         keep = self._options.kept(name)
         kept = "default" if keep is None else str(keep)
         return {"precision": f"fp8, else {self._base}, {kept} blocks kept", **self.calibrator.key}
+
+    def blocks(self, name: str) -> Fp8Blocks:
+        """Which blocks of a transformer will be fp8."""
+        from flowblending.export.checkpoint import read_json
+        from flowblending.export.size import Fp8Blocks
+
+        config = next(path for path in self._pair.parts[name].sources if path.name == "config.json")
+        count = int(read_json(config).get("num_layers", 1))
+        return Fp8Blocks(count=count, keep=self._kept(name, count), base=self._base)
 
     def export(self, part: Part, work: Path) -> tuple[ExportedGraph, Parity]:
         """Export and verify a transformer, and say what of it is in fp8."""
@@ -84,7 +92,7 @@ class Fp8Builder:
         self._console.log(
             f"{part.name}: {found.layers[Precision.FP8]} of {sum(found.layers.values())} layers in fp8, "
             f"{found.share(Precision.FP8):.1%} of their operations, else {self._base}; "
-            f"{parity.relative:.1e} from torch's fp32 at {parity.shapes} shapes"
+            f"{parity}, from torch's fp32"
         )
         return graph, parity
 

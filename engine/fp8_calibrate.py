@@ -130,6 +130,13 @@ class Calibrator:
         self._ranges = file.sha256
         return file
 
+    @property
+    def will_sample(self) -> bool:
+        """Whether `obtain` has to sample trajectories, as far as can be told without reading whole files."""
+        if self._options.calibration is not None or self._same_calibration() is not None:
+            return False
+        return not self._store.has(self._order())
+
     def _order(self) -> Order[BundleFile]:
         from flowblending.export.graph import exporter_versions
 

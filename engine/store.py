@@ -105,7 +105,7 @@ class Store:
         self.folder = folder
         self.copied = 0
         """Bytes that could not be linked into the bundle."""
-        self._lasting = lasting
+        self.lasting = lasting
         self._console = console
         self._checksums = ChecksumCache()
         self._used: list[int] = []
@@ -133,7 +133,7 @@ class Store:
             found = made is not None
             if made is None:
                 made = self._make(entry, order)
-            if self._lasting:
+            if self.lasting:
                 self._used.append(shared(entry / ENTRY))
                 with contextlib.suppress(OSError):
                     os.utime(entry / ENTRY)
@@ -142,11 +142,21 @@ class Store:
             self._deliver(entry, made, order.into)
         return made, found
 
+    def holds(self, name: str, key: Mapping[str, str]) -> bool:
+        """Whether there is a component whose key has at least these parts; whether it is whole is not looked at."""
+        entries = (read_entry(folder) for folder in self.folder.iterdir())
+        made = (entry.made for entry in entries if entry is not None and entry.name == name)
+        return any(isinstance(each, Component) and key.items() <= each.key.items() for each in made)
+
+    def has(self, order: Order[Made]) -> bool:
+        """Whether there is an entry of this very order; whether it is whole is not looked at."""
+        return (self.folder / order.digest / ENTRY).is_file()
+
     def close(self) -> None:
         """Let go of what was used."""
         while self._used:
             os.close(self._used.pop())
-        if not self._lasting:
+        if not self.lasting:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _find(self, entry: Path, order: Order[Made]) -> Made | None:
@@ -177,7 +187,7 @@ class Store:
             # Often memory or a disk ran out. If it happens again, the graph itself may be what is wrong.
             if resumed:
                 remove(work)
-            elif clear(work, order.name) and self._lasting:
+            elif clear(work, order.name) and self.lasting:
                 self._console.log(f"{order.name}: its verified graph is kept in {self.folder} for one more attempt")
             raise
         except BaseException:
@@ -191,7 +201,7 @@ class Store:
         files: Sequence[BundleFile] = files_of(made)
         described = Entry(name=order.name, made=made, family=order.family, source=order.source)
         (work / ENTRY).write_text(described.model_dump_json(indent=2) + "\n")
-        if self._lasting:
+        if self.lasting:
             # Before the checksums are remembered: after a power cut, a file may have its size without its content.
             for name in [ENTRY, *(file.path for file in files)]:
                 flush(work / name)
@@ -199,7 +209,7 @@ class Store:
         # Whoever is killed before this still finds the graph there, and after it the entry.
         work.rename(entry)
         _tidy(entry, files)
-        if self._lasting:
+        if self.lasting:
             flush(self.folder)
             for file in files:
                 self._checksums.remember(entry / file.path, file.sha256)
@@ -207,14 +217,14 @@ class Store:
     def _deliver(self, entry: Path, made: Component | BundleFile, into: Path) -> None:
         for file in files_of(made):
             source, target = entry / file.path, into / file.path
-            if not self._lasting:
+            if not self.lasting:
                 source.rename(target)
             elif isinstance(made, Component):
                 self.copied += link_or_copy(source, target)
             else:
                 # Small, and for people, who may edit the bundle's.
                 shutil.copyfile(source, target)
-        if not self._lasting:
+        if not self.lasting:
             remove(entry)
 
     @contextmanager
@@ -223,7 +233,7 @@ class Store:
         try:
             yield
         except OSError as error:
-            if not self._lasting:
+            if not self.lasting:
                 raise
             if error.errno in DISK_FULL:
                 raise FlowBlendingError(

@@ -36,6 +36,7 @@ class Exportable:
         inputs: makes random inputs for the given symbol sizes.
         export_sizes: symbol sizes to trace at.
         verify_sizes: two or more others to verify at.
+        streamed: modules that compute on large weights which are still in their files.
     """
 
     spec: GraphSpec
@@ -44,6 +45,7 @@ class Exportable:
     inputs: Callable[[Mapping[str, int], torch.Generator], Tensors]
     export_sizes: Mapping[str, int]
     verify_sizes: tuple[Mapping[str, int], ...]
+    streamed: tuple[torch.nn.Module, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

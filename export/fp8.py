@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -19,13 +18,15 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from flowblending import FlowBlendingError, UsageError
-from flowblending.export.spec import ExportedGraph, Precision
+from flowblending.export.graph import TracedGraph
+from flowblending.export.spec import Precision
 
 LARGEST = 448.0
 """The largest number of E4M3 (OCP 8-bit floating point specification, table 1)."""
 
 _BLOCK = re.compile(r"(?:transformer_)?blocks\.(?P<number>\d+)\..+")
 _KEPT_SHARE = 0.075
+_ROWS = 512
 
 Floats = npt.NDArray[np.float32]
 
@@ -92,41 +93,31 @@ def check_kept(model: str, blocks: int, keep: int) -> None:
         )
 
 
-def quantise(graph: ExportedGraph, amax: Mapping[str, float], keep: int, folder: Path) -> ExportedGraph:
-    """Write the graph with fp8 layers into ``folder``.
+def quantise(graph: TracedGraph, amax: Mapping[str, float], keep: int) -> TracedGraph:
+    """Make a graph's layers fp8 ones. Their weights are quantised when they are read.
 
     Args:
-        graph: in fp32 or bf16, which is what everything but these layers stays in.
+        graph: in fp32 or bf16, which is what everything but these layers stays in; not to be used afterwards.
         amax: of every layer to quantise: the largest absolute value that may enter it; larger ones are clipped to it.
         keep: blocks at either end that are left as they are.
-        folder: another one than the graph's, whose weights are read, one at a time, while these are written.
 
     Raises:
         UsageError: no block would be left to quantise.
         FlowBlendingError: a layer has no range, or the graph has no layers to quantise.
     """
-    model = ir.load(graph.onnx)
-    layers = block_layers(model.graph)
+    layers = block_layers(graph.model.graph)
     blocks = block_count(layers)
     check_kept(graph.spec.name, blocks, keep)
-    quantiser = _Quantiser(model.graph)
-    for layer in layers:
-        if keep <= layer.block < blocks - keep:
-            if layer.name not in amax:
-                raise FlowBlendingError(
-                    f"The calibration has no range for {layer.name} of {graph.spec.name}; calibrate again."
-                )
-            quantiser.replace(layer, amax[layer.name])
-    folder.mkdir(parents=True, exist_ok=True)
-    result = dataclasses.replace(
-        graph,
-        spec=dataclasses.replace(graph.spec, precision=Precision.FP8),
-        onnx=folder / graph.onnx.name,
-    )
-    ir.save(model, result.onnx, external_data=result.data.name)
-    result.data.touch()
-    result.write()
-    return result
+    chosen = [layer for layer in layers if keep <= layer.block < blocks - keep]
+    for layer in chosen:
+        if layer.name not in amax:
+            raise FlowBlendingError(
+                f"The calibration has no range for {layer.name} of {graph.spec.name}; calibrate again."
+            )
+    quantiser = _Quantiser(graph.model.graph)
+    for layer in chosen:
+        quantiser.replace(layer, amax[layer.name])
+    return TracedGraph(spec=dataclasses.replace(graph.spec, precision=Precision.FP8), model=graph.model)
 
 
 class _Quantiser:
@@ -159,10 +150,10 @@ class _Quantiser:
         stored = weight.const_value
         assert stored is not None
         assert weight.dtype is not None
-        scales = fp8_scale(np.abs(_float(stored)).max(axis=0))
+        scales = fp8_scale(_largest(stored))
         scale = self._constant(f"{layer.name}.weight_scale", scales, weight.dtype)
         narrow = ir.LazyTensor(
-            lambda: ir.Tensor(to_fp8(_float(stored), scales)),
+            lambda: ir.Tensor(_quantised(stored, scales)),
             dtype=ir.DataType.FLOAT8E4M3FN,
             shape=ir.Shape(stored.shape),
             name=f"{layer.name}.weight",
@@ -220,8 +211,25 @@ def to_fp8(values: Floats, scale: Floats) -> npt.NDArray[np.generic]:
     return (values / scale).astype(ml_dtypes.float8_e4m3fn)
 
 
-def _float(tensor: ir.TensorProtocol) -> Floats:
-    return np.asarray(tensor.numpy(), np.float32)
+def _rows(tensor: ir.TensorProtocol) -> Iterator[tuple[slice, Floats]]:
+    """A matrix in fp32, some rows at a time: a whole one in fp32 is twice what it is stored in."""
+    array = tensor.numpy()
+    for start in range(0, len(array), _ROWS):
+        rows = slice(start, start + _ROWS)
+        yield rows, np.asarray(array[rows], np.float32)
+
+
+def _largest(tensor: ir.TensorProtocol) -> Floats:
+    """The largest absolute value of each column."""
+    found: Floats = np.maximum.reduce([np.abs(part).max(axis=0) for _, part in _rows(tensor)])
+    return found
+
+
+def _quantised(tensor: ir.TensorProtocol, scales: Floats) -> npt.NDArray[np.generic]:
+    result = np.empty(tuple(tensor.shape.numpy()), ml_dtypes.float8_e4m3fn)
+    for rows, part in _rows(tensor):
+        result[rows] = to_fp8(part, scales)
+    return result
 
 
 def _operand(node: ir.Node, index: int) -> ir.Value:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 
 from flowblending.export.family import Exportable, Part, Tensors
 from flowblending.export.fp8 import quantise
-from flowblending.export.graph import export_graph
+from flowblending.export.graph import trace_graph, write_graph
 from flowblending.export.spec import ExportedGraph, Precision
 from flowblending.export.verify import Parity, check_twin, compare, verify
 
@@ -58,36 +57,28 @@ def export_fp8(
         FlowBlendingError: a layer has no range, or the graph is further from its reference than
             `flowblending.export.verify.TOLERANCE` allows.
     """
-    work = folder / "fp8"
     report("loading in fp32")
     exportable = part.load(Precision.FP32)
     report("tracing in fp32")
-    plain = export_graph(exportable, work / "fp32", weights_sha256)
-    report("quantising")
-    twin = quantise(plain, amax, keep, work / "twin")
+    twin = quantise(trace_graph(exportable), amax, keep)
+    exportable = _with_inputs(exportable, samples, timesteps)
+    if base is Precision.FP32:
+        graph = write_graph(twin, folder, weights_sha256)
+        report("verifying")
+        return graph, verify(exportable, graph)
     report("verifying")
-    parity = verify(_with_inputs(exportable, samples, timesteps), twin)
+    parity = verify(exportable, twin)
     del exportable
     gc.collect()
-    if base is not Precision.FP32:
-        shutil.rmtree(work / "fp32")
-        report(f"loading in {base}")
-        exportable = part.load(base)
-        report(f"tracing in {base}")
-        plain = export_graph(exportable, work / "base", weights_sha256)
-        report(f"verifying in {base}")
-        compare(exportable, exportable.module, plain.spec)
-        del exportable
-        gc.collect()
-        report("quantising")
-        graph = quantise(plain, amax, keep, work / "graph")
-        check_twin(graph, twin)
-    else:
-        graph = twin
-    for path in (graph.onnx, graph.data, graph.onnx.with_suffix(".json")):
-        path.rename(folder / path.name)
-    shutil.rmtree(work)
-    return dataclasses.replace(graph, onnx=folder / graph.onnx.name), parity
+    report(f"loading in {base}")
+    exportable = part.load(base)
+    report(f"tracing in {base}")
+    narrow = quantise(trace_graph(exportable), amax, keep)
+    check_twin(narrow, twin)
+    graph = write_graph(narrow, folder, weights_sha256)
+    report(f"verifying in {base}")
+    compare(exportable, exportable.module, exportable.spec)
+    return graph, parity
 
 
 def _with_inputs(exportable: Exportable, samples: Samples, timesteps: Sequence[float]) -> Exportable:

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import torch
 
 from flowblending import FlowBlendingError
 from flowblending.export.family import Exportable, Tensors
+from flowblending.export.graph_weights import bind_weights
 from flowblending.export.spec import ExportedGraph, GraphSpec, TensorSpec, evaluate
 
 OPSET = 23
@@ -30,26 +32,38 @@ _LAYERS = ("MatMul", "Gemm", "Conv")
 _TORCH_SYMBOL = re.compile(r"\b[su]\d+\b")
 
 
-def export_graph(exportable: Exportable, folder: Path, weights_sha256: str) -> ExportedGraph:
-    """Write ``NAME.onnx``, ``NAME.onnx.data`` and ``NAME.json`` into ``folder``.
+@dataclass(frozen=True, kw_only=True)
+class TracedGraph:
+    """A graph in memory. Its large weights are read when they are asked for, and not kept."""
 
-    Every size that the specification gives by a symbol is dynamic. Sizes are tied to one another by the
-    specification, so the module need not check them. Equal weights give equal bytes.
+    spec: GraphSpec
+    model: ir.Model
+
+
+def export_graph(exportable: Exportable, folder: Path, weights_sha256: str) -> ExportedGraph:
+    """Trace a module and write its graph: see `trace_graph` and `write_graph`."""
+    return write_graph(trace_graph(exportable), folder, weights_sha256)
+
+
+def trace_graph(exportable: Exportable) -> TracedGraph:
+    """The graph of a module. Every size that the specification gives by a symbol is dynamic.
+
+    Sizes are tied to one another by the specification, so the module need not check them. Equal modules give equal
+    graphs.
 
     Args:
         exportable: traced at its ``export_sizes``, which should differ from one another and exceed 1.
-        folder: made if need be; files of an earlier export of the same name are replaced.
-        weights_sha256: of the checkpoint's files, recorded in the description.
 
     Raises:
         FlowBlendingError: the module cannot be exported, or its graph is not what the specification says.
     """
     spec = exportable.spec
     inputs = exportable.inputs(exportable.export_sizes, torch.Generator().manual_seed(0))
+    bound = _Bound(exportable.module, spec)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                _Bound(exportable.module, spec),
+                bound,
                 inputs,
                 input_names=[tensor.name for tensor in spec.inputs],
                 output_names=[tensor.name for tensor in spec.outputs],
@@ -57,22 +71,37 @@ def export_graph(exportable: Exportable, folder: Path, weights_sha256: str) -> E
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
+                # Not before the weights are in it: it computes with what stands for them.
+                optimize=False,
             )
+            assert program is not None  # torch returns None from its legacy path only
+            bind_weights(program.model.graph, bound)
+            program.optimize()
     except torch.onnx.errors.OnnxExporterError as error:
         cause = " ".join(str(error.__cause__ or error).split())[:300]
         raise FlowBlendingError(
             f"The {spec.precision} graph of {spec.name} cannot be exported ({cause}); "
             "check that the checkpoint is one that this version supports."
         ) from error
-    assert program is not None  # torch returns None from its legacy path only
     model = program.model
     _name_sizes(model.graph, spec)
     _check(model.graph, spec)
     _name_layers(model.graph)
     _strip(model.graph)
+    return TracedGraph(spec=spec, model=model)
+
+
+def write_graph(traced: TracedGraph, folder: Path, weights_sha256: str) -> ExportedGraph:
+    """Write ``NAME.onnx``, ``NAME.onnx.data`` and ``NAME.json`` into ``folder``. Equal weights give equal bytes.
+
+    Args:
+        traced: its large weights are read, cast and written one at a time.
+        folder: made if need be; files of an earlier export of the same name are replaced.
+        weights_sha256: of the checkpoint's files, recorded in the description.
+    """
     graph = ExportedGraph(
-        spec=spec,
-        onnx=folder / f"{spec.name}.onnx",
+        spec=traced.spec,
+        onnx=folder / f"{traced.spec.name}.onnx",
         opset=OPSET,
         weights_sha256=weights_sha256,
         versions={package: version(package) for package in _PACKAGES},
@@ -80,10 +109,15 @@ def export_graph(exportable: Exportable, folder: Path, weights_sha256: str) -> E
     folder.mkdir(parents=True, exist_ok=True)
     # onnx_ir appends to nothing: it writes a new data file, one tensor at a time. Tensors below 256 bytes stay in
     # the graph, because compilers read them as shapes and axes.
-    ir.save(model, graph.onnx, external_data=graph.data.name)
+    ir.save(traced.model, graph.onnx, external_data=graph.data.name)
     graph.data.touch()
     graph.write()
     return graph
+
+
+def read_graph(graph: ExportedGraph) -> TracedGraph:
+    """A graph that was written; its weights are pages of its own file."""
+    return TracedGraph(spec=graph.spec, model=ir.load(graph.onnx))
 
 
 def exporter_versions() -> str:

@@ -34,7 +34,7 @@ def load_transformer(
         factors: video frames and pixels per latent frame and pixel.
         causal: whether frames are at the times of LTXConditionPipeline.
     """
-    stock: LTXVideoTransformer3DModel = load_model(LTXVideoTransformer3DModel, folder, precision)
+    stock: LTXVideoTransformer3DModel = load_model(LTXVideoTransformer3DModel, folder, precision, streamed=True)
     config = stock.config
     size: tuple[str, ...] = ("frames", "height", "width")
     length, width = text_length, config.caption_channels
@@ -77,6 +77,7 @@ def load_transformer(
             {"batch": 1, "frames": 5, "height": 3, "width": 4},
             {"batch": 3, "frames": 2, "height": 5, "width": 7},
         ),
+        streamed=(stock,),
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,21 @@ _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorPlace:
+    """Where a tensor is stored: file, first byte, shape, and the type as safetensors names it (``BF16``)."""
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    kind: str
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
 
 
 def model_files(folder: Path) -> tuple[Path, ...]:
@@ -45,6 +62,31 @@ def model_files(folder: Path) -> tuple[Path, ...]:
             raise FlowBlendingError(f"{shard} is missing, though {listing.name} names it; download it again.")
         _header(shard)
     return config, listing, *shards
+
+
+def stored_tensors(folder: Path) -> dict[str, TensorPlace]:
+    """Every tensor of the model in a folder, by name; read from the headers of its files.
+
+    Raises:
+        FlowBlendingError: as `model_files`.
+    """
+    return tensors_in(model_files(folder))
+
+
+def tensors_in(files: Sequence[Path]) -> dict[str, TensorPlace]:
+    """Every tensor of these files, by name; those that are not safetensors are passed over."""
+    found = {}
+    for path in files:
+        if path.suffix == ".safetensors":
+            tensors, start = _header(path)
+            for name, tensor in tensors.items():
+                found[name] = TensorPlace(
+                    path=path,
+                    offset=start + tensor["data_offsets"][0],
+                    shape=tuple(tensor["shape"]),
+                    kind=tensor["dtype"],
+                )
+    return found
 
 
 Progress = Callable[[int], None]

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from flowblending.export.family import Exportable
+from flowblending.export.stored import weights_on_demand
 
 Floats = npt.NDArray[np.float32]
 Conditions = Mapping[str, Mapping[str, torch.Tensor]]
@@ -48,6 +49,7 @@ class TorchPair:
 
     def __init__(self, models: Mapping[str, Exportable], conditions: Conditions, *, stock: bool) -> None:
         self._calls = {name: each.reference if stock else each.module for name, each in models.items()}
+        self._streamed = {name: each.streamed for name, each in models.items()}
         self._names = {name: [tensor.name for tensor in each.spec.inputs] for name, each in models.items()}
         self._conditions = conditions
 
@@ -58,6 +60,6 @@ class TorchPair:
             "timestep": torch.tensor([timestep], dtype=torch.float32),
             **self._conditions[branch],
         }
-        with torch.no_grad():
+        with torch.no_grad(), weights_on_demand(*self._streamed[model]):
             (velocity,) = self._calls[model](*(given[name] for name in self._names[model]))
         return np.asarray(velocity.float().numpy())

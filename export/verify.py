@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx
+import numpy.typing as npt
 import onnxruntime
 import torch
 
 from flowblending import FlowBlendingError
 from flowblending.export.family import Exportable, Part, Tensors
-from flowblending.export.graph import export_graph
+from flowblending.export.graph import TracedGraph, export_graph, read_graph, trace_graph
 from flowblending.export.spec import ExportedGraph, GraphSpec, Precision
+from flowblending.export.stored import weights_on_demand
+from flowblending.export.stretches import run_stretches, stretches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +31,24 @@ class Parity:
         relative: L2 norm of the difference, by the reference's.
         maximum: largest absolute difference, by the reference's largest absolute value.
         shapes: at how many sets of sizes the two were compared.
+        stretches: in how many parts the graph was run, one after the other.
     """
 
     relative: float
     maximum: float
     shapes: int
+    stretches: int = 1
+
+    def __str__(self) -> str:
+        """``2.9e-07 at 2 shapes``, and how it was run if not as one."""
+        parts = f", run in {self.stretches} stretches" if self.stretches > 1 else ""
+        return f"{self.relative:.1e} at {self.shapes} shapes{parts}"
+
+
+WHOLE = 1 << 30
+"""Bytes of weights up to which a graph is loaded as a whole to verify it."""
+
+Feed = dict[str, npt.NDArray[Any]]
 
 
 TOLERANCE: Mapping[Precision, Parity] = {
@@ -82,37 +98,58 @@ def export_and_verify(
     gc.collect()
     if precision is Precision.FP16_MIXED:
         return graph, verify(part.load(Precision.FP32), graph)
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        twin, parity = export_and_verify(
-            part, Precision.FP32, Path(temporary), weights_sha256, lambda doing: report(f"{doing} the fp32 twin")
-        )
-        check_twin(graph, twin)
-    return graph, parity
+    report("loading the fp32 twin")
+    exportable = part.load(Precision.FP32)
+    report("tracing the fp32 twin")
+    twin = trace_graph(exportable)
+    check_twin(read_graph(graph), twin)
+    report("verifying the fp32 twin")
+    return graph, verify(exportable, twin)
 
 
-def verify(exportable: Exportable, graph: ExportedGraph) -> Parity:
+def verify(exportable: Exportable, graph: ExportedGraph | TracedGraph) -> Parity:
     """Compare a graph on ONNX Runtime's CPU with the reference, at every one of ``exportable.verify_sizes``.
+
+    A file of up to `WHOLE` bytes of weights is run as a bundle's engine would be. What is larger, or was never
+    written, is run in stretches, every node and weight of it, with the weights of one stretch in memory.
 
     Raises:
         FlowBlendingError: the graph does not run, or is further from the reference than ``TOLERANCE`` allows in the
             graph's precision, which need not be that of the reference.
     """
+    spec = graph.spec
+    if isinstance(graph, ExportedGraph) and not (graph.data.exists() and graph.data.stat().st_size > WHOLE):
+        session = _session(graph)
+        return compare(exportable, lambda *inputs: _on_ort(spec, inputs, session), spec)
+    model = graph.model if isinstance(graph, TracedGraph) else read_graph(graph).model
+
+    def stretch_by_stretch(feed: Feed) -> Sequence[npt.NDArray[Any]]:
+        outputs = run_stretches(model, feed)
+        return [outputs[tensor.name] for tensor in spec.outputs]
+
+    parity = compare(exportable, lambda *inputs: _on_ort(spec, inputs, stretch_by_stretch), spec)
+    return dataclasses.replace(parity, stretches=len(stretches(model.graph)))
+
+
+def _session(graph: ExportedGraph) -> Callable[[Feed], Sequence[npt.NDArray[Any]]]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(graph.onnx, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common class but this
         raise _failed(graph.spec, f"cannot be loaded by ONNX Runtime ({_first_line(error)})") from error
+    return lambda feed: session.run([tensor.name for tensor in graph.spec.outputs], feed)
 
-    def run(*inputs: torch.Tensor) -> Tensors:
-        feed = {tensor.name: value.numpy() for tensor, value in zip(graph.spec.inputs, inputs, strict=True)}
-        try:
-            outputs = session.run([tensor.name for tensor in graph.spec.outputs], feed)
-        except Exception as error:
-            raise _failed(graph.spec, f"does not run on ONNX Runtime ({_first_line(error)})") from error
-        return tuple(torch.from_numpy(np.asarray(output)) for output in outputs)
 
-    return compare(exportable, run, graph.spec)
+def _on_ort(spec: GraphSpec, inputs: Tensors, run: Callable[[Feed], Sequence[npt.NDArray[Any]]]) -> Tensors:
+    feed = {tensor.name: value.numpy() for tensor, value in zip(spec.inputs, inputs, strict=True)}
+    try:
+        outputs = run(feed)
+    except FlowBlendingError:
+        raise
+    except Exception as error:
+        raise _failed(spec, f"does not run on ONNX Runtime ({_first_line(error)})") from error
+    return tuple(torch.from_numpy(np.asarray(output)) for output in outputs)
 
 
 def compare(exportable: Exportable, run: Callable[..., Tensors], spec: GraphSpec) -> Parity:
@@ -123,7 +160,7 @@ def compare(exportable: Exportable, run: Callable[..., Tensors], spec: GraphSpec
     relative = maximum = 0.0
     for seed, sizes in enumerate(exportable.verify_sizes, start=1):
         inputs = exportable.inputs(sizes, torch.Generator().manual_seed(seed))
-        with torch.no_grad():
+        with torch.no_grad(), weights_on_demand(*exportable.streamed):
             expected, found = exportable.reference(*inputs), run(*inputs)
         for tensor, ours, theirs in zip(spec.outputs, found, expected, strict=True):
             shape = tensor.resolve(sizes)
@@ -153,8 +190,8 @@ def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]
     return norm.item(), largest.item()
 
 
-def check_twin(graph: ExportedGraph, twin: ExportedGraph) -> None:
-    """Refuse a graph that differs from the verified one in more than casts.
+def check_twin(graph: TracedGraph, twin: TracedGraph) -> None:
+    """Refuse a graph that differs from its fp32 twin in more than casts.
 
     Raises:
         FlowBlendingError: they have different numbers of operators of some kind.
@@ -163,14 +200,11 @@ def check_twin(graph: ExportedGraph, twin: ExportedGraph) -> None:
     different = sorted(kind for kind in ours | theirs if ours[kind] != theirs[kind])
     if different:
         kind = different[0]
-        raise _failed(
-            graph.spec, f"has {ours[kind]} operators {kind}, but its fp32 twin, which was verified, has {theirs[kind]}"
-        )
+        raise _failed(graph.spec, f"has {ours[kind]} operators {kind}, but its fp32 twin has {theirs[kind]}")
 
 
-def _operators(graph: ExportedGraph) -> Counter[str]:
-    model = onnx.load(graph.onnx, load_external_data=False)
-    return Counter(node.op_type for node in model.graph.node if node.op_type != "Cast")
+def _operators(graph: TracedGraph) -> Counter[str]:
+    return Counter(node.op_type for node in graph.model.graph if node.op_type != "Cast")
 
 
 def _failed(spec: GraphSpec, what: str) -> FlowBlendingError:

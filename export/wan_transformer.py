@@ -26,7 +26,7 @@ def load_transformer(folder: Path, name: str, text_length: int, precision: Preci
         text_length: L, fixed in the graph.
         precision: of everything that diffusers does not keep in fp32.
     """
-    stock: WanTransformer3DModel = load_model(WanTransformer3DModel, folder, precision)
+    stock: WanTransformer3DModel = load_model(WanTransformer3DModel, folder, precision, streamed=True)
     config = stock.config
     patch = config.patch_size
     shape = ("batch", config.in_channels, "frames", "height", "width")
@@ -59,13 +59,15 @@ def load_transformer(folder: Path, name: str, text_length: int, precision: Preci
         counts = {"frames": frames * patch[0], "height": height * patch[1], "width": width * patch[2]}
         return {"batch": batch, **counts}
 
+    module = _mixed(stock) if precision is Precision.FP16_MIXED else _Call(_rewritten(stock), stock.dtype)
     return Exportable(
         spec=spec,
-        module=_mixed(stock) if precision is Precision.FP16_MIXED else _Call(_rewritten(stock), stock.dtype),
+        module=module,
         reference=_Call(stock, stock.dtype),
         inputs=inputs,
         export_sizes=sizes(2, 3, 4, 5),
         verify_sizes=(sizes(1, 1, 3, 2), sizes(2, 4, 2, 5)),
+        streamed=(stock, module),
     )
 
 

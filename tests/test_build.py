@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from flowblending import FlowBlendingError
 from flowblending.engine.build import BuildRequest, build_bundle
 from flowblending.engine.bundle import Bundle, open_bundle
 from flowblending.engine.report import read_report
@@ -137,7 +138,10 @@ def test_a_build_killed_in_any_phase_resumes_at_the_component_in_work(
     command = [sys.executable, "-c", KILLED_IN_EVERY_PHASE, pair, out, cache, *phases]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
-    runs = [run.splitlines() for run in result.stdout.split("killed\n")]
+    told = [run.splitlines() for run in result.stdout.split("killed\n")]
+    # What is needed of the disk is said first, of what was not found.
+    assert [run[0].startswith("disk: up to ") for run in told[1:4]] == [True] * 3
+    runs = [told[0], *(run[1:] for run in told[1:])]
     rebuilt = "small: rebuilt, weights changed"
     assert runs[0] == []
     assert runs[1] == ["large: reused, nothing changed", rebuilt]
@@ -146,7 +150,7 @@ def test_a_build_killed_in_any_phase_resumes_at_the_component_in_work(
     assert open_bundle(out).manifest == before
     console = Recorder()
     bundle = build_bundle(dataclasses.replace(request(pair, out), cache=cache), console)
-    assert console.lines[:3] == [
+    assert console.lines[1:4] == [
         "large: taken from the cache",
         rebuilt,
         "small: exported and verified by a build that was interrupted",
@@ -220,14 +224,25 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_nothing(checkpoints: Callable[[str], Path], small_disk: Path) -> None:
-    pair = checkpoints("wan")
-    command = [sys.executable, "-m", "flowblending.engine.cli", "--large", pair / "large", "--small", pair / "small"]
-    command += ["--out", small_disk / "bundle", "--backend", "onnxruntime", "--size", "32x48", "--frames", "9"]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
-    assert result.returncode == 1, result.stderr
-    assert "error: The disk filled up while writing" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_a_disk_that_is_too_small_is_refused_before_the_build(
+    checkpoints: Callable[[str], Path], small_disk: Path
+) -> None:
+    console = Recorder()
+    with pytest.raises(FlowBlendingError, match=r"takes up to \d+\.\d MB of disk, but 1\.0 MB are free there; free"):
+        build_bundle(request(checkpoints("wan"), small_disk / "bundle"), console)
+    assert not console.lines
+    assert not os.listdir(small_disk)
+
+
+def test_a_disk_that_fills_up_is_a_sentence_and_leaves_nothing(
+    checkpoints: Callable[[str], Path], small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program may take what was free when the build began."""
+    monkeypatch.setattr("flowblending.engine.disk.free_bytes", lambda _: 10**12)
+    console = Recorder()
+    with pytest.raises(FlowBlendingError, match="The disk filled up while writing"):
+        build_bundle(request(checkpoints("wan"), small_disk / "bundle"), console)
+    assert console.lines[0].endswith(", 1000.0 GB are free")
     assert not os.listdir(small_disk)
 
 

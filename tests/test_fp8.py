@@ -13,8 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.export import fp8
 from flowblending.export.audit import audit
-from flowblending.export.fp8 import check_kept, fp8_scale, kept_blocks, quantise
+from flowblending.export.fp8 import check_kept, fp8_scale, kept_blocks
+from flowblending.export.graph import read_graph, write_graph
 from flowblending.export.spec import ExportedGraph, GraphSpec, Precision, TensorSpec
 
 WIDTH = 64
@@ -73,6 +75,11 @@ def blocks(folder: Path, count: int = 3, precision: Precision = Precision.FP32) 
         outputs=(TensorSpec(name="y", dtype="float32", shape=("batch", WIDTH)),),
     )
     return ExportedGraph(spec=spec, onnx=folder / "large.onnx", opset=23, weights_sha256="0", versions={})
+
+
+def quantise(graph: ExportedGraph, amax: dict[str, float], keep: int, folder: Path) -> ExportedGraph:
+    """From file to file."""
+    return write_graph(fp8.quantise(read_graph(graph), amax, keep), folder, "0")
 
 
 def ranges(count: int, amax: float) -> dict[str, float]:

@@ -135,10 +135,8 @@ PROFILE = ShapeProfile(
 @needs_rtx
 @pytest.mark.parametrize("kind", ["wan", "ltx"])
 def test_real_plans_compute_in_fp8(kind: str, checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
-    import onnx_ir as ir
-
     from flowblending.export.fp8 import block_layers, quantise
-    from flowblending.export.graph import export_graph
+    from flowblending.export.graph import export_graph, read_graph, write_graph
     from flowblending.export.ltx import Ltx
     from flowblending.export.wan import Wan
 
@@ -149,9 +147,10 @@ def test_real_plans_compute_in_fp8(kind: str, checkpoints: Callable[[str], Path]
         ltx_transformer(7, layers=3, head_dim=64, caption_channels=TEXT_DIM).save_pretrained(folder)
     part = (Wan() if kind == "wan" else Ltx()).transformer(checkpoint, folder, LARGE)
     plain = export_graph(part.load(Precision.BF16), tmp_path / "bf16", "")
-    names = [layer.name for layer in block_layers(ir.load(plain.onnx).graph)]
+    traced = read_graph(plain)
+    names = [layer.name for layer in block_layers(traced.model.graph)]
     assert len(names) == 3 * 10
-    graph = quantise(plain, dict.fromkeys(names, 5.0), 1, tmp_path / "fp8")
+    graph = write_graph(quantise(traced, dict.fromkeys(names, 5.0), 1), tmp_path / "fp8", "")
     sizes = {"batch": 1, "frames": 2, "height": 4, "width": 6}
     found = audit(graph.onnx, sizes)
     assert (found.layers["fp8"], found.attention, found.scatters) == (10, {"bf16": 6}, 0)

@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BUILDING = {"build.py", "fp8_build.py", "fp8_calibrate.py", "proof_build.py", "pair_build.py", "report_build.py"}
+BUILDING = {
+    "build.py",
+    "disk_build.py",
+    "fp8_build.py",
+    "fp8_calibrate.py",
+    "proof_build.py",
+    "pair_build.py",
+    "report_build.py",
+}
 """Files of the engine that call the exporter."""
 MAY_IMPORT = {"export": {"export"}, "engine": {"engine", "export"}, "runtime": {"runtime", "engine", "export"}}
 NETWORKS = "runtime/measures/networks.py"

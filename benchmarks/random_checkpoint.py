@@ -1,0 +1,136 @@
+"""Transformers of published configurations with random weights, written as sharded safetensors, tensor by tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+SHARD = 5_000_000_000
+_POOL = 3 * 5 * 7 * 9973
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A transformer: its diffusers class, and what of its configuration differs from the class's defaults."""
+
+    kind: str
+    settings: Mapping[str, Any]
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return int(self.settings["num_layers"])
+
+    def cut(self, layers: int | None) -> Model:
+        """The same with so many layers; None leaves it as it is."""
+        return self if layers is None else dataclasses.replace(self, settings={**self.settings, "num_layers": layers})
+
+
+def _wan(layers: int, heads: int, ffn: int) -> Model:
+    settings = {"num_layers": layers, "num_attention_heads": heads, "attention_head_dim": 128, "ffn_dim": ffn}
+    return Model(kind="WanTransformer3DModel", settings=settings | {"text_dim": 4096, "rope_max_seq_len": 1024})
+
+
+MODELS: Mapping[str, Model] = {
+    "wan-1.3b": _wan(30, 12, 8960),
+    "wan-14b": _wan(40, 40, 13824),
+    "ltx-13b": Model(
+        kind="LTXVideoTransformer3DModel",
+        settings={"num_layers": 48, "attention_head_dim": 128, "cross_attention_dim": 4096},
+    ),
+}
+
+
+def write_transformer(model: Model, folder: Path, *, dtype: npt.DTypeLike = ml_dtypes.bfloat16) -> None:
+    """Write ``config.json``, the shards and their index into ``folder``, with one tensor in memory.
+
+    Args:
+        model: what to write.
+        folder: made if need be.
+        dtype: of the weights: bfloat16, float16 or float32.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    module, kind = _empty(model), np.dtype(dtype)
+    module.save_config(folder)
+    shards: list[dict[str, tuple[int, ...]]] = [{}]
+    size = 0
+    for name, tensor in module.state_dict().items():
+        nbytes = tensor.numel() * kind.itemsize
+        if shards[-1] and size + nbytes > SHARD:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tuple(tensor.shape)
+        size += nbytes
+    pools = _pools(kind)
+    names = [
+        f"diffusion_pytorch_model-{index:05}-of-{len(shards):05}.safetensors" for index in range(1, len(shards) + 1)
+    ]
+    for name, shapes in zip(names, shards, strict=True):
+        _write_shard(folder / name, shapes, kind, pools)
+    weight_map = {tensor: name for name, shapes in zip(names, shards, strict=True) for tensor in shapes}
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def element_count(model: Model) -> int:
+    """How many weights it has."""
+    return sum(parameter.numel() for parameter in _empty(model).parameters())
+
+
+def _empty(model: Model) -> Any:
+    import diffusers
+    import torch
+
+    with torch.device("meta"):
+        return getattr(diffusers, model.kind)(**model.settings)
+
+
+def _write_shard(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    kind: np.dtype[Any],
+    pools: Mapping[bool, npt.NDArray[np.uint8]],
+) -> None:
+    header: dict[str, Any] = {}
+    end = 0
+    code = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}[kind.name]
+    for name, shape in shapes.items():
+        nbytes = math.prod(shape) * kind.itemsize
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [end, end + nbytes]}
+        end += nbytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
+            norm = ".norm" in name and name.endswith("weight")
+            for piece in _pieces(name, math.prod(shape) * kind.itemsize, pools[norm]):
+                file.write(piece)
+
+
+def _pools(kind: np.dtype[Any]) -> dict[bool, npt.NDArray[np.uint8]]:
+    """Random numbers for norms (True), about 1, and for everything else, small; as bytes."""
+    generator = np.random.default_rng(0)
+    return {
+        norm: (mean + spread * generator.standard_normal(_POOL, np.float32)).astype(kind).view(np.uint8)
+        for norm, mean, spread in ((True, 1.0, 0.1), (False, 0.0, 0.02))
+    }
+
+
+def _pieces(name: str, nbytes: int, pool: npt.NDArray[np.uint8]) -> Iterator[memoryview]:
+    """A tensor's bytes: the pool again and again, from a place of its own on, so that no two tensors are equal."""
+    start = int(np.random.default_rng(list(name.encode())).integers(_POOL)) * (pool.size // _POOL)
+    while nbytes:
+        piece = pool[start : start + nbytes]
+        yield piece.data
+        nbytes -= piece.size
+        start = 0

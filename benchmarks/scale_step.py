@@ -1,0 +1,103 @@
+"""One step of `benchmarks.scale` in a process of its own; the last line that it prints is what it found, as JSON.
+
+python -m benchmarks.scale_step export CHECKPOINT OUT PRECISION
+python -m benchmarks.scale_step verify CHECKPOINT OUT PRECISION      (exports, too)
+python -m benchmarks.scale_step plan ONNX OUT TARGET
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flowblending.export.spec import LARGE, Precision
+
+if TYPE_CHECKING:
+    from flowblending.export.family import Exportable
+
+AMAX = 8.0
+"""What every layer's range is in an fp8 graph here; a calibration of random weights would mean as little."""
+
+
+def anonymous_bytes(process: int | str) -> int:
+    """The resident memory of a process that is no file's; 0 when it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+
+
+def load(checkpoint: Path, precision: Precision) -> Exportable:
+    """A transformer as its family loads it; what the pipeline's other components would say is filled in."""
+    from flowblending.export import ltx_transformer, wan_transformer
+    from flowblending.export.model_files import read_json
+
+    if read_json(checkpoint / "config.json")["_class_name"] == "WanTransformer3DModel":
+        return wan_transformer.load_transformer(checkpoint, LARGE, 512, precision)
+    return ltx_transformer.load_transformer(checkpoint, LARGE, precision, text_length=256, factors=(8, 32), causal=True)
+
+
+def export(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]:
+    """Trace, quantise where asked for, and write."""
+    from flowblending.export.families import FAMILIES
+    from flowblending.export.fp8 import block_layers, kept_blocks, quantise
+    from flowblending.export.graph import trace_graph, write_graph
+    from flowblending.export.model_files import read_json
+
+    assert FAMILIES  # imported here, so that their libraries count as there before
+    before = anonymous_bytes("self")
+    traced = trace_graph(load(checkpoint, Precision.BF16 if precision is Precision.FP8 else precision))
+    layers = len(block_layers(traced.model.graph))
+    if precision is Precision.FP8:
+        amax = {layer.name: AMAX for layer in block_layers(traced.model.graph)}
+        traced = quantise(traced, amax, kept_blocks(read_json(checkpoint / "config.json")["num_layers"]))
+    nodes = len(traced.model.graph)
+    graph = write_graph(traced, out, "")
+    return {"bytes": graph.data.stat().st_size, "nodes": nodes, "linear_layers": layers, "anonymous_before": before}
+
+
+def verify(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]:
+    """Export and verify as a build does: every node and weight is run."""
+    from flowblending.export.family import Part
+    from flowblending.export.verify import export_and_verify
+
+    part = Part(name=LARGE, sources=(), load=lambda chosen: load(checkpoint, chosen))
+    _, parity = export_and_verify(part, precision, out, "", lambda doing: print(doing, file=sys.stderr))
+    return {"relative": parity.relative, "maximum": parity.maximum, "stretches": parity.stretches}
+
+
+def plan(onnx: Path, out: Path, target: str) -> dict[str, Any]:
+    """Compile for 480p, 81 frames and both guidance branches at once; in this process, which is the one measured."""
+    from flowblending.engine.protocol import Range, ShapeProfile
+    from flowblending.engine.trt_compile import PlanRequest, compile_plan
+    from flowblending.engine.trt_plan import product_types
+    from flowblending.export.spec import ExportedGraph
+
+    graph = ExportedGraph.read(onnx)
+    sizes = {"frames": 21, "height": 60, "width": 104}
+    profile = ShapeProfile(
+        {"batch": Range(min=1, opt=2, max=2)} | {name: Range.fixed(size) for name, size in sizes.items()}
+    )
+    request = PlanRequest(
+        library="tensorrt-rtx", onnx=onnx, spec=graph.spec, profile=profile, targets=(target,), out=out
+    )
+    info = compile_plan(request, lambda _: None)
+    fp8 = list(product_types(out).values()).count(frozenset({"fp8"})) if graph.spec.precision is Precision.FP8 else None
+    return {"bytes": info.bytes, "weights": info.weights_bytes, "scratch": info.scratch_bytes, "fp8_layers": fp8}
+
+
+def main() -> None:
+    """Run one step."""
+    step, source, out, how = sys.argv[1:]
+    steps = {"export": export, "verify": verify}
+    found = (
+        plan(Path(source), Path(out), how) if step == "plan" else steps[step](Path(source), Path(out), Precision(how))
+    )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

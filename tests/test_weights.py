@@ -1,0 +1,82 @@
+"""Modules from checkpoints: every weight and buffer as diffusers' own from_pretrained gives it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel, WanTransformer3DModel
+
+from benchmarks.checkpoints import ltx_transformer, ltx_vae, wan_transformer
+from flowblending import FlowBlendingError
+from flowblending.export import weights
+from flowblending.export.family import TORCH_DTYPES
+from flowblending.export.spec import Precision
+from flowblending.export.stored import stored_of
+from flowblending.export.weights import load_model
+
+KINDS: dict[str, tuple[Any, Any]] = {
+    "wan": (WanTransformer3DModel, lambda: wan_transformer(1)),
+    "ltx": (LTXVideoTransformer3DModel, lambda: ltx_transformer(1)),
+    "vae": (AutoencoderKLLTXVideo, lambda: ltx_vae(1, "0.9.5")),
+}
+
+
+@pytest.fixture(params=list(KINDS))
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Path]:
+    """A class, and a folder with its weights in several shards."""
+    kind, make = KINDS[request.param]
+    make().save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    return kind, tmp_path
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.BF16])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_equals_from_pretrained(
+    model: tuple[Any, Path], precision: Precision, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, folder = model
+    monkeypatch.setattr(weights, "LARGE", 2000)
+    stock = kind.from_pretrained(folder, torch_dtype=TORCH_DTYPES[precision])
+    found = load_model(kind, folder, precision, streamed=streamed)
+    expected = dict(stock.named_parameters()) | dict(stock.named_buffers())
+    ours = dict(found.named_parameters()) | dict(found.named_buffers())
+    assert list(ours) == list(expected)
+    left = 0
+    for name, tensor in ours.items():
+        stored = stored_of(tensor)
+        left += stored is not None
+        assert stored is None or set(tensor.stride()) == {0}
+        value = tensor if stored is None else stored.read()
+        assert (tensor.dtype, tensor.shape) == (expected[name].dtype, expected[name].shape)
+        assert torch.equal(value, expected[name]), name
+    assert (left > 5) == streamed
+    assert not found.training
+    assert not any(parameter.requires_grad for parameter in found.parameters())
+
+
+def test_the_first_blocks_alone(tmp_path: Path) -> None:
+    transformer = wan_transformer(1)
+    transformer.save_pretrained(tmp_path)
+    expected = {name: value for name, value in transformer.state_dict().items() if not name.startswith("blocks.")}
+    assert len(expected) < len(transformer.state_dict())
+    found = load_model(WanTransformer3DModel, tmp_path, Precision.FP32, layers=0).state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+    wan_transformer(1).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change, message in (
+        ({"num_layers": 3}, r"The weights in .* lack blocks\.2\..*; give a complete diffusers checkpoint"),
+        ({"ffn_dim": 65}, r"blocks\.0\.ffn\..* has shape \[64, 32\], but config\.json asks for \[65, 32\]; give"),
+        ({"patch_size": 3}, r"Cannot load the model in .*; give a complete diffusers checkpoint"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(FlowBlendingError, match=message):
+            load_model(WanTransformer3DModel, tmp_path, Precision.FP32)
