@@ -473,8 +473,8 @@ def test_a_bundle_is_calibrated_and_run(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "wan.work").iterdir()} == measured
 
     # Under a budget, of operations and then of time; the second finds what the first measured.
-    options = (*options, "--parts", "2")
-    code, told = main(*options, "--budget", "0.75")
+    blocks = (*options, "--parts", "2")
+    code, told = main(*blocks, "--budget", "0.75")
     assert code == 0, told
     found = json.loads((tmp_path / "wan" / "calibration-6.json").read_text())
     assert found["early"] is None
@@ -493,7 +493,7 @@ def test_a_bundle_is_calibrated_and_run(
         made.append(np.load(tmp_path / f"{runs}.npy").astype(float) / 255)
     (tried,) = (each for each in found["budget"]["tried"] if each["schedule"] == found["schedule"])
     assert tried["prompts"][1] == pytest.approx(-10 * np.log10(np.mean((made[0] - made[1]) ** 2)), abs=0.01)
-    code, told = main(*options, "--budget", "1000s", "--no-plot")
+    code, told = main(*blocks, "--budget", "1000s", "--no-plot")
     assert code == 0, told
     assert json.loads((tmp_path / "wan" / "calibration-7.json").read_text())["schedule"] == "L4"
     again = json.loads((tmp_path / "wan" / "calibration-2.json").read_text())
