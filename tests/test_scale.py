@@ -28,8 +28,8 @@ def test_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:
     much = measure("export", str(checkpoint), str(out), "fp16")
     # Tracing takes 0.1 GB, writing the largest weight (71 MB in fp16) twice, and the allocator keeps up to 0.2 GB more:
     # 0.35 to 0.42 GB were seen. Were the weights held together, it would be 0.37 GB more than that.
+    # Resident memory is no measure here: it counts pages of the checkpoint's file, which the kernel takes back.
     assert much.peak_anonymous - much.told["anonymous_before"] < 0.7 * size
-    assert much.peak_rss < 1e9
     # All weights have arrived, cast; diffusers keeps the embedder of time in fp32.
     assert 0.5 * size < much.told["bytes"] < 0.54 * size
     stored = {each.name: each for each in onnx.load(out / "large.onnx", load_external_data=False).graph.initializer}
