@@ -19,12 +19,11 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from benchmarks.pareto import Point, front, write_plot
-from benchmarks.schedules.experiment import Settings, make_clips, pair_bundle, run_details
-from benchmarks.schedules.report import Row, as_json, rows
+from benchmarks.schedules.experiment import Settings, measure_jobs, pair_bundle
+from benchmarks.schedules.report import Row, as_json
 from benchmarks.schedules.run import (
     CHECKPOINTS,
     FRAME_RATE,
@@ -39,7 +38,7 @@ from benchmarks.schedules.samples import REFERENCE
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.console import Console, run_program
 from flowblending.runtime import api
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import Job
 from flowblending.runtime.whole_file import write_whole
 
 SCHEDULES = ("LLL", "LSL", "SSS")
@@ -227,16 +226,9 @@ def main() -> int:
         every_one = combinations(arguments.schedules, calibrated, arguments.caches, arguments.steps, arguments.fewer)
         options = {each.name: each.job for each in every_one}
         with api.open(folder, threads=arguments.threads) as sampler:
-            programs = {name: compile_job(job, sampler.manifest) for name, job in options.items()}
-            details = run_details(sampler, programs[REFERENCE], settings)
-            measured = make_clips(
-                sampler, wanted, options, checkpoints=arguments.checkpoints, seed=arguments.seed, console=console
+            _, every, details = measure_jobs(
+                sampler, wanted, options, checkpoints=arguments.checkpoints, settings=settings, console=console
             )
-    every = rows(
-        measured,
-        np.asarray([prompt.held_out for prompt in wanted]),
-        runs={name: program.schedule for name, program in programs.items()},
-    )
     of_rows = points(every, every_one)
     lines = table(every, of_rows)
     sentence = f"{arguments.prompts} prompts, {arguments.steps} steps, {details['solver']}, guidance {GUIDANCE:g}."

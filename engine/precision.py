@@ -66,3 +66,8 @@ def _parse(text: str) -> Precision:
     except ValueError:
         known = ", ".join(Precision)
         raise UsageError(f"Precision {text!r} was given, but {known} are known; use --precision bf16.") from None
+
+
+def fp8_models(precisions: Mapping[str, Precision]) -> tuple[str, ...]:
+    """The transformers that are built in fp8."""
+    return tuple(name for name in (LARGE, SMALL) if precisions[name] is Precision.FP8)

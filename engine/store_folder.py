@@ -21,10 +21,12 @@ def chosen_folder(given: Path | None) -> Path:
     Raises:
         FlowBlendingError: the user has no home.
     """
+    if given is not None:
+        return given
     folder = cache_folder()
-    if given is None and folder is None:
+    if folder is None:
         raise FlowBlendingError("This user has no home for a cache folder; give one with --cache-dir, or --no-cache.")
-    return given or folder / "components"  # type: ignore[operator] # one of them is there
+    return folder / "components"
 
 
 def usable_folder(given: Path | None, console: Console) -> Path | None:

@@ -112,7 +112,7 @@ def _import_tensorrt_rtx() -> Any:
         import tensorrt_rtx
     except (ImportError, OSError):
         # Importing the plug-in's package loads its libraries for every module to see, which the bindings need.
-        import onnxruntime_ep_nv_tensorrt_rtx  # noqa: F401
+        import onnxruntime_ep_nv_tensorrt_rtx  # noqa: F401 - loads libraries
         import tensorrt_rtx_bindings
 
         return tensorrt_rtx_bindings

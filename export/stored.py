@@ -103,7 +103,7 @@ def find_stored(folder: Path) -> dict[str, Stored]:
 
 def leave_in_file(parameter: torch.nn.Parameter, stored: Stored) -> None:
     """Make a parameter stand for a tensor that is not read yet."""
-    parameter.stored = stored  # type: ignore[attr-defined]
+    parameter.stored = stored  # type: ignore[attr-defined] # torch keeps what a user adds to a tensor
     parameter.data = _stand_in(stored)
 
 

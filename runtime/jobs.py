@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -145,6 +145,30 @@ def parse_jobs(text: str, path: Path, defaults: Job) -> list[Line]:
     if not lines:
         raise UsageError(f"The prompt file {path} holds no prompt; write one prompt a line.")
     return lines
+
+
+def plain_jobs(lines: Sequence[Line], path: Path, reason: str) -> list[Job]:
+    """The jobs of all lines, where schedule and cache are not a line's to say.
+
+    Args:
+        lines: of a prompt file.
+        path: of it, for the errors.
+        reason: why not, as the end of a sentence; ``{}`` stands for the field.
+
+    Raises:
+        UsageError: a line is no job, or says either.
+    """
+    jobs, plain = [], Job(prompt="")
+    for line in lines:
+        if line.job is None:
+            raise UsageError(f"Line {line.number} of {path}: {line.error}")
+        for name in ("schedule", "cache"):
+            if getattr(line.job, name) != getattr(plain, name):
+                raise UsageError(
+                    f"Line {line.number} of {path} sets its {name}, {reason.format(name)}; leave it out there."
+                )
+        jobs.append(line.job)
+    return jobs
 
 
 def _lines(text: str, defaults: Job) -> Iterator[Line]:

@@ -397,7 +397,7 @@ def main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
         ("a\n", ("--switches", "2"), 2, "--switches does nothing for schedules without a --budget; leave it out"),
         ("a\n", ("--budget", "0.6", "--threshold", "0.1"), 2, "--threshold does nothing for --budget; leave it out"),
         ("a\n", ("--proxy-only", "--similarity", "clip:x"), 2, "--similarity does nothing for --proxy-only"),
-        ('{"prompt": "a", "schedule": "L2 S2"}\n', (), 2, "has a schedule of its own, but fb-calibrate"),
+        ('{"prompt": "a", "schedule": "L2 S2"}\n', (), 2, "sets its schedule, which fb-calibrate is to find out"),
         ("a\n", ("--plot", "none/x.png"), 1, "Cannot write none/x.png"),
         ("a\n", ("--similarity", "dino", "--device", "cpu"), 2, "The features 'dino' are unknown; give latent, "),
         ("a\n", ("--distance", "nowhere:f", "--device", "cpu"), 2, "nowhere:f cannot be imported (ModuleNotFoundError"),

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BUILDING = {
     "build.py",
+    "component_build.py",
     "disk_build.py",
     "fp8_build.py",
     "fp8_calibrate.py",

@@ -13,32 +13,18 @@ from pathlib import Path
 import pytest
 
 from flowblending import UsageError
-from flowblending.engine.console import Console
 from flowblending.runtime.batch import Batch, Shard, Task
 from flowblending.runtime.jobs import Job, Line
 from flowblending.runtime.worker import Seat
 from flowblending.runtime.workers import plan_seats, run_workers, sweep
 from tests.conftest import Build
+from tests.stored import Recorder
 
 pytestmark = pytest.mark.embedding
 
 
-class Lines(Console):
-    """Remembers what it is told."""
-
-    def __init__(self) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-
-    def log(self, line: str) -> None:
-        self.lines.append(line)
-
-    def warn(self, line: str) -> None:
-        self.lines.append(f"warning: {line}")
-
-
-def batch(folder: Path, prompts: Sequence[str]) -> tuple[Batch, Lines]:
-    console = Lines()
+def batch(folder: Path, prompts: Sequence[str]) -> tuple[Batch, Recorder]:
+    console = Recorder()
     lines = [Line(number=number, job=Job(prompt=prompt)) for number, prompt in enumerate(prompts, start=1)]
     return Batch(lines, folder, "bundle", console), console
 

@@ -12,13 +12,12 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from benchmarks.contact_sheet import save_picture
 from benchmarks.schedules.claims import NEEDED, check
-from benchmarks.schedules.experiment import Settings, make_clips, pair_bundle, run_details, shown
-from benchmarks.schedules.report import as_json, markdown, picture, rows, tables
+from benchmarks.schedules.experiment import Settings, measure_jobs, pair_bundle, shown
+from benchmarks.schedules.report import as_json, markdown, picture, tables
 from benchmarks.schedules.run import (
     CHECKPOINTS,
     EARLY,
@@ -36,7 +35,7 @@ from benchmarks.schedules.samples import REFERENCE
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.console import Console, run_program
 from flowblending.runtime import api
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import Job
 from flowblending.runtime.whole_file import write_whole
 
 
@@ -101,16 +100,9 @@ def main() -> int:
         pair_bundle(arguments.bundle, arguments.checkpoints, console) as folder,
         api.open(folder, threads=arguments.threads) as sampler,
     ):
-        programs = {name: compile_job(job, sampler.manifest) for name, job in options.items()}
-        details = run_details(sampler, programs[REFERENCE], settings)
-        measured = make_clips(
-            sampler, wanted, options, checkpoints=arguments.checkpoints, seed=arguments.seed, console=console
+        measured, every, details = measure_jobs(
+            sampler, wanted, options, checkpoints=arguments.checkpoints, settings=settings, console=console
         )
-    every = rows(
-        measured,
-        np.asarray([prompt.held_out for prompt in wanted]),
-        runs={name: program.schedule for name, program in programs.items()},
-    )
     claims = check(measured.samples, measured.frechet) if options.keys() >= set(NEEDED) else []
     sentence = (
         f"{details['prompts']} prompts, {details['geometry']['size']}, {details['geometry']['frames']} frames, "

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.schedules.measures import Features, Measured, measure
+from benchmarks.schedules.report import Row, rows
 from benchmarks.schedules.run import FEATURES, FRAMES, SIZE, Prompt, make
+from benchmarks.schedules.samples import REFERENCE
 from flowblending.engine.build import BuildRequest, build_bundle
 from flowblending.engine.console import Console
 from flowblending.runtime import api
-from flowblending.runtime.jobs import Job
+from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.program import Program
 
 SHOWN = 4
@@ -82,6 +84,24 @@ def make_clips(
             seed=seed,
             advance=advance,
         )
+
+
+def measure_jobs(
+    sampler: api.VideoSampler,
+    wanted: Sequence[Prompt],
+    options: Mapping[str, Job],
+    *,
+    checkpoints: Path,
+    settings: Settings,
+    console: Console,
+) -> tuple[Measured, list[Row], dict[str, Any]]:
+    """Everything of a run: the measurements, a row for every job, and what the run was; see `make_clips`."""
+    programs = {name: compile_job(job, sampler.manifest) for name, job in options.items()}
+    details = run_details(sampler, programs[REFERENCE], settings)
+    measured = make_clips(sampler, wanted, options, checkpoints=checkpoints, seed=settings.seed, console=console)
+    held_out = np.asarray([prompt.held_out for prompt in wanted])
+    every = rows(measured, held_out, runs={name: program.schedule for name, program in programs.items()})
+    return measured, every, details
 
 
 def shown(count: int) -> list[int]:

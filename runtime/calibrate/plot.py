@@ -31,7 +31,7 @@ def check_plotting() -> None:
         FlowBlendingError: matplotlib is not installed.
     """
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401 - is it there?
     except ImportError as error:
         raise FlowBlendingError(
             f"A plot needs matplotlib ({error}); install flowblending[calibrate], or leave it out with --no-plot."

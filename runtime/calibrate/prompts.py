@@ -8,9 +8,8 @@ from pathlib import Path
 
 from flowblending import UsageError
 from flowblending.engine.manifest import Manifest
-from flowblending.runtime.jobs import Job, Line, compile_job, parse_jobs, read_prompt_file
+from flowblending.runtime.jobs import Job, Line, compile_job, parse_jobs, plain_jobs, read_prompt_file
 
-_PLAIN = Job(prompt="")
 LEAST_STEPS = 3
 """One for each stage."""
 
@@ -48,18 +47,10 @@ def check_jobs(lines: Sequence[Line], path: Path, manifest: Manifest) -> list[Jo
                 f"The bundle's {name} model has timesteps or a guidance scale of its own, but fb-calibrate compares "
                 "two models at the same steps; choose the stages with fb-run --schedule."
             )
-    jobs: list[Job] = []
+    jobs = plain_jobs(lines, path, "which fb-calibrate is to find out")
     first = None
-    for line in lines:
-        if line.job is None:
-            raise UsageError(f"Line {line.number} of {path}: {line.error}")
-        for name in ("schedule", "cache"):
-            if getattr(line.job, name) != getattr(_PLAIN, name):
-                raise UsageError(
-                    f"Line {line.number} of {path} has a {name} of its own, but fb-calibrate is what finds them out; "
-                    "leave it out."
-                )
-        program = compile_job(dataclasses.replace(line.job, schedule="LLL", cache="off"), manifest)
+    for line, job in zip(lines, jobs, strict=True):
+        program = compile_job(dataclasses.replace(job, schedule="LLL", cache="off"), manifest)
         found = f"{len(program.steps)} steps of {program.solver} with guidance {program.guidance:g}"
         first = first or found
         if found != first:
@@ -72,5 +63,4 @@ def check_jobs(lines: Sequence[Line], path: Path, manifest: Manifest) -> list[Jo
                 f"{len(program.steps)} steps were asked for, but a schedule of three stages needs at least "
                 f"{LEAST_STEPS}; give --steps a higher number."
             )
-        jobs.append(line.job)
     return jobs

@@ -14,7 +14,7 @@ from pathlib import Path
 from flowblending import UsageError
 from flowblending.engine.manifest import Manifest
 from flowblending.runtime.cache.parse import OFF
-from flowblending.runtime.jobs import Job, Line, calibrated_schedule, compile_job
+from flowblending.runtime.jobs import Job, Line, calibrated_schedule, compile_job, plain_jobs
 from flowblending.runtime.schedule import AUTO
 
 REFERENCE = "LLL"
@@ -82,20 +82,7 @@ def prompts_of(lines: Sequence[Line], path: Path) -> list[Job]:
     Raises:
         UsageError: a line is no prompt, or sets what ``--schedules`` and ``--caches`` set.
     """
-    jobs: list[Job] = []
-    plain = Job(prompt="")
-    for line in lines:
-        if line.job is None:
-            raise UsageError(f"Line {line.number} of {path}: {line.error}")
-        for name in ("schedule", "cache"):
-            if getattr(line.job, name) != getattr(plain, name):
-                raise UsageError(
-                    f"Line {line.number} of {path} sets its {name}, which --{name}s gives to all prompts alike; "
-                    "leave it out there."
-                )
-        if line.job not in jobs:
-            jobs.append(line.job)
-    return jobs
+    return list(dict.fromkeys(plain_jobs(lines, path, "which --{}s gives to all prompts alike")))
 
 
 def check_jobs(jobs: Sequence[Job], ways: Sequence[Way], manifest: Manifest) -> None:

@@ -118,7 +118,7 @@ class Judge:
         about = f"What the judge {self._name} says of the video and its prompt, 0 to 100 %."
         return [Column(heading=name, share=True, about=about) for name in names]
 
-    def score(self, frames: Frames, prompt: str, reference: Frames | None) -> Mapping[str, float]:  # noqa: ARG002
+    def score(self, frames: Frames, prompt: str, reference: Frames | None) -> Mapping[str, float]:  # noqa: ARG002 - Scorer
         """Ask the function.
 
         Raises:

@@ -89,7 +89,7 @@ class DinoScore:
         """Cosines."""
         return [_to_reference("DINO") for _ in names]
 
-    def score(self, frames: Frames, prompt: str, reference: Frames | None) -> Mapping[str, float]:  # noqa: ARG002
+    def score(self, frames: Frames, prompt: str, reference: Frames | None) -> Mapping[str, float]:  # noqa: ARG002 - Scorer
         """``reference``; nothing for the reference itself."""
         if reference is None:
             return {}
@@ -107,7 +107,7 @@ class LpipsScore:
         """The distance."""
         return [_LPIPS for _ in names]
 
-    def score(self, frames: Frames, prompt: str, reference: Frames | None) -> Mapping[str, float]:  # noqa: ARG002
+    def score(self, frames: Frames, prompt: str, reference: Frames | None) -> Mapping[str, float]:  # noqa: ARG002 - Scorer
         """``reference``; nothing for the reference itself."""
         if reference is None:
             return {}

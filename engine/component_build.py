@@ -1,0 +1,273 @@
+"""Building the components of a bundle: from the cache, from the bundle that was there, or exported and compiled.
+
+Calls the exporter inside its functions, as `build` does.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowblending.engine import backend as backends
+from flowblending.engine import proof
+from flowblending.engine.bundle import Bundle, describe_file
+from flowblending.engine.checksum import ChecksumCache, sources_sha256
+from flowblending.engine.console import Console
+from flowblending.engine.disk_build import check_room, plan_room
+from flowblending.engine.entry import damaged_file
+from flowblending.engine.fp8_build import Fp8Builder
+from flowblending.engine.fp8_calibrate import Calibrator, Pair
+from flowblending.engine.fp8_ranges import Graph
+from flowblending.engine.geometry import profile_of
+from flowblending.engine.manifest import BundleFile, Component, Flops, Geometry
+from flowblending.engine.precision import base_precision, component_precision, fp8_models
+from flowblending.engine.proof_build import gather, note_verified
+from flowblending.engine.protocol import ShapeProfile
+from flowblending.engine.request import BuildRequest
+from flowblending.engine.store import Order, Store, take_over
+from flowblending.engine.unfinished import EXPORT, mark_verified, verified_graph
+from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, ExportedGraph, PipelineSpec, Precision
+
+if TYPE_CHECKING:
+    from flowblending.export.family import Part
+    from flowblending.export.verify import Parity
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentBuilder:
+    """Makes the components of one bundle, one after the other, in ``folder``."""
+
+    request: BuildRequest
+    console: Console
+    pipeline: PipelineSpec
+    geometry: Geometry
+    folder: Path
+    store: Store
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    def components(
+        self, parts: Sequence[Part], precisions: Mapping[str, Precision], tokenizer: bytes, old: Bundle | None
+    ) -> tuple[dict[str, Component], BundleFile | None]:
+        """Every component, and the calibration if there is one. fp8 comes last: calibrating takes the text encoder."""
+        made: dict[str, Component] = {}
+        ready: dict[str, Graph] = {}
+        calibration = None
+        models = fp8_models(precisions)
+        fp8 = self._fp8(parts, models, tokenizer, ready, old) if models else None
+        wanted = {part.name: component_precision(precisions, part.name) for part in parts}
+        self._check_room(parts, wanted, fp8, old)
+        for part in sorted(parts, key=lambda part: part.name in models):
+            if fp8 is not None and calibration is None and part.name in models:
+                calibration = fp8.calibrator.obtain()
+            made[part.name] = self._component(part, wanted[part.name], old, fp8 if part.name in models else None)
+            if part.name == TEXT_ENCODER and self.request.backend == backends.ONNXRUNTIME:
+                component = made[part.name]
+                ready[part.name] = Graph(onnx=(self.folder / component.files[0].path).absolute(), spec=component.spec)
+        return {part.name: made[part.name] for part in parts}, calibration
+
+    def _fp8(
+        self,
+        parts: Sequence[Part],
+        models: Sequence[str],
+        tokenizer: bytes,
+        ready: Mapping[str, Graph],
+        old: Bundle | None,
+    ) -> Fp8Builder:
+        """What makes the graphs of the fp8 models, after a look at whether it can."""
+        pair = Pair(
+            pipeline=self.pipeline,
+            geometry=self.geometry,
+            parts={part.name: part for part in parts},
+            models=models,
+            tokenizer=tokenizer,
+            weights=self._weights,
+            source=self.request.large,
+        )
+        options, console = self.request.fp8, self.console
+        calibrator = Calibrator(
+            pair, options, ready=ready, folder=self.folder, old=old, store=self.store, console=console
+        )
+        base = base_precision(self.request.backend)
+        fp8 = Fp8Builder(pair, options, base=base, calibrator=calibrator, console=console)
+        fp8.check()
+        return fp8
+
+    def _check_room(
+        self, parts: Sequence[Part], wanted: Mapping[str, Precision], fp8: Fp8Builder | None, old: Bundle | None
+    ) -> None:
+        """Say what building these components takes of the disk, and refuse if it is not there."""
+        keys = {part.name: self._key(part, wanted[part.name]) for part in parts}
+        if fp8 is not None:
+            keys |= {name: keys[name] | fp8.key(name) for name in fp8_models(wanted)}
+        planned = plan_room(parts, wanted, keys, fp8, compiled=self.request.backend != backends.ONNXRUNTIME)
+        for line in check_room(planned, self.store, old, self.folder, self.request.out):
+            self.console.log(line)
+
+    def _component(self, part: Part, precision: Precision, old: Bundle | None, fp8: Fp8Builder | None) -> Component:
+        """One component: from the cache, from the bundle that was there, or built."""
+        key = self._key(part, precision) | (fp8.key(part.name) if fp8 is not None else {})
+        order = Order(
+            kind=Component,
+            name=part.name,
+            key=key,
+            family=self.pipeline.family,
+            source=self.request.small if part.name == SMALL else self.request.large,
+            into=self.folder,
+            make=lambda work: self._take_over(part, key, old, work) or self._build(part, precision, key, work, fp8),
+        )
+        component, found = self.store.obtain(order)
+        if found:
+            self.console.log(f"{part.name}: taken from the cache")
+            return self._reused(component, part, self.folder)
+        return component
+
+    def _reused(self, component: Component, part: Part, folder: Path) -> Component:
+        """A component of an earlier build, whose files are in ``folder`` now, as this one describes it."""
+        # ONNX Runtime's engines serve any size, but what a call costs depends on it.
+        path = folder / component.files[0].path
+        flops = self._flops(part.name, path) if component.backend == backends.ONNXRUNTIME else component.flops
+        return component.model_copy(update={"flops": flops, "architecture": part.architecture})
+
+    def _build(
+        self, part: Part, precision: Precision, key: Mapping[str, str], work: Path, fp8: Fp8Builder | None
+    ) -> Component:
+        graph = verified_graph(work, part.name)
+        if graph is None:
+            graph = self._export(part, precision, work / EXPORT, fp8)
+            mark_verified(graph)
+        else:
+            self.console.log(f"{part.name}: exported and verified by a build that was interrupted")
+        component = self._compile(graph, key, part.architecture, work)
+        self.console.log(f"{part.name}: built in {precision}, {component.engine_bytes / 1e6:.1f} MB")
+        return component
+
+    def signal(self, part: Part) -> Component:
+        """A signal, which is small enough to be built every time."""
+        work = self.folder / "export"
+        work.mkdir()
+        try:
+            graph, _ = self._verified(part, Precision.FP32, work)
+            files = backends.move_graph(graph, self.folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return Component(
+            spec=graph.spec,
+            backend=backends.ONNXRUNTIME,
+            backend_version="any",
+            files=tuple(describe_file(self.folder, path) for path in files),
+            key={},
+        )
+
+    def _key(self, part: Part, precision: Precision) -> dict[str, str]:
+        from flowblending.export.graph import exporter_versions
+
+        return {
+            "weights": self._weights(part),
+            "graph": sources_sha256("export", "*.py"),
+            "pipeline": f"{self.pipeline.pipeline}, {self.pipeline.text_length} tokens",
+            "precision": str(precision),
+            # What of the graph depends on data: see `Calibrator.key`.
+            "calibration": "none",
+            # ONNX Runtime takes any size; a TensorRT engine is compiled for this one.
+            "shapes": "any" if self.request.backend == backends.ONNXRUNTIME else repr(self._profile(part.name)),
+            "back end": f"{self.request.backend} {backends.backend_version(self.request.backend)}",
+            "targets": " ".join(self.request.targets),
+            # A plan runs under the system and the kind of processor that it was compiled on.
+            "system": "any" if self.request.backend == backends.ONNXRUNTIME else f"{sys.platform} {platform.machine()}",
+            "compiler": "" if self.request.backend == backends.ONNXRUNTIME else sources_sha256("engine", "trt_*.py"),
+            "versions": exporter_versions(),
+            "proof": str(proof.FORMAT),
+        }
+
+    def _weights(self, part: Part) -> str:
+        """SHA-256 of a component's checkpoint, which is read once."""
+        from flowblending.export.checkpoint import weights_sha256
+
+        if part.name not in self.hashes:
+            total = sum(path.stat().st_size for path in part.sources)
+            checksums = ChecksumCache()
+            with self.console.progress(f"{part.name}: reading weights", total=total, unit="B") as advance:
+                self.hashes[part.name] = weights_sha256(
+                    part.sources, advance, checksum=lambda path, told: checksums.sha256(path, progress=told)
+                )
+        return self.hashes[part.name]
+
+    def _take_over(self, part: Part, key: Mapping[str, str], old: Bundle | None, work: Path) -> Component | None:
+        """Put the files of an old bundle's component into ``work``; None if it is another one, or damaged."""
+        found = old.manifest.components.get(part.name) if old is not None else None
+        if old is None or found is None:
+            return None
+        changed = [name for name in key if found.key.get(name) != key[name]]
+        if not changed and damaged_file(old.folder, found.files, ChecksumCache()) is None:
+            take_over(found.files, old.folder, work)
+            self.console.log(f"{part.name}: reused, nothing changed")
+            return self._reused(found, part, work)
+        self.console.log(f"{part.name}: rebuilt, {' and '.join(changed) or 'its files'} changed")
+        return None
+
+    def _export(self, part: Part, precision: Precision, work: Path, fp8: Fp8Builder | None) -> ExportedGraph:
+        from flowblending.export.golden import Recorder
+
+        profile = self._profile(part.name).symbols
+        ends = ({name: size.min for name, size in profile.items()}, {name: size.max for name, size in profile.items()})
+        recorder = Recorder(part, ends)
+        if fp8 is not None:
+            graph, parity = fp8.export(recorder.part, work)
+        else:
+            graph, parity = self._verified(recorder.part, precision, work)
+        note_verified(graph, recorder, parity)
+        return graph
+
+    def _verified(self, part: Part, precision: Precision, work: Path) -> tuple[ExportedGraph, Parity]:
+        """Export a component, compare it with torch, and say how near it is."""
+        from flowblending.export.verify import export_and_verify
+
+        with self.console.phase(f"{part.name}: exporting") as report:
+            graph, parity = export_and_verify(part, precision, work, self._weights(part), report)
+        self.console.log(f"{part.name}: equals torch to {parity}")
+        return graph, parity
+
+    def _compile(self, graph: ExportedGraph, key: Mapping[str, str], architecture: str | None, work: Path) -> Component:
+        name, backend = graph.spec.name, self.request.backend
+        flops, profile = self._flops(name, graph.onnx), self._profile(name)
+        with self.console.phase(f"{name}: compiling for {backend}") as report:
+            compiled = backends.compile_engine(
+                backend=backend,
+                graph=graph,
+                profile=profile,
+                targets=self.request.targets,
+                folder=work,
+                progress=report,
+            )
+            files = (*compiled.files, *gather(graph, compiled, profile, work))
+        return Component(
+            spec=graph.spec,
+            backend=backend,
+            backend_version=backends.backend_version(backend),
+            targets=self.request.targets,
+            files=tuple(describe_file(work, path) for path in files),
+            key=dict(key),
+            flops=flops,
+            architecture=architecture,
+        )
+
+    def _flops(self, name: str, onnx: Path) -> Flops | None:
+        """What one call of a transformer costs at the bundle's geometry; None for the other components."""
+        from flowblending.export.flops import count_flops
+
+        if name not in (LARGE, SMALL):
+            return None
+        linear, attention = count_flops(onnx, {**self._sizes(), "batch": 1})
+        return Flops(linear=linear, attention=attention)
+
+    def _sizes(self) -> dict[str, int]:
+        _, frames, height, width = self.geometry.latent_shape
+        return {"frames": frames, "height": height, "width": width}
+
+    def _profile(self, name: str) -> ShapeProfile:
+        return profile_of(name, self.pipeline, self.geometry)
