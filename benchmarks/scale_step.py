@@ -82,7 +82,7 @@ def plan(onnx: Path, out: Path, target: str) -> dict[str, Any]:
         {"batch": Range(min=1, opt=2, max=2)} | {name: Range.fixed(size) for name, size in sizes.items()}
     )
     request = PlanRequest(
-        library="tensorrt-rtx", onnx=onnx, spec=graph.spec, profile=profile, targets=(target,), out=out
+        library="tensorrt-rtx", onnx=onnx, spec=graph.spec, profiles=(profile,), targets=(target,), out=out
     )
     info = compile_plan(request, lambda _: None)
     fp8 = list(product_types(out).values()).count(frozenset({"fp8"})) if graph.spec.precision is Precision.FP8 else None

@@ -135,7 +135,7 @@ def run_ours(pipeline: Pipeline, job: Job) -> Callable[[], tuple[float, float, A
     conditions = pipeline.encode(job, program, print)
 
     def once() -> tuple[float, float, Any]:
-        sample = pipeline.sample(program, pipeline.noise(TorchNormal(job.seed)), conditions)
+        sample = pipeline.sample(program, TorchNormal(job.seed).normal((1, *program.latent_shape)), conditions)
         return sample.loop_seconds, sum(sample.model_seconds.values()), pipeline.device.download(sample.latents)
 
     return once

@@ -90,7 +90,7 @@ def compile_engine(
     *,
     backend: Backend,
     graph: ExportedGraph,
-    profile: ShapeProfile,
+    profiles: Sequence[ShapeProfile],
     targets: tuple[str, ...],
     folder: Path,
     progress: Callable[[str], None],
@@ -105,7 +105,13 @@ def compile_engine(
 
     plan = folder / f"{graph.spec.name}.plan"
     info = build_plan(
-        library=backend, onnx=graph.onnx, spec=graph.spec, profile=profile, targets=targets, out=plan, progress=progress
+        library=backend,
+        onnx=graph.onnx,
+        spec=graph.spec,
+        profiles=profiles,
+        targets=targets,
+        out=plan,
+        progress=progress,
     )
     return Compiled(files=(plan,), plan=info)
 

@@ -16,7 +16,7 @@ from flowblending.engine import backend as backends
 from flowblending.engine.bundle import Bundle, bundle_id, carry_calibration, describe_file, open_bundle, write_bundle
 from flowblending.engine.component_build import ComponentBuilder
 from flowblending.engine.console import Console
-from flowblending.engine.geometry import plan_geometry
+from flowblending.engine.geometry import plan_profiles
 from flowblending.engine.manifest import MANIFEST, Manifest
 from flowblending.engine.precision import choose_precisions, fp8_models
 from flowblending.engine.report_build import add_report
@@ -51,13 +51,13 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     prompt = request.fp8.read_prompts()[0]
     with console.phase("Reading checkpoints"):
         pipeline, parts, signals, tokenizer = _plan(request)
-        geometry = plan_geometry(pipeline, request.size, request.frames)
+        profiles = plan_profiles(pipeline, request.size, request.frames)
     old = _existing(request.out)
     try:
         with write_bundle(request.out) as folder:
             with open_store(request.cache, folder, console) as store:
                 builder = ComponentBuilder(
-                    request=request, console=console, pipeline=pipeline, geometry=geometry, folder=folder, store=store
+                    request=request, console=console, pipeline=pipeline, profiles=profiles, folder=folder, store=store
                 )
                 components, calibration = builder.components(parts, precisions, tokenizer, old)
             # What a model asks for is no part of its engine: it may change without a new one.
@@ -67,9 +67,9 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
             }
             (folder / TOKENIZER).write_bytes(tokenizer)
             manifest = Manifest(
-                id=bundle_id(pipeline, geometry, components.values(), tokenizer),
+                id=bundle_id(pipeline, profiles, components.values(), tokenizer),
                 pipeline=pipeline,
-                geometry=geometry,
+                profiles=profiles,
                 components=components,
                 tokenizer=(describe_file(folder, folder / TOKENIZER),),
                 fp8_calibration=calibration,

@@ -8,7 +8,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.checksum import ChecksumCache, sha256
-from flowblending.engine.manifest import EVIDENCE, FORMAT, MANIFEST, BundleFile, Component, Geometry, Manifest
+from flowblending.engine.manifest import EVIDENCE, FORMAT, MANIFEST, BundleFile, Component, Manifest, VideoProfile
 from flowblending.export.spec import PipelineSpec
 
 REPORT = "report.json"
@@ -163,9 +163,11 @@ def describe_file(folder: Path, path: Path) -> BundleFile:
     return BundleFile(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256(path))
 
 
-def bundle_id(pipeline: PipelineSpec, geometry: Geometry, components: Iterable[Component], tokenizer: bytes) -> str:
+def bundle_id(
+    pipeline: PipelineSpec, profiles: Sequence[VideoProfile], components: Iterable[Component], tokenizer: bytes
+) -> str:
     """Sixteen digits that change when anything that determines the videos changes."""
-    digest = hashlib.sha256(repr((pipeline, geometry)).encode() + tokenizer)
+    digest = hashlib.sha256(repr((pipeline, tuple(profiles))).encode() + tokenizer)
     for component in components:
         digest.update(json.dumps(component.key, sort_keys=True).encode())
         if component.sampling is not None:

@@ -41,8 +41,18 @@ def parser() -> argparse.ArgumentParser:
         metavar="BUNDLE",
         help="build nothing, but run a bundle's engines on the GPU that they are for, and complete its report.json",
     )
-    parser.add_argument("--size", metavar="WxH", help="video size in pixels (default: the family's)")
-    parser.add_argument("--frames", type=int, metavar="N", help="video frames (default: the family's)")
+    parser.add_argument(
+        "--size",
+        metavar="WxH,...",
+        help="video size in pixels; several, of which the first is fb-run's default: 832x480,480x832; or a range: "
+        "480x288..832x480, or with what is to be fastest in the middle, 480x288..640x384..832x480 (default: the "
+        "family's)",
+    )
+    parser.add_argument(
+        "--frames",
+        metavar="N,...",
+        help="video frames, likewise: 81, 49,81 or 17..81, with every size (default: the family's)",
+    )
     parser.add_argument(
         "--precision",
         metavar="P",
@@ -244,7 +254,7 @@ def _summary(bundle: Bundle, console: Console) -> None:
     from flowblending.engine.report import read_report
     from flowblending.engine.report_table import show_report
 
-    geometry = bundle.manifest.geometry
+    videos = "; ".join(map(str, bundle.manifest.profiles))
     rows = [
         (
             name,
@@ -256,8 +266,7 @@ def _summary(bundle: Bundle, console: Console) -> None:
         for name, component in bundle.manifest.components.items()
     ]
     console.table(
-        f"{bundle.folder}: {bundle.manifest.pipeline.family} {geometry.width}x{geometry.height}, "
-        f"{geometry.frames} frames",
+        f"{bundle.folder}: {bundle.manifest.pipeline.family} {videos}",
         ("component", "precision", "back end", "target", "size"),
         rows,
     )

@@ -23,11 +23,11 @@ from flowblending.engine.entry import damaged_file
 from flowblending.engine.fp8_build import Fp8Builder
 from flowblending.engine.fp8_calibrate import Calibrator, Pair
 from flowblending.engine.fp8_ranges import Graph
-from flowblending.engine.geometry import profile_of
-from flowblending.engine.manifest import BundleFile, Component, Flops, Geometry
+from flowblending.engine.geometry import shape_profiles
+from flowblending.engine.manifest import BundleFile, Component, Flops, VideoProfile
 from flowblending.engine.precision import base_precision, component_precision, fp8_models
 from flowblending.engine.proof_build import gather, note_verified
-from flowblending.engine.protocol import ShapeProfile
+from flowblending.engine.protocol import ShapeProfile, ends
 from flowblending.engine.request import BuildRequest
 from flowblending.engine.store import Order, Store, take_over
 from flowblending.engine.unfinished import EXPORT, mark_verified, verified_graph
@@ -45,7 +45,7 @@ class ComponentBuilder:
     request: BuildRequest
     console: Console
     pipeline: PipelineSpec
-    geometry: Geometry
+    profiles: tuple[VideoProfile, ...]
     folder: Path
     store: Store
     hashes: dict[str, str] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class ComponentBuilder:
         """What makes the graphs of the fp8 models, after a look at whether it can."""
         pair = Pair(
             pipeline=self.pipeline,
-            geometry=self.geometry,
+            geometry=self.profiles[0].opt,
             parts={part.name: part for part in parts},
             models=models,
             tokenizer=tokenizer,
@@ -123,15 +123,8 @@ class ComponentBuilder:
         component, found = self.store.obtain(order)
         if found:
             self.console.log(f"{part.name}: taken from the cache")
-            return self._reused(component, part, self.folder)
+            return _reused(component, part)
         return component
-
-    def _reused(self, component: Component, part: Part, folder: Path) -> Component:
-        """A component of an earlier build, whose files are in ``folder`` now, as this one describes it."""
-        # ONNX Runtime's engines serve any size, but what a call costs depends on it.
-        path = folder / component.files[0].path
-        flops = self._flops(part.name, path) if component.backend == backends.ONNXRUNTIME else component.flops
-        return component.model_copy(update={"flops": flops, "architecture": part.architecture})
 
     def _build(
         self, part: Part, precision: Precision, key: Mapping[str, str], work: Path, fp8: Fp8Builder | None
@@ -173,8 +166,8 @@ class ComponentBuilder:
             "precision": str(precision),
             # What of the graph depends on data: see `Calibrator.key`.
             "calibration": "none",
-            # ONNX Runtime takes any size; a TensorRT engine is compiled for this one.
-            "shapes": "any" if self.request.backend == backends.ONNXRUNTIME else repr(self._profile(part.name)),
+            # ONNX Runtime takes any size; a TensorRT engine is compiled for some.
+            "shapes": "any" if self.request.backend == backends.ONNXRUNTIME else repr(self._shapes(part.name)),
             "back end": f"{self.request.backend} {backends.backend_version(self.request.backend)}",
             "targets": " ".join(self.request.targets),
             # A plan runs under the system and the kind of processor that it was compiled on.
@@ -206,16 +199,14 @@ class ComponentBuilder:
         if not changed and damaged_file(old.folder, found.files, ChecksumCache()) is None:
             take_over(found.files, old.folder, work)
             self.console.log(f"{part.name}: reused, nothing changed")
-            return self._reused(found, part, work)
+            return _reused(found, part)
         self.console.log(f"{part.name}: rebuilt, {' and '.join(changed) or 'its files'} changed")
         return None
 
     def _export(self, part: Part, precision: Precision, work: Path, fp8: Fp8Builder | None) -> ExportedGraph:
         from flowblending.export.golden import Recorder
 
-        profile = self._profile(part.name).symbols
-        ends = ({name: size.min for name, size in profile.items()}, {name: size.max for name, size in profile.items()})
-        recorder = Recorder(part, ends)
+        recorder = Recorder(part, ends(self._shapes(part.name)))
         if fp8 is not None:
             graph, parity = fp8.export(recorder.part, work)
         else:
@@ -234,17 +225,17 @@ class ComponentBuilder:
 
     def _compile(self, graph: ExportedGraph, key: Mapping[str, str], architecture: str | None, work: Path) -> Component:
         name, backend = graph.spec.name, self.request.backend
-        flops, profile = self._flops(name, graph.onnx), self._profile(name)
+        profiles, flops = self._shapes(name), self._flops(graph)
         with self.console.phase(f"{name}: compiling for {backend}") as report:
             compiled = backends.compile_engine(
                 backend=backend,
                 graph=graph,
-                profile=profile,
+                profiles=profiles,
                 targets=self.request.targets,
                 folder=work,
                 progress=report,
             )
-            files = (*compiled.files, *gather(graph, compiled, profile, work))
+            files = (*compiled.files, *gather(graph, compiled, profiles, work))
         return Component(
             spec=graph.spec,
             backend=backend,
@@ -256,18 +247,19 @@ class ComponentBuilder:
             architecture=architecture,
         )
 
-    def _flops(self, name: str, onnx: Path) -> Flops | None:
-        """What one call of a transformer costs at the bundle's geometry; None for the other components."""
-        from flowblending.export.flops import count_flops
+    def _flops(self, graph: ExportedGraph) -> Flops | None:
+        """What one call of a transformer costs; None for the other components."""
+        from flowblending.export.flops import token_flops
 
-        if name not in (LARGE, SMALL):
+        if graph.spec.name not in (LARGE, SMALL):
             return None
-        linear, attention = count_flops(onnx, {**self._sizes(), "batch": 1})
+        linear, attention = token_flops(graph.onnx, self.pipeline.patch)
         return Flops(linear=linear, attention=attention)
 
-    def _sizes(self) -> dict[str, int]:
-        _, frames, height, width = self.geometry.latent_shape
-        return {"frames": frames, "height": height, "width": width}
+    def _shapes(self, name: str) -> tuple[ShapeProfile, ...]:
+        return shape_profiles(name, self.pipeline, self.profiles)
 
-    def _profile(self, name: str) -> ShapeProfile:
-        return profile_of(name, self.pipeline, self.geometry)
+
+def _reused(component: Component, part: Part) -> Component:
+    """A component of an earlier build, as this one describes it."""
+    return component.model_copy(update={"architecture": part.architecture})

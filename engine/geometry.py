@@ -1,30 +1,61 @@
-"""From pixels and frames to latents: which sizes a family can make, and the nearest ones when it cannot."""
+"""From pixels and frames to latents and back: which videos a family can make, and the nearest when it cannot."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from flowblending import UsageError
-from flowblending.engine.manifest import Geometry
+from flowblending.engine.manifest import Geometry, VideoProfile
 from flowblending.engine.protocol import Range, ShapeProfile
-from flowblending.export.spec import LARGE, SMALL, PipelineSpec
+from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, VAE_FIRST, VAE_NEXT, PipelineSpec
+
+_Value = TypeVar("_Value")
+
+Size = tuple[int, int]
+"""Width and height."""
+
+_SPAN = ".."
 
 
-def plan_geometry(pipeline: PipelineSpec, size: str | None, frames: int | None) -> Geometry:
-    """The geometry for a requested size (``WIDTHxHEIGHT``) and frame count; None takes the family's default.
+def plan_profiles(pipeline: PipelineSpec, sizes: str | None, frames: str | int | None) -> tuple[VideoProfile, ...]:
+    """The videos of a bundle: every size that was asked for, with every number of frames.
+
+    Args:
+        pipeline: of the family.
+        sizes: ``832x480``, several with commas between them, and ranges among them: ``480x288..832x480``, or with what
+            the engines are to be fastest at in the middle, ``480x288..640x384..832x480``; that is the largest unless
+            it is said. None takes the family's default.
+        frames: likewise, such as ``17..81``.
 
     Raises:
-        UsageError: a size that the VAE and the transformer's patches do not divide, or frames other
-            than ``temporal_factor * k + 1``. The message names the nearest sizes that work.
+        UsageError: what cannot be read, a size that the VAE and the transformer's patches do not divide, frames other
+            than ``temporal_factor * k + 1``, or a range that does not go from the smallest to the largest. The message
+            names the nearest that works.
     """
-    width, height = (pipeline.width, pipeline.height) if size is None else _parse_size(size)
-    frames = pipeline.frames if frames is None else frames
-    steps = (pipeline.spatial_factor * pipeline.patch[2], pipeline.spatial_factor * pipeline.patch[1])
-    if width < 1 or height < 1 or width % steps[0] or height % steps[1]:
-        near = f"{_nearest(width, steps[0])}x{_nearest(height, steps[1])}"
+    default = (pipeline.width, pipeline.height)
+    size_spans = [(default,) * 3] if sizes is None else _spans(sizes, "--size", parse_size)
+    frame_spans = [(pipeline.frames,) * 3] if frames is None else _spans(str(frames), "--frames", _parse_frames)
+    profiles = dict.fromkeys(
+        _profile(pipeline, size_span, frame_span) for size_span in size_spans for frame_span in frame_spans
+    )
+    return tuple(profiles)
+
+
+def plan_geometry(pipeline: PipelineSpec, size: Size, frames: int) -> Geometry:
+    """The geometry of a video.
+
+    Raises:
+        UsageError: see `plan_profiles`.
+    """
+    width, height = size
+    wide, high = size_steps(pipeline)
+    if width < 1 or height < 1 or width % wide or height % high:
+        near = f"{_nearest(width, wide)}x{_nearest(height, high)}"
         raise UsageError(
-            f"Size {width}x{height} was given, but {pipeline.family} needs a width divisible by {steps[0]} "
-            f"and a height divisible by {steps[1]}; try --size {near}."
+            f"Size {width}x{height} was given, but {pipeline.family} needs a width divisible by {wide} "
+            f"and a height divisible by {high}; try --size {near}."
         )
     factor = pipeline.temporal_factor
     if frames < 1 or (frames - 1) % factor:
@@ -45,20 +76,95 @@ def plan_geometry(pipeline: PipelineSpec, size: str | None, frames: int | None) 
     )
 
 
-def profile_of(component: str, pipeline: PipelineSpec, geometry: Geometry) -> ShapeProfile:
-    """The sizes a component is compiled for: one geometry; transformers take one latent or both guidance branches."""
-    one = Range.fixed(1)
-    pair = Range(min=1, opt=2 if pipeline.batched_guidance else 1, max=2)
-    _, frames, height, width = geometry.latent_shape
-    sizes = {"frames": Range.fixed(frames), "height": Range.fixed(height), "width": Range.fixed(width)}
-    return ShapeProfile({"batch": pair if component in (LARGE, SMALL) else one} | sizes)
+def geometry_of(pipeline: PipelineSpec, latent_shape: Sequence[int]) -> Geometry:
+    """The geometry of the video that latents [C, F, H, W] become."""
+    channels, frames, height, width = latent_shape
+    return Geometry(
+        width=width * pipeline.spatial_factor,
+        height=height * pipeline.spatial_factor,
+        frames=(frames - 1) * pipeline.temporal_factor + 1,
+        latent_shape=(channels, frames, height, width),
+    )
 
 
-def _parse_size(text: str) -> tuple[int, int]:
+def size_steps(pipeline: PipelineSpec) -> Size:
+    """What widths and heights are multiples of."""
+    return pipeline.spatial_factor * pipeline.patch[2], pipeline.spatial_factor * pipeline.patch[1]
+
+
+def shape_profiles(
+    component: str, pipeline: PipelineSpec, profiles: Sequence[VideoProfile]
+) -> tuple[ShapeProfile, ...]:
+    """The sizes that a component is compiled for: one optimization profile each.
+
+    Transformers take one latent or, in one call, both guidance branches. A text encoder does not depend on the video,
+    and decoders that go from latent frame to latent frame not on its length, so that they may have fewer profiles.
+    """
+    found: list[ShapeProfile] = []
+    for each in profiles:
+        shapes = ShapeProfile(_symbols(component, pipeline, each))
+        if shapes not in found:
+            found.append(shapes)
+    return tuple(found)
+
+
+def _symbols(component: str, pipeline: PipelineSpec, profile: VideoProfile) -> dict[str, Range]:
+    ranges = [
+        Range(min=low, opt=usual, max=high)
+        for low, usual, high in zip(*(end.latent_shape for end in (profile.min, profile.opt, profile.max)), strict=True)
+    ]
+    _, frames, height, width = ranges
+    if component in (LARGE, SMALL):
+        both = Range(min=1, opt=2 if pipeline.batched_guidance else 1, max=2)
+        return {"batch": both, "frames": frames, "height": height, "width": width}
+    if component == TEXT_ENCODER:
+        return {"batch": Range.fixed(1)}
+    if component in (VAE_FIRST, VAE_NEXT):
+        return {"height": height, "width": width}
+    return {"frames": frames, "height": height, "width": width}
+
+
+def parse_size(text: str) -> Size:
+    """Read ``832x480``.
+
+    Raises:
+        UsageError: it is something else.
+    """
     match = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
     if match is None:
         raise UsageError(f"Size {text!r} was given, but WIDTHxHEIGHT in pixels was expected; try --size 832x480.")
     return int(match[1]), int(match[2])
+
+
+def _parse_frames(text: str) -> int:
+    match = re.fullmatch(r"-?\d+", text.strip())
+    if match is None:
+        raise UsageError(f"Frames {text!r} were given, but a number was expected; try --frames 81.")
+    return int(match[0])
+
+
+def _spans(text: str, option: str, parse: Callable[[str], _Value]) -> list[tuple[_Value, _Value, _Value]]:
+    """The ranges that a text asks for: the smallest, the most usual and the largest of each."""
+    spans = []
+    for item in text.split(","):
+        ends = [parse(end) for end in item.split(_SPAN)]
+        if len(ends) > 3:
+            raise UsageError(
+                f"{option} {item.strip()} names {len(ends)} values, but MIN..MAX or MIN..OPT..MAX was expected."
+            )
+        spans.append((ends[0], ends[len(ends) // 2], ends[-1]))
+    return spans
+
+
+def _profile(pipeline: PipelineSpec, sizes: tuple[Size, Size, Size], frames: tuple[int, int, int]) -> VideoProfile:
+    least, usual, most = (plan_geometry(pipeline, size, count) for size, count in zip(sizes, frames, strict=True))
+    for low, high in ((least, usual), (usual, most)):
+        if low.width > high.width or low.height > high.height or low.frames > high.frames:
+            raise UsageError(
+                f"The range from {low} to {high} was asked for, but width, height and frames must not become smaller; "
+                "name the smallest first, and separate sizes that stand alone with commas."
+            )
+    return VideoProfile(min=least, opt=usual, max=most)
 
 
 def _nearest(value: int, step: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -19,7 +20,7 @@ from flowblending.export.spec import (
     PipelineSpec,
 )
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 EVIDENCE = re.compile(r"calibration-[0-9]+\.json(\.part)?")
 """Names of what ``fb-calibrate`` measured, and of what it has not finished writing."""
@@ -43,15 +44,34 @@ class BundleFile(_Frozen):
 
 
 class Flops(_Frozen):
-    """Floating-point operations of one call with batch 1 at the bundle's geometry (a multiply-add is two)."""
+    """Floating-point operations of one call of a transformer with batch 1 (a multiply-add is two).
 
-    linear: int
-    attention: int
+    Polynomials in the number of the latents' tokens, their coefficients from the constant one on: what is done for the
+    text and the timestep, for every token, and for every pair of tokens.
 
-    @property
-    def total(self) -> int:
-        """Linear layers, convolutions and attention products together."""
-        return self.linear + self.attention
+    Attributes:
+        linear: of the layers with weights.
+        attention: of the products between activations.
+    """
+
+    linear: tuple[int, int]
+    attention: tuple[int, int, int]
+
+    def linear_at(self, tokens: int) -> int:
+        """Operations of the layers with weights."""
+        return _polynomial(self.linear, tokens)
+
+    def attention_at(self, tokens: int) -> int:
+        """Operations of the products between activations."""
+        return _polynomial(self.attention, tokens)
+
+    def at(self, tokens: int) -> int:
+        """Operations of one call on so many tokens."""
+        return self.linear_at(tokens) + self.attention_at(tokens)
+
+
+def _polynomial(coefficients: Sequence[int], value: int) -> int:
+    return sum(coefficient * value**power for power, coefficient in enumerate(coefficients))
 
 
 class Component(_Frozen):
@@ -64,7 +84,7 @@ class Component(_Frozen):
         targets: the GPU architectures (``sm89``) it was compiled for; empty where any device will do.
         files: the engine's own file first.
         key: everything that determines the engine (weights, graph, precision, shapes, back end, versions).
-        flops: of one call, where they were counted.
+        flops: of a call of a transformer.
         architecture: of a transformer: its published name, if it is one of `flowblending.export.spec`'s.
         sampling: of a transformer: the timesteps and the guidance that it asks for, if it was distilled to few steps.
     """
@@ -86,12 +106,57 @@ class Component(_Frozen):
 
 
 class Geometry(_Frozen):
-    """The videos a bundle makes: pixels, frames, and the latents [C, F, H, W] behind them."""
+    """A video's pixels and frames, and the latents [C, F, H, W] behind them."""
 
     width: int = Field(gt=0)
     height: int = Field(gt=0)
     frames: int = Field(gt=0)
     latent_shape: tuple[int, int, int, int]
+
+    @property
+    def size(self) -> str:
+        """Such as ``832x480``."""
+        return f"{self.width}x{self.height}"
+
+    def __str__(self) -> str:
+        """Such as ``832x480, 81 frames``."""
+        return f"{self.size}, {self.frames} frames"
+
+
+class VideoProfile(_Frozen):
+    """A range of videos that engines were compiled for; one video only if all three are the same.
+
+    Attributes:
+        min: the smallest, in pixels of either direction and in frames.
+        opt: that for which the engines are fastest.
+        max: the largest, likewise; what memory it takes is reserved.
+    """
+
+    min: Geometry
+    opt: Geometry
+    max: Geometry
+
+    @classmethod
+    def fixed(cls, geometry: Geometry) -> VideoProfile:
+        """One video only."""
+        return cls(min=geometry, opt=geometry, max=geometry)
+
+    def holds(self, latent_shape: Sequence[int]) -> bool:
+        """Whether latents [C, F, H, W] are within it."""
+        ends = zip(self.min.latent_shape, latent_shape, self.max.latent_shape, strict=True)
+        return all(low <= size <= high for low, size, high in ends)
+
+    def __str__(self) -> str:
+        """Such as ``832x480, 81 frames``, or ``480x288 to 832x480, 17 to 81 frames``."""
+        sizes = dict.fromkeys((self.min.size, self.max.size))
+        frames = dict.fromkeys((str(self.min.frames), str(self.max.frames)))
+        return f"{' to '.join(sizes)}, {' to '.join(frames)} frames"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not (self.holds(self.opt.latent_shape) and self.holds(self.min.latent_shape)):
+            raise ValueError("a profile goes from the smallest video to the largest")
+        return self
 
 
 class CalibratedSchedule(_Frozen):
@@ -125,8 +190,9 @@ class Manifest(_Frozen):
     """Everything about a bundle.
 
     Attributes:
-        id: first 16 digits of the SHA-256 over all component keys, pipeline and geometry.
+        id: first 16 digits of the SHA-256 over all component keys, pipeline and profiles.
         pipeline: what the reference pipeline prescribes beside its engines.
+        profiles: the videos that it makes; a run that does not say which makes ``geometry``.
         tokenizer: files of the tokenizer, ``tokenizer.json`` first.
         fp8_calibration: how large the values are that enter the layers of the transformers, if one is in fp8.
         rebuild: the command that makes this bundle again.
@@ -139,7 +205,7 @@ class Manifest(_Frozen):
     format: int = FORMAT
     id: str
     pipeline: PipelineSpec
-    geometry: Geometry
+    profiles: tuple[VideoProfile, ...] = Field(min_length=1)
     components: dict[str, Component]
     tokenizer: tuple[BundleFile, ...] = Field(min_length=1)
     fp8_calibration: BundleFile | None = None
@@ -147,6 +213,11 @@ class Manifest(_Frozen):
     created_by: str
     signals: dict[str, Component] = {}
     calibration: Calibration | None = None
+
+    @property
+    def geometry(self) -> Geometry:
+        """The videos of runs that do not say otherwise."""
+        return self.profiles[0].opt
 
     @property
     def edition(self) -> str:
@@ -162,8 +233,8 @@ class Manifest(_Frozen):
             raise ValueError(f"component {min(missing)} is missing")
         for model in (LARGE, SMALL):
             flops = self.components[model].flops
-            if flops is None or flops.total < 1:
+            if flops is None or flops.at(1) < 1:
                 raise ValueError(f"component {model} does not say what it costs")
-        if min(*self.pipeline.patch, *self.geometry.latent_shape) < 1:
+        if min(*self.pipeline.patch, *(size for each in self.profiles for size in each.min.latent_shape)) < 1:
             raise ValueError("sizes of latents and patches are positive")
         return self

@@ -145,7 +145,8 @@ def _operations(manifest: Manifest, program: Mapping[str, Any]) -> float:
     total = 0.0
     for each in _runs(program):
         flops = manifest.components[each["model"]].flops
-        total += len(each["branches"]) * (0 if flops is None else flops.total)
+        tokens = manifest.pipeline.tokens(program["latent_shape"])
+        total += len(each["branches"]) * (0 if flops is None else flops.at(tokens))
     return total
 
 

@@ -6,13 +6,13 @@ With `build` and `fp8_build`, the only files of this package that call the expor
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowblending.engine.backend import Compiled
 from flowblending.engine.proof import Compared, GraphFacts, PlanFacts, Proof, proof_file
-from flowblending.engine.protocol import ShapeProfile
+from flowblending.engine.protocol import ShapeProfile, largest
 from flowblending.engine.store import link_or_copy
 from flowblending.engine.trt_plan import fused_attention, product_types
 from flowblending.export.spec import LARGE, SMALL, ExportedGraph
@@ -37,19 +37,21 @@ def note_verified(graph: ExportedGraph, recorder: Recorder, parity: Parity) -> N
     _compared(graph).write_text(compared.model_dump_json())
 
 
-def gather(graph: ExportedGraph, compiled: Compiled, profile: ShapeProfile, folder: Path) -> tuple[Path, ...]:
+def gather(
+    graph: ExportedGraph, compiled: Compiled, profiles: Sequence[ShapeProfile], folder: Path
+) -> tuple[Path, ...]:
     """Write a component's proof, and what torch gave, into ``folder``; returns these files.
 
     Args:
         graph: as `note_verified` was given it.
         compiled: what became of it.
-        profile: that it was compiled for.
+        profiles: that it was compiled for.
         folder: of the component's files.
     """
     from flowblending.export.audit import audit
 
     name = graph.spec.name
-    found = audit(graph.onnx if compiled.plan is not None else compiled.files[0], profile.largest(graph.spec))
+    found = audit(graph.onnx if compiled.plan is not None else compiled.files[0], largest(profiles, graph.spec))
     golden = _golden(graph)
     proof = Proof(
         component=name,

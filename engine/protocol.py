@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,14 +62,6 @@ class ShapeProfile:
 
     symbols: Mapping[str, Range]
 
-    def smallest(self, spec: GraphSpec) -> dict[str, int]:
-        """The smallest size of every symbol that a graph has."""
-        return {name: self.symbols[name].min for name in spec.symbols}
-
-    def largest(self, spec: GraphSpec) -> dict[str, int]:
-        """The largest size of every symbol that a graph has."""
-        return {name: self.symbols[name].max for name in spec.symbols}
-
     def shapes(self, tensor: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """The smallest, most usual and largest shape of an input."""
         return (
@@ -76,3 +69,27 @@ class ShapeProfile:
             tensor.resolve({name: size.opt for name, size in self.symbols.items()}),
             tensor.resolve({name: size.max for name, size in self.symbols.items()}),
         )
+
+
+def ends(profiles: Iterable[ShapeProfile], spec: GraphSpec | None = None) -> tuple[dict[str, int], ...]:
+    """The smallest and the largest sizes of every profile, each set once.
+
+    Args:
+        profiles: of a component.
+        spec: of its graph, whose symbols are told alone; None tells every symbol of the profiles.
+    """
+    found: list[dict[str, int]] = []
+    for profile in profiles:
+        names = profile.symbols if spec is None else spec.symbols
+        for sizes in (
+            {name: profile.symbols[name].min for name in names},
+            {name: profile.symbols[name].max for name in names},
+        ):
+            if sizes not in found:
+                found.append(sizes)
+    return tuple(found)
+
+
+def largest(profiles: Iterable[ShapeProfile], spec: GraphSpec) -> dict[str, int]:
+    """The sizes of the profiles with the most work, by the product of all."""
+    return max(ends(profiles, spec), key=lambda sizes: math.prod(sizes.values()))

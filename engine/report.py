@@ -16,10 +16,11 @@ from pydantic import ValidationError
 import flowblending
 from flowblending import FlowBlendingError
 from flowblending.engine.bundle import REPORT, Bundle
-from flowblending.engine.geometry import profile_of
+from flowblending.engine.geometry import shape_profiles
 from flowblending.engine.manifest import Component, Manifest
 from flowblending.engine.pair_errors import PairFacts, pair_claims
 from flowblending.engine.proof import Facts, Proof, Sizes, read_proof
+from flowblending.engine.protocol import ends
 from flowblending.engine.report_claims import FAILED, OPEN, Claim, allowed_on, component_claims, runs_as_torch
 
 FORMAT = 2
@@ -131,17 +132,15 @@ def make_report(bundle: Bundle, *, slots: int, pair: PairFacts | None, inspected
     )
 
 
-def ends(manifest: Manifest, name: str) -> tuple[Sizes, Sizes]:
-    """The smallest and the largest sizes of a component of this bundle."""
-    profile = profile_of(name, manifest.pipeline, manifest.geometry)
-    spec = manifest.components[name].spec
-    return profile.smallest(spec), profile.largest(spec)
+def sizes_of(manifest: Manifest, name: str) -> tuple[Sizes, ...]:
+    """The smallest and the largest sizes of every profile of a component of this bundle."""
+    return ends(shape_profiles(name, manifest.pipeline, manifest.profiles), manifest.components[name].spec)
 
 
 def _claims(
     manifest: Manifest, name: str, component: Component, proof: Proof, inspected: Inspected | None
 ) -> Sequence[Claim]:
-    claims = component_claims(proof, component, ends(manifest, name))
+    claims = component_claims(proof, component, sizes_of(manifest, name))
     if proof.plan is None and inspected is None:
         # The graph that was compared is what ONNX Runtime runs.
         return claims
@@ -158,16 +157,16 @@ def _memory(manifest: Manifest, proofs: Mapping[str, Proof], slots: int) -> Memo
     weights = scratch = tensors = 0
     complete = True
     for name, component in manifest.components.items():
-        plan, (_, largest) = proofs[name].plan, ends(manifest, name)
+        plan, tensor_specs = proofs[name].plan, (*component.spec.inputs, *component.spec.outputs)
         if plan is None or plan.weights_bytes is None or plan.scratch_bytes is None:
             complete = False
         weights += component.engine_bytes if plan is None else plan.weights_bytes or plan.bytes
         scratch += 0 if plan is None else plan.scratch_bytes or 0
-        tensors += sum(
-            math.prod(each.resolve(largest)) * np.dtype(each.dtype).itemsize
-            for each in (*component.spec.inputs, *component.spec.outputs)
+        tensors += max(
+            sum(math.prod(each.resolve(sizes)) * np.dtype(each.dtype).itemsize for each in tensor_specs)
+            for sizes in sizes_of(manifest, name)
         )
-    latents = 4 * math.prod(manifest.geometry.latent_shape) * slots
+    latents = 4 * slots * max(math.prod(each.max.latent_shape) for each in manifest.profiles)
     return Memory(weights=weights, scratch=scratch, tensors=tensors, latents=latents, complete=complete)
 
 

@@ -45,7 +45,7 @@ def component_claims(proof: Proof, component: Component, sizes: Sequence[Sizes])
     Args:
         proof: of the component.
         component: as the manifest has it.
-        sizes: the smallest and the largest of its profile.
+        sizes: the smallest and the largest of each of its profiles.
     """
     claims = [_parity(proof, sizes), _scatters(proof)]
     if proof.component in (LARGE, SMALL):

@@ -15,14 +15,15 @@ from flowblending.engine.sampling import Sampling, write_number
 class BuildRequest:
     """What ``fb-build-engines`` was asked for; see its ``--help`` for each.
 
-    ``sampling``: wishes of distilled models, by name. ``cache``: a folder, or None for none.
+    ``size`` and ``frames``: see `flowblending.engine.geometry.plan_profiles`. ``sampling``: wishes of distilled models,
+    by name. ``cache``: a folder, or None for none.
     """
 
     large: str
     small: str
     out: Path
     size: str | None
-    frames: int | None
+    frames: int | str | None
     precision: str | None
     backend: Backend
     targets: tuple[str, ...]

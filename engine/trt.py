@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,45 @@ ALIGNMENT = 256
 """Of the memory of inputs and outputs, in bytes (NvInferRuntime.h, IExecutionContext::setTensorAddress)."""
 
 _MEMORY = re.compile(r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|insufficient memory", re.I)
+
+
+ShapeRange = tuple[tuple[int, ...], tuple[int, ...]]
+"""The smallest and the largest shape of an input."""
+
+
+def choose_profile(
+    profiles: Sequence[Mapping[str, ShapeRange]], shapes: Mapping[str, tuple[int, ...]], engine: str
+) -> int:
+    """The optimization profile for a call: of those that hold all of its shapes, the one with the smallest largest.
+
+    Args:
+        profiles: by input, in the plan's order.
+        shapes: of the call's inputs.
+        engine: its name.
+
+    Raises:
+        FlowBlendingError: none does.
+    """
+    fitting = [
+        index
+        for index, profile in enumerate(profiles)
+        if all(_holds(profile[name], shape) for name, shape in shapes.items())
+    ]
+    if fitting:
+        return min(fitting, key=lambda index: sum(math.prod(largest) for _, largest in profiles[index].values()))
+    name, shape = next(
+        (name, shape) for name, shape in shapes.items() if not any(_holds(each[name], shape) for each in profiles)
+    )
+    ranges = dict.fromkeys(f"{list(each[name][0])} to {list(each[name][1])}" for each in profiles)
+    raise FlowBlendingError(
+        f"Input {name} of engine {engine} has shape {list(shape)}, but it was compiled for {' or '.join(ranges)}; "
+        "build the bundle for this size."
+    )
+
+
+def _holds(sizes: ShapeRange, shape: tuple[int, ...]) -> bool:
+    smallest, largest = sizes
+    return all(low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True))
 
 
 class TrtEngine:
@@ -57,6 +97,10 @@ class TrtEngine:
             raise self._failure(f"cannot prepare {path} for running", "build the bundle again")
         self._described: dict[str, tuple[tuple[int, ...], np.dtype[Any], str]] = {}
         self._addresses: dict[str, int] = {}
+        self._profiles = [
+            {each.name: self._shape_range(each.name, index) for each in spec.inputs}
+            for index in range(self._engine.num_optimization_profiles)
+        ]
 
     @property
     def spec(self) -> GraphSpec:
@@ -71,7 +115,7 @@ class TrtEngine:
         self._library.messages.clear()
         described = {name: (tensor.shape, tensor.dtype, tensor.device) for name, tensor in tensors.items()}
         if described != self._described:
-            self._set_shapes(tensors)
+            self._set_shapes(tensors, stream)
             self._described = described
         for each in (*self._spec.inputs, *self._spec.outputs):
             address = tensors[each.name].address
@@ -133,19 +177,28 @@ class TrtEngine:
                 "build the bundle again."
             )
 
-    def _set_shapes(self, tensors: Mapping[str, Tensor]) -> None:
+    def _set_shapes(self, tensors: Mapping[str, Tensor], stream: int) -> None:
         if self._context is None:
             raise FlowBlendingError(f"Engine {self._spec.name} has been closed; open it again.")
         self._described = {}  # what the context has been told is in doubt until all of it has been told
         check_tensors(self._spec, tensors, CUDA)
-        for each in self._spec.inputs:
-            shape = tensors[each.name].shape
-            if not self._context.set_input_shape(each.name, shape):
-                smallest, _, largest = (list(size) for size in self._engine.get_tensor_profile_shape(each.name, 0))
-                raise FlowBlendingError(
-                    f"Input {each.name} of engine {self._spec.name} has shape {list(shape)}, but it was compiled for "
-                    f"{smallest} to {largest}; build the bundle for this size."
-                )
+        shapes = {each.name: tensors[each.name].shape for each in self._spec.inputs}
+        self._set_profile(choose_profile(self._profiles, shapes, self._spec.name), stream)
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                raise self._failure(f"refused the shape {list(shape)} of {name}", "build the bundle again")
+
+    def _set_profile(self, index: int, stream: int) -> None:
+        if index == self._context.active_optimization_profile:
+            return
+        # What the context was told belongs to the profile that it was told for.
+        self._addresses.clear()
+        if not self._context.set_optimization_profile_async(index, stream):
+            raise self._failure(f"cannot prepare {self._spec.name} for another size", "check the GPU and its driver")
+
+    def _shape_range(self, name: str, profile: int) -> ShapeRange:
+        smallest, _, largest = self._engine.get_tensor_profile_shape(name, profile)
+        return tuple(smallest), tuple(largest)
 
     def _set_address(self, name: str, address: int) -> None:
         if address % ALIGNMENT:

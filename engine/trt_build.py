@@ -29,7 +29,7 @@ def build_plan(
     library: Backend,
     onnx: Path,
     spec: GraphSpec,
-    profile: ShapeProfile,
+    profiles: Sequence[ShapeProfile],
     targets: Sequence[str],
     out: Path,
     progress: Callable[[str], None],
@@ -40,7 +40,7 @@ def build_plan(
         library: ``tensorrt`` or ``tensorrt-rtx``.
         onnx: the graph, with its external weights beside it.
         spec: what the graph takes and gives.
-        profile: the sizes to compile for; every symbol of ``spec`` has a range.
+        profiles: the sizes to compile for, one optimization profile each; every symbol of ``spec`` has a range.
         targets: architectures (``sm89``) to compile for; none means the GPU present.
         out: replaced if it exists.
         progress: told the compiler's phases. What it raises, and Ctrl-C, end the compilation at once.
@@ -56,7 +56,7 @@ def build_plan(
         library=library,
         onnx=onnx.absolute(),
         spec=spec,
-        profile=profile,
+        profiles=tuple(profiles),
         targets=check_targets(library, targets),
         out=temporary.absolute(),
     )

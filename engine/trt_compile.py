@@ -29,7 +29,7 @@ class PlanRequest:
     library: Backend
     onnx: Path
     spec: GraphSpec
-    profile: ShapeProfile
+    profiles: tuple[ShapeProfile, ...]
     targets: tuple[str, ...]
     out: Path
 
@@ -77,7 +77,8 @@ def compile_plan(request: PlanRequest, progress: Callable[[str], None]) -> PlanI
     _check_network(library, request, network)
     _allow_decomposition(trt, network, request.spec.name)
     config = _made(library, request, builder.create_builder_config())
-    _add_profile(library, request, builder, config)
+    for profile in request.profiles:
+        _add_profile(library, request, profile, builder, config)
     _set_targets(library, request, config)
     config.progress_monitor = _monitor(trt, progress)
     progress("compiling")
@@ -179,14 +180,14 @@ def _attention_layers(trt: Any, network: Any) -> Iterator[Any]:
             yield layer
 
 
-def _add_profile(library: Library, request: PlanRequest, builder: Any, config: Any) -> None:
-    """Tell the compiler the sizes of every input that has symbolic ones."""
+def _add_profile(library: Library, request: PlanRequest, sizes: ShapeProfile, builder: Any, config: Any) -> None:
+    """Tell the compiler a range for every input that has symbolic sizes."""
     dynamic = [spec for spec in request.spec.inputs if any(isinstance(dim, str) for dim in spec.shape)]
     if not dynamic:
         return
     profile = _made(library, request, builder.create_optimization_profile())
     for spec in dynamic:
-        smallest, usual, largest = _shapes(request, spec)
+        smallest, usual, largest = _shapes(request, sizes, spec)
         profile.set_shape(spec.name, smallest, usual, largest)
         # set_shape returns nothing and accepts anything, but gives back what it has kept.
         if [tuple(shape) for shape in profile.get_shape(spec.name)] != [smallest, usual, largest]:
@@ -195,9 +196,11 @@ def _add_profile(library: Library, request: PlanRequest, builder: Any, config: A
         raise _refusal(library, request)
 
 
-def _shapes(request: PlanRequest, spec: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def _shapes(
+    request: PlanRequest, sizes: ShapeProfile, spec: TensorSpec
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     try:
-        shapes = request.profile.shapes(spec)
+        shapes = sizes.shapes(spec)
     except KeyError as error:
         raise FlowBlendingError(
             f"The profile gives no size for {error.args[0]} of input {spec.name} of {request.spec.name}; "
@@ -261,8 +264,9 @@ def _writer(trt: Any, file: BinaryIO) -> Any:
 
 
 def _logged_bytes(library: Library, title: str) -> int | None:
+    """The largest number that the compiler told under a title: of scratch memory it tells one for each profile."""
     found = (re.search(rf"{title}: (\d+) bytes", line) for line in library.messages.lines())
-    return next((int(match[1]) for match in found if match), None)
+    return max((int(match[1]) for match in found if match), default=None)
 
 
 def _made(library: Library, request: PlanRequest, thing: Any) -> Any:

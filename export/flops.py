@@ -68,6 +68,35 @@ def count_flops(path: Path, sizes: Mapping[str, int]) -> tuple[int, int]:
     return linear, attention
 
 
+def token_flops(path: Path, patch: tuple[int, int, int]) -> tuple[tuple[int, int], tuple[int, int, int]]:
+    """Operations of a transformer's call with batch 1 as polynomials in the number of tokens, exact for all numbers.
+
+    What a layer does is proportional to the tokens, or does not depend on them where it works on the text or the
+    timestep; of attention, that among the tokens is proportional to their square. So three counts tell all.
+
+    Args:
+        path: of an ONNX file that ``export_graph`` wrote.
+        patch: latent frames, rows and columns of one token.
+
+    Returns:
+        Coefficients from the constant one on: of the layers with weights, and of the products between activations.
+
+    Raises:
+        FlowBlendingError: the shape of an operand cannot be told.
+    """
+    frames, height, width = patch
+    counts = [
+        count_flops(path, {"batch": 1, "frames": frames, "height": height, "width": width * tokens})
+        for tokens in (1, 2, 3)
+    ]
+    (linear_1, attention_1), (linear_2, attention_2), (_, attention_3) = counts
+    slope = linear_2 - linear_1
+    # Newton's forward differences at 1, 2 and 3.
+    first, second = attention_2 - attention_1, attention_3 - 2 * attention_2 + attention_1
+    linear, square = first - 3 * second // 2, second // 2
+    return (linear_1 - slope, slope), (attention_1 - linear - square, linear, square)
+
+
 def products(model: onnx.ModelProto, sizes: Mapping[str, int], path: Path) -> Iterator[Product]:
     """Every node that multiplies matrices, in the graph's order, those of constants with one another aside.
 

@@ -34,13 +34,17 @@ class _Sample:
     precision: Precision
     arrays: Mapping[str, npt.NDArray[Any]]
 
+    @property
+    def bytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
 
 class Recorder:
     """A component that is verified at a profile's sizes too, and what its reference gives there.
 
     Args:
         part: the component.
-        profile: sizes of every symbol, and perhaps of more; what is too much work for a CPU is left out.
+        profile: sets of sizes of every symbol, and perhaps of more; what is too much work for a CPU is left out.
     """
 
     def __init__(self, part: Part, profile: Sequence[Sizes]) -> None:
@@ -52,17 +56,20 @@ class Recorder:
         self._samples: dict[tuple[tuple[str, int], ...], _Sample] = {}
 
     def save(self, path: Path) -> bool:
-        """Write ``INDEX/inputs/NAME`` and ``INDEX/outputs/NAME`` for every size of the profile into an ``.npz`` file.
+        """Write ``INDEX/inputs/NAME`` and ``INDEX/outputs/NAME`` for the profiles' sizes into an ``.npz`` file.
+
+        The smallest go first, and those after ``LARGEST`` bytes are left out.
 
         Returns:
-            Whether there was anything, and not too much, to keep.
+            Whether there was anything to keep.
         """
-        arrays: dict[str, Any] = {
-            f"{index}/{name}": array
-            for index, sample in enumerate(self._samples.values())
-            for name, array in sample.arrays.items()
-        }
-        if not arrays or sum(array.nbytes for array in arrays.values()) > LARGEST:
+        arrays: dict[str, Any] = {}
+        left = LARGEST
+        for index, sample in enumerate(sorted(self._samples.values(), key=lambda each: each.bytes)):
+            left -= sample.bytes
+            if left >= 0:
+                arrays |= {f"{index}/{name}": array for name, array in sample.arrays.items()}
+        if not arrays:
             return False
         with path.open("wb") as file:
             np.savez_compressed(file, **arrays)

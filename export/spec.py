@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -195,6 +196,10 @@ class PipelineSpec:
     frames: int
     early: float
     late: float
+
+    def tokens(self, latent_shape: Sequence[int]) -> int:
+        """How many tokens the transformers make of latents [C, F, H, W]."""
+        return math.prod(latent_shape[1:]) // math.prod(self.patch)
 
 
 @dataclass(frozen=True, kw_only=True)

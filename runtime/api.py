@@ -16,13 +16,14 @@ import numpy as np
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.bundle import open_bundle
+from flowblending.engine.choice import check_latent_shape
 from flowblending.engine.manifest import Manifest
 from flowblending.engine.tensor import CPU, CUDA, Tensor
 from flowblending.export.spec import LARGE, TEXT_ENCODER
-from flowblending.runtime.arrays import Array, adopt, stream_handle
+from flowblending.runtime.arrays import Array, Shape, adopt, stream_handle
 from flowblending.runtime.binding import Conditions
 from flowblending.runtime.events import Embedding, Event, FramesEvent, LatentsEvent, LoadEvent
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import Job, compile_job, job_geometry
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.place import AUTO, open_device
@@ -72,7 +73,7 @@ class Generation:
 
     def _sample(self, generator: TorchNormal) -> Generator[LoadEvent | StepEvent, None, SampleResult]:
         pipeline = self._pipeline
-        noise = pipeline.noise(generator) if self.noise is None else self.noise
+        noise = generator.normal((1, *self.program.latent_shape)) if self.noise is None else self.noise
         texts = [branch for branch in self.program.branches() if branch not in self.embeddings]
         yield from _load(pipeline, [TEXT_ENCODER] if texts else [])
         yield from _load(pipeline, sorted({step.model for step in self.program.steps}))
@@ -97,7 +98,7 @@ class VideoSampler:
 
     @property
     def manifest(self) -> Manifest:
-        """What the bundle is: geometry, latent shape, defaults."""
+        """What the bundle is: the videos that it makes, components, defaults."""
         return self._pipeline.bundle.manifest
 
     @property
@@ -117,6 +118,8 @@ class VideoSampler:
         *,
         negative_prompt: str | Embedding | None = None,
         seed: int = 0,
+        size: str | None = None,
+        frames: int | None = None,
         steps: int | None = None,
         schedule: str = "auto",
         guidance: float | None = None,
@@ -132,6 +135,8 @@ class VideoSampler:
             prompt: what the video shows; a text, or its embedding.
             negative_prompt: what it should not show.
             seed: of the noise, which is the one diffusers draws for the same seed on the CPU.
+            size: such as ``832x480``, and
+            frames: of the video: one that the bundle was built for.
             steps: sampling steps.
             schedule: ``auto`` (what the bundle was calibrated to, or LSL), ``LSL``, or ``L20 S20 L10``, whose stages
                 may have a guidance scale and timesteps of their own: ``S20:g1:t750,625``.
@@ -140,8 +145,8 @@ class VideoSampler:
             solver: ``unipc``, ``dpm++`` or ``euler``.
             frame_rate: of the video, in frames per second.
             cache: which engine calls to leave out, such as ``taylor:1`` or ``scm:slow+guidance:5``.
-            noise: initial latents in place of the seed's, float32 [1, C, F, H, W]. They are read where they are, when
-                the video is made, and left as they are.
+            noise: initial latents in place of the seed's, float32 [1, C, F, H, W], of the video's size. They are read
+                where they are, when the video is made, and left as they are.
 
         Raises:
             UsageError: an option or an array that does not fit.
@@ -150,6 +155,8 @@ class VideoSampler:
             prompt=prompt if isinstance(prompt, str) else "",
             negative_prompt=negative_prompt if isinstance(negative_prompt, str) else None,
             seed=seed,
+            size=size,
+            frames=frames,
             steps=steps,
             schedule=schedule,
             guidance=guidance,
@@ -162,23 +169,28 @@ class VideoSampler:
         for branch, text, name in ((COND, prompt, "prompt"), (UNCOND, negative_prompt, "negative prompt")):
             if isinstance(text, Embedding):
                 embeddings[branch] = self._embedding(text, name)
-        latents = None if noise is None else self._latents(noise, "noise")
+        latents = None
+        if noise is not None:
+            latents = self._latents(noise, "noise", (1, *job_geometry(job, self.manifest).latent_shape))
         return Generation(self._pipeline, job, latents, embeddings)
 
     def decode(self, latents: ForeignArray, *, seed: int = 0) -> Iterator[LoadEvent | FramesEvent]:
         """Decode latents, float32 [1, C, F, H, W], normalised as the transformers see them.
 
         Args:
-            latents: of this bundle's shape; read where they are.
+            latents: of a video that the bundle was built for; read where they are.
             seed: of the noise that some decoders add (LTX-Video's); the seed that the latents were made with gives
                 the frames that iterating over the generation gives.
 
         Raises:
             UsageError: an array that does not fit.
         """
+        channels = self.manifest.pipeline.latent_channels
+        tensor = self._latents(latents, "array of latents", (1, channels, None, None, None))
+        check_latent_shape(self.manifest, tensor.shape[1:])
         generator = TorchNormal(seed)
-        self._pipeline.noise(generator)
-        return _decode(self._pipeline, self._latents(latents, "array of latents"), generator)
+        generator.normal(tensor.shape)
+        return _decode(self._pipeline, tensor, generator)
 
     def close(self) -> None:
         """Wait for what is running, and close the engines. Arrays that were handed out stay. Twice is harmless."""
@@ -193,8 +205,7 @@ class VideoSampler:
     ) -> None:
         self.close()
 
-    def _latents(self, array: ForeignArray, name: str) -> Tensor:
-        shape = (1, *self.manifest.geometry.latent_shape)
+    def _latents(self, array: ForeignArray, name: str, shape: Shape) -> Tensor:
         tensor = adopt(array, name=name, dtype="float32", shape=shape, device=self._pipeline.device)
         if tensor.device == CPU and not np.isfinite(tensor.numpy()).all():
             raise UsageError(f"The {name} contains infinite or undefined numbers; give finite ones.")

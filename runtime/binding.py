@@ -72,15 +72,13 @@ class Binding:
     chooser: Chooser | None
 
 
-def bind(
-    program: Program, engines: Mapping[str, Engine], device: Device, shape: tuple[int, ...], conditions: Conditions
-) -> Binding:
+def bind(program: Program, engines: Mapping[str, Engine], device: Device, conditions: Conditions) -> Binding:
     """Allocate and bind everything that running a program takes.
 
     Raises:
         FlowBlendingError: an engine asks for an input that is not there, or of another shape or type.
     """
-    memory = _Memory(engines=engines, device=device, program=program, shape=shape, conditions=conditions)
+    memory = _Memory(engines=engines, device=device, program=program, conditions=conditions)
     complaints: list[str] = []
     steps = []
     for number, step in enumerate(program.steps, start=1):
@@ -110,7 +108,6 @@ class _Memory:
         engines: Mapping[str, Engine],
         device: Device,
         program: Program,
-        shape: tuple[int, ...],
         conditions: Conditions,
     ) -> None:
         self._engines = engines
@@ -118,18 +115,20 @@ class _Memory:
         self._conditions = conditions
         runs = [each for each in program.instructions() if isinstance(each, Run)]
         # Slots of one batched call are rows of one buffer. So is the slot of the latents and the copies of it.
-        self._latents = device.empty((max((len(run.branches) for run in runs), default=1), *shape[1:]), _FLOAT32)
+        self._latents = device.empty(
+            (max((len(run.branches) for run in runs), default=1), *program.latent_shape), _FLOAT32
+        )
         self._outputs: dict[tuple[str, ...], Tensor] = {}
         self.slots = {LATENTS: device.rows(self._latents, 0, 1)}
         for run in sorted(runs, key=lambda run: -len(run.out)):
-            self._place(run.out, shape)
+            self._place(run.out, program.latent_shape)
         for name in program.slots():
             if name not in self.slots:
-                self._place((name,), shape)
+                self._place((name,), program.latent_shape)
         self._timesteps: dict[tuple[float, int], Tensor] = {}
         self._inputs: dict[tuple[tuple[str, ...], str], Tensor] = {}
 
-    def _place(self, names: tuple[str, ...], shape: tuple[int, ...]) -> None:
+    def _place(self, names: tuple[str, ...], latent_shape: tuple[int, ...]) -> None:
         """Give slots neighbouring rows; one that has its place already may only be used alone."""
         if names in self._outputs:
             return
@@ -138,7 +137,7 @@ class _Memory:
             return
         if any(name in self.slots for name in names):
             raise ValueError(f"the slots {', '.join(names)} cannot lie side by side: one lies elsewhere already")
-        rows = self._device.empty((len(names), *shape[1:]), _FLOAT32)
+        rows = self._device.empty((len(names), *latent_shape), _FLOAT32)
         self._outputs[names] = rows
         self.slots |= {name: self._device.rows(rows, index, index + 1) for index, name in enumerate(names)}
 

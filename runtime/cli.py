@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--seed", type=int, default=0, help="of the noise; the same as in diffusers (default: 0)")
     what.add_argument("--latents", type=Path, metavar="FILE", help="initial latents (.npy, fp32 [B, C, F, H, W])")
+    what.add_argument("--size", metavar="WxH", help="of the video, if the bundle has several (default: its first)")
+    what.add_argument("--frames", type=int, metavar="N", help="of the video, likewise (default: its first)")
     how = parser.add_argument_group("how to sample")
     how.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the family's)")
     how.add_argument(
@@ -195,6 +197,8 @@ def _job(arguments: argparse.Namespace) -> Job:
         prompt=arguments.prompt or "",
         negative_prompt=arguments.negative_prompt,
         seed=arguments.seed,
+        size=arguments.size,
+        frames=arguments.frames,
         steps=arguments.steps,
         schedule=arguments.schedule,
         guidance=arguments.guidance,
@@ -250,6 +254,7 @@ def _emit_inputs(arguments: argparse.Namespace, bundle: Bundle, console: Console
 
 
 def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> int:
+    from flowblending.engine.geometry import geometry_of
     from flowblending.runtime.generate import generate, show_times
     from flowblending.runtime.latents import read_latents
 
@@ -263,7 +268,7 @@ def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
         pipeline.close()
         pipeline.device.close()
     show_times(outcome, console)
-    console.log(f"{out}: {bundle.manifest.geometry.frames} frames")
+    console.log(f"{out}: {geometry_of(bundle.manifest.pipeline, outcome.program.latent_shape)}")
     return 0
 
 

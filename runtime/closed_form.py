@@ -28,6 +28,7 @@ from flowblending.runtime.schedule import StageSchedule
 from flowblending.runtime.sigmas import sigma_grid
 
 LATENT = (4, 3, 2, 5)
+_GEOMETRY = {"width": 40, "height": 16, "frames": 9, "latent_shape": LATENT}
 _TEXT_LENGTH, _TEXT_WIDTH = 3, 6
 
 
@@ -78,12 +79,13 @@ class Case:
             schedule=schedule,
             solver=self.solver,
             grid=sigma_grid(SigmaGrid(kind="shifted", shift=3.0), self.solver, schedule.steps, 30),
+            latent_shape=LATENT,
             guidance=self.guidance,
             batched=self.batched,
             cache=parse_cache(self.cache),
         )
         specs = {name: _spec(name) for name in FORMS}
-        return ProgramFile.of(program, bundle=bundle_id(), latent_shape=LATENT, specs=specs)
+        return ProgramFile.of(program, bundle=bundle_id(), specs=specs)
 
     def conditions(self, random: np.random.Generator) -> dict[str, dict[str, npt.NDArray[Any]]]:
         """Numbers for every condition of every branch."""
@@ -120,9 +122,9 @@ def write_bundle(folder: Path) -> None:
     """Write the formulas and a manifest into a new folder."""
     folder.mkdir(parents=True)
     manifest = {
-        "format": 1,
+        "format": 2,
         "id": bundle_id(),
-        "geometry": {"width": 40, "height": 16, "frames": 9, "latent_shape": LATENT},
+        "profiles": [dict.fromkeys(("min", "opt", "max"), _GEOMETRY)],
         "components": {name: _component(name) for name in FORMS},
         "tokenizer": [],
         "rebuild": ["python", "-m", "flowblending.runtime.golden", "--out", "DIR"],

@@ -23,6 +23,7 @@ def compile_program(
     schedule: StageSchedule,
     solver: str,
     grid: Grid,
+    latent_shape: tuple[int, int, int, int],
     guidance: float,
     batched: bool,
     restart_at_switch: bool = False,
@@ -37,6 +38,7 @@ def compile_program(
         schedule: the model of every step, and what its stages have of their own (see `flowblending.runtime.course`).
         solver: ``unipc``, ``dpm++`` or ``euler``.
         grid: noise levels of as many steps as the schedule has.
+        latent_shape: [C, F, H, W] of what is sampled.
         guidance: scale g of classifier-free guidance, velocity = g * cond + (1 - g) * uncond (arXiv 2207.12598);
             1 or less runs the conditional branch only, as WanPipeline, LTXPipeline and LTXConditionPipeline do.
             Stages and models with a scale of their own take that.
@@ -75,6 +77,7 @@ def compile_program(
         schedule=str(course.schedule),
         solver=solver,
         guidance=guidance,
+        latent_shape=latent_shape,
         steps=tuple(
             Step(
                 model=model,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,23 +64,21 @@ def cost_of(program: Program, manifest: Manifest) -> Cost:
     calls = {model: program.calls(model) for model in (LARGE, SMALL)}
     wanted = {model: sum(1 + program.guided(step) for step in program.steps if step.model == model) for model in calls}
     undecided = {model: program.undecided(model) for model in calls}
-    per_call = {model: _flops(manifest, model) for model in calls}
+    tokens = manifest.pipeline.tokens(program.latent_shape)
+    per_call = {model: flops_at(manifest, model, tokens) for model in calls}
     loaded = [component for name, component in manifest.components.items() if name not in calls or calls[name] > 0]
     all_large = _all_large_calls(program, manifest)
-    latent_bytes = 4
-    for size in manifest.geometry.latent_shape:
-        latent_bytes *= size
     return Cost(
         calls=calls,
         skipped={model: wanted[model] - calls[model] for model in calls},
         undecided=undecided,
         flops=sum(calls[model] * per_call[model] for model in calls),
-        attention=sum(calls[model] * _attention(manifest, model) for model in calls),
+        attention=sum(calls[model] * _attention(manifest, model, tokens) for model in calls),
         flops_least=sum((calls[model] - undecided[model]) * per_call[model] for model in calls),
         calls_all_large=all_large,
         flops_all_large=all_large * per_call[LARGE],
         engine_bytes=sum(component.engine_bytes for component in loaded),
-        slot_bytes=len(program.slots()) * latent_bytes,
+        slot_bytes=len(program.slots()) * math.prod(program.latent_shape) * 4,
     )
 
 
@@ -91,27 +90,37 @@ def _all_large_calls(program: Program, manifest: Manifest) -> int:
     return steps * (1 + (guidance > 1.0))
 
 
-def flops_of(calls: Mapping[str, int], manifest: Manifest) -> int:
+def flops_of(calls: Mapping[str, int], program: Program, manifest: Manifest) -> int:
     """Operations of calls that were made, by model."""
-    return sum(count * _flops(manifest, model) for model, count in calls.items())
+    tokens = manifest.pipeline.tokens(program.latent_shape)
+    return sum(count * flops_at(manifest, model, tokens) for model, count in calls.items())
 
 
-def _flops(manifest: Manifest, model: str) -> int:
+def flops_at(manifest: Manifest, model: str, tokens: int) -> int:
+    """Operations of one call of a model."""
     flops = manifest.components[model].flops
-    return 0 if flops is None else flops.total
+    return 0 if flops is None else flops.at(tokens)
 
 
-def _attention(manifest: Manifest, model: str) -> int:
+def _attention(manifest: Manifest, model: str, tokens: int) -> int:
     flops = manifest.components[model].flops
-    return 0 if flops is None else flops.attention
+    return 0 if flops is None else flops.attention_at(tokens)
 
 
 class Timings:
-    """Seconds per call of a bundle's models, as last measured on this machine. Losing them costs nothing."""
+    """Seconds per call of a bundle's models, as last measured on this machine. Losing them costs nothing.
 
-    def __init__(self, bundle_id: str, device: str, folder: Path | None = None) -> None:
+    Args:
+        bundle_id: of the manifest.
+        device: ``cpu`` or ``cuda``.
+        latent_shape: [C, F, H, W] of what is sampled.
+        folder: None takes the user's cache.
+    """
+
+    def __init__(self, bundle_id: str, device: str, latent_shape: Sequence[int], folder: Path | None = None) -> None:
         folder = folder or cache_folder()
-        self._path = None if folder is None else folder / "timings" / f"{bundle_id}-{device}.json"
+        name = f"{bundle_id}-{device}-{'x'.join(map(str, latent_shape))}.json"
+        self._path = None if folder is None else folder / "timings" / name
 
     def read(self) -> dict[str, float]:
         """Seconds per call by model (and per video for ``text_encoder`` and ``vae``); empty if never measured."""

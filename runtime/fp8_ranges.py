@@ -16,7 +16,7 @@ import numpy.typing as npt
 from flowblending.engine.bundle import Bundle
 from flowblending.engine.elsewhere import answer
 from flowblending.engine.fp8_ranges import Graph, Measured, Observed, RangesRequest
-from flowblending.engine.manifest import BundleFile, Component, Manifest
+from flowblending.engine.manifest import BundleFile, Component, Manifest, VideoProfile
 from flowblending.engine.protocol import Engine
 from flowblending.engine.tensor import Tensor
 from flowblending.export.spec import GraphSpec
@@ -95,7 +95,7 @@ def _manifest(request: RangesRequest) -> Manifest:
     return Manifest.model_construct(
         id="",
         pipeline=request.pipeline,
-        geometry=request.geometry,
+        profiles=(VideoProfile.fixed(request.geometry),),
         components=components,
         tokenizer=(BundleFile.model_construct(path=str(request.tokenizer), bytes=0, sha256=""),),
         rebuild=(),
@@ -114,9 +114,9 @@ def _sample(
     loader = _Loader(request.graphs, device)
     names = dict.fromkeys(step.model for step in programs[0].steps)
     models = {name: _Model(name, request.graphs[name].spec, loader, device) for name in names}
-    sampler, shape = Sampler(models, device), (1, *request.geometry.latent_shape)
+    sampler = Sampler(models, device)
     runs = [
-        sampler.prepare(program, shape, given).follow(TorchNormal(seed).normal(shape), ahead=0)
+        sampler.prepare(program, given).follow(TorchNormal(seed).normal((1, *program.latent_shape)), ahead=0)
         for seed, (program, given) in enumerate(zip(programs, conditions, strict=True))
     ]
     total = len(programs[0].steps)

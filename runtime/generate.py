@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending.engine.console import Console
+from flowblending.engine.geometry import geometry_of
 from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, VAE
 from flowblending.runtime.cache.parse import OFF
 from flowblending.runtime.cost import Timings
@@ -102,8 +103,8 @@ def generate(
     program = compile_job(job, pipeline.bundle.manifest)
     rate = pipeline.frame_rate(job)
     generator = TorchNormal(job.seed)
-    initial = pipeline.noise(generator) if latents is None else pipeline.check_latents(latents)
-    geometry = pipeline.bundle.manifest.geometry
+    initial = _initial(pipeline, program, generator, latents)
+    geometry = geometry_of(pipeline.bundle.manifest.pipeline, program.latent_shape)
     if out is not None:
         check_output(out, width=geometry.width, height=geometry.height)
     if latents_out is not None:
@@ -132,7 +133,7 @@ def generate(
                 advance(frames.shape[1])
     clock.seconds |= sample.model_seconds
     clock.seconds["total"] = time.perf_counter() - start
-    _remember(pipeline, sample, clock.seconds)
+    _remember(pipeline, program, sample, clock.seconds)
     return Outcome(program=program, sample=sample, latents=final, seconds=clock.seconds)
 
 
@@ -156,7 +157,7 @@ def write_inputs(
     """
     check_target(out)
     program = compile_job(job, pipeline.bundle.manifest)
-    initial = pipeline.noise(TorchNormal(job.seed)) if latents is None else pipeline.check_latents(latents)
+    initial = _initial(pipeline, program, TorchNormal(job.seed), latents)
     with console.phase("encoding the prompt"):
         conditions = pipeline.encode(job, program, console.warn)
     arrays: dict[str, npt.NDArray[np.generic]] = {
@@ -165,6 +166,14 @@ def write_inputs(
         for name, tensor in inputs.items()
     }
     write_tensors(out, {LATENTS: initial, **arrays})
+
+
+def _initial(
+    pipeline: Pipeline, program: Program, generator: TorchNormal, given: npt.NDArray[np.generic] | None
+) -> npt.NDArray[np.float32]:
+    if given is None:
+        return generator.normal((1, *program.latent_shape))
+    return pipeline.check_latents(given, program.latent_shape)
 
 
 def _needed(pipeline: Pipeline, program: Program) -> list[str]:
@@ -188,10 +197,10 @@ def video_metadata(
     }
 
 
-def _remember(pipeline: Pipeline, sample: SampleResult, seconds: dict[str, float]) -> None:
+def _remember(pipeline: Pipeline, program: Program, sample: SampleResult, seconds: dict[str, float]) -> None:
     measured = {name: seconds[name] for name in (TEXT_ENCODER, VAE) if name in seconds}
     measured |= {model: sample.model_seconds[model] / calls for model, calls in sample.calls.items()}
-    Timings(pipeline.bundle.manifest.id, pipeline.device.kind).write(measured)
+    Timings(pipeline.bundle.manifest.id, pipeline.device.kind, program.latent_shape).write(measured)
 
 
 def show_times(outcome: Outcome, console: Console) -> None:

@@ -117,7 +117,7 @@ def write_for_bundle(folder: Path, bundle: Path, job: Job) -> None:
             branch: {name: tensor.numpy() for name, tensor in inputs.items()}
             for branch, inputs in pipeline.encode(job, program, warn=print).items()
         }
-        latents = pipeline.noise(TorchNormal(job.seed))
+        latents = TorchNormal(job.seed).normal((1, *program.latent_shape))
         _write_case(folder, ProgramFile.for_bundle(program, manifest), engines, latents, conditions)
     finally:
         pipeline.close()

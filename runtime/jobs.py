@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from flowblending import FlowBlendingError, UsageError
-from flowblending.engine.manifest import CalibratedSchedule, Manifest
+from flowblending.engine.choice import choose_geometry
+from flowblending.engine.manifest import CalibratedSchedule, Geometry, Manifest
 from flowblending.runtime.cache.parse import parse_cache
 from flowblending.runtime.compile import compile_program
 from flowblending.runtime.program import Program
@@ -27,6 +27,8 @@ class Job:
 
     Attributes:
         seed: of the initial noise, which is the one diffusers draws for the same seed on the CPU.
+        size: such as ``832x480``, and
+        frames: of the video: one that the bundle was built for.
         steps: of the run; stages with timesteps of their own stand in for as many as they say.
         schedule: ``auto`` (what the bundle was calibrated to, or LSL), ``LSL``, ``L20 S20 L10``, or with guidance and
             timesteps of a stage's own, ``L20 S20:g1:t909.4,725 L10``.
@@ -40,6 +42,8 @@ class Job:
     prompt: str
     negative_prompt: str | None = None
     seed: int = 0
+    size: str | None = None
+    frames: int | None = None
     steps: int | None = None
     schedule: str = AUTO
     guidance: float | None = None
@@ -70,11 +74,20 @@ def _is_auto(job: Job) -> bool:
     return job.schedule.strip().lower() == AUTO
 
 
+def job_geometry(job: Job, manifest: Manifest) -> Geometry:
+    """The geometry of a job's video on a bundle.
+
+    Raises:
+        UsageError: the bundle was built for no such video; the message names the nearest that it makes.
+    """
+    return choose_geometry(manifest, job.size, job.frames)
+
+
 def compile_job(job: Job, manifest: Manifest) -> Program:
     """The sampling program of a job on a bundle; runs nothing.
 
     Raises:
-        UsageError: steps, schedule, solver, guidance or cache that make no program.
+        UsageError: size, frames, steps, schedule, solver, guidance or cache that make no program.
     """
     pipeline = manifest.pipeline
     steps = pipeline.steps if job.steps is None else job.steps
@@ -84,7 +97,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
             "give no more steps than that."
         )
     solver = job.solver or pipeline.solver
-    tokens = math.prod(manifest.geometry.latent_shape[1:]) // math.prod(pipeline.patch)
+    latent_shape = job_geometry(job, manifest).latent_shape
     calibrated = calibrated_schedule(job, manifest)
     if calibrated is not None:
         schedule = StageSchedule.scaled(calibrated.runs, steps)
@@ -94,7 +107,8 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
     return compile_program(
         schedule=schedule,
         solver=solver,
-        grid=sigma_grid(pipeline.grid, solver, steps, tokens),
+        grid=sigma_grid(pipeline.grid, solver, steps, pipeline.tokens(latent_shape)),
+        latent_shape=latent_shape,
         guidance=pipeline.guidance if job.guidance is None else job.guidance,
         batched=pipeline.batched_guidance if job.batched_guidance is None else job.batched_guidance,
         cache=parse_cache(job.cache),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -131,20 +131,20 @@ class Pipeline:
         engine.run({**taken, output.name: embedding}, self.device.stream)
         return {"text": embedding, "text_mask": inputs["mask"]}
 
-    def noise(self, generator: TorchNormal) -> npt.NDArray[np.float32]:
-        """Initial latents float32 [1, C, F, H, W], as the reference pipeline draws them on the CPU."""
-        return generator.normal((1, *self.bundle.manifest.geometry.latent_shape))
-
-    def check_latents(self, latents: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+    def check_latents(self, latents: npt.NDArray[np.generic], latent_shape: Sequence[int]) -> npt.NDArray[np.float32]:
         """Initial latents given by the user, as float32.
+
+        Args:
+            latents: float32 [1, C, F, H, W].
+            latent_shape: [C, F, H, W] of the program that they are for.
 
         Raises:
             UsageError: of another shape, no floating-point numbers, or not finite.
         """
-        expected = (1, *self.bundle.manifest.geometry.latent_shape)
+        expected = (1, *latent_shape)
         if latents.shape != expected or latents.dtype.kind != "f":
             raise UsageError(
-                f"Latents of shape {list(latents.shape)} and type {latents.dtype} were given, but this bundle "
+                f"Latents of shape {list(latents.shape)} and type {latents.dtype} were given, but this run "
                 f"expects float32 of shape {list(expected)} [B, C, F, H, W]; give such a file to --latents."
             )
         with np.errstate(over="ignore"):
@@ -167,7 +167,7 @@ class Pipeline:
         """Bind a program to the engines that it runs and to memory of its own."""
         models = {step.model for step in program.steps}
         sampler = Sampler({name: self.engine(name) for name in sorted(models)}, self.device)
-        return sampler.prepare(program, (1, *self.bundle.manifest.geometry.latent_shape), conditions)
+        return sampler.prepare(program, conditions)
 
     def decoders(self) -> list[str]:
         """The components that decoding takes."""
@@ -187,7 +187,7 @@ class Pipeline:
             FlowBlendingError: the decoder gave a non-finite pixel.
         """
         generator = TorchNormal(seed)
-        self.noise(generator)  # a decoder that adds noise draws on after the initial latents
+        generator.normal(latents.shape)  # a decoder that adds noise draws on after the initial latents
         chunks = []
         for chunk in self.decode(self.device.upload(latents), generator):
             if not np.isfinite(chunk).all():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from flowblending.engine.bundle import Bundle
+from flowblending.engine.geometry import geometry_of
 from flowblending.engine.manifest import Manifest
 from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, VAE
 from flowblending.runtime.cost import Cost, Timings, cost_of
@@ -24,18 +25,17 @@ def plan_lines(bundle: Bundle, job: Job, device: str) -> list[str]:
     """
     manifest = bundle.manifest
     program = compile_job(job, manifest)
-    geometry, cost = manifest.geometry, cost_of(program, manifest)
+    geometry, cost = geometry_of(manifest.pipeline, program.latent_shape), cost_of(program, manifest)
     return [
         f"bundle    {bundle.folder} ({manifest.id}), {manifest.pipeline.family}",
-        f"video     {geometry.width}x{geometry.height}, {geometry.frames} frames, "
-        f"latents {list(geometry.latent_shape)}",
+        f"video     {geometry}, latents {list(geometry.latent_shape)}",
         f"schedule  {program.schedule}{_origin(job, manifest)}, {len(program.steps)} steps, {program.solver}, "
         f"guidance {program.guidance:g}",
         *_steps(program),
         _calls(cost, cached=job.cache != "off"),
         _operations(cost),
         f"memory    engines {_mega(cost.engine_bytes)}, latent slots {_mega(cost.slot_bytes)}",
-        _expected(cost, Timings(manifest.id, device_kind(device, manifest)).read()),
+        _expected(cost, Timings(manifest.id, device_kind(device, manifest), program.latent_shape).read()),
     ]
 
 

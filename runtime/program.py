@@ -118,6 +118,7 @@ class Program:
     """A whole trajectory: from noise in the slot ``latents`` to the result in the same slot.
 
     Attributes:
+        latent_shape: [C, F, H, W] of every slot; noise levels may depend on it.
         choice: what is decided while it runs, if anything; without it every step executes its instructions.
     """
 
@@ -126,6 +127,7 @@ class Program:
     schedule: str
     solver: str
     guidance: float
+    latent_shape: tuple[int, int, int, int]
     steps: tuple[Step, ...]
     choice: Choice | None = None
 

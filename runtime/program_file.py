@@ -1,7 +1,7 @@
 """File contract 3 on disk: a sampling program together with what an interpreter must know of the engines.
 
 The JSON schema is ``program.schema.json`` beside this file. Whatever reads such a file and a bundle can sample:
-the C++ library in ``cpp/`` does. A program file belongs to one bundle, whose id and latent shape it repeats.
+the C++ library in ``cpp/`` does. A program file belongs to one bundle, whose id it repeats.
 """
 
 from __future__ import annotations
@@ -59,27 +59,22 @@ class ProgramFile:
 
     Attributes:
         bundle: id of the bundle.
-        latent_shape: [C, F, H, W] of every slot, in fp32.
         slots: every buffer that the program uses, ``latents`` first.
         engines: by the model names in the program's runs.
         program: what to execute.
     """
 
     bundle: str
-    latent_shape: tuple[int, ...]
     slots: tuple[str, ...]
     engines: Mapping[str, EngineBinding]
     program: Program
 
     @classmethod
-    def of(
-        cls, program: Program, *, bundle: str, latent_shape: tuple[int, ...], specs: Mapping[str, GraphSpec]
-    ) -> ProgramFile:
+    def of(cls, program: Program, *, bundle: str, specs: Mapping[str, GraphSpec]) -> ProgramFile:
         """Bind a program to the engines that it runs; ``specs`` may hold more of them."""
         models = sorted(name for name in specs if program.calls(name))
         return cls(
             bundle=bundle,
-            latent_shape=latent_shape,
             slots=program.slots(),
             engines={name: _binding(specs[name]) for name in models},
             program=program,
@@ -91,7 +86,6 @@ class ProgramFile:
         return cls.of(
             program,
             bundle=manifest.id,
-            latent_shape=manifest.geometry.latent_shape,
             specs={name: component.spec for name, component in manifest.components.items()},
         )
 
@@ -101,7 +95,7 @@ class ProgramFile:
         return {
             "format": content.pop("format"),
             "bundle": self.bundle,
-            "latent_shape": self.latent_shape,
+            "latent_shape": content.pop("latent_shape"),
             "slots": self.slots,
             "engines": {name: dataclasses.asdict(engine) for name, engine in self.engines.items()},
             **content,
@@ -131,7 +125,7 @@ class ProgramFile:
         if not isinstance(content, dict):
             raise FlowBlendingError(f"{path} is no sampling program; write it with fb-run --emit-program.")
         program = Program.from_json(content)
-        names = ("bundle", "latent_shape", "slots", "engines")
+        names = ("bundle", "slots", "engines")
         try:
             rest = {name: content[name] for name in names if name in content}
             file = TypeAdapter(cls).validate_python({**rest, "program": program})

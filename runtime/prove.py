@@ -19,7 +19,7 @@ from flowblending.engine.pair_errors import LATENTS, Call, Floats, PairFacts, co
 from flowblending.engine.proof import Sizes
 from flowblending.engine.protocol import Engine
 from flowblending.engine.prove import ProveRequest, ProveResult
-from flowblending.engine.report import Inspected, ends
+from flowblending.engine.report import Inspected, sizes_of
 from flowblending.engine.report_claims import allowed_on
 from flowblending.engine.tensor import CPU
 from flowblending.engine.trt import TrtEngine
@@ -51,9 +51,7 @@ def work(request: ProveRequest, progress: Callable[[str], None]) -> ProveResult:
             engine = pipeline.engine(name)
             if isinstance(engine, TrtEngine):
                 device_bytes[name], layers[name] = engine.device_bytes(), engine.layers()
-            golden = request.golden.get(name)
-            sizes = ends(bundle.manifest, name)
-            differences[name] = _try(engine, device, sizes) if golden is None else _compare(engine, device, golden)
+            differences[name] = _judge(engine, device, sizes_of(bundle.manifest, name), request.golden.get(name))
         pair = None
         if request.trajectory is not None:
             progress("running the pair along its schedule")
@@ -70,10 +68,21 @@ def work(request: ProveRequest, progress: Callable[[str], None]) -> ProveResult:
     return ProveResult(inspected=inspected, pair=pair)
 
 
-def _try(engine: Engine, device: Device, both: Sequence[Sizes]) -> float | None:
-    """Run an engine on noise at the smallest and the largest sizes: None if that gives finite values, else NaN."""
+def _judge(engine: Engine, device: Device, every: Sequence[Sizes], golden: Path | None) -> float | None:
+    """Compare an engine with torch where that was kept, and run it on noise at the other sizes of its profiles.
+
+    Returns:
+        The largest difference; None where nothing was kept; NaN if an engine gives what is no number.
+    """
+    worst, compared = (None, []) if golden is None else _compare(engine, device, golden)
+    finite = _finite(engine, device, [sizes for sizes in every if sizes not in compared])
+    return worst if finite else math.nan
+
+
+def _finite(engine: Engine, device: Device, every: Sequence[Sizes]) -> bool:
+    """Whether an engine gives finite values for noise."""
     random = np.random.default_rng(0)
-    for sizes in both:
+    for sizes in every:
         given = {
             each.name: random.standard_normal(each.resolve(sizes)).astype(each.dtype)
             if np.dtype(each.dtype).kind == "f"
@@ -81,21 +90,22 @@ def _try(engine: Engine, device: Device, both: Sequence[Sizes]) -> float | None:
             for each in engine.spec.inputs
         }
         if not all(np.isfinite(found).all() for found in _run(engine, device, given).values()):
-            return math.nan
-    return None
+            return False
+    return True
 
 
-def _compare(engine: Engine, device: Device, golden: Path) -> float:
-    """The largest difference of an output from torch's."""
-    worst = 0.0
+def _compare(engine: Engine, device: Device, golden: Path) -> tuple[float, list[Sizes]]:
+    """The largest difference of an output from torch's, and the sizes that were compared."""
+    worst, compared = 0.0, []
     with np.load(golden) as kept:
         for index in sorted({name.partition("/")[0] for name in kept.files}):
             given = {each.name: kept[f"{index}/inputs/{each.name}"] for each in engine.spec.inputs}
+            compared.append(engine.spec.sizes({name: array.shape for name, array in given.items()}))
             found = _run(engine, device, given)
             differs = (difference(found[name], kept[f"{index}/outputs/{name}"]) for name in found)
             # A figure that is not a number stays one.
             worst = float(np.max([worst, *differs]))
-    return worst
+    return worst, compared
 
 
 def _run(engine: Engine, device: Device, given: Arrays) -> dict[str, npt.NDArray[Any]]:

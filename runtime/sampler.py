@@ -94,21 +94,20 @@ class Sampler:
         on_step: Callable[[StepEvent], None] | None = None,
     ) -> SampleResult:
         """Run a program once; see `prepare` and `Trajectory.run`."""
-        return self.prepare(program, latents.shape, conditions).run(latents, on_step=on_step)
+        return self.prepare(program, conditions).run(latents, on_step=on_step)
 
-    def prepare(self, program: Program, shape: tuple[int, ...], conditions: Conditions) -> Trajectory:
+    def prepare(self, program: Program, conditions: Conditions) -> Trajectory:
         """Allocate and bind everything that running a program takes.
 
         Args:
             program: what to run.
-            shape: of the latents, [1, C, F, H, W].
             conditions: per branch of the program; inputs that no engine asks for are left alone. Their memory must
                 live as long as the trajectory.
 
         Raises:
             FlowBlendingError: an engine asks for an input that is not there, or of another shape or type.
         """
-        return Trajectory(self._engines, self._device, program, shape, conditions)
+        return Trajectory(self._engines, self._device, program, conditions)
 
 
 class Trajectory:
@@ -119,11 +118,10 @@ class Trajectory:
         engines: Mapping[str, Engine],
         device: Device,
         program: Program,
-        shape: tuple[int, ...],
         conditions: Conditions,
     ) -> None:
         self._device = device
-        self._binding = bind(program, engines, device, shape, conditions)
+        self._binding = bind(program, engines, device, conditions)
         self._start = device.mark()
         self._watch = device.watch(self._binding.complaints)
         self._calls: list[Call] = []

@@ -31,7 +31,7 @@ class Browser:
     """
 
     def __init__(self, program: str, *, width: int = 1280, height: int = 1000) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="browser-")
+        self._folder = tempfile.TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)
         to_browser, self._write = os.pipe()
         self._read, from_browser = os.pipe()
         # The browser reads from file 3 and writes to file 4; a shell puts them there.

@@ -63,7 +63,7 @@ class Geometry:
     """A size and a frame count as the command line takes them."""
 
     size: str
-    frames: int
+    frames: int | str
 
 
 SMALLEST = {
@@ -89,7 +89,7 @@ def build(shared: Path, checkpoints: Callable[[str], Path]) -> Build:
         kind: str,
         *,
         size: str | None = None,
-        frames: int | None = None,
+        frames: int | str | None = None,
         precision: str | None = None,
         backend: Backend = "onnxruntime",
         targets: tuple[str, ...] = (),

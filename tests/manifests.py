@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flowblending.engine.bundle import bundle_id, describe_file
-from flowblending.engine.manifest import MANIFEST, Backend, Component, Flops, Geometry, Manifest
+from flowblending.engine.manifest import MANIFEST, Backend, Component, Flops, Geometry, Manifest, VideoProfile
 from flowblending.export.spec import GraphSpec, PipelineSpec, Precision, SigmaGrid, TensorSpec
 
 PIPELINE = PipelineSpec(
@@ -59,14 +59,14 @@ def write(folder: Path, *, backend: Backend = "onnxruntime", targets: tuple[str,
             targets=targets,
             files=(describe_file(folder, path),),
             key={"weights": name},
-            flops=Flops(linear=flops, attention=flops // 10),
+            flops=Flops(linear=(flops, 0), attention=(flops // 10, 0, 0)),
         )
     (folder / "tokenizer.json").write_text("{}")
-    geometry = Geometry(width=64, height=32, frames=9, latent_shape=(16, 3, 4, 8))
+    profiles = (VideoProfile.fixed(Geometry(width=64, height=32, frames=9, latent_shape=(16, 3, 4, 8))),)
     manifest = Manifest(
-        id=bundle_id(PIPELINE, geometry, components.values(), b"{}"),
+        id=bundle_id(PIPELINE, profiles, components.values(), b"{}"),
         pipeline=PIPELINE,
-        geometry=geometry,
+        profiles=profiles,
         components=components,
         tokenizer=(describe_file(folder, folder / "tokenizer.json"),),
         rebuild=("fb-build-engines", "--large", "a b", "--small", "c", "--out", str(folder)),

@@ -37,12 +37,12 @@ def ignore(_: str) -> None:
 
 
 def request(graph: ExportedGraph, out: Path, targets: tuple[str, ...] = ("sm89",)) -> PlanRequest:
-    return PlanRequest(library=RTX, onnx=graph.onnx, spec=graph.spec, profile=PROFILE, targets=targets, out=out)
+    return PlanRequest(library=RTX, onnx=graph.onnx, spec=graph.spec, profiles=(PROFILE,), targets=targets, out=out)
 
 
 def build(graph: ExportedGraph, out: Path, *targets: str, progress: Callable[[str], None] = ignore) -> PlanInfo:
     return build_plan(
-        library=RTX, onnx=graph.onnx, spec=graph.spec, profile=PROFILE, targets=targets, out=out, progress=progress
+        library=RTX, onnx=graph.onnx, spec=graph.spec, profiles=(PROFILE,), targets=targets, out=out, progress=progress
     )
 
 

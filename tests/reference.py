@@ -21,7 +21,7 @@ from diffusers import (
 )
 
 from flowblending.engine.manifest import Manifest
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import Job, compile_job, job_geometry
 
 Floats = npt.NDArray[np.float32]
 Reference = tuple[Floats, Floats | None]
@@ -48,7 +48,7 @@ def run(checkpoints: Path, manifest: Manifest, job: Job, *, decode: bool = False
     if job.solver == "dpm++":
         pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     models = [step.model for step in compile_job(job, manifest).steps]
-    geometry = manifest.geometry
+    geometry = job_geometry(job, manifest)
     final: list[torch.Tensor] = []
 
     def swap(pipe: Any, step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -74,8 +74,7 @@ def run(checkpoints: Path, manifest: Manifest, job: Job, *, decode: bool = False
     if isinstance(pipe, WanPipeline):
         unpacked = packed
     else:
-        shape = manifest.geometry.latent_shape[1:]
-        unpacked = LTXPipeline._unpack_latents(packed, *shape, 1, 1)
+        unpacked = LTXPipeline._unpack_latents(packed, *geometry.latent_shape[1:], 1, 1)
     frames = (2 * output.frames[0].permute(1, 0, 2, 3) - 1).numpy() if decode else None
     return unpacked.numpy(), frames
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import itertools
 import re
 import subprocess
 import sys
@@ -133,6 +134,33 @@ def test_latents_are_decoded_later_as_at_once(sampler: flowblending.VideoSampler
     at_once = [event.frames for event in events if isinstance(event, FramesEvent)]
     later = [event.frames for event in sampler.decode(from_dlpack(latents)) if isinstance(event, FramesEvent)]
     np.testing.assert_array_equal(np.concatenate(at_once, axis=1), np.concatenate(later, axis=1))
+
+
+@pytest.mark.slow
+def test_every_size_of_a_bundle(build: Build) -> None:
+    folder = build("wan", size="32x48,48x32..64x64", frames="9,5..13").folder
+    with flowblending.open(folder, device="cpu") as sampler:
+        large = sampler.generate("a cat", size="64x48", frames=13, steps=2)
+        default = sampler.generate("a cat", steps=2)
+        # Of two sizes by turns, on the same engines.
+        pairs = list(itertools.zip_longest(large, default))
+        for index, shape, pixels in ((0, (1, 16, 4, 6, 8), (13, 48, 64)), (1, (1, 16, 3, 6, 4), (9, 48, 32))):
+            events = [pair[index] for pair in pairs if pair[index] is not None]
+            (latents,) = (event.latents for event in events if isinstance(event, LatentsEvent))
+            assert latents.shape == shape
+            frames = np.concatenate([event.frames for event in events if isinstance(event, FramesEvent)], axis=1)
+            assert frames.shape[1:] == pixels
+            later = [event.frames for event in sampler.decode(latents) if isinstance(event, FramesEvent)]
+            np.testing.assert_array_equal(np.concatenate(later, axis=1), frames)
+        noise = TorchNormal(0).normal((1, 16, 4, 6, 8))
+        given = sampler.generate("a cat", size="64x48", frames=13, steps=2, noise=noise).latents()
+        np.testing.assert_array_equal(given.numpy(), large.latents().numpy())
+        with pytest.raises(UsageError, match=r"noise is float32 \[1, 16, 4, 6, 8\], but float32 \[1, 16, 3, 6, 4\]"):
+            sampler.generate("a cat", noise=noise)
+        with pytest.raises(UsageError, match=r"Latents of shape \[16, 5, 6, 8\] were given, .* \[16, 2, 4, 6\] to"):
+            sampler.decode(np.zeros((1, 16, 5, 6, 8), np.float32))
+        with pytest.raises(UsageError, match="nearest is --size 64x64 --frames 13"):
+            sampler.generate("a cat", size="128x128", frames=13)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ def test_onnxruntime_runs_the_exported_graph_itself(tmp_path: Path) -> None:
     folder.mkdir()
     graph = linear(work)
     compiled = compile_engine(
-        backend="onnxruntime", graph=graph, profile=PROFILE, targets=(), folder=folder, progress=lambda _: None
+        backend="onnxruntime", graph=graph, profiles=(PROFILE,), targets=(), folder=folder, progress=lambda _: None
     )
     files = compiled.files
     assert compiled.plan is None
@@ -45,7 +45,7 @@ def test_tensorrt_rtx_compiles_a_plan_ahead_of_time(tmp_path: Path) -> None:
     graph, phases = linear(tmp_path), list[str]()
     targets = check_targets(RTX, ("sm89", "sm120"))
     compiled = compile_engine(
-        backend=RTX, graph=graph, profile=PROFILE, targets=targets, folder=tmp_path, progress=phases.append
+        backend=RTX, graph=graph, profiles=(PROFILE,), targets=targets, folder=tmp_path, progress=phases.append
     )
     (plan,) = compiled.files
     assert plan == tmp_path / "large.plan"

@@ -79,8 +79,9 @@ def test_an_alteration_that_keeps_the_time_stamp_is_found_when_asked(tmp_path: P
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, "has format 99, but this version of FlowBlending reads format 1; rebuild with: fb-build"),
-        ({"geometry": {"width": "wide"}}, "is damaged at geometry"),
+        ({"format": 99}, "has format 99, but this version of FlowBlending reads format 2; rebuild with: fb-build"),
+        ({"profiles": [{"min": {"width": "wide"}}]}, "is damaged at profiles.0.min.width"),
+        ({"profiles": []}, "is damaged at profiles"),
         ({"surprise": 1}, "is damaged at surprise"),
         ({"components": {}}, "component .* is missing"),
         ({"tokenizer": []}, "is damaged at tokenizer"),
@@ -194,6 +195,6 @@ def test_what_a_model_asks_for_is_part_of_the_identity(tmp_path: Path) -> None:
     identities = {manifest.id}
     for wish in (Sampling(guidance=1.0), Sampling(guidance=2.0), Sampling(timesteps=(900.0,))):
         wished = [each.model_copy(update={"sampling": wish}) if each.spec.name == "small" else each for each in plain]
-        identities.add(bundle_id(manifest.pipeline, manifest.geometry, wished, b"{}"))
-    assert bundle_id(manifest.pipeline, manifest.geometry, plain, b"{}") == manifest.id
+        identities.add(bundle_id(manifest.pipeline, manifest.profiles, wished, b"{}"))
+    assert bundle_id(manifest.pipeline, manifest.profiles, plain, b"{}") == manifest.id
     assert len(identities) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,7 +28,8 @@ from flowblending.runtime.solver import SOLVERS, solve
 Array = npt.NDArray[np.float64]
 Model = Callable[[str, Array, float, str], Array]
 
-NOISE = np.random.default_rng(0).standard_normal((1, 2, 3, 4, 5))
+LATENT = (2, 3, 4, 5)
+NOISE = np.random.default_rng(0).standard_normal((1, *LATENT))
 WAN = SigmaGrid(kind="shifted", shift=3.0)
 
 
@@ -50,6 +52,7 @@ def plan(schedule: str, cache: str, *, solver: str = "unipc", guidance: float = 
         schedule=made,
         solver=solver,
         grid=sigma_grid(WAN, solver, len(made.models), 0),
+        latent_shape=LATENT,
         guidance=guidance,
         batched=batched,
         cache=parse_cache(cache),
@@ -213,13 +216,16 @@ def test_extrapolation_of_a_polynomial(order: int, degree: int) -> None:
         schedule=stages(f"L{steps}"),
         solver="euler",
         grid=Grid(sigmas=sigmas, timesteps=timesteps),
+        latent_shape=LATENT,
         guidance=1.0,
         batched=False,
         cache=parse_cache(f"mask:{mask}+taylor:{order}"),
     )
     x = NOISE
     for i in range(steps):
-        end = execute(Program(schedule="", solver="", guidance=1.0, steps=program.steps[: i + 1]), model)[0]
+        end = execute(
+            Program(schedule="", solver="", guidance=1.0, latent_shape=LATENT, steps=program.steps[: i + 1]), model
+        )[0]
         velocity = float(((end - x) / (sigmas[i + 1] - sigmas[i])).mean())
         x = end
         if degree <= order and degree < 2 and i > 1:
@@ -242,7 +248,7 @@ def test_slots_are_taken_again_when_nothing_needs_them() -> None:
 @pytest.mark.parametrize("batched", [False, True])
 def test_the_real_sampler_runs_it(cache: str, batched: bool) -> None:
     """In fp32, through engines whose calls are counted."""
-    program = plan("L5 S2", cache, batched=batched)
+    program = dataclasses.replace(plan("L5 S2", cache, batched=batched), latent_shape=(4, 3, 2, 5))
     random = np.random.default_rng(3)
     conditions = {
         branch: {
@@ -253,7 +259,7 @@ def test_the_real_sampler_runs_it(cache: str, batched: bool) -> None:
         for branch in (COND, UNCOND)
     }
     models = {name: FunctionEngine(engine.spec, FORMS[name]) for name, engine in engines().items()}
-    noise = random.standard_normal((1, 4, 3, 2, 5)).astype(np.float32)
+    noise = random.standard_normal((1, *program.latent_shape)).astype(np.float32)
     result = Sampler(models, HostDevice()).sample(program, noise, conditions)
     runs = [each for each in program.instructions() if isinstance(each, Run)]
     assert [engine.calls for engine in models.values()] == [sum(run.model == name for run in runs) for name in models]

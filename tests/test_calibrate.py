@@ -57,6 +57,7 @@ def program(runs: str, solver: str = "unipc", guidance: float = 5.0, batched: bo
         schedule=StageSchedule.scaled(runs, STEPS),
         solver=solver,
         grid=sigma_grid(SigmaGrid(kind="shifted", shift=3.0), solver, STEPS, 30),
+        latent_shape=closed_form.LATENT,
         guidance=guidance,
         batched=batched,
     )
@@ -75,7 +76,6 @@ def walk(**options: Any) -> Walk:
         programs={LARGE: program("L1", **options), SMALL: program("S1", **options)},
         engines=closed_form.engines(),
         device=HostDevice(),
-        shape=SHAPE,
         conditions=conditions(),
     )
 
@@ -231,7 +231,6 @@ def test_a_model_that_gives_no_numbers_is_named_with_its_step() -> None:
         programs={LARGE: program("L1"), SMALL: program("S1")},
         engines=engines,
         device=HostDevice(),
-        shape=SHAPE,
         conditions=conditions(),
     )
     made.start(random(0))
@@ -381,7 +380,7 @@ def main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
             'a\n{"prompt": "b", "steps": 7}\n',
             (),
             2,
-            "asks for 7 steps of unipc with guidance 5, but the first line for",
+            "asks for 7 steps of unipc with guidance 5 for 64x32, 9 frames, but the first line for",
         ),
         ("a\n", ("--steps", "2"), 2, "2 steps were asked for, but a schedule of three stages needs at least 3"),
         ("a\n", ("--steps", "0"), 2, "0 steps were asked for"),

@@ -26,6 +26,7 @@ from flowblending.engine.bundle import open_bundle
 from flowblending.engine.calibration import add_calibration
 from flowblending.runtime.compare import cli
 from flowblending.runtime.compare.sample import sample
+from flowblending.runtime.cost import flops_at
 from tests import manifests
 from tests.conftest import Build
 from tests.test_networks import write_scripts
@@ -115,9 +116,15 @@ def test_what_equals_the_reference_is_said_to(made: Path) -> None:
     assert "equal to the reference" in (made / "index.html").read_text()
 
 
+def call_flops(bundle: Path) -> tuple[int, int]:
+    manifest = open_bundle(bundle).manifest
+    tokens = manifest.pipeline.tokens(manifest.geometry.latent_shape)
+    large, small = (flops_at(manifest, name, tokens) for name in ("large", "small"))
+    return large, small
+
+
 def test_costs(made: Path, bundle: Path) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    large, small = (sum(manifest["components"][name]["flops"].values()) for name in ("large", "small"))
+    large, small = call_flops(bundle)
     rows = {run["label"]: run["table"] for run in content_of(made)["runs"]}
     # Two guidance branches; interval:2 computes steps 1, 3 and 5.
     assert rows["LLL"]["flops"]["value"] == pytest.approx(10 * large / 1e12)
@@ -132,8 +139,7 @@ def test_costs(made: Path, bundle: Path) -> None:
 
 def test_what_a_cache_decides_on_the_way_is_counted(again: Callable[..., Path], bundle: Path) -> None:
     out = again("--schedules", "LLL", "--caches", "easycache:1000,2")
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    large = sum(manifest["components"]["large"]["flops"].values())
+    large, _ = call_flops(bundle)
     (figures,) = (json.loads(path.read_text()) for path in out.glob("videos/LLL-easycache-1000-2-a-cat-*.json"))
     assert "0" in figures["computed"]
     assert figures["flops"] == 2 * large * figures["computed"].count("1")

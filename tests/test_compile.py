@@ -18,7 +18,8 @@ Array = npt.NDArray[np.float64]
 Model = Callable[[Array, float, str], Array]
 
 WAN = SigmaGrid(kind="shifted", shift=3.0)
-NOISE = np.random.default_rng(0).standard_normal((1, 4, 3, 5, 7))
+LATENT = (4, 3, 5, 7)
+NOISE = np.random.default_rng(0).standard_normal((1, *LATENT))
 
 
 def large(x: Array, timestep: float, branch: str) -> Array:
@@ -44,6 +45,7 @@ def plan(
         schedule=StageSchedule.parse(schedule, steps, 0.4, 0.2),
         solver=solver,
         grid=sigma_grid(WAN, solver, steps, 0),
+        latent_shape=LATENT,
         guidance=guidance,
         batched=batched,
         restart_at_switch=restart_at_switch,
@@ -153,6 +155,7 @@ def test_refuses_a_grid_of_another_length() -> None:
             schedule=StageSchedule.of([LARGE]),
             solver="euler",
             grid=Grid(sigmas=(1.0, 0.5, 0.0), timesteps=(1000.0, 500.0)),
+            latent_shape=LATENT,
             guidance=1.0,
             batched=False,
         )

@@ -70,7 +70,7 @@ def test_the_authors_large_distilled_large(manifest: Manifest) -> None:
     """Their LTX pair: 40 steps with guidance take 3496 TFLOPs; half of the distilled model's 8 for 20 of them, 1774."""
     flops = {"large": 43_705, "small": 6_427}  # billions a call, linear layers only (docs/schedules.md)
     components = {
-        name: component.model_copy(update={"flops": Flops(linear=flops.get(name, 1) * 10**9, attention=0)})
+        name: component.model_copy(update={"flops": Flops(linear=(flops.get(name, 1) * 10**9, 0), attention=(0, 0, 0))})
         for name, component in manifest.components.items()
     }
     pair = manifest.model_copy(update={"components": components})
@@ -112,19 +112,23 @@ def test_only_models_that_run_are_loaded_and_everything_else_always_is(manifest:
         assert cost.bound == pytest.approx(bound)
 
 
-def test_times_are_kept_by_bundle_and_device_and_updated_by_model(tmp_path: Path) -> None:
-    here = Timings("0123", "cpu", tmp_path)
+def test_times_are_kept_by_bundle_device_and_size_and_updated_by_model(tmp_path: Path) -> None:
+    here = Timings("0123", "cpu", SHAPE, tmp_path)
     assert here.read() == {}
     here.write(SECONDS)
     here.write({"small": 0.5, "large": 1.0})
-    assert Timings("0123", "cpu", tmp_path).read() == {**SECONDS, "small": 0.5, "large": 1.0}
-    assert Timings("0123", "cuda", tmp_path).read() == {}
-    assert Timings("4567", "cpu", tmp_path).read() == {}
+    assert Timings("0123", "cpu", SHAPE, tmp_path).read() == {**SECONDS, "small": 0.5, "large": 1.0}
+    assert Timings("0123", "cuda", SHAPE, tmp_path).read() == {}
+    assert Timings("4567", "cpu", SHAPE, tmp_path).read() == {}
+    assert Timings("0123", "cpu", (16, 3, 8, 4), tmp_path).read() == {}
+
+
+SHAPE = (16, 3, 4, 8)
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b'{"large": null}', b'{"large": "fast"}', b"\xff"], ids=repr)
 def test_damaged_times_are_measured_again(tmp_path: Path, content: bytes) -> None:
-    timings = Timings("0123", "cpu", tmp_path)
+    timings = Timings("0123", "cpu", SHAPE, tmp_path)
     timings.write({"small": 9.0})
     (stored,) = (path for path in tmp_path.rglob("*") if path.is_file())
     stored.write_bytes(content)
@@ -138,7 +142,7 @@ def test_times_that_cannot_be_stored_are_forgotten(tmp_path: Path, monkeypatch: 
     (tmp_path / "cache").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.setattr(Path, "home", homeless)
-    for timings in (Timings("0123", "cpu", tmp_path / "cache"), Timings("0123", "cpu")):
+    for timings in (Timings("0123", "cpu", SHAPE, tmp_path / "cache"), Timings("0123", "cpu", SHAPE)):
         timings.write(SECONDS)
         assert timings.read() == {}
 

@@ -28,7 +28,8 @@ WAN = SigmaGrid(kind="shifted", shift=3.0)
 LTX = SigmaGrid(kind="linear-quadratic")
 DISTILLED = (1000.0, 993.75, 987.5, 981.25, 975.0, 909.375, 725.0, 421.875)
 """Of ltxv-2b-0.9.6-distilled."""
-NOISE = np.random.default_rng(0).standard_normal((1, 4, 3, 5, 7))
+LATENT = (4, 3, 5, 7)
+NOISE = np.random.default_rng(0).standard_normal((1, *LATENT))
 
 
 def plan(schedule: str, *, solver: str = "unipc", guidance: float = 5.0, cache: str = "off") -> Program:
@@ -37,6 +38,7 @@ def plan(schedule: str, *, solver: str = "unipc", guidance: float = 5.0, cache: 
         schedule=made,
         solver=solver,
         grid=sigma_grid(WAN, solver, made.steps, 0),
+        latent_shape=LATENT,
         guidance=guidance,
         batched=False,
         cache=parse_cache(cache),

@@ -22,7 +22,8 @@ from flowblending.runtime.sampler import Sampler
 
 pytest.importorskip("cuda.core")
 
-SHAPE = (1, 16, 5, 6, 7)
+LATENT = (16, 5, 6, 7)
+SHAPE = (1, *LATENT)
 
 
 def random(seed: int, shape: tuple[int, ...] = SHAPE) -> npt.NDArray[np.float32]:
@@ -189,7 +190,7 @@ def decay_program(branches: tuple[str, ...]) -> Program:
         run = Run(model="large", branches=branches, out=branches)
         mix = Mix(out=LATENTS, terms=((1.0, LATENTS), *((-0.25 / len(branches), branch) for branch in branches)))
         steps.append(Step(model="large", timestep=1000 * sigma, sigma=sigma, instructions=(run, mix)))
-    return Program(schedule="L4", solver="euler", guidance=1.0, steps=tuple(steps))
+    return Program(schedule="L4", solver="euler", guidance=1.0, latent_shape=LATENT, steps=tuple(steps))
 
 
 @pytest.mark.parametrize("branches", [(COND,), (UNCOND, COND)])

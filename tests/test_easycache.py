@@ -57,6 +57,7 @@ def plan(
         schedule=made,
         solver=solver,
         grid=sigma_grid(GRID, solver, len(made.models), 0),
+        latent_shape=LATENT,
         guidance=guidance,
         batched=batched,
         cache=parse_cache(cache),
@@ -89,7 +90,7 @@ def run(program: Program) -> tuple[SampleResult, list[tuple[str, float, int]]]:
     conditions = {
         branch: {name: Tensor.of(array) for name, array in inputs.items()} for branch, inputs in GIVEN.items()
     }
-    prepared = Sampler(models, HostDevice()).prepare(program, NOISE.shape, conditions)
+    prepared = Sampler(models, HostDevice()).prepare(program, conditions)
     once = prepared.run(NOISE)
     latents, calls = once.latents.numpy().copy(), list(seen)
     # Nothing of a run is left for the next, whichever way it is followed.
@@ -296,7 +297,7 @@ def test_words() -> None:
 def test_a_program_file_cannot_say_it(tmp_path: Path) -> None:
     specs = {name: engine.spec for name, engine in engines().items()}
     program = plan("L20", "easycache")
-    file = ProgramFile.of(program, bundle=bundle_id(), latent_shape=LATENT, specs=specs)
+    file = ProgramFile.of(program, bundle=bundle_id(), specs=specs)
     with pytest.raises(UsageError, match="which a program file cannot say; give --cache easycache-static, whose"):
         file.write(tmp_path / "program.json")
     assert not list(tmp_path.iterdir())
@@ -323,7 +324,9 @@ def test_its_cost_is_a_range(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert math.isclose(cost.bound, 24 / 13.2)
     # Latents, two velocities, and three to compare with.
     assert cost.slot_bytes == 6 * math.prod(bundle.manifest.geometry.latent_shape) * 4
-    Timings(bundle.manifest.id, "cpu").write({LARGE: 1.0, SMALL: 0.5, "text_encoder": 1.0, "vae": 2.0})
+    Timings(bundle.manifest.id, "cpu", bundle.manifest.geometry.latent_shape).write(
+        {LARGE: 1.0, SMALL: 0.5, "text_encoder": 1.0, "vae": 2.0}
+    )
     lines = "\n".join(plan_lines(bundle, job, "cpu"))
     assert "computes 111???" in lines
     assert "computes 11???1" in lines

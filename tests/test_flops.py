@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.checkpoints import wan_transformer
 from flowblending import FlowBlendingError
+from flowblending.engine.manifest import Flops
 from flowblending.export.family import Tensors
-from flowblending.export.flops import count_flops
+from flowblending.export.flops import count_flops, token_flops
 from flowblending.export.graph import export_graph
 from flowblending.export.spec import Precision
 from flowblending.export.wan_transformer import load_transformer
@@ -93,3 +94,11 @@ def test_torch_counts_the_same_in_the_stock_transformer(tmp_path: Path) -> None:
         counts = {str(kind): count for kind, count in counter.get_flop_counts()["Global"].items()}
         attention = counts.pop("aten.bmm")
         assert count_flops(graph.onnx, sizes) == (sum(counts.values()), attention)
+    # What was counted at three sizes holds at all of them.
+    linear, attention_of = token_flops(graph.onnx, (1, 2, 2))
+    flops = Flops(linear=linear, attention=attention_of)
+    for frames, height, width in ((1, 2, 2), (3, 4, 10), (21, 60, 104)):
+        counted = count_flops(graph.onnx, {"batch": 1, "frames": frames, "height": height, "width": width})
+        tokens = frames * height * width // 4
+        assert (flops.linear_at(tokens), flops.attention_at(tokens)) == counted
+        assert flops.at(tokens) == sum(counted)

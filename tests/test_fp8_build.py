@@ -41,7 +41,9 @@ def final_latents(bundle: Bundle) -> Floats:
     pipeline = Pipeline(bundle=bundle, device=HostDevice())
     job = Job(prompt="a red ball", steps=STEPS, seed=11)
     program = compile_job(job, bundle.manifest)
-    sample = pipeline.sample(program, pipeline.noise(TorchNormal(11)), pipeline.encode(job, program, ignore))
+    sample = pipeline.sample(
+        program, TorchNormal(11).normal((1, *program.latent_shape)), pipeline.encode(job, program, ignore)
+    )
     return sample.latents.numpy().copy()
 
 
@@ -158,7 +160,7 @@ def test_real_plans_compute_in_fp8(kind: str, checkpoints: Callable[[str], Path]
         library=RTX,
         onnx=graph.onnx,
         spec=graph.spec,
-        profile=PROFILE,
+        profiles=(PROFILE,),
         targets=("sm89", "sm120"),
         out=tmp_path / "large.plan",
     )

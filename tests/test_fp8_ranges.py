@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.fp8_ranges import Graph, Measured, RangesRequest, Trajectories, measure
-from flowblending.engine.manifest import Geometry, Manifest
+from flowblending.engine.manifest import Geometry, Manifest, VideoProfile
 from flowblending.export.fp8_calibration import summarise
 from flowblending.export.fp8_observe import observe
 from flowblending.export.spec import Dim, ExportedGraph, GraphSpec, Precision, TensorSpec
@@ -105,9 +105,9 @@ def request(folder: Path, *, schedule: str = "LSL", steps: int | None = 10, samp
 
 def timesteps(schedule: str) -> list[tuple[str, float]]:
     """Model and timestep of every step, as fb-run would have them."""
-    geometry = Geometry(width=64, height=32, frames=9, latent_shape=SHAPE)
+    profiles = (VideoProfile.fixed(Geometry(width=64, height=32, frames=9, latent_shape=SHAPE)),)
     manifest = Manifest.model_construct(
-        id="", pipeline=PIPELINE, geometry=geometry, components={}, tokenizer=(), rebuild=(), created_by=""
+        id="", pipeline=PIPELINE, profiles=profiles, components={}, tokenizer=(), rebuild=(), created_by=""
     )
     program = compile_job(Job(prompt="", steps=10, schedule=schedule), manifest)
     return [(step.model, step.timestep) for step in program.steps]

@@ -5,16 +5,25 @@ import dataclasses
 import pytest
 
 from flowblending import UsageError
-from flowblending.engine.geometry import plan_geometry
+from flowblending.engine.geometry import geometry_of, plan_profiles, shape_profiles
+from flowblending.engine.protocol import Range, ends, largest
+from tests import manifests
 from tests.manifests import PIPELINE
 
 LTX = dataclasses.replace(PIPELINE, family="ltx", temporal_factor=8, spatial_factor=32, patch=(1, 1, 1))
+COMPONENTS = ("large", "small", "text_encoder", "vae", "vae_first", "vae_next")
 
 
 def test_latent_shape() -> None:
-    assert plan_geometry(PIPELINE, None, None).latent_shape == (16, 21, 60, 104)
-    assert plan_geometry(LTX, "704x512", 161).latent_shape == (16, 21, 16, 22)
-    assert plan_geometry(PIPELINE, "16X32", 1).latent_shape == (16, 1, 4, 2)
+    for pipeline, size, frames, shape in (
+        (PIPELINE, None, None, (16, 21, 60, 104)),
+        (LTX, "704x512", 161, (16, 21, 16, 22)),
+        (PIPELINE, "16X32", 1, (16, 1, 4, 2)),
+    ):
+        (profile,) = plan_profiles(pipeline, size, frames)
+        assert profile.min == profile.opt == profile.max
+        assert profile.opt.latent_shape == shape
+        assert geometry_of(pipeline, shape) == profile.opt
 
 
 @pytest.mark.parametrize(
@@ -36,4 +45,62 @@ def test_a_size_that_does_not_fit_is_refused_with_the_nearest(
 ) -> None:
     assert isinstance(pipeline, type(PIPELINE))
     with pytest.raises(UsageError, match=message):
-        plan_geometry(pipeline, size, frames)
+        plan_profiles(pipeline, size, frames)
+
+
+def test_every_size_comes_with_every_number_of_frames() -> None:
+    profiles = plan_profiles(PIPELINE, "832x480, 480x832", "81,49")
+    assert [str(each) for each in profiles] == [
+        "832x480, 81 frames",
+        "832x480, 49 frames",
+        "480x832, 81 frames",
+        "480x832, 49 frames",
+    ]
+    assert plan_profiles(PIPELINE, "64x64,64X64", 9) == plan_profiles(PIPELINE, "64x64", "9")
+
+
+def test_a_range_is_one_profile() -> None:
+    (profile,) = plan_profiles(PIPELINE, "480x288..832x480", "17..49..81")
+    assert str(profile) == "480x288 to 832x480, 17 to 81 frames"
+    assert (profile.min.latent_shape, profile.max.latent_shape) == ((16, 5, 36, 60), (16, 21, 60, 104))
+    assert (profile.opt.size, profile.opt.frames) == ("832x480", 49)
+    for shape, held in (((16, 5, 60, 60), True), ((16, 4, 60, 60), False), ((8, 5, 60, 60), False)):
+        assert profile.holds(shape) == held
+    assert len(plan_profiles(PIPELINE, "480x288..832x480,480x832", "17..81,5")) == 4
+
+
+@pytest.mark.parametrize(
+    ("sizes", "frames", "message"),
+    [
+        ("832x480..480x832", "9", "range from 832x480, 9 frames to 480x832, 9 frames .* must not become smaller"),
+        ("64x64..128x128..96x96", "9", "range from 128x128, 9 frames to 96x96"),
+        ("64x64", "81..17", "from 64x64, 81 frames to 64x64, 17 frames"),
+        ("64x64", "9..13..17..21", r"--frames 9..13..17..21 names 4 values, but MIN..MAX or MIN..OPT..MAX"),
+        ("64x64..", "9", "Size '' was given, but WIDTHxHEIGHT"),
+        ("64x64,", "9", "Size '' was given"),
+        ("64x64..100x64", "9", "Size 100x64 was given.*try --size 96x64"),
+        ("64x64", "nine", "Frames 'nine' were given, but a number"),
+    ],
+)
+def test_ranges_that_are_none(sizes: str, frames: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        plan_profiles(PIPELINE, sizes, frames)
+
+
+def test_components_are_compiled_for_what_they_depend_on() -> None:
+    profiles = plan_profiles(PIPELINE, "64x64,64x128", "9,17")
+    counts = {name: len(shape_profiles(name, PIPELINE, profiles)) for name in COMPONENTS}
+    assert counts == {"large": 4, "small": 4, "text_encoder": 1, "vae": 4, "vae_first": 2, "vae_next": 2}
+    large, *_ = shape_profiles("large", PIPELINE, profiles)
+    assert large.symbols["batch"] == Range(min=1, opt=1, max=2)
+    spec = manifests.spec("large")
+    assert ends(shape_profiles("large", PIPELINE, profiles[:1]), spec) == (
+        {"batch": 1, "frames": 3, "height": 8, "width": 8},
+        {"batch": 2, "frames": 3, "height": 8, "width": 8},
+    )
+    assert largest(shape_profiles("large", PIPELINE, profiles), spec) == {
+        "batch": 2,
+        "frames": 5,
+        "height": 16,
+        "width": 8,
+    }

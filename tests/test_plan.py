@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flowblending.engine.bundle import Bundle
-from flowblending.engine.manifest import BundleFile, CalibratedSchedule, Calibration, Flops
+from flowblending.engine.manifest import BundleFile, CalibratedSchedule, Calibration, Flops, Geometry, VideoProfile
 from flowblending.engine.sampling import Sampling
 from flowblending.runtime.cost import Timings
 from flowblending.runtime.jobs import Job, compile_job
@@ -24,10 +24,10 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     for name, linear, size in (("large", 19 * 10**11, 5 * 10**9), ("small", 4 * 10**11, 10**9)):
         (file,) = components[name].files
         files = (file.model_copy(update={"bytes": size}),)
-        flops = Flops(linear=linear, attention=10**11)
+        flops = Flops(linear=(linear, 0), attention=(10**11, 0, 0))
         components[name] = components[name].model_copy(update={"flops": flops, "files": files})
-    geometry = manifest.geometry.model_copy(update={"latent_shape": (16, 3, 400, 800)})
-    changes = {"components": components, "geometry": geometry}
+    geometry = Geometry(width=6400, height=3200, frames=9, latent_shape=(16, 3, 400, 800))
+    changes = {"components": components, "profiles": (VideoProfile.fixed(geometry),)}
     return Bundle(folder=tmp_path / "bundle", manifest=manifest.model_copy(update=changes))
 
 
@@ -43,7 +43,7 @@ def test_the_lines_of_a_plan(bundle: Bundle) -> None:
         line.split()
         for line in (
             f"bundle {bundle.folder} ({bundle.manifest.id}), wan",
-            "video 64x32, 9 frames, latents [16, 3, 400, 800]",
+            "video 6400x3200, 9 frames, latents [16, 3, 400, 800]",
             "schedule L2 S3 L1, 6 steps, euler, guidance 5",
             f"steps 1-2 large sigma {sigmas[0]:.4f} to {sigmas[1]:.4f}",
             f"steps 3-5 small sigma {sigmas[2]:.4f} to {sigmas[4]:.4f}",
@@ -81,7 +81,7 @@ def test_one_stage_is_one_line(bundle: Bundle) -> None:
 
 
 def test_the_time_is_told_when_every_model_that_runs_was_measured(bundle: Bundle) -> None:
-    timings = Timings(bundle.manifest.id, "cpu")
+    timings = Timings(bundle.manifest.id, "cpu", bundle.manifest.geometry.latent_shape)
     timings.write({"large": 2.0, "vae": 1.25, "text_encoder": 0.5})
     assert "not measured" in plan_lines(bundle, job("L2 S3 L1"), "cpu")[-1]
     assert plan_lines(bundle, job("LLL"), "cpu")[-1].split(maxsplit=1) == [

@@ -12,6 +12,7 @@ PROGRAM = Program(
     schedule="L1 S1",
     solver="euler",
     guidance=5.0,
+    latent_shape=(4, 3, 2, 5),
     steps=(
         Step(
             model=LARGE,

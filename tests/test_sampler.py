@@ -1,5 +1,6 @@
 """The sampler with closed-form engines: exact results, counted calls, told steps, named faults."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -18,9 +19,10 @@ from flowblending.runtime.sampler import Sampler, StepEvent
 
 Latents = npt.NDArray[np.float32]
 
-SHAPE = (1, 4, 3, 2, 5)
-LATENT = ("batch", 4, "frames", "height", "width")
-LATENTS_SPEC = TensorSpec(name="latents", dtype="float32", shape=LATENT)
+LATENT = (4, 3, 2, 5)
+SHAPE = (1, *LATENT)
+SYMBOLS = ("batch", 4, "frames", "height", "width")
+LATENTS_SPEC = TensorSpec(name="latents", dtype="float32", shape=SYMBOLS)
 TIMESTEP_SPEC = TensorSpec(name="timestep", dtype="float32", shape=("batch",))
 TEXT_SPEC = TensorSpec(name="text", dtype="float32", shape=("batch", "length", 4))
 MASK_SPEC = TensorSpec(name="text_mask", dtype="int64", shape=("batch", "length"))
@@ -37,7 +39,7 @@ def engine(
         name=name,
         precision=precision,
         inputs=(LATENTS_SPEC, TIMESTEP_SPEC, *conditions),
-        outputs=(TensorSpec(name="velocity", dtype="float32", shape=LATENT),),
+        outputs=(TensorSpec(name="velocity", dtype="float32", shape=SYMBOLS),),
     )
     return FunctionEngine(spec, lambda arrays: {"velocity": function(arrays)})
 
@@ -91,7 +93,9 @@ def euler(models: Sequence[str], guidance: float | None = None, batched: bool = 
             terms = ((1.0, LATENTS), *guided)
         mix = Mix(out=LATENTS, terms=terms)
         steps.append(Step(model=model, timestep=1000.0 * now, sigma=now, instructions=(*runs, mix)))
-    return Program(schedule="by hand", solver="euler", guidance=guidance or 1.0, steps=tuple(steps))
+    return Program(
+        schedule="by hand", solver="euler", guidance=guidance or 1.0, latent_shape=LATENT, steps=tuple(steps)
+    )
 
 
 def test_a_closed_form_flow_is_solved() -> None:
@@ -157,12 +161,12 @@ def test_a_program_may_keep_and_reuse_slots() -> None:
         instructions=(Mix(out=LATENTS, terms=((1.0, LATENTS), (2.0, "kept"))),),
     )
     steps = (Step(model="large", timestep=1000.0, sigma=1.0, instructions=(*first.instructions, keep)), again)
-    program = Program(schedule="by hand", solver="euler", guidance=1.0, steps=steps)
+    program = Program(schedule="by hand", solver="euler", guidance=1.0, latent_shape=LATENT, steps=steps)
     large = engine("large", decay)
     result = Sampler({"large": large}, HostDevice()).sample(program, random(0), {})
     np.testing.assert_array_equal(result.latents.numpy(), random(0) * 2 - 2 * random(0))
     assert large.calls == 1
-    empty = Program(schedule="", solver="euler", guidance=1.0, steps=())
+    empty = Program(schedule="", solver="euler", guidance=1.0, latent_shape=LATENT, steps=())
     np.testing.assert_array_equal(Sampler({}, HostDevice()).sample(empty, random(0), {}).latents.numpy(), random(0))
 
 
@@ -231,7 +235,7 @@ def test_the_loop_neither_waits_nor_allocates(told: bool) -> None:
         return decay(arrays)
 
     large = engine("large", logged)
-    trajectory = Sampler({"large": large}, device).prepare(euler(["large"] * 4), SHAPE, {})
+    trajectory = Sampler({"large": large}, device).prepare(euler(["large"] * 4), {})
     start = device.upload(random(0))
     device.log.clear()
     on_step = (lambda event: device.log.append(f"step {event.index}")) if told else None
@@ -241,7 +245,7 @@ def test_the_loop_neither_waits_nor_allocates(told: bool) -> None:
 
 
 def test_a_trajectory_can_be_run_again() -> None:
-    trajectory = Sampler({"large": engine("large", decay)}, HostDevice()).prepare(euler(["large"] * 3), SHAPE, {})
+    trajectory = Sampler({"large": engine("large", decay)}, HostDevice()).prepare(euler(["large"] * 3), {})
     results = [trajectory.run(random(seed)).latents.numpy().copy() for seed in (0, 1, 0)]
     np.testing.assert_array_equal(results[0], results[2])
     assert not np.array_equal(results[0], results[1])
@@ -280,11 +284,12 @@ def test_what_is_missing_or_does_not_fit_is_named() -> None:
     fails("The program runs the small model", euler(["small"]), random(0), given)
     fails(r"text has shape \[1, 6, 4\]|text_mask .* has shape", euler(["large"]), random(0), mixed_lengths(given))
     fails("the shapes .* pad them", program, random(0), {COND: given[COND], UNCOND: conditions(5)[UNCOND]})
-    fails(r"latents of engine large has shape \[2, 3, 3, 2, 5\]", program, random(0, (1, 3, 3, 2, 5)), given)
+    other = dataclasses.replace(program, latent_shape=(3, 3, 2, 5))
+    fails(r"latents of engine large has shape \[2, 3, 3, 2, 5\]", other, random(0, (1, 3, 3, 2, 5)), given)
     wrong_type = {COND: given[COND] | {"text": Tensor.of(np.zeros((1, 6, 4), np.float16))}}
     fails("text of engine large is float16, but float32", euler(["large"]), random(0), wrong_type)
     with pytest.raises(FlowBlendingError, match=r"float32 \[1, 4, 3, 2, 6\], but float32 \[1, 4, 3, 2, 5\]"):
-        sampler.prepare(program, SHAPE, given).run(random(0, (1, 4, 3, 2, 6)))
+        sampler.prepare(program, given).run(random(0, (1, 4, 3, 2, 6)))
     assert large.calls == 0
 
 
@@ -302,7 +307,7 @@ def test_an_engine_of_another_kind_is_refused() -> None:
 def test_slots_that_cannot_be_neighbours_are_a_fault_of_the_program() -> None:
     runs = tuple(Run(model="large", branches=branches, out=branches) for branches in ((UNCOND, COND), (COND, UNCOND)))
     step = Step(model="large", timestep=1.0, sigma=1.0, instructions=runs)
-    program = Program(schedule="", solver="euler", guidance=1.0, steps=(step,))
+    program = Program(schedule="", solver="euler", guidance=1.0, latent_shape=LATENT, steps=(step,))
     with pytest.raises(ValueError, match="side by side"):
         Sampler({"large": engine("large", decay)}, HostDevice()).sample(program, random(0), {})
 

@@ -38,7 +38,9 @@ def make(work: Path, tell: Callable[[str], None]) -> Component:
         graph = linear(work / EXPORT)
         graph.write()
         mark_verified(graph)
-    compiled = compile_engine(backend=RTX, graph=graph, profile=PROFILE, targets=TARGETS, folder=work, progress=tell)
+    compiled = compile_engine(
+        backend=RTX, graph=graph, profiles=(PROFILE,), targets=TARGETS, folder=work, progress=tell
+    )
     tell(COMPILED)
     return Component(
         spec=graph.spec,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import errno
 import importlib.util
 import io
@@ -29,6 +30,7 @@ import pytest
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.bundle import Bundle, open_bundle
 from flowblending.engine.console import Console
+from flowblending.engine.geometry import plan_profiles
 from flowblending.runtime.triton import repository
 from flowblending.runtime.triton.client import responses
 from flowblending.runtime.triton.client_cli import show
@@ -61,7 +63,7 @@ def program(module: str, *arguments: object) -> subprocess.CompletedProcess[str]
 
 def tensors(**values: object) -> Arrays:
     """Inputs as a client sends them."""
-    types = {"seed": np.int64, "steps": np.int32, "guidance": np.float64, "frame_rate": np.float64}
+    types = {"seed": np.int64, "frames": np.int32, "steps": np.int32, "guidance": np.float64, "frame_rate": np.float64}
     found: dict[str, npt.NDArray[np.generic]] = {}
     for name, value in values.items():
         if isinstance(value, np.ndarray):
@@ -110,6 +112,8 @@ def test_a_request_becomes_the_job_of_the_command_line(toy: Bundle) -> None:
     request = read_request(
         tensors(
             **SHORT,
+            size="64x32",
+            frames=9,
             negative_prompt="",
             schedule="L1 S2:g1:t700,500",
             batched_guidance=True,
@@ -126,6 +130,8 @@ def test_a_request_becomes_the_job_of_the_command_line(toy: Bundle) -> None:
         prompt=PROMPT,
         negative_prompt="",
         seed=5,
+        size="64x32",
+        frames=9,
         steps=3,
         schedule="L1 S2:g1:t700,500",
         guidance=4.1,
@@ -151,7 +157,10 @@ def test_where_a_model_runs_and_waits(tmp_path: Path) -> None:
     assert "default_priority_level: 2\n" in text
     plans = manifests.write(tmp_path / "gpu", backend="tensorrt", targets=("sm90", "sm120"))
     assert "kind: KIND_GPU }" in video_config("wan", plans, QueuePolicy(), Placement())
-    text = plan_config("wan_large", plans.components["large"], Placement())
+    text = plan_config("wan_large", plans.components["large"], Placement(), profiles=1)
+    assert "profile" not in text
+    several = plan_config("wan_large", plans.components["large"], Placement(gpus=(1,)), profiles=3)
+    assert 'kind: KIND_GPU gpus: [ 1 ] profile: [ "0", "1", "2" ] }' in several
     assert 'cc_model_filenames { key: "9.0" value: "sm90.plan" }' in text
     assert 'cc_model_filenames { key: "12.0" value: "sm120.plan" }' in text
     assert 'input { name: "latents" data_type: TYPE_FP32 dims: [ -1, 16, -1, -1, -1 ] }' in text
@@ -324,7 +333,7 @@ def test_a_server_that_ends_without_a_result() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """A server whose models are ``wan``, ``queued`` (with a queue policy), ``taller`` (a larger geometry) and plans."""
+    """A server whose models are ``wan``, ``queued`` (with a queue policy), ``taller`` (of two sizes) and plans."""
 
     server: TritonServer
     repository: Path
@@ -355,7 +364,7 @@ def served(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     except Unavailable as error:
         unavailable(str(error))
     scratch = tmp_path_factory.mktemp("triton")
-    bundle, taller = build("wan"), build("wan", size="192x256", frames=33)
+    bundle, taller = build("wan"), build("wan", size="192x256,32x48", frames=33)
     models = scratch / "models"
     result = program(EXPORT, bundle.folder, taller.folder, "--name=wan", "--name=taller", "--out", models)
     assert result.returncode == 0, result.stderr
@@ -363,7 +372,9 @@ def served(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     result = program(EXPORT, bundle.folder, "--name=queued", "--out", models, *policy)
     assert result.returncode == 0, result.stderr
     manifests.write(scratch / "gpu", backend="tensorrt", targets=("sm90",))
-    write_repository(plan_models("gpu", open_bundle(scratch / "gpu"), Placement()), models)
+    gpu = open_bundle(scratch / "gpu")
+    two = gpu.manifest.model_copy(update={"profiles": plan_profiles(gpu.manifest.pipeline, "64x32,32x64", 9)})
+    write_repository(plan_models("gpu", dataclasses.replace(gpu, manifest=two), Placement()), models)
     with serve(environment, models, scratch) as server:
         server.load("wan")
         yield Served(server=server, repository=models, bundle=bundle, taller=taller)
@@ -509,11 +520,14 @@ def loaded(served: Served, model: str) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_another_geometry_is_another_model(served: Served) -> None:
+def test_a_model_of_several_sizes(served: Served) -> None:
     with loaded(served, "taller"):
         (*_, last) = served.ask("taller", {**SHORT, "result": np.array([b"latents", b"frames"], np.object_)})
         assert last["latents"].shape == (1, *served.taller.manifest.geometry.latent_shape) == (1, 16, 9, 32, 24)
         assert last["frames"].shape == (33, 256, 192, 3)
+        assert served.latents("taller", size="32x48", frames=33).shape == (1, 16, 9, 6, 4)
+        with pytest.raises(FlowBlendingError, match="nearest is --size 32x48 --frames 33"):
+            served.latents("taller", size="32x32")
 
 
 @pytest.mark.slow

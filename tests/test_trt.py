@@ -13,7 +13,7 @@ from flowblending import FlowBlendingError
 from flowblending.engine import trt
 from flowblending.engine.manifest import Backend
 from flowblending.engine.tensor import CUDA, Tensor
-from flowblending.engine.trt import TrtEngine
+from flowblending.engine.trt import TrtEngine, choose_profile
 from flowblending.engine.trt_build import build_plan
 from flowblending.engine.trt_compile import compile_plan
 from flowblending.engine.trt_library import Messages
@@ -50,12 +50,18 @@ def test_plans_that_cannot_be_loaded_are_named(tmp_path: Path, monkeypatch: pyte
 
 
 class Recorder:
-    """Stands for an execution context and an engine: remembers what it was told, and knows the sizes of `PROFILE`."""
+    """Stands for an execution context and an engine: remembers what it was told.
+
+    It knows the sizes of `PROFILE` and, in a second optimization profile, of 32 to 64 tokens.
+    """
+
+    num_optimization_profiles = 2
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []
         self.num_io_tensors = 2
         self.works = True
+        self.active_optimization_profile = 0
 
     def get_tensor_name(self, index: int) -> str:
         return "xy"[index]
@@ -63,15 +69,20 @@ class Recorder:
     def get_tensor_dtype(self, _: str) -> str:
         return "float32"
 
-    def get_tensor_profile_shape(self, _name: str, _profile: int) -> list[tuple[int, ...]]:
-        return [(1, 4, 64), (1, 8, 64), (2, 16, 64)]
+    def get_tensor_profile_shape(self, _name: str, profile: int) -> list[tuple[int, int, int]]:
+        return [[(1, 4, 64), (1, 8, 64), (2, 16, 64)], [(1, 32, 64), (1, 32, 64), (2, 64, 64)]][profile]
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self.calls.append(("profile", index, stream))
+        self.active_optimization_profile = index
+        return True
 
     def create_execution_context(self) -> Recorder:
         return self
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.calls.append(("shape", name, shape))
-        return 4 <= shape[1] <= 16
+        return (4 <= shape[1] <= 16) if self.active_optimization_profile == 0 else (32 <= shape[1] <= 64)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.calls.append(("address", name, address))
@@ -136,6 +147,33 @@ def test_only_changes_are_told_and_nothing_else_is_called(recorded: Recorded) ->
     assert context.taken() == [("address", "x", 0x3000), ("execute", 8)]
     engine.run(at(0x3000, 0x2000, tokens=4), 8)
     assert context.taken() == [("shape", "x", (1, 4, 64)), ("execute", 8)]
+
+
+def test_the_profile_is_changed_before_the_shape(recorded: Recorded) -> None:
+    engine, context = recorded.engine, recorded.context
+    engine.run(at(0x1000, 0x2000), 7)
+    context.taken()
+    for tokens, profile in ((40, 1), (16, 0)):
+        engine.run(at(0x1000, 0x2000, tokens=tokens), 7)
+        assert context.taken() == [
+            ("profile", profile, 7),
+            ("shape", "x", (1, tokens, 64)),
+            ("address", "x", 0x1000),
+            ("address", "y", 0x2000),
+            ("execute", 7),
+        ]
+    engine.run(at(0x1000, 0x2000, tokens=4), 7)
+    assert context.taken() == [("shape", "x", (1, 4, 64)), ("execute", 7)]
+
+
+def test_the_tightest_profile_serves_a_call() -> None:
+    wide, one, other = ({"x": ((low, 1), (high, 8))} for low, high in ((1, 100), (50, 50), (80, 90)))
+    for tokens, index in ((50, 1), (51, 0), (85, 2), (100, 0)):
+        assert choose_profile([wide, one, other], {"x": (tokens, 8)}, "large") == index
+    with pytest.raises(
+        FlowBlendingError, match=r"x of engine large has shape \[70, 8\], .* \[50, 1\] to \[50, 8\] or "
+    ):
+        choose_profile([one, other], {"x": (70, 8)}, "large")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +270,7 @@ def test_two_plans_take_turns_on_a_gpu(tmp_path: Path, backend: Backend) -> None
     for seed, name in enumerate(("large", "small")):
         graph, out = linear(tmp_path, name, seed=seed), tmp_path / f"{name}.plan"
         build_plan(
-            library=backend, onnx=graph.onnx, spec=graph.spec, profile=PROFILE, targets=(), out=out, progress=ignore
+            library=backend, onnx=graph.onnx, spec=graph.spec, profiles=(PROFILE,), targets=(), out=out, progress=ignore
         )
         engines[name] = TrtEngine(backend, out, graph.spec)
     generator = np.random.default_rng(0)
@@ -254,7 +292,9 @@ def test_two_plans_take_turns_on_a_gpu(tmp_path: Path, backend: Backend) -> None
 )
 def test_attention_on_a_gpu(tmp_path: Path, backend: Backend, precision: Precision, tolerance: float) -> None:
     graph, out = attention(tmp_path, precision), tmp_path / "large.plan"
-    build_plan(library=backend, onnx=graph.onnx, spec=graph.spec, profile=PROFILE, targets=(), out=out, progress=ignore)
+    build_plan(
+        library=backend, onnx=graph.onnx, spec=graph.spec, profiles=(PROFILE,), targets=(), out=out, progress=ignore
+    )
     generator = np.random.default_rng(0)
     q, k, v = (generator.standard_normal((2, 2, 11, 64), np.float32) for _ in range(3))
     expected = attention_oracle(q, k, v)

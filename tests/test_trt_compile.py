@@ -74,9 +74,24 @@ def test_the_compilers_own_words_are_in_the_message(tmp_path: Path) -> None:
     ],
 )
 def test_an_impossible_profile_is_refused(tmp_path: Path, symbols: dict[str, Range], message: str) -> None:
-    impossible = replace(request(linear(tmp_path), tmp_path / "p"), profile=ShapeProfile(symbols))
+    impossible = replace(request(linear(tmp_path), tmp_path / "p"), profiles=(ShapeProfile(symbols),))
     with pytest.raises(FlowBlendingError, match=message):
         compile_plan(impossible, ignore)
+
+
+@needs_rtx
+def test_a_plan_for_several_sizes(tmp_path: Path) -> None:
+    """Without a GPU no plan can be opened, but the compiler tells what each profile takes."""
+    one = request(linear(tmp_path), tmp_path / "one.plan")
+    wide = ShapeProfile({"batch": Range(min=1, opt=1, max=2), "tokens": Range(min=64, opt=512, max=2048)})
+    small = compile_plan(one, ignore)
+    several = compile_plan(replace(one, profiles=(*one.profiles, wide), out=tmp_path / "p"), ignore)
+    lines = load(RTX).messages.lines()
+    scratch = [int(line.split()[-2]) for line in lines if line.startswith("Max Scratch Memory")]
+    assert len(scratch) == 2
+    assert several.scratch_bytes == max(scratch) >= (small.scratch_bytes or 0)
+    assert several.weights_bytes == small.weights_bytes
+    assert several.bytes > small.bytes
 
 
 @needs_rtx

@@ -147,14 +147,14 @@ def make(pipeline: Pipeline, job: Job) -> Made:
     start = time.perf_counter()
     program = compile_job(job, pipeline.bundle.manifest)
     generator = TorchNormal(job.seed)
-    noise = pipeline.noise(generator)
+    noise = generator.normal((1, *program.latent_shape))
     sample = pipeline.sample(program, noise, pipeline.encode(job, program, warnings.warn))
     chunks = list(pipeline.decode(sample.latents, generator))
     frames = np.clip(np.concatenate(chunks, axis=1).transpose(1, 2, 3, 0) / 2 + 0.5, 0, 1)
     return Made(
         frames=np.ascontiguousarray(frames),
         latents=pipeline.device.download(sample.latents),
-        flops=flops_of(sample.calls, pipeline.bundle.manifest),
+        flops=flops_of(sample.calls, program, pipeline.bundle.manifest),
         loop=sample.loop_seconds,
         engines=sample.engine_seconds,
         total=time.perf_counter() - start,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from flowblending import UsageError
 from flowblending.engine.manifest import Manifest
 from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, VAE
+from flowblending.runtime.cost import flops_at
 from flowblending.runtime.program import Program
 from flowblending.runtime.schedule import StageSchedule
 
@@ -85,7 +86,9 @@ def allowance(text: str, manifest: Manifest, program: Program, seconds: Mapping[
     value, in_seconds = read_budget(text)
     steps = len(program.steps)
     if not in_seconds:
-        return Allowance(share=value, seconds=None, small_steps=small_steps(steps, small_cost(manifest), value))
+        return Allowance(
+            share=value, seconds=None, small_steps=small_steps(steps, small_cost(manifest, program.latent_shape), value)
+        )
     for model in (LARGE, SMALL):
         if model not in seconds:
             raise UsageError(
@@ -105,12 +108,10 @@ def allowance(text: str, manifest: Manifest, program: Program, seconds: Mapping[
     return Allowance(share=share, seconds=value, small_steps=count)
 
 
-def small_cost(manifest: Manifest) -> float:
+def small_cost(manifest: Manifest, latent_shape: Sequence[int]) -> float:
     """What a step of the small model costs, as a share of the large one's, in operations."""
-    large, small = (manifest.components[name].flops for name in (LARGE, SMALL))
-    assert large is not None  # a manifest says so of both
-    assert small is not None
-    return small.total / large.total
+    tokens = manifest.pipeline.tokens(latent_shape)
+    return flops_at(manifest, SMALL, tokens) / flops_at(manifest, LARGE, tokens)
 
 
 def small_steps(steps: int, small_cost: float, budget: float) -> int:

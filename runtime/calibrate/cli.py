@@ -42,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
         help="one prompt a line, or one JSON object a line with prompt, seed, ...",
     )
     how = parser.add_argument_group("how to sample")
+    how.add_argument("--size", metavar="WxH", help="of the videos (default: the bundle's first)")
+    how.add_argument("--frames", type=int, metavar="N", help="of the videos (default: the bundle's first)")
     how.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the family's)")
     how.add_argument("--guidance", type=float, metavar="G", help="guidance scale (default: the family's)")
     how.add_argument("--solver", choices=("unipc", "dpm++", "euler"), help="(default: the family's)")
@@ -204,6 +206,8 @@ def _defaults(arguments: argparse.Namespace) -> Job:
     return Job(
         prompt="",
         seed=arguments.seed,
+        size=arguments.size,
+        frames=arguments.frames,
         steps=arguments.steps,
         guidance=arguments.guidance,
         solver=arguments.solver,
@@ -225,7 +229,7 @@ def _allowance(arguments: argparse.Namespace, bundle: Bundle, job: Job) -> Allow
     from flowblending.runtime.place import device_kind
 
     program = compile_job(dataclasses.replace(job, schedule="LLL", cache="off"), bundle.manifest)
-    timings = Timings(bundle.manifest.id, device_kind(arguments.device, bundle.manifest))
+    timings = Timings(bundle.manifest.id, device_kind(arguments.device, bundle.manifest), program.latent_shape)
     return allowance(arguments.budget, bundle.manifest, program, timings.read())
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowblending import UsageError
+from flowblending.engine.geometry import geometry_of
 from flowblending.engine.manifest import Manifest
 from flowblending.runtime.jobs import Job, Line, compile_job, parse_jobs, plain_jobs, read_prompt_file
 
@@ -38,8 +39,8 @@ def check_jobs(lines: Sequence[Line], path: Path, manifest: Manifest) -> list[Jo
     """The jobs of a prompt file, which must share all but prompt and seed, so that steps can be compared.
 
     Raises:
-        UsageError: a line is no job, or differs from the first in its steps, solver or guidance; or a model of the
-            bundle was distilled to steps of its own, at which the other one cannot be compared with it.
+        UsageError: a line is no job, or differs from the first in its size, steps, solver or guidance; or a model of
+            the bundle was distilled to steps of its own, at which the other one cannot be compared with it.
     """
     for name, component in manifest.components.items():
         if component.sampling is not None:
@@ -51,7 +52,8 @@ def check_jobs(lines: Sequence[Line], path: Path, manifest: Manifest) -> list[Jo
     first = None
     for line, job in zip(lines, jobs, strict=True):
         program = compile_job(dataclasses.replace(job, schedule="LLL", cache="off"), manifest)
-        found = f"{len(program.steps)} steps of {program.solver} with guidance {program.guidance:g}"
+        video = geometry_of(manifest.pipeline, program.latent_shape)
+        found = f"{len(program.steps)} steps of {program.solver} with guidance {program.guidance:g} for {video}"
         first = first or found
         if found != first:
             raise UsageError(

@@ -43,7 +43,7 @@ from flowblending.runtime.calibrate.measure import (
 from flowblending.runtime.calibrate.under_budget import Propagation, by_divergence, by_propagation
 from flowblending.runtime.calibrate.walk import Walk
 from flowblending.runtime.calibrate.work import Work
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import Job, compile_job, job_geometry
 from flowblending.runtime.measures.networks import Frames
 from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
@@ -285,7 +285,8 @@ class Calibrator:
         return Walk.open(self.pipeline, job, self.console.warn)
 
     def _noise(self, job: Job) -> Latents:
-        return self.pipeline.noise(TorchNormal(job.seed))
+        shape = job_geometry(job, self.pipeline.bundle.manifest).latent_shape
+        return TorchNormal(job.seed).normal((1, *shape))
 
     def _decoder(self, job: Job) -> Callable[[Latents], Frames]:
         return lambda latents: self.pipeline.pixels(latents, job.seed)

@@ -36,7 +36,6 @@ class Walk:
         programs: all-large and all-small, of the same noise levels, solver and guidance, without a step cache.
         engines: of both models.
         device: where they are.
-        shape: of the latents, [1, C, F, H, W].
         conditions: per branch; their memory must live as long as this.
         signals: by model, what TeaCache looks at; none unless the bundle can compute it.
 
@@ -50,7 +49,6 @@ class Walk:
         programs: Mapping[str, Program],
         engines: Mapping[str, Engine],
         device: Device,
-        shape: tuple[int, ...],
         conditions: Conditions,
         signals: Mapping[str, Signal] | None = None,
     ) -> None:
@@ -62,7 +60,7 @@ class Walk:
         self.signals = signals or {}
         self._device = device
         joined = dataclasses.replace(large, steps=(*large.steps, *small.steps))
-        self._binding = bind(joined, engines, device, shape, conditions)
+        self._binding = bind(joined, engines, device, conditions)
         self._bound = {LARGE: self._binding.steps[: self.steps], SMALL: self._binding.steps[self.steps :]}
         runs = [each for each in joined.instructions() if isinstance(each, Run)]
         self._velocities = {branch: slot for run in runs for branch, slot in zip(run.branches, run.out, strict=True)}
@@ -84,7 +82,6 @@ class Walk:
             programs=programs,
             engines={model: pipeline.engine(model) for model in programs},
             device=pipeline.device,
-            shape=(1, *pipeline.bundle.manifest.geometry.latent_shape),
             conditions=pipeline.encode(job, programs[LARGE], warn),
             signals=open_signals(pipeline.bundle, pipeline.threads),
         )

@@ -27,7 +27,7 @@ from flowblending.runtime.compare.notes import busy_note, calibration_notes, for
 from flowblending.runtime.compare.report import Case, Clip, Divergence, Report, Run, Values, in_use
 from flowblending.runtime.compare.runs import Way
 from flowblending.runtime.compare.scoring import Asked, Scorer
-from flowblending.runtime.jobs import Job
+from flowblending.runtime.jobs import Job, job_geometry
 from flowblending.runtime.measures.similarity import psnr_of
 
 Scores = Mapping[str, Mapping[str, float]]
@@ -59,7 +59,7 @@ def of_runs(
         distances: of each run's videos as a set, by its label and the set scorer's key.
     """
     first = {way.label: [each.figures[way.label] for each in made if way.label in each.figures] for way in ways}
-    geometry, every = manifest.geometry, [figures for found in first.values() for figures in found]
+    geometry, every = job_geometry(made[0].job, manifest), [figures for found in first.values() for figures in found]
     frame_rates = {each.job.frame_rate or manifest.pipeline.frame_rate for each in made}
     facts = (
         ("bundle", f"{manifest.id} ({manifest.pipeline.family})"),
@@ -101,7 +101,7 @@ def of_runs(
             *calibration_notes(manifest, ways, divergence),
             "PSNR and SSIM are of the decoded 8-bit frames before they are compressed. A PSNR of runs that equal the "
             "reference on some prompts is the mean over the others.",
-            *trail_note(manifest),
+            *trail_note(geometry),
         ),
         frame_rate=min(frame_rates, default=manifest.pipeline.frame_rate),
         sets=distances or {},

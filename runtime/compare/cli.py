@@ -46,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
         "--videos", type=Path, nargs="+", metavar="FILE", help="compare these videos with the first of them instead"
     )
     how = parser.add_argument_group("how to sample, for all alike")
+    how.add_argument("--size", metavar="WxH", help="of the videos (default: the bundle's first)")
+    how.add_argument("--frames", type=int, metavar="N", help="of the videos (default: the bundle's first)")
     how.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the family's)")
     how.add_argument("--guidance", type=float, metavar="G", help="guidance scale (default: the family's)")
     how.add_argument("--solver", choices=("unipc", "dpm++", "euler"), help="(default: the family's)")
@@ -85,8 +87,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 _OF_RUNS = (
-    *("prompts", "schedules", "caches", "steps", "guidance", "solver", "negative_prompt", "seed", "frame_rate"),
-    *("vbench", "threads"),
+    *("prompts", "schedules", "caches", "size", "frames", "steps", "guidance", "solver", "negative_prompt", "seed"),
+    *("frame_rate", "vbench", "threads"),
 )
 """Options that mean nothing for existing videos."""
 
@@ -163,7 +165,7 @@ def _planned(arguments: argparse.Namespace, bundle: Bundle) -> tuple[list[Job], 
     from flowblending.runtime.compare.figures import VIDEOS
     from flowblending.runtime.compare.layout import check_names
     from flowblending.runtime.compare.runs import check_jobs, parse_ways, prompts_of
-    from flowblending.runtime.jobs import read_jobs
+    from flowblending.runtime.jobs import job_geometry, read_jobs
     from flowblending.runtime.schedule import AUTO
     from flowblending.runtime.video import check_output
 
@@ -179,7 +181,7 @@ def _planned(arguments: argparse.Namespace, bundle: Bundle) -> tuple[list[Job], 
     ways = parse_ways(schedules, "off" if arguments.caches is None else arguments.caches)
     jobs = prompts_of(read_jobs(arguments.prompts, _job(arguments)), arguments.prompts)
     check_jobs(jobs, ways, bundle.manifest)
-    geometry = bundle.manifest.geometry
+    geometry = job_geometry(jobs[0], bundle.manifest)
     check_output(out / VIDEOS / "any.mp4", width=geometry.width, height=geometry.height)
     if arguments.fvd is not None and len(jobs) < 2:
         raise UsageError(
@@ -197,6 +199,8 @@ def _job(arguments: argparse.Namespace) -> Job:
         prompt="",
         negative_prompt=arguments.negative_prompt,
         seed=arguments.seed or 0,
+        size=arguments.size,
+        frames=arguments.frames,
         steps=arguments.steps,
         guidance=arguments.guidance,
         solver=arguments.solver,

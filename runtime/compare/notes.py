@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from flowblending.engine.manifest import Manifest
+from flowblending.engine.manifest import Geometry, Manifest
 from flowblending.runtime.compare.existing import Video
 from flowblending.runtime.compare.report import Divergence
 from flowblending.runtime.compare.runs import Way
@@ -72,9 +72,9 @@ def busy_note(seconds: Sequence[Mapping[str, float]], machine: str) -> list[str]
     ]
 
 
-def trail_note(manifest: Manifest) -> list[str]:
+def trail_note(geometry: Geometry) -> list[str]:
     """What the cosines by step are of."""
-    size = math.prod(manifest.geometry.latent_shape)
+    size = math.prod(geometry.latent_shape)
     if size <= TRAIL:
         return []
     return [f"The cosines by step are of {TRAIL} of the latents' {size} numbers, the same ones for all runs."]

@@ -14,7 +14,7 @@ from pathlib import Path
 from flowblending import UsageError
 from flowblending.engine.manifest import Manifest
 from flowblending.runtime.cache.parse import OFF
-from flowblending.runtime.jobs import Job, Line, calibrated_schedule, compile_job, plain_jobs
+from flowblending.runtime.jobs import Job, Line, calibrated_schedule, compile_job, job_geometry, plain_jobs
 from flowblending.runtime.schedule import AUTO
 
 REFERENCE = "LLL"
@@ -89,13 +89,17 @@ def check_jobs(jobs: Sequence[Job], ways: Sequence[Way], manifest: Manifest) -> 
     """Compile everything before anything runs.
 
     Raises:
-        UsageError: a prompt's options, a schedule or a cache make no program on this bundle.
+        UsageError: a prompt's options, a schedule or a cache make no program on this bundle, or the prompts ask for
+            videos of different sizes.
     """
     for job, way in itertools.product(jobs, ways):
         try:
             compile_job(way.job(job), manifest)
         except UsageError as error:
             raise UsageError(f"{way.label}: {error}") from None
+    sizes = dict.fromkeys(str(job_geometry(job, manifest)) for job in jobs)
+    if len(sizes) > 1:
+        raise UsageError(f"The prompts ask for videos of {' and of '.join(sizes)}; compare one size at a time.")
 
 
 def file_stem(job: Job, way: Way, manifest: Manifest, place: str) -> str:

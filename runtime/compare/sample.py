@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def sample(
     pipeline.device.close()  # waits, so that the encoder's time is not the sampling's
     text = time.perf_counter() - start
     trajectory = pipeline.prepare(program, conditions)
-    noise = pipeline.noise(TorchNormal(job.seed))
+    noise = TorchNormal(job.seed).normal((1, *program.latent_shape))
     chosen = trail_indices(noise.size)
     trail = np.empty((len(program.steps), len(chosen)), np.float32)
     # What was called is counted, since a cache may decide while the program runs.
@@ -98,7 +99,7 @@ def sample(
             "wall": wall,
             "processor": processor,
         },
-        flops=flops_of(result.calls, pipeline.bundle.manifest),
+        flops=flops_of(result.calls, program, pipeline.bundle.manifest),
         computed=marks,
         metadata=video_metadata(pipeline, job, program),
     )
@@ -123,9 +124,9 @@ def warm_up(pipeline: Pipeline, job: Job, *, both: bool, warn: Callable[[str], N
         job: any; its prompt is used.
         both: whether the small model will run too.
     """
-    brief = Job(prompt=job.prompt, steps=2, schedule="L1 S1" if both else "L2", frame_rate=job.frame_rate)
+    brief = dataclasses.replace(job, seed=0, steps=2, schedule="L1 S1" if both else "L2", cache="off")
     made = sample(pipeline, brief, warn=warn, on_step=lambda _done, _of: None)
     generator = TorchNormal(brief.seed)
-    pipeline.noise(generator)
+    generator.normal(made.latents.shape)
     for _ in pipeline.decode(pipeline.device.upload(made.latents), generator):
         pass

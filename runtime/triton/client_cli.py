@@ -33,6 +33,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what the video shows")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what it should not show")
     parser.add_argument("--seed", type=int, help="of the noise (default: 0)")
+    parser.add_argument("--size", metavar="WxH", help="of the video, if the bundle has several (default: its first)")
+    parser.add_argument("--frames", type=int, metavar="N", help="of the video, likewise")
     parser.add_argument("--latents", type=Path, metavar="FILE", help="initial latents (.npy, fp32 [B, C, F, H, W])")
     parser.add_argument("--steps", type=int, metavar="N", help="sampling steps")
     parser.add_argument("--schedule", metavar="S", help='LSL, LLL, ... or "L20 S20 L10" (default: the bundle\'s)')
@@ -119,12 +121,14 @@ def _inputs(arguments: argparse.Namespace) -> Arrays:
     results = [MP4 if arguments.out.suffix == ".mp4" else FRAMES]
     if arguments.save_latents is not None:
         results.append(LATENTS)
-    texts = {name: getattr(arguments, name) for name in ("prompt", "negative_prompt", "schedule", "solver", "cache")}
+    texts = {
+        name: getattr(arguments, name) for name in ("prompt", "negative_prompt", "size", "schedule", "solver", "cache")
+    }
     given: dict[str, npt.NDArray[np.generic]] = {
         name: np.array([text.encode()], np.object_) for name, text in texts.items() if text is not None
     }
     given["result"] = np.array([each.encode() for each in results], np.object_)
-    types = {"seed": np.int64, "steps": np.int32, "guidance": np.float64, "frame_rate": np.float64}
+    types = {"seed": np.int64, "frames": np.int32, "steps": np.int32, "guidance": np.float64, "frame_rate": np.float64}
     for name, kind in types.items():
         if (value := getattr(arguments, name)) is not None:
             given[name] = _number(name, value, np.dtype(kind))

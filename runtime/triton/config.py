@@ -71,8 +71,8 @@ def video_config(name: str, manifest: Manifest, queue: QueuePolicy, place: Place
         "model_transaction_policy { decoupled: true }",
         *_queue(queue),
         *_instances(kind, place.gpus),
-        *_ports("input", inputs(manifest.geometry)),
-        *_ports("output", outputs(manifest.geometry)),
+        *_ports("input", inputs(manifest)),
+        *_ports("output", outputs(manifest)),
         *(
             f"parameters {{ key: {_text(key)} value {{ string_value: {_text(value)} }} }}"
             for key, value in parameters.items()
@@ -80,10 +80,17 @@ def video_config(name: str, manifest: Manifest, queue: QueuePolicy, place: Place
     )
 
 
-def plan_config(name: str, component: Component, place: Placement) -> str:
+def plan_config(name: str, component: Component, place: Placement, profiles: int) -> str:
     """The configuration of one TensorRT plan, for those who write the sampling loop themselves.
 
     A plan runs on the architecture that it was compiled for, so it is named for that one and there is no default.
+    Triton takes the optimization profile that fits a request best, of those that are listed; of none, the first alone.
+
+    Args:
+        name: of the model.
+        component: whose plan it is.
+        place: where it runs.
+        profiles: how many the plan has.
     """
     spec = component.spec
     files = {target.removeprefix("sm"): f"{target}.plan" for target in component.targets}
@@ -94,7 +101,7 @@ def plan_config(name: str, component: Component, place: Placement) -> str:
             f"cc_model_filenames {{ key: {_text(f'{number[:-1]}.{number[-1]}')} value: {_text(file)} }}"
             for number, file in files.items()
         ),
-        *_instances("KIND_GPU", place.gpus),
+        *_instances("KIND_GPU", place.gpus, profiles),
         *_ports("input", map(_port, spec.inputs)),
         *_ports("output", map(_port, spec.outputs)),
     )
@@ -134,8 +141,10 @@ def _queue(queue: QueuePolicy) -> Iterable[str]:
     yield "}"
 
 
-def _instances(kind: str, gpus: Sequence[int]) -> Iterable[str]:
+def _instances(kind: str, gpus: Sequence[int], profiles: int = 1) -> Iterable[str]:
     where = f" gpus: [ {', '.join(map(str, gpus))} ]" if gpus else ""
+    if profiles > 1:
+        where += f" profile: [ {', '.join(_text(str(index)) for index in range(profiles))} ]"
     yield f"instance_group [ {{ count: 1 kind: {kind}{where} }} ]"
 
 

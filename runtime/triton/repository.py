@@ -18,6 +18,7 @@ from pathlib import Path
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.bundle import Bundle
+from flowblending.engine.geometry import shape_profiles
 from flowblending.engine.manifest import MANIFEST
 from flowblending.export.spec import LARGE, SMALL
 from flowblending.runtime.triton.config import MARK, Placement, QueuePolicy, plan_config, video_config
@@ -73,6 +74,7 @@ def plan_models(name: str, bundle: Bundle, place: Placement) -> list[Model]:
     models = []
     for part in (LARGE, SMALL):
         component = bundle.manifest.components[part]
+        profiles = len(shape_profiles(part, bundle.manifest.pipeline, bundle.manifest.profiles))
         if component.backend != "tensorrt":
             raise UsageError(
                 f"--plans was given, but {part} in {bundle.folder} is an engine of {component.backend}, which Triton "
@@ -81,7 +83,7 @@ def plan_models(name: str, bundle: Bundle, place: Placement) -> list[Model]:
         models.append(
             Model(
                 name=f"{name}_{part}",
-                config=plan_config(f"{name}_{part}", component, place),
+                config=plan_config(f"{name}_{part}", component, place, profiles),
                 texts={},
                 links={f"{MODEL_VERSION}/{target}.plan": bundle.path(part) for target in component.targets},
             )

@@ -42,7 +42,7 @@ def read_request(arrays: Arrays, manifest: Manifest) -> Request:
     Raises:
         UsageError: an input is unknown, missing or of another shape, or a value that no request may have.
     """
-    ports = {port.name: port for port in inputs(manifest.geometry)}
+    ports = {port.name: port for port in inputs(manifest)}
     for name, array in arrays.items():
         if name not in ports:
             raise UsageError(f"Unknown input {name!r}; known are {', '.join(ports)}.")
@@ -60,6 +60,8 @@ def read_request(arrays: Arrays, manifest: Manifest) -> Request:
         prompt=prompt,
         negative_prompt=values.text("negative_prompt"),
         seed=values.whole("seed") or 0,
+        size=values.text("size"),
+        frames=values.whole("frames"),
         steps=steps,
         schedule=values.text("schedule") or "auto",
         guidance=values.number("guidance"),

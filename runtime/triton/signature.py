@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from flowblending.engine.manifest import Geometry
+    from flowblending.engine.manifest import Manifest
 
 MP4: Final = "mp4"
 MP4_BASE64: Final = "mp4-base64"
@@ -54,7 +55,7 @@ class Port:
     optional: bool = False
 
 
-def inputs(geometry: Geometry) -> tuple[Port, ...]:
+def inputs(manifest: Manifest) -> tuple[Port, ...]:
     """A job (see `runtime.jobs.Job`), the initial latents in place of the seed's noise, and what to answer.
 
     ``result`` is one or more of ``RESULTS``; ``progress`` false leaves out the responses before the last.
@@ -64,6 +65,8 @@ def inputs(geometry: Geometry) -> tuple[Port, ...]:
         Port(name="prompt", dtype=STRING),
         Port(name="negative_prompt", dtype=STRING, optional=True),
         Port(name="seed", dtype="int64", optional=True),
+        Port(name="size", dtype=STRING, optional=True),
+        Port(name="frames", dtype="int32", optional=True),
         Port(name="steps", dtype="int32", optional=True),
         Port(name="schedule", dtype=STRING, optional=True),
         Port(name="guidance", dtype="float64", optional=True),
@@ -71,13 +74,13 @@ def inputs(geometry: Geometry) -> tuple[Port, ...]:
         Port(name="solver", dtype=STRING, optional=True),
         Port(name="frame_rate", dtype="float64", optional=True),
         Port(name="cache", dtype=STRING, optional=True),
-        Port(name="latents", dtype="float32", shape=(1, *geometry.latent_shape), optional=True),
+        Port(name="latents", dtype="float32", shape=(1, *_latents(manifest)), optional=True),
         Port(name="result", dtype=STRING, shape=(-1,), optional=True),
         Port(name="progress", dtype="bool", optional=True),
     )
 
 
-def outputs(geometry: Geometry) -> tuple[Port, ...]:
+def outputs(manifest: Manifest) -> tuple[Port, ...]:
     """Of a step: ``step`` (from 1), ``steps``, ``stage`` and ``seconds``. Of the last response: what was asked for.
 
     ``report`` comes with the last response: the schedule, seconds by stage and warnings as JSON.
@@ -88,7 +91,22 @@ def outputs(geometry: Geometry) -> tuple[Port, ...]:
         Port(name="stage", dtype=STRING),
         Port(name="seconds", dtype="float64"),
         Port(name="video", dtype=STRING),
-        Port(name="frames", dtype="uint8", shape=(geometry.frames, geometry.height, geometry.width, 3)),
-        Port(name="latents", dtype="float32", shape=(1, *geometry.latent_shape)),
+        Port(name="frames", dtype="uint8", shape=(*_pixels(manifest), 3)),
+        Port(name="latents", dtype="float32", shape=(1, *_latents(manifest))),
         Port(name="report", dtype=STRING),
     )
+
+
+def _latents(manifest: Manifest) -> tuple[int, ...]:
+    """[C, F, H, W], as far as all videos of the bundle have them in common."""
+    return _common(end.latent_shape for each in manifest.profiles for end in (each.min, each.max))
+
+
+def _pixels(manifest: Manifest) -> tuple[int, ...]:
+    """[F, H, W], likewise."""
+    ends = (end for each in manifest.profiles for end in (each.min, each.max))
+    return _common((end.frames, end.height, end.width) for end in ends)
+
+
+def _common(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*shapes, strict=True))

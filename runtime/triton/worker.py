@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from flowblending.engine.geometry import geometry_of
 from flowblending.export.spec import TEXT_ENCODER, VAE
 from flowblending.runtime.binding import Conditions
 from flowblending.runtime.generate import Clock, video_metadata
@@ -65,11 +66,11 @@ def answer(pipeline: Pipeline, arrays: Arrays, respond: Respond, cancelled: Call
 
     with clock.measure("total"), scratch() as folder:
         noise = TorchNormal(request.job.seed)
-        given = None if request.latents is None else pipeline.check_latents(request.latents)
-        initial = pipeline.noise(noise) if given is None else given
+        given = None if request.latents is None else pipeline.check_latents(request.latents, program.latent_shape)
+        initial = noise.normal((1, *program.latent_shape)) if given is None else given
         metadata = video_metadata(pipeline, request.job, program, given)
         # Opened before the long work, so that what keeps a video from being written is known before it.
-        with _writers(pipeline, request, metadata, Path(folder)) as writers:
+        with _writers(pipeline, request, program, metadata, Path(folder)) as writers:
             with clock.measure(TEXT_ENCODER):
                 conditions = pipeline.encode(request.job, program, warnings.append)
             sample = _sample(pipeline, program, initial, conditions, on_step)
@@ -116,14 +117,16 @@ def _step(event: StepEvent) -> Arrays:
 
 
 @contextmanager
-def _writers(pipeline: Pipeline, request: Request, metadata: Metadata, folder: Path) -> Iterator[list[VideoWriter]]:
+def _writers(
+    pipeline: Pipeline, request: Request, program: Program, metadata: Metadata, folder: Path
+) -> Iterator[list[VideoWriter]]:
     """What takes the decoded frames: none where only the latents were asked for."""
     names = []
     if {MP4, MP4_BASE64} & set(request.results):
         names.append(_VIDEO)
     if FRAMES in request.results:
         names.append(_FRAMES)
-    geometry = pipeline.bundle.manifest.geometry
+    geometry = geometry_of(pipeline.bundle.manifest.pipeline, program.latent_shape)
     with ExitStack() as stack:
         yield [
             stack.enter_context(

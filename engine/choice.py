@@ -1,0 +1,97 @@
+"""Which of a bundle's videos a run makes, and the nearest that it could make instead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from flowblending import UsageError
+from flowblending.engine.geometry import geometry_of, parse_size, plan_geometry, size_steps
+from flowblending.engine.manifest import Geometry, Manifest, VideoProfile
+from flowblending.export.spec import PipelineSpec
+
+
+def choose_geometry(manifest: Manifest, size: str | None, frames: int | None) -> Geometry:
+    """The geometry of a run.
+
+    Args:
+        manifest: of the bundle.
+        size: ``832x480``; None takes the default's, or what is nearest to it with these frames.
+        frames: of the video; None likewise.
+
+    Raises:
+        UsageError: the bundle was built for no such video; the message names the nearest that it makes.
+    """
+    default = manifest.geometry
+    width, height = (None, None) if size is None else parse_size(size)
+    asked = (width, height, frames)
+    wanted = tuple(
+        usual if value is None else value
+        for value, usual in zip(asked, (default.width, default.height, default.frames), strict=True)
+    )
+    near = _nearest(manifest, asked, wanted)
+    if _distance(asked, near) == 0:
+        return near
+    words = [f"size {width}x{height}"] if size is not None else []
+    words += [f"{frames} frames"] if frames is not None else []
+    text, verb = " and ".join(words), "was" if frames is None else "were"
+    raise UsageError(
+        f"{text[0].upper()}{text[1:]} {verb} asked for, but this bundle makes {listed(manifest)}; "
+        f"the nearest is --size {near.size} --frames {near.frames}."
+    )
+
+
+def check_latent_shape(manifest: Manifest, latent_shape: Sequence[int]) -> Geometry:
+    """The geometry of the video that latents become.
+
+    Args:
+        manifest: of the bundle.
+        latent_shape: [C, F, H, W].
+
+    Raises:
+        UsageError: the bundle makes no such video.
+    """
+    if not any(profile.holds(latent_shape) for profile in manifest.profiles):
+        raise UsageError(
+            f"Latents of shape {list(latent_shape)} were given, but this bundle makes {listed(manifest)}, "
+            f"from latents of shape {' or '.join(map(_shapes, manifest.profiles))}; give such latents."
+        )
+    return geometry_of(manifest.pipeline, latent_shape)
+
+
+def listed(manifest: Manifest) -> str:
+    """The videos of a bundle, in words."""
+    text = " or ".join(map(str, manifest.profiles))
+    if all(each.min == each.max for each in manifest.profiles):
+        return text
+    wide, high = size_steps(manifest.pipeline)
+    return f"{text}, in steps of {wide}x{high} pixels and {manifest.pipeline.temporal_factor} frames"
+
+
+def _shapes(profile: VideoProfile) -> str:
+    ends = dict.fromkeys((profile.min.latent_shape, profile.max.latent_shape))
+    return " to ".join(str(list(shape)) for shape in ends)
+
+
+def _nearest(manifest: Manifest, asked: Sequence[int | None], wanted: Sequence[int]) -> Geometry:
+    """What is nearest in what was asked for, and then in the rest."""
+    found = [_within(manifest.pipeline, profile, wanted) for profile in manifest.profiles]
+    return min(found, key=lambda each: (_distance(asked, each), _distance(wanted, each)))
+
+
+def _within(pipeline: PipelineSpec, profile: VideoProfile, wanted: Sequence[int]) -> Geometry:
+    """The geometry of a profile that is nearest to a width, a height and a number of frames."""
+    low, high = profile.min, profile.max
+    ends = ((low.width, high.width), (low.height, high.height), (low.frames, high.frames))
+    steps = (*size_steps(pipeline), pipeline.temporal_factor)
+    width, height, frames = (
+        least + round((min(max(value, least), most) - least) / step) * step
+        for value, (least, most), step in zip(wanted, ends, steps, strict=True)
+    )
+    return plan_geometry(pipeline, (width, height), frames)
+
+
+def _distance(asked: Sequence[int | None], geometry: Geometry) -> float:
+    """How far a geometry is from width, height and frames: by how many powers of e, added up."""
+    values = zip(asked, (geometry.width, geometry.height, geometry.frames), strict=True)
+    return sum(abs(math.log(max(value, 1) / found)) for value, found in values if value is not None)

@@ -1,0 +1,97 @@
+"""Which of a bundle's videos a run makes."""
+
+from __future__ import annotations
+
+import pytest
+
+from flowblending import UsageError
+from flowblending.engine.choice import check_latent_shape, choose_geometry
+from flowblending.engine.geometry import plan_profiles
+from flowblending.engine.manifest import Manifest
+from flowblending.runtime.jobs import Job, compile_job
+from tests import manifests
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return manifests.write(tmp_path_factory.mktemp("choice") / "bundle")
+
+
+def bundle(plain: Manifest, sizes: str, frames: str) -> Manifest:
+    return plain.model_copy(update={"profiles": plan_profiles(plain.pipeline, sizes, frames)})
+
+
+SEVERAL = ("832x480,480x832,1280x720", "81,49")
+RANGE = ("480x288..832x480", "17..81")
+
+
+@pytest.mark.parametrize(
+    ("built", "size", "frames", "expected"),
+    [
+        (SEVERAL, None, None, "832x480, 81 frames"),
+        (SEVERAL, "480x832", None, "480x832, 81 frames"),
+        (SEVERAL, None, 49, "832x480, 49 frames"),
+        (SEVERAL, "1280X720", 49, "1280x720, 49 frames"),
+        (RANGE, None, None, "832x480, 81 frames"),
+        (RANGE, "640x352", None, "640x352, 81 frames"),
+        (RANGE, None, 21, "832x480, 21 frames"),
+        (("64x64..128x128..192x192", "9"), None, None, "128x128, 9 frames"),
+        # What is not asked for is taken from what there is.
+        (("64x64", "9..17..33"), "64x64", None, "64x64, 17 frames"),
+    ],
+)
+def test_what_was_built_is_made(
+    plain: Manifest, built: tuple[str, str], size: str | None, frames: int | None, expected: str
+) -> None:
+    manifest = bundle(plain, *built)
+    assert str(choose_geometry(manifest, size, frames)) == expected
+    program = compile_job(Job(prompt="x", size=size, frames=frames, steps=2), manifest)
+    assert program.latent_shape == choose_geometry(manifest, size, frames).latent_shape
+
+
+def test_only_some_pairs_of_sizes_and_frames(plain: Manifest) -> None:
+    """A manifest may hold less than every size with every number of frames."""
+    profiles = (*plan_profiles(plain.pipeline, "64x64", "9"), *plan_profiles(plain.pipeline, "96x64", "17"))
+    manifest = plain.model_copy(update={"profiles": profiles})
+    assert str(choose_geometry(manifest, "96x64", None)) == "96x64, 17 frames"
+    assert str(choose_geometry(manifest, None, 17)) == "96x64, 17 frames"
+    with pytest.raises(UsageError, match="nearest is --size 64x64 --frames 9"):
+        choose_geometry(manifest, "64x64", 13)
+
+
+@pytest.mark.parametrize(
+    ("built", "size", "frames", "message"),
+    [
+        (
+            SEVERAL,
+            "640x480",
+            None,
+            "^Size 640x480 was asked for, .* 832x480, 81 frames or .* --size 832x480 --frames 81",
+        ),
+        (SEVERAL, "480x800", 53, "Size 480x800 and 53 frames .* nearest is --size 480x832 --frames 49"),
+        (SEVERAL, None, 5, r"^5 frames were asked for, .* nearest is --size 832x480 --frames 49\.$"),
+        (SEVERAL, None, 0, "nearest is --size 832x480 --frames 49"),
+        (SEVERAL, "2000x1000", None, "nearest is --size 1280x720 --frames 81"),
+        (RANGE, "1280x720", 121, "makes 480x288 to 832x480, 17 to 81 frames, .* --size 832x480 --frames 81"),
+        (RANGE, "650x350", 22, "in steps of 16x16 pixels and 4 frames; the nearest is --size 656x352 --frames 21"),
+        (RANGE, "300x500", 16, "nearest is --size 480x480 --frames 17"),
+        (RANGE, "large", None, "Size 'large' was given, but WIDTHxHEIGHT"),
+    ],
+)
+def test_the_nearest_is_named(
+    plain: Manifest, built: tuple[str, str], size: str | None, frames: int | None, message: str
+) -> None:
+    manifest = bundle(plain, *built)
+    with pytest.raises(UsageError, match=message) as refusal:
+        choose_geometry(manifest, size, frames)
+    if "nearest" in str(refusal.value):
+        words = str(refusal.value).rstrip(".").split()
+        near = choose_geometry(manifest, words[-3], int(words[-1]))
+        assert str(near) == f"{words[-3]}, {words[-1]} frames"
+
+
+def test_latents_tell_their_video(plain: Manifest) -> None:
+    manifest = bundle(plain, *RANGE)
+    assert str(check_latent_shape(manifest, (16, 6, 40, 70))) == "560x320, 21 frames"
+    with pytest.raises(UsageError, match=r"\[16, 5, 36, 60\] to \[16, 21, 60, 104\]; give such latents"):
+        check_latent_shape(manifest, (16, 22, 40, 70))
