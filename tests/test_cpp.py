@@ -6,6 +6,7 @@ Where cmake, a compiler or nlohmann-json is missing, everything here is skipped 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import os
 import shutil
@@ -17,16 +18,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flowblending.engine.bundle import open_bundle
+from flowblending.engine.tensor import Tensor
+from flowblending.export.spec import LARGE, SMALL
 from flowblending.runtime import golden
 from flowblending.runtime.closed_form import CASES
+from flowblending.runtime.host import HostDevice
 from flowblending.runtime.jobs import Job
+from flowblending.runtime.pipeline import Pipeline
 from tests.conftest import Build
 from tests.required import unavailable
 
 pytestmark = [pytest.mark.slow, pytest.mark.embedding]
 
 CPP = Path(__file__).parents[1] / "runtime/cpp"
-CASE = "unipc-two-calls"
+CASE, OTHER = "unipc-two-calls", "unipc-another-size"
 
 
 def run(*command: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -129,16 +135,62 @@ def test_another_vector_is_told_apart(built: Built, closed_form: Path, tmp_path:
     assert f"after instruction {len(trace)}" in result.stderr
 
 
+def with_two_sizes(built_bundle: Path, folder: Path) -> Path:
+    """A bundle as one that also makes videos turned by a quarter and longer by a latent frame, and all between."""
+    shutil.copytree(built_bundle, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    own = manifest.pop("geometry")
+    channels, frames, height, width = own["latent_shape"]
+    turned = {
+        "width": own["height"],
+        "height": own["width"],
+        "frames": own["frames"] + manifest["pipeline"]["temporal_factor"],
+        "latent_shape": [channels, frames + 1, width, height],
+    }
+    ends = {
+        name: {
+            **{key: choose(own[key], turned[key]) for key in ("width", "height", "frames")},
+            "latent_shape": [choose(pair) for pair in zip(own["latent_shape"], turned["latent_shape"], strict=True)],
+        }
+        for name, choose in (("min", min), ("max", max))
+    }
+    manifest |= {"format": 2, "profiles": [{"opt": own, **ends}]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def turn(case: Path, bundle: Path) -> None:
+    """Write a golden case again for the other size of `with_two_sizes`, with noise of another kind."""
+    written = golden.Golden.read(case)
+    _, channels, frames, height, width = written.latents.shape
+    latents = np.random.default_rng(3).standard_normal((1, channels, frames + 1, width, height)).astype(np.float32)
+    pipeline = Pipeline(bundle=open_bundle(bundle), device=HostDevice())
+    try:
+        engines = {name: pipeline.engine(name) for name in (LARGE, SMALL)}
+        conditions = {
+            branch: {name: Tensor.of(array) for name, array in inputs.items()}
+            for branch, inputs in written.conditions.items()
+        }
+        np.save(case / "trace.npy", golden.trace(written.file.program, engines, latents, conditions))
+    finally:
+        pipeline.close()
+    np.save(case / "latents.npy", latents)
+    dataclasses.replace(written.file, latent_shape=latents.shape[1:]).write(case / "program.json")
+
+
 @pytest.mark.usefixtures("onnxruntime")
 @pytest.mark.parametrize("kind", ["wan", "ltx"])
 def test_onnxruntime_equals_the_golden_vectors(built: Built, build: Build, tmp_path: Path, kind: str) -> None:
-    bundle = build(kind).folder
-    golden.write_for_bundle(tmp_path / "case", bundle, Job(prompt="a cat", steps=4))
-    succeed(built.sanitized / "fb_golden", bundle, tmp_path / "case")
+    bundle, case = build(kind).folder, tmp_path / "case"
+    both = with_two_sizes(bundle, tmp_path / "bundle")
+    golden.write_for_bundle(case, bundle, Job(prompt="a cat", steps=4))
+    succeed(built.sanitized / "fb_golden", both, case)
+    turn(case, bundle)
+    succeed(built.sanitized / "fb_golden", both, case)
 
 
 def test_what_the_interface_promises(built: Built, closed_form: Path, tmp_path: Path) -> None:
-    succeed(built.sanitized / "fb_behaviour", closed_form / "bundle", closed_form / CASE, tmp_path)
+    succeed(built.sanitized / "fb_behaviour", closed_form / "bundle", closed_form / CASE, closed_form / OTHER, tmp_path)
 
 
 def test_mutated_files_are_refused(built: Built, closed_form: Path) -> None:
@@ -151,16 +203,17 @@ def test_mutated_files_are_refused(built: Built, closed_form: Path) -> None:
             text=True,
             env={**os.environ, "ASAN_OPTIONS": "allocator_may_return_null=1"},
         )
-        for case, seed in ((CASE, "1"), ("dpm-one-call", "2"))
+        for case, seed in ((CASE, "1"), (OTHER, "2"))
     ]
     for half in halves:
         output, _ = half.communicate(timeout=300)
         assert half.returncode == 0, output
         counts = dict(line.rsplit(" ", 1) for line in output.splitlines())
         assert sum(map(int, counts.values())) == 5000
-        # Mutations that are still valid, broken JSON, and valid JSON of a wrong kind: all were tried.
+        # Mutations that are still valid, broken JSON, valid JSON of a wrong kind, and sizes that the bundle does not
+        # make: all were tried.
         assert min(map(int, counts.values())) > 50
-        assert len(counts) == 3
+        assert len(counts) == 4
 
 
 OnStep = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_double, ctypes.c_void_p)
@@ -174,7 +227,7 @@ def library(built: Built) -> ctypes.CDLL:
     pointer, number, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
     library.fb_open.argtypes = [text, number]
     library.fb_bundle_id.argtypes = library.fb_close.argtypes = [pointer]
-    library.fb_latent_shape.argtypes = [pointer, pointer]
+    library.fb_latent_shape.argtypes = library.fb_sampler_latent_shape.argtypes = [pointer, pointer]
     library.fb_sampler_create.argtypes = [pointer, number, pointer, number]
     library.fb_sampler_load.argtypes = [pointer, text]
     library.fb_sampler_inputs.argtypes = library.fb_sampler_destroy.argtypes = [pointer]
@@ -203,7 +256,7 @@ def give_inputs(library: ctypes.CDLL, sampler: int, case: Path) -> int:
 
 
 def test_the_c_interface(library: ctypes.CDLL, closed_form: Path) -> None:
-    assert library.fb_abi_version() == 1
+    assert library.fb_abi_version() == 2
     bundle = library.fb_open(str(closed_form / "bundle").encode(), 1)
     assert bundle, library.fb_last_error()
     expected = np.load(closed_form / CASE / "trace.npy")[-1, 0]
@@ -239,6 +292,27 @@ def test_the_c_interface(library: ctypes.CDLL, closed_form: Path) -> None:
     assert told == [(index, 6, model) for index, model in enumerate([b"large"] * 2 + [b"small"] * 3 + [b"large"])]
     assert np.abs(latents[0] - expected).max() <= 1e-5 * np.abs(expected).max()
     library.fb_sampler_destroy(sampler)
+
+
+def test_another_size_through_the_c_interface(library: ctypes.CDLL, closed_form: Path) -> None:
+    bundle = library.fb_open(str(closed_form / "bundle").encode(), 0)
+    sampler = library.fb_sampler_create(bundle, 0, None, 0)
+    shape = (ctypes.c_int64 * 4)()
+    assert library.fb_sampler_latent_shape(sampler, shape) == 1
+    assert library.fb_last_error() == b"No program was loaded; call fb_sampler_load first."
+    assert library.fb_sampler_load(sampler, str(closed_form / OTHER / "program.json").encode()) == 0
+    assert library.fb_sampler_latent_shape(sampler, shape) == 0
+    expected = np.load(closed_form / OTHER / "trace.npy")[-1, 0]
+    assert tuple(shape) == expected.shape
+    assert library.fb_latent_shape(bundle, shape) == 0
+    assert tuple(shape) == np.load(closed_form / CASE / "latents.npy").shape[1:]
+    give_inputs(library, sampler, closed_form / OTHER)
+    noise = np.load(closed_form / OTHER / "latents.npy")
+    latents = np.full_like(noise, 7.0)
+    assert library.fb_sample(sampler, noise.ctypes.data, latents.ctypes.data, OnStep(), None) == 0
+    assert np.abs(latents[0] - expected).max() <= 1e-5 * np.abs(expected).max()
+    library.fb_sampler_destroy(sampler)
+    library.fb_close(bundle)
 
 
 def test_mistakes_through_the_c_interface(library: ctypes.CDLL, closed_form: Path, tmp_path: Path) -> None:
@@ -306,7 +380,8 @@ def test_the_example_equals_fb_run(built: Built, build: Build, tmp_path: Path) -
     program, inputs, final = tmp_path / "program.json", tmp_path / "inputs.safetensors", tmp_path / "final.npy"
     succeed(*fb_run, "--emit-program", program, "--emit-inputs", inputs)
     succeed(*fb_run, "--save-latents", final, "--out", tmp_path / "video.npy")
-    output = succeed(built.plain / "fb_sample", bundle, program, inputs, tmp_path / "latents.npy")
+    both = with_two_sizes(bundle, tmp_path / "bundle")
+    output = succeed(built.plain / "fb_sample", both, program, inputs, tmp_path / "latents.npy")
     assert [line.split()[1] for line in output.splitlines()] == [f"{step}/5" for step in range(1, 6)]
     expected, found = np.load(final), np.load(tmp_path / "latents.npy")
     assert found.dtype == expected.dtype
