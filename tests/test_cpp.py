@@ -102,7 +102,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, gathered: Gathered) -> Built
         # Unoptimised: it compiles in a third of the time, and hides nothing from the sanitizers.
         sanitized=compile_library(
             root / "sanitized",
-            ("fb_golden", "fb_behaviour", "fb_fuzz"),
+            ("fb_golden", "fb_behaviour", "fb_fuzz", "fb_plans"),
             CMAKE_CXX_FLAGS="-O0 -Werror",
             FLOWBLENDING_SANITIZE="ON",
             FLOWBLENDING_TESTS="ON",
@@ -214,6 +214,11 @@ def test_mutated_files_are_refused(built: Built, closed_form: Path) -> None:
         # make: all were tried.
         assert min(map(int, counts.values())) > 50
         assert len(counts) == 4
+
+
+def test_profiles_of_plans_are_switched_in_order(built: Built, tmp_path: Path) -> None:
+    """Against a stand-in for TensorRT; see its header."""
+    succeed(built.sanitized / "fb_plans", tmp_path)
 
 
 OnStep = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_double, ctypes.c_void_p)
