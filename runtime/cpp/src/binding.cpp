@@ -193,8 +193,8 @@ void check_engine(const std::string& model, const GraphSpec& spec, const Program
   };
   for (const TensorSpec& input : spec.inputs) {
     if ((input.name == "latents" && !fits(input, latents)) || (input.name == "timestep" && !fits(input, {1}))) {
-      fail(Code::bad_file, "Input ", input.name, " of engine ", model,
-           " is no float32 [batch, ...] of the size of ", where, "; build the bundle again.");
+      fail(Code::bad_file, "Input ", input.name, " of engine ", model, " is no float32 [batch, ...] of the size of ",
+           where, "; build the bundle again.");
     }
     for (std::size_t axis = 1; axis < input.shape.size(); ++axis) {
       if (input.shape[axis] == Dim("batch")) {
@@ -209,8 +209,8 @@ void check_engine(const std::string& model, const GraphSpec& spec, const Program
     }
   }
   if (spec.outputs.size() != 1 || spec.outputs[0].name != "velocity" || !fits(spec.outputs[0], latents)) {
-    fail(Code::bad_file, "Engine ", model,
-         " does not give one output velocity of the latents' shape in ", where, "; build the bundle again.");
+    fail(Code::bad_file, "Engine ", model, " does not give one output velocity of the latents' shape in ", where,
+         "; build the bundle again.");
   }
   if (spec.outputs[0].shape.front() != Dim("batch")) {
     fail(Code::bad_file, "Output velocity of engine ", model,

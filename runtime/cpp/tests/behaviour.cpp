@@ -1,56 +1,14 @@
 // What the public interface promises beside numbers: behaviour BUNDLE CASE OTHER SCRATCH
 //
 // CASE is of the bundle's default size, OTHER of another one of a profile that is a range.
-#include <cmath>
-#include <cstdio>
-#include <fstream>
 #include <limits>
 #include <stdexcept>
 
+#include "expect.hpp"
 #include "flowblending/files.hpp"
 #include "flowblending/flowblending.hpp"
 
 namespace fb = flowblending;
-
-static int faults = 0;
-
-static void expect(bool good, const std::string& what) {
-  if (good) return;
-  ++faults;
-  std::fprintf(stderr, "FAULT: %s\n", what.c_str());
-}
-
-// A refusal of a kind, whose message has these words.
-static void refused(const fb::Status& status, fb::Code code, const std::string& words) {
-  const std::string& message = status.message();
-  expect(status.code() == code && message.find(words) != std::string::npos,
-         "expected '" + words + "', got " + std::to_string(static_cast<int>(status.code())) + " '" + message + "'");
-}
-
-static void write(const std::string& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
-
-static std::string text_of(const std::string& path) {
-  std::ifstream stream(path, std::ios::binary);
-  return std::string(std::istreambuf_iterator<char>(stream), {});
-}
-
-// JSON without white space between its parts, so that it can be changed by text.
-static std::string compact(const std::string& path) {
-  std::string text;
-  bool quoted = false;
-  for (const char each : text_of(path)) {
-    if (each == '"') quoted = !quoted;
-    if (quoted || (each != ' ' && each != '\n')) text += each;
-  }
-  return text;
-}
-
-// `text` with the first occurrence of some words replaced.
-static std::string with(std::string text, const std::string& words, const std::string& others) {
-  const std::size_t found = text.find(words);
-  expect(found != std::string::npos, "'" + words + "' is there to be changed");
-  return found == std::string::npos ? text : text.replace(found, words.size(), others);
-}
 
 static void give_inputs(fb::Sampler& sampler, const std::string& folder) {
   for (const fb::InputInfo& input : sampler.inputs()) {
@@ -184,8 +142,7 @@ static void profiles(const std::string& bundle, const std::string& scratch) {
   refused(open(start, R"("profiles":[],"x":[)"), fb::Code::bad_file, "at profiles (at least one profile");
   refused(open(start, R"("geometry":[)"), fb::Code::bad_file, "at profiles (it is missing)");
   refused(open(start, R"("profiles":[{},)"), fb::Code::bad_file, "at profiles.0.min (it is missing)");
-  refused(open(largest, R"("latent_shape":[4,5,4])"), fb::Code::bad_file,
-          "at profiles.1.max.latent_shape (four sizes");
+  refused(open(largest, R"("latent_shape":[4,5,4])"), fb::Code::bad_file, "at profiles.1.max.latent_shape (four sizes");
   refused(open(largest, R"("latent_shape":[4,5,4,3])"), fb::Code::bad_file, "at profiles.1 (no size of min above");
   refused(open(largest, R"("latent_shape":[5,5,4,8])"), fb::Code::bad_file, "at profiles.1 (the same number");
   refused(open(R"("width":64,)", R"("width":31,)"), fb::Code::bad_file, "at profiles.1 (no size of min above");
@@ -242,7 +199,8 @@ static void files(const std::string& scratch) {
   };
   const std::string good_header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }";
   expect(npy_of(good_header, good_header.size(), "12345678").ok(), "a .npy is read");
-  refused(npy_of(good_header, good_header.size() + 9, "12345678").status(), fb::Code::bad_file, "ends inside its header");
+  refused(npy_of(good_header, good_header.size() + 9, "12345678").status(), fb::Code::bad_file,
+          "ends inside its header");
   refused(npy_of(good_header, good_header.size(), "1234567").status(), fb::Code::bad_file, "does not have the size");
   refused_npy("{}", "without a descr");
   refused_npy("{'descr': , 'fortran_order': False, 'shape': (2,), }", "without a descr");

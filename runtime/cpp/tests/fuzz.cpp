@@ -190,7 +190,10 @@ int main(int count, char** words) {
     }
     const bool text = message.find("is no valid JSON") != std::string::npos;
     const bool size = message.find("none of the bundle's profiles") != std::string::npos;
-    ++outcomes[status.ok() ? "accepted" : text ? "refused as text" : size ? "refused for its size" : "refused by a check"];
+    ++outcomes[status.ok() ? "accepted"
+               : text      ? "refused as text"
+               : size      ? "refused for its size"
+                           : "refused by a check"];
   }
   for (const auto& [outcome, times] : outcomes) std::printf("%s %ld\n", outcome.c_str(), times);
   return 0;

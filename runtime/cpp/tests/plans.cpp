@@ -3,23 +3,13 @@
 // The plan: `latents` [batch, 4, F, H, W] with three profiles, `text` [1, 3], which is in no profile, and `velocity`.
 #include <NvInferRuntime.h>
 
-#include <cstdio>
-#include <fstream>
-
 #include "engine.hpp"
+#include "expect.hpp"
 #include "failure.hpp"
 
 namespace fb = flowblending;
 using namespace fb::detail;
 using Journal = std::vector<std::string>;
-
-static int faults = 0;
-
-static void expect(bool good, const std::string& what) {
-  if (good) return;
-  ++faults;
-  std::fprintf(stderr, "FAULT: %s\n", what.c_str());
-}
 
 // What was noted since the last look.
 static void noted(const Journal& expected, const std::string& when) {
@@ -27,11 +17,6 @@ static void noted(const Journal& expected, const std::string& when) {
   for (const std::string& each : stand_in::journal) found += " '" + each + "'";
   expect(stand_in::journal == expected, when + " there was" + found);
   stand_in::journal.clear();
-}
-
-static void refused(const fb::Status& status, fb::Code code, const std::string& words) {
-  const std::string& message = status.message();
-  expect(status.code() == code && message.find(words) != std::string::npos, "expected '" + words + "', got " + message);
 }
 
 class Calls {
@@ -59,8 +44,8 @@ class Calls {
 
 // The calls that tell a context everything but its profile, for one shape of the latents.
 static Journal all(const std::string& latents) {
-  return {"shape latents " + latents, "shape text 1 3", "address latents", "address text", "address velocity",
-          "enqueue"};
+  return {"shape latents " + latents, "shape text 1 3", "address latents", "address text",
+          "address velocity",         "enqueue"};
 }
 
 static Journal after_profile(int profile, const std::string& latents) {
@@ -121,7 +106,7 @@ static void several_profiles(const std::string& path) {
 int main(int count, char** words) {
   if (count != 2) return 2;
   const std::string path = std::string(words[1]) + "/x.plan";
-  std::ofstream(path) << "a plan";
+  write(path, "a plan");
   stand_in::plan.inputs = {{"latents", {-1, 4, -1, -1, -1}}, {"text", {1, 3}}};
   stand_in::plan.output = {-1, 4, -1, -1, -1};
   one_profile(path);

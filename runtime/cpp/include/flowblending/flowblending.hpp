@@ -140,10 +140,10 @@ class Sampler {
   // Copies a condition in. Device and page-locked memory must stay until sample() has returned.
   Status set_input(const std::string& branch, const std::string& name, const TensorView& tensor) noexcept;
 
-  // From noise to latents, both float32 [1, C, F, H, W] of latent_shape(), on the host or on the sampler's device; they may be the same.
-  // Everything is enqueued on the stream, and nothing waits until the end; with a callback, enqueuing stays at most
-  // two steps ahead of the GPU, so that a cancel is heard. Returns when the latents are there. If it fails or is
-  // cancelled, `latents` is untouched, and the sampler may be used again.
+  // From noise to latents, both float32 [1, C, F, H, W] of latent_shape(), on the host or on the sampler's device; they
+  // may be the same. Everything is enqueued on the stream, and nothing waits until the end; with a callback, enqueuing
+  // stays at most two steps ahead of the GPU, so that a cancel is heard. Returns when the latents are there. If it
+  // fails or is cancelled, `latents` is untouched, and the sampler may be used again.
   Status sample(const float* noise, float* latents, const OnStep& on_step = nullptr) noexcept;
 
   Sampler(Sampler&&) noexcept;
