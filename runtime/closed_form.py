@@ -27,8 +27,15 @@ from flowblending.runtime.program_file import ProgramFile
 from flowblending.runtime.schedule import StageSchedule
 from flowblending.runtime.sigmas import sigma_grid
 
-LATENT = (4, 3, 2, 5)
-_GEOMETRY = {"width": 40, "height": 16, "frames": 9, "latent_shape": LATENT}
+Latent = tuple[int, int, int, int]
+
+LATENT: Latent = (4, 3, 2, 5)
+"""Of a video whose size nobody asked for."""
+
+SMALLEST: Latent = (4, 1, 2, 2)
+LARGEST: Latent = (4, 5, 4, 8)
+"""The ends of the range of all the other sizes that the bundle makes."""
+
 _TEXT_LENGTH, _TEXT_WIDTH = 3, 6
 
 
@@ -64,13 +71,14 @@ FORMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A program for the formulas: ``batched`` takes both guidance branches in one call."""
+    """A program for the formulas: ``batched`` takes both guidance branches in one call, ``latent`` is [C, F, H, W]."""
 
     schedule: str
     solver: str
     guidance: float
     batched: bool
     cache: str = "off"
+    latent: Latent = LATENT
 
     def program(self) -> ProgramFile:
         """The case's program, bound to the formulas."""
@@ -79,7 +87,7 @@ class Case:
             schedule=schedule,
             solver=self.solver,
             grid=sigma_grid(SigmaGrid(kind="shifted", shift=3.0), self.solver, schedule.steps, 30),
-            latent_shape=LATENT,
+            latent_shape=self.latent,
             guidance=self.guidance,
             batched=self.batched,
             cache=parse_cache(self.cache),
@@ -104,6 +112,9 @@ CASES = {
     "dpm-guidance-skip": Case(
         schedule="L4 S3", solver="dpm++", guidance=3.0, batched=True, cache="mask:1101101+taylor:1+guidance:2,1001"
     ),
+    "unipc-another-size": Case(schedule="L2 S2", solver="unipc", guidance=5.0, batched=True, latent=(4, 4, 3, 7)),
+    "dpm-smallest": Case(schedule="L1 S2", solver="dpm++", guidance=3.0, batched=False, latent=SMALLEST),
+    "euler-largest": Case(schedule="L1 S1", solver="euler", guidance=3.0, batched=True, latent=LARGEST),
 }
 
 
@@ -124,7 +135,7 @@ def write_bundle(folder: Path) -> None:
     manifest = {
         "format": 2,
         "id": bundle_id(),
-        "profiles": [dict.fromkeys(("min", "opt", "max"), _GEOMETRY)],
+        "profiles": [_profile(LATENT, LATENT, LATENT), _profile(SMALLEST, (4, 3, 3, 4), LARGEST)],
         "components": {name: _component(name) for name in FORMS},
         "tokenizer": [],
         "rebuild": ["python", "-m", "flowblending.runtime.golden", "--out", "DIR"],
@@ -133,6 +144,16 @@ def write_bundle(folder: Path) -> None:
     for name in FORMS:
         (folder / f"{name}.json").write_bytes(_content(name))
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _geometry(latent: Latent) -> Mapping[str, object]:
+    """A size of videos, 8 pixels and 4 frames to a latent."""
+    _, frames, height, width = latent
+    return {"width": 8 * width, "height": 8 * height, "frames": 4 * frames - 3, "latent_shape": latent}
+
+
+def _profile(smallest: Latent, usual: Latent, largest: Latent) -> Mapping[str, object]:
+    return {"min": _geometry(smallest), "opt": _geometry(usual), "max": _geometry(largest)}
 
 
 def _content(name: str) -> bytes:

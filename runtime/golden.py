@@ -102,7 +102,7 @@ def write_closed_form(folder: Path) -> None:
     random = np.random.default_rng(6)
     for name, case in closed_form.CASES.items():
         conditions = case.conditions(random)
-        latents = random.standard_normal((1, *closed_form.LATENT)).astype(np.float32)
+        latents = random.standard_normal((1, *case.latent)).astype(np.float32)
         _write_case(folder / name, case.program(), closed_form.engines(), latents, conditions)
 
 

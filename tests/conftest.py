@@ -75,6 +75,10 @@ SMALLEST = {
 }
 
 
+SEVERAL = {"wan": ("32x48,48x32..64x64", "9,5..13"), "ltx": ("96x64,64x64..64x128", "17,9..25")}
+"""Sizes and frames of bundles with four profiles: of each a single one, and a range."""
+
+
 @pytest.fixture(scope="session")
 def build(shared: Path, checkpoints: Callable[[str], Path]) -> Build:
     """Builds a bundle of a kind of checkpoint, or returns the one already built with the same options."""

@@ -25,7 +25,7 @@ from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.sampler import Trajectory
 from tests import manifests
-from tests.conftest import Build
+from tests.conftest import SEVERAL, Build
 
 
 def test_importing_the_package_is_instant_and_loads_nothing() -> None:
@@ -138,7 +138,8 @@ def test_latents_are_decoded_later_as_at_once(sampler: flowblending.VideoSampler
 
 @pytest.mark.slow
 def test_every_size_of_a_bundle(build: Build) -> None:
-    folder = build("wan", size="32x48,48x32..64x64", frames="9,5..13").folder
+    sizes, counts = SEVERAL["wan"]
+    folder = build("wan", size=sizes, frames=counts).folder
     with flowblending.open(folder, device="cpu") as sampler:
         large = sampler.generate("a cat", size="64x48", frames=13, steps=2)
         default = sampler.generate("a cat", steps=2)

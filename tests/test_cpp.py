@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,13 +21,17 @@ import pytest
 from flowblending.runtime import golden
 from flowblending.runtime.closed_form import CASES
 from flowblending.runtime.jobs import Job
-from tests.conftest import Build
+from tests.conftest import SEVERAL, Build
 from tests.required import unavailable
 
 pytestmark = [pytest.mark.slow, pytest.mark.embedding]
 
 CPP = Path(__file__).parents[1] / "runtime/cpp"
-CASE = "unipc-two-calls"
+CASE, OTHER = "unipc-two-calls", "unipc-another-size"
+OTHER_SIZES: dict[str, dict[str, Any]] = {
+    "wan": {"size": "64x48", "frames": 13},
+    "ltx": {"size": "64x128", "frames": 9},
+}
 
 
 def run(*command: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -96,7 +101,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, gathered: Gathered) -> Built
         # Unoptimised: it compiles in a third of the time, and hides nothing from the sanitizers.
         sanitized=compile_library(
             root / "sanitized",
-            ("fb_golden", "fb_behaviour", "fb_fuzz"),
+            ("fb_golden", "fb_behaviour", "fb_fuzz", "fb_plans"),
             CMAKE_CXX_FLAGS="-O0 -Werror",
             FLOWBLENDING_SANITIZE="ON",
             FLOWBLENDING_TESTS="ON",
@@ -132,13 +137,16 @@ def test_another_vector_is_told_apart(built: Built, closed_form: Path, tmp_path:
 @pytest.mark.usefixtures("onnxruntime")
 @pytest.mark.parametrize("kind", ["wan", "ltx"])
 def test_onnxruntime_equals_the_golden_vectors(built: Built, build: Build, tmp_path: Path, kind: str) -> None:
-    bundle = build(kind).folder
-    golden.write_for_bundle(tmp_path / "case", bundle, Job(prompt="a cat", steps=4))
-    succeed(built.sanitized / "fb_golden", bundle, tmp_path / "case")
+    size, frames = SEVERAL[kind]
+    bundle = build(kind, size=size, frames=frames).folder
+    sizes: dict[str, dict[str, Any]] = {"default": {}, "other": OTHER_SIZES[kind]}
+    for name, asked in sizes.items():
+        golden.write_for_bundle(tmp_path / name, bundle, Job(prompt="a cat", steps=4, **asked))
+        succeed(built.sanitized / "fb_golden", bundle, tmp_path / name)
 
 
 def test_what_the_interface_promises(built: Built, closed_form: Path, tmp_path: Path) -> None:
-    succeed(built.sanitized / "fb_behaviour", closed_form / "bundle", closed_form / CASE, tmp_path)
+    succeed(built.sanitized / "fb_behaviour", closed_form / "bundle", closed_form / CASE, closed_form / OTHER, tmp_path)
 
 
 def test_mutated_files_are_refused(built: Built, closed_form: Path) -> None:
@@ -151,16 +159,22 @@ def test_mutated_files_are_refused(built: Built, closed_form: Path) -> None:
             text=True,
             env={**os.environ, "ASAN_OPTIONS": "allocator_may_return_null=1"},
         )
-        for case, seed in ((CASE, "1"), ("dpm-one-call", "2"))
+        for case, seed in ((CASE, "1"), (OTHER, "2"))
     ]
     for half in halves:
         output, _ = half.communicate(timeout=300)
         assert half.returncode == 0, output
         counts = dict(line.rsplit(" ", 1) for line in output.splitlines())
         assert sum(map(int, counts.values())) == 5000
-        # Mutations that are still valid, broken JSON, and valid JSON of a wrong kind: all were tried.
+        # Mutations that are still valid, broken JSON, valid JSON of a wrong kind, and sizes that the bundle does not
+        # make: all were tried.
         assert min(map(int, counts.values())) > 50
-        assert len(counts) == 3
+        assert len(counts) == 4
+
+
+def test_profiles_of_plans_are_switched_in_order(built: Built, tmp_path: Path) -> None:
+    """Against a stand-in for TensorRT; see its header."""
+    succeed(built.sanitized / "fb_plans", tmp_path)
 
 
 OnStep = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_double, ctypes.c_void_p)
@@ -174,7 +188,7 @@ def library(built: Built) -> ctypes.CDLL:
     pointer, number, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
     library.fb_open.argtypes = [text, number]
     library.fb_bundle_id.argtypes = library.fb_close.argtypes = [pointer]
-    library.fb_latent_shape.argtypes = [pointer, pointer]
+    library.fb_latent_shape.argtypes = library.fb_sampler_latent_shape.argtypes = [pointer, pointer]
     library.fb_sampler_create.argtypes = [pointer, number, pointer, number]
     library.fb_sampler_load.argtypes = [pointer, text]
     library.fb_sampler_inputs.argtypes = library.fb_sampler_destroy.argtypes = [pointer]
@@ -203,7 +217,7 @@ def give_inputs(library: ctypes.CDLL, sampler: int, case: Path) -> int:
 
 
 def test_the_c_interface(library: ctypes.CDLL, closed_form: Path) -> None:
-    assert library.fb_abi_version() == 1
+    assert library.fb_abi_version() == 2
     bundle = library.fb_open(str(closed_form / "bundle").encode(), 1)
     assert bundle, library.fb_last_error()
     expected = np.load(closed_form / CASE / "trace.npy")[-1, 0]
@@ -239,6 +253,27 @@ def test_the_c_interface(library: ctypes.CDLL, closed_form: Path) -> None:
     assert told == [(index, 6, model) for index, model in enumerate([b"large"] * 2 + [b"small"] * 3 + [b"large"])]
     assert np.abs(latents[0] - expected).max() <= 1e-5 * np.abs(expected).max()
     library.fb_sampler_destroy(sampler)
+
+
+def test_another_size_through_the_c_interface(library: ctypes.CDLL, closed_form: Path) -> None:
+    bundle = library.fb_open(str(closed_form / "bundle").encode(), 0)
+    sampler = library.fb_sampler_create(bundle, 0, None, 0)
+    shape = (ctypes.c_int64 * 4)()
+    assert library.fb_sampler_latent_shape(sampler, shape) == 1
+    assert library.fb_last_error() == b"No program was loaded; call fb_sampler_load first."
+    assert library.fb_sampler_load(sampler, str(closed_form / OTHER / "program.json").encode()) == 0
+    assert library.fb_sampler_latent_shape(sampler, shape) == 0
+    expected = np.load(closed_form / OTHER / "trace.npy")[-1, 0]
+    assert tuple(shape) == expected.shape
+    assert library.fb_latent_shape(bundle, shape) == 0
+    assert tuple(shape) == np.load(closed_form / CASE / "latents.npy").shape[1:]
+    give_inputs(library, sampler, closed_form / OTHER)
+    noise = np.load(closed_form / OTHER / "latents.npy")
+    latents = np.full_like(noise, 7.0)
+    assert library.fb_sample(sampler, noise.ctypes.data, latents.ctypes.data, OnStep(), None) == 0
+    assert np.abs(latents[0] - expected).max() <= 1e-5 * np.abs(expected).max()
+    library.fb_sampler_destroy(sampler)
+    library.fb_close(bundle)
 
 
 def test_mistakes_through_the_c_interface(library: ctypes.CDLL, closed_form: Path, tmp_path: Path) -> None:
@@ -301,8 +336,10 @@ def test_the_header_is_c(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("onnxruntime")
 def test_the_example_equals_fb_run(built: Built, build: Build, tmp_path: Path) -> None:
-    bundle = build("wan").folder
-    fb_run = (sys.executable, "-m", "flowblending.runtime.cli", bundle, "--prompt", "a cat", "--steps", "5")
+    size, frames = SEVERAL["wan"]
+    bundle = build("wan", size=size, frames=frames).folder
+    options = ("--prompt", "a cat", "--steps", "5", "--size", "64x48")
+    fb_run = (sys.executable, "-m", "flowblending.runtime.cli", bundle, *options)
     program, inputs, final = tmp_path / "program.json", tmp_path / "inputs.safetensors", tmp_path / "final.npy"
     succeed(*fb_run, "--emit-program", program, "--emit-inputs", inputs)
     succeed(*fb_run, "--save-latents", final, "--out", tmp_path / "video.npy")

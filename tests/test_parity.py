@@ -22,7 +22,7 @@ from flowblending.runtime.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.place import open_device
 from tests import reference
-from tests.conftest import Build
+from tests.conftest import SEVERAL, Build
 from tests.reference import Floats, Visit
 
 pytestmark = pytest.mark.slow
@@ -141,9 +141,6 @@ def test_a_distilled_stage_of_ltx(build: Build, checkpoints: Callable[[str], Pat
     bundle = dataclasses.replace(built, manifest=manifest)
     assert compile_job(job, manifest).schedule == "L5 S3:g1:t975,909.4,725 L2:g2.5"
     assert reference.relative_error(ours(bundle, job), expected) < LATENT_TOLERANCE
-
-
-SEVERAL = {"wan": ("32x48,48x32..64x64", "9,5..13"), "ltx": ("96x64,64x64..64x128", "17,9..25")}
 
 
 @pytest.mark.parametrize(

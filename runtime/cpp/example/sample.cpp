@@ -42,11 +42,11 @@ int main(int count, char** words) {
     check(sampler->set_input(input.branch, input.name, found->second.view()));
   }
 
-  const auto [channels, frames, height, width] = bundle->latent_shape();
+  const auto [channels, frames, height, width] = sampler->latent_shape();
   const std::vector<std::int64_t> shape = {1, channels, frames, height, width};
   const auto noise = arrays->find("latents");
   if (noise == arrays->end() || noise->second.dtype != fb::DType::float32 || noise->second.shape != shape) {
-    std::fprintf(stderr, "%s holds no float32 latents of this bundle's size\n", words[3]);
+    std::fprintf(stderr, "%s holds no float32 latents of the program's size\n", words[3]);
     return 1;
   }
   std::vector<float> latents(static_cast<std::size_t>(channels * frames * height * width));

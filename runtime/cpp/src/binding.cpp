@@ -4,11 +4,12 @@
 #include <algorithm>
 
 #include "failure.hpp"
+#include "profiles.hpp"
 
 namespace flowblending::detail {
 namespace {
 
-Shape resolve(const TensorSpec& spec, std::int64_t batch, const std::array<std::int64_t, 4>& latents) {
+Shape resolve(const TensorSpec& spec, std::int64_t batch, const LatentShape& latents) {
   Shape shape;
   for (const Dim& dim : spec.shape) {
     if (const auto* size = std::get_if<std::int64_t>(&dim)) {
@@ -41,8 +42,10 @@ class Binder {
         manifest_(manifest),
         engines_(engines),
         device_(device),
-        count_(static_cast<std::size_t>(elements(manifest.latent_shape))),
-        binding_(std::make_unique<Binding>()) {}
+        binding_(std::make_unique<Binding>()) {
+    binding_->latent_shape = program.latent_shape;
+    binding_->count = static_cast<std::size_t>(elements(program.latent_shape));
+  }
 
   std::unique_ptr<Binding> bind() {
     place_slots();
@@ -84,15 +87,15 @@ class Binder {
     }
     std::stable_sort(outs.begin(), outs.end(), [](const auto* a, const auto* b) { return a->size() > b->size(); });
     binding_->slots.assign(program_.slots.size(), nullptr);
-    binding_->slots[0] = allocate<float>(rows * count_ * sizeof(float));
+    binding_->slots[0] = allocate<float>(rows * binding_->count * sizeof(float));
     for (const auto* out : outs) place(*out);
     for (std::size_t slot = 0; slot < program_.slots.size(); ++slot) place({static_cast<int>(slot)});
   }
 
   void place(const std::vector<int>& slots) {
     if (binding_->slots[static_cast<std::size_t>(slots.front())] != nullptr) return;
-    float* rows = allocate<float>(slots.size() * count_ * sizeof(float));
-    for (std::size_t row = 0; row < slots.size(); ++row) slot(slots[row]) = rows + row * count_;
+    float* rows = allocate<float>(slots.size() * binding_->count * sizeof(float));
+    for (std::size_t row = 0; row < slots.size(); ++row) slot(slots[row]) = rows + row * binding_->count;
   }
 
   float*& slot(int number) { return binding_->slots[static_cast<std::size_t>(number)]; }
@@ -114,12 +117,12 @@ class Binder {
       void* data = source == Source::latents    ? slot(0)
                    : source == Source::timestep ? timestep(step.timestep, run.branches.size())
                                                 : condition(run, input);
-      tensors.push_back({&input, resolve(input, batch, manifest_.latent_shape), data});
+      tensors.push_back({&input, resolve(input, batch, program_.latent_shape), data});
     }
     const TensorSpec& output = spec.outputs.front();
-    BoundCall bound{run.model, number, {}, nullptr, slot(run.out.front()), run.out.size() * count_};
-    tensors.push_back({&output, resolve(output, batch, manifest_.latent_shape), bound.velocity});
-    for (std::size_t row = 1; row < run.branches.size(); ++row) bound.copies.push_back(slot(0) + row * count_);
+    BoundCall bound{run.model, number, {}, nullptr, slot(run.out.front()), run.out.size() * binding_->count};
+    tensors.push_back({&output, resolve(output, batch, program_.latent_shape), bound.velocity});
+    for (std::size_t row = 1; row < run.branches.size(); ++row) bound.copies.push_back(slot(0) + row * binding_->count);
     bound.call = engines_.at(run.model)->bind(std::move(tensors));
     return bound;
   }
@@ -137,7 +140,7 @@ class Binder {
 
   // Memory for a condition of a call: the branches' own rows one after the other, or what they share.
   void* condition(const Run& run, const TensorSpec& spec) {
-    const Shape shape = resolve(spec, 1, manifest_.latent_shape);
+    const Shape shape = resolve(spec, 1, program_.latent_shape);
     const std::size_t bytes = bytes_of(shape, spec.dtype);
     void*& known = conditions_[{run.branches, spec.name}];
     const bool made = known == nullptr;
@@ -169,7 +172,6 @@ class Binder {
   const Manifest& manifest_;
   const Engines& engines_;
   DeviceMemory& device_;
-  std::size_t count_;
   std::unique_ptr<Binding> binding_;
   std::map<std::pair<float, std::size_t>, float*> timesteps_;
   std::map<std::pair<std::vector<std::string>, std::string>, void*> conditions_;
@@ -191,9 +193,8 @@ void check_engine(const std::string& model, const GraphSpec& spec, const Program
   };
   for (const TensorSpec& input : spec.inputs) {
     if ((input.name == "latents" && !fits(input, latents)) || (input.name == "timestep" && !fits(input, {1}))) {
-      fail(Code::bad_file, "Input ", input.name, " of engine ", model,
-           " is no float32 [batch, ...] of the bundle's size; "
-           "build the bundle again.");
+      fail(Code::bad_file, "Input ", input.name, " of engine ", model, " is no float32 [batch, ...] of the size of ",
+           where, "; build the bundle again.");
     }
     for (std::size_t axis = 1; axis < input.shape.size(); ++axis) {
       if (input.shape[axis] == Dim("batch")) {
@@ -208,9 +209,8 @@ void check_engine(const std::string& model, const GraphSpec& spec, const Program
     }
   }
   if (spec.outputs.size() != 1 || spec.outputs[0].name != "velocity" || !fits(spec.outputs[0], latents)) {
-    fail(Code::bad_file, "Engine ", model,
-         " does not give one output velocity of the latents' shape; build the bundle "
-         "again.");
+    fail(Code::bad_file, "Engine ", model, " does not give one output velocity of the latents' shape in ", where,
+         "; build the bundle again.");
   }
   if (spec.outputs[0].shape.front() != Dim("batch")) {
     fail(Code::bad_file, "Output velocity of engine ", model,
@@ -221,10 +221,16 @@ void check_engine(const std::string& model, const GraphSpec& spec, const Program
 }  // namespace
 
 void check_program(const Program& program, const Manifest& manifest, const std::string& where) {
-  if (program.bundle != manifest.id || program.latent_shape != manifest.latent_shape) {
-    fail(Code::bad_file, where, " was written for bundle ", program.bundle, " and latents ",
-         brackets(program.latent_shape), ", but this is bundle ", manifest.id, " with latents ",
-         brackets(manifest.latent_shape), "; write it again with fb-run --emit-program.");
+  if (program.bundle != manifest.id) {
+    fail(Code::bad_file, where, " was written for bundle ", program.bundle, ", but this is bundle ", manifest.id,
+         "; write it again with fb-run --emit-program.");
+  }
+  if (!holds(manifest.profiles, program.latent_shape)) {
+    const Geometry near = nearest(manifest.profiles, program.latent_shape);
+    fail(Code::bad_file, where, " was written for latents ", brackets(program.latent_shape),
+         ", which none of the bundle's profiles holds; write it again for ", near.width, "x", near.height, " and ",
+         near.frames, near.frames == 1 ? " frame" : " frames", ", whose latents ", brackets(near.latent_shape),
+         " are the nearest that fit, or build the bundle for its size.");
   }
   for (const auto& [model, bindings] : program.engines) {
     const auto found = manifest.models.find(model);

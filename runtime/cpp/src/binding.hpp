@@ -44,6 +44,8 @@ using Engines = std::map<std::string, std::unique_ptr<Engine>>;
 
 // Its members are destroyed last to first: calls before the memory that they use.
 struct Binding {
+  LatentShape latent_shape{};  // the program's, of every slot
+  std::size_t count = 0;       // numbers in a slot
   std::vector<Memory> memory;
   std::vector<float*> slots;  // the first is the latents'
   std::vector<BoundInput> inputs;

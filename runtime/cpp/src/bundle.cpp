@@ -121,6 +121,6 @@ Result<Bundle> Bundle::open(const std::string& folder, Verify verify) noexcept {
 
 const std::string& Bundle::id() const noexcept { return manifest_->id; }
 
-std::array<std::int64_t, 4> Bundle::latent_shape() const noexcept { return manifest_->latent_shape; }
+std::array<std::int64_t, 4> Bundle::latent_shape() const noexcept { return manifest_->latent_shape(); }
 
 }  // namespace flowblending

@@ -108,6 +108,16 @@ int fb_sampler_load(fb_sampler* sampler, const char* program) {
   });
 }
 
+int fb_sampler_latent_shape(const fb_sampler* sampler, int64_t shape[4]) {
+  return call([&] {
+    need(sampler != nullptr && shape != nullptr, "A sampler and memory for four sizes");
+    const auto sizes = sampler->sampler.latent_shape();
+    if (sizes[0] == 0)
+      flowblending::detail::fail(Code::invalid_argument, "No program was loaded; call fb_sampler_load first.");
+    std::copy(sizes.begin(), sizes.end(), shape);
+  });
+}
+
 int fb_sampler_inputs(const fb_sampler* sampler) {
   int count = -1;
   (void)call([&] {

@@ -5,14 +5,14 @@
 
 #include "failure.hpp"
 #include "node.hpp"
+#include "profiles.hpp"
 #include "spec.hpp"
 
 namespace flowblending::detail {
 namespace {
 
-constexpr std::int64_t kFormat = 1;
-constexpr std::int64_t kLargestSize = 1 << 20;
-constexpr std::int64_t kMostElements = std::int64_t{1} << 40;
+constexpr std::int64_t kManifestFormat = 2;
+constexpr std::int64_t kProgramFormat = 1;
 constexpr std::int64_t kLargestFile = std::int64_t{1} << 50;
 constexpr std::size_t kMostBranches = 16;
 
@@ -22,25 +22,13 @@ const std::map<std::string, Source> kSources = {
     {"latents", Source::latents}, {"timestep", Source::timestep}, {"condition", Source::condition}};
 const std::set<std::string> kSymbols = {"batch", "frames", "height", "width"};
 
-void check_format(const Node& root, const std::string& where) {
+void check_format(const Node& root, std::int64_t expected, const std::string& where) {
   const Node format = root.at("format");
   const auto found = format.integer(0, std::numeric_limits<std::int64_t>::max());
-  if (found != kFormat) {
-    fail(Code::bad_file, where, " has format ", found, ", but this library reads format ", kFormat,
+  if (found != expected) {
+    fail(Code::bad_file, where, " has format ", found, ", but this library reads format ", expected,
          "; write it again with the version of FlowBlending that this library came with.");
   }
-}
-
-std::array<std::int64_t, 4> latent_shape(const Node& node) {
-  if (node.size() != 4) node.damaged("four sizes were expected");
-  std::array<std::int64_t, 4> shape{};
-  std::int64_t product = 1;
-  for (std::size_t axis = 0; axis < 4; ++axis) {
-    shape[axis] = node[axis].integer(1, kLargestSize);
-    if (shape[axis] > kMostElements / product) node.damaged("the sizes are too large");
-    product *= shape[axis];
-  }
-  return shape;
 }
 
 Dim dim(const Node& node) {
@@ -212,18 +200,17 @@ std::vector<std::pair<TensorSpec, Source>> bindings(const Node& engine) {
 
 }  // namespace
 
-std::int64_t elements(const std::array<std::int64_t, 4>& latent_shape) {
+std::int64_t elements(const LatentShape& latent_shape) {
   return latent_shape[0] * latent_shape[1] * latent_shape[2] * latent_shape[3];
 }
 
 Manifest parse_manifest(const std::string& text, const std::string& where) {
   const Document document(text, where);
   const Node root = document.root();
-  check_format(root, where);
+  check_format(root, kManifestFormat, where);
   Manifest manifest;
   manifest.id = root.at("id").text();
-  const Node geometry = root.at("geometry");
-  manifest.latent_shape = latent_shape(geometry.at("latent_shape"));
+  manifest.profiles = read_profiles(root.at("profiles"));
   root.at("components").members([&](const std::string& name, const Node& node) {
     node.at("files").each([&](const Node& each) { manifest.files.push_back(file(each)); });
     if (name == "large" || name == "small") manifest.models.emplace(name, component(node));
@@ -237,10 +224,10 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
 Program parse_program(const std::string& text, const std::string& where) {
   const Document document(text, where);
   const Node root = document.root();
-  check_format(root, where);
+  check_format(root, kProgramFormat, where);
   Program program;
   program.bundle = root.at("bundle").text();
-  program.latent_shape = latent_shape(root.at("latent_shape"));
+  program.latent_shape = read_latent_shape(root.at("latent_shape"));
   const Node slots = root.at("slots");
   program.slots = texts(slots);
   if (program.slots.empty() || program.slots.front() != "latents") slots.damaged("the slot latents was expected first");

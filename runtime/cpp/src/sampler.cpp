@@ -44,6 +44,8 @@ class Sampling {
     return binding_ == nullptr ? none : binding_->infos;
   }
 
+  LatentShape latent_shape() const { return binding_ == nullptr ? LatentShape{} : binding_->latent_shape; }
+
   void set_input(const std::string& branch, const std::string& name, const TensorView& tensor) {
     check_idle();
     if (binding_ == nullptr) fail(Code::invalid_argument, "No program was loaded; call load first.");
@@ -68,7 +70,7 @@ class Sampling {
     check_idle();
     check_ready(noise, latents);
     const Running running(running_);
-    const std::size_t bytes = static_cast<std::size_t>(elements(manifest_->latent_shape)) * sizeof(float);
+    const std::size_t bytes = binding_->count * sizeof(float);
     try {
       device_->copy(binding_->slots[0], noise, bytes);
       device_->forget_bad();
@@ -138,13 +140,13 @@ class Sampling {
   void enqueue(BoundStep& step) {
     for (auto& each : step.instructions) {
       if (auto* call = std::get_if<BoundCall>(&each)) {
-        const std::size_t bytes = static_cast<std::size_t>(elements(manifest_->latent_shape)) * sizeof(float);
+        const std::size_t bytes = binding_->count * sizeof(float);
         for (float* copy : call->copies) device_->copy(copy, binding_->slots[0], bytes);
         call->call->enqueue();
         device_->look(call->velocity, call->count, static_cast<std::uint32_t>(call->step));
       } else {
         const auto& mix = *std::get_if<BoundMix>(&each);
-        device_->mix(mix.out, static_cast<std::size_t>(elements(manifest_->latent_shape)), mix.terms);
+        device_->mix(mix.out, binding_->count, mix.terms);
       }
     }
     step.stop->record();
@@ -211,6 +213,8 @@ Status Sampler::load(const std::string& program) noexcept {
 }
 
 const std::vector<InputInfo>& Sampler::inputs() const noexcept { return sampling_->inputs(); }
+
+std::array<std::int64_t, 4> Sampler::latent_shape() const noexcept { return sampling_->latent_shape(); }
 
 Status Sampler::set_input(const std::string& branch, const std::string& name, const TensorView& tensor) noexcept {
   return detail::guarded([&] { sampling_->set_input(branch, name, tensor); });

@@ -14,6 +14,13 @@ namespace flowblending::detail {
 
 using Shape = std::vector<std::int64_t>;
 
+// [C, F, H, W]
+using LatentShape = std::array<std::int64_t, 4>;
+
+// Most that a file may say: of one size, and of numbers in a tensor.
+constexpr std::int64_t kLargestSize = 1 << 20;
+constexpr std::int64_t kMostElements = std::int64_t{1} << 40;
+
 // A size, or one of the symbols batch, frames, height, width.
 using Dim = std::variant<std::int64_t, std::string>;
 
@@ -50,14 +57,30 @@ struct Component {
   std::vector<File> files;
 };
 
+// A size of videos: in pixels, frames, and latents.
+struct Geometry {
+  std::int64_t width = 0;
+  std::int64_t height = 0;
+  std::int64_t frames = 0;
+  LatentShape latent_shape{};
+};
+
+// Sizes that a bundle makes: every one from `min` to `max`. `opt` is what its engines were tuned for.
+struct Profile {
+  Geometry min, opt, max;
+};
+
 // manifest.json, as much of it as sampling needs. `models` are the components that a program can run.
 struct Manifest {
   std::string folder;
   std::string id;
-  std::array<std::int64_t, 4> latent_shape{};
+  std::vector<Profile> profiles;  // never empty
   std::map<std::string, Component> models;
   std::vector<File> files;
   std::string rebuild;
+
+  // Of a video whose size nobody asked for.
+  const LatentShape& latent_shape() const { return profiles.front().opt.latent_shape; }
 };
 
 struct Run {
@@ -83,14 +106,14 @@ enum class Source { latents, timestep, condition };
 
 struct Program {
   std::string bundle;
-  std::array<std::int64_t, 4> latent_shape{};
+  LatentShape latent_shape{};
   std::vector<std::string> slots;  // the first is `latents`
   std::map<std::string, std::vector<std::pair<TensorSpec, Source>>> engines;
   std::vector<Step> steps;
 };
 
 // Numbers in a slot.
-std::int64_t elements(const std::array<std::int64_t, 4>& latent_shape);
+std::int64_t elements(const LatentShape& latent_shape);
 
 // Reads the text of manifest.json, and program files. `where` is the file's name in messages.
 Manifest parse_manifest(const std::string& text, const std::string& where);

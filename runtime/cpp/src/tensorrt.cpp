@@ -1,18 +1,16 @@
 // Plans of TensorRT 10.15 to 11 and of TensorRT-RTX, whichever of the two this library was built with
 // (FLOWBLENDING_TENSORRT is its back end's name). Their run-time interfaces are the same.
 #include <NvInferRuntime.h>
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <string_view>
 
-#include "engine.hpp"
 #include "failure.hpp"
+#include "mapping.hpp"
+#include "plan_profiles.hpp"
 
 namespace flowblending::detail {
 namespace {
@@ -64,32 +62,6 @@ Logger& logger() {
        ".");
 }
 
-// A file in memory, read only as far as it is looked at.
-class Mapping {
- public:
-  explicit Mapping(const std::string& path) {
-    const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    struct stat status{};
-    if (file >= 0 && fstat(file, &status) == 0 && status.st_size > 0) {
-      size_ = static_cast<std::size_t>(status.st_size);
-      data_ = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file, 0);
-    }
-    if (file >= 0) close(file);
-    if (data_ == MAP_FAILED)
-      fail(Code::bad_file, "The plan ", path, " is empty or cannot be read; build the bundle again.");
-  }
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
-  ~Mapping() { munmap(data_, size_); }
-
-  const void* data() const { return data_; }
-  std::size_t size() const { return size_; }
-
- private:
-  void* data_ = MAP_FAILED;
-  std::size_t size_ = 0;
-};
-
 nvinfer1::DataType type_of(DType dtype) {
   switch (dtype) {
     case DType::float32: return nvinfer1::DataType::kFLOAT;
@@ -124,6 +96,7 @@ class TrtEngine : public Engine {
               "if it is damaged, or of another version or GPU, build the bundle again");
     }
     check_plan(path, spec);
+    read_profiles(spec);
     context_.reset(engine_->createExecutionContext());
     if (context_ == nullptr)
       failure(Code::bad_file, "cannot prepare " + path + " for running", "build the bundle again");
@@ -132,8 +105,8 @@ class TrtEngine : public Engine {
   std::unique_ptr<Call> bind(std::vector<BoundTensor> tensors) override;
 
   // Tells the context what has changed since the last call, and enqueues it.
-  void run(const std::vector<BoundTensor>& tensors) {
-    if (last_ != &tensors) tell(tensors);
+  void run(const std::vector<BoundTensor>& tensors, int profile) {
+    if (last_ != &tensors) tell(tensors, profile);
     if (!context_->enqueueV3(stream_)) {
       logged_failure("failed to run " + name_, "check the GPU and its driver");
     }
@@ -162,10 +135,27 @@ class TrtEngine : public Engine {
     }
   }
 
-  void tell(const std::vector<BoundTensor>& tensors) {
+  void read_profiles(const GraphSpec& spec) {
+    for (int index = 0; index < engine_->getNbOptimizationProfiles(); ++index) {
+      PlanProfile profile;
+      for (const TensorSpec& input : spec.inputs) profile.push_back(bounds(input.name.c_str(), index));
+      profiles_.push_back(std::move(profile));
+    }
+  }
+
+  Bounds bounds(const char* name, int profile) const {
+    const Shape shape = shape_of(engine_->getTensorShape(name));
+    if (std::all_of(shape.begin(), shape.end(), [](std::int64_t size) { return size >= 0; })) return {shape, shape};
+    return {shape_of(engine_->getProfileShape(name, profile, nvinfer1::OptProfileSelector::kMIN)),
+            shape_of(engine_->getProfileShape(name, profile, nvinfer1::OptProfileSelector::kMAX))};
+  }
+
+  void tell(const std::vector<BoundTensor>& tensors, int profile) {
     last_ = nullptr;  // what the context knows is in doubt until all of it has been told
     logger().clear();
-    for (std::size_t index = 0; index + 1 < tensors.size(); ++index) set_shape(tensors[index]);
+    shapes_.resize(tensors.size() - 1);
+    if (profile != profile_) use(profile);
+    for (std::size_t index = 0; index < shapes_.size(); ++index) set_shape(tensors[index], shapes_[index]);
     for (const BoundTensor& each : tensors) {
       if (!context_->setTensorAddress(each.spec->name.c_str(), each.data)) {
         logged_failure("refused the memory of " + each.spec->name, "report it");
@@ -174,16 +164,27 @@ class TrtEngine : public Engine {
     last_ = &tensors;
   }
 
-  void set_shape(const BoundTensor& tensor) {
-    const char* name = tensor.spec->name.c_str();
-    // Telling it a shape, even the same one, makes it work out all others again.
-    if (shape_of(context_->getTensorShape(name)) == tensor.shape) return;
-    if (context_->setInputShape(name, dims_of(tensor.shape))) return;
-    const auto least = engine_->getProfileShape(name, 0, nvinfer1::OptProfileSelector::kMIN);
-    const auto most = engine_->getProfileShape(name, 0, nvinfer1::OptProfileSelector::kMAX);
-    fail(Code::bad_file, "Input ", tensor.spec->name, " of engine ", name_, " has shape ", brackets(tensor.shape),
-         ", but it was compiled for ", brackets(shape_of(least)), " to ", brackets(shape_of(most)),
-         "; build the bundle for this size.");
+  // What the switch copies is ordered before the run only because both are on one stream; and shapes have to be told
+  // after it (NvInferRuntime.h, setOptimizationProfileAsync).
+  void use(int profile) {
+    profile_ = -1;
+    std::fill(shapes_.begin(), shapes_.end(), std::nullopt);
+    if (!context_->setOptimizationProfileAsync(profile, stream_)) {
+      logged_failure("refused optimization profile " + std::to_string(profile) + " of " + name_,
+                     "build the bundle again");
+    }
+    profile_ = profile;
+  }
+
+  // Telling the context a shape, even the same one, makes it work out all others again.
+  void set_shape(const BoundTensor& tensor, std::optional<Shape>& told) {
+    if (told == tensor.shape) return;
+    told.reset();
+    if (!context_->setInputShape(tensor.spec->name.c_str(), dims_of(tensor.shape))) {
+      logged_failure("refused the shape " + brackets(tensor.shape) + " of " + tensor.spec->name,
+                     "build the bundle again");
+    }
+    told = tensor.shape;
   }
 
   [[noreturn]] void logged_failure(const std::string& what, const char* remedy) { failure(Code::failed, what, remedy); }
@@ -194,21 +195,27 @@ class TrtEngine : public Engine {
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
   std::unique_ptr<nvinfer1::IExecutionContext> context_;
+  std::vector<PlanProfile> profiles_;
+  // What the context was told last.
   const std::vector<BoundTensor>* last_ = nullptr;
+  int profile_ = 0;  // of a new context
+  std::vector<std::optional<Shape>> shapes_;
 };
 
 class TrtCall : public Call {
  public:
-  TrtCall(TrtEngine& engine, std::vector<BoundTensor> tensors) : engine_(engine), tensors_(std::move(tensors)) {}
+  TrtCall(TrtEngine& engine, std::vector<BoundTensor> tensors, int profile)
+      : engine_(engine), tensors_(std::move(tensors)), profile_(profile) {}
   TrtCall(const TrtCall&) = delete;
   TrtCall& operator=(const TrtCall&) = delete;
   ~TrtCall() override { engine_.forget(tensors_); }
 
-  void enqueue() override { engine_.run(tensors_); }
+  void enqueue() override { engine_.run(tensors_, profile_); }
 
  private:
   TrtEngine& engine_;
   std::vector<BoundTensor> tensors_;
+  int profile_;
 };
 
 std::unique_ptr<Call> TrtEngine::bind(std::vector<BoundTensor> tensors) {
@@ -219,8 +226,8 @@ std::unique_ptr<Call> TrtEngine::bind(std::vector<BoundTensor> tensors) {
            " needs; compile the program so that a batch's slots are not used alone.");
     }
   }
-  auto call = std::make_unique<TrtCall>(*this, std::move(tensors));
-  return call;
+  const int profile = choose_profile(profiles_, tensors, name_);
+  return std::make_unique<TrtCall>(*this, std::move(tensors), profile);
 }
 
 }  // namespace

@@ -1,54 +1,14 @@
-// What the public interface promises beside numbers: behaviour BUNDLE CASE SCRATCH
-#include <cmath>
-#include <cstdio>
-#include <fstream>
+// What the public interface promises beside numbers: behaviour BUNDLE CASE OTHER SCRATCH
+//
+// CASE is of the bundle's default size, OTHER of another one of a profile that is a range.
 #include <limits>
 #include <stdexcept>
 
+#include "expect.hpp"
 #include "flowblending/files.hpp"
 #include "flowblending/flowblending.hpp"
 
 namespace fb = flowblending;
-
-static int faults = 0;
-
-static void expect(bool good, const std::string& what) {
-  if (good) return;
-  ++faults;
-  std::fprintf(stderr, "FAULT: %s\n", what.c_str());
-}
-
-// A refusal of a kind, whose message has these words.
-static void refused(const fb::Status& status, fb::Code code, const std::string& words) {
-  const std::string& message = status.message();
-  expect(status.code() == code && message.find(words) != std::string::npos,
-         "expected '" + words + "', got " + std::to_string(static_cast<int>(status.code())) + " '" + message + "'");
-}
-
-static void write(const std::string& path, const std::string& text) { std::ofstream(path, std::ios::binary) << text; }
-
-static std::string text_of(const std::string& path) {
-  std::ifstream stream(path, std::ios::binary);
-  return std::string(std::istreambuf_iterator<char>(stream), {});
-}
-
-// JSON without white space between its parts, so that it can be changed by text.
-static std::string compact(const std::string& path) {
-  std::string text;
-  bool quoted = false;
-  for (const char each : text_of(path)) {
-    if (each == '"') quoted = !quoted;
-    if (quoted || (each != ' ' && each != '\n')) text += each;
-  }
-  return text;
-}
-
-// `text` with the first occurrence of some words replaced.
-static std::string with(std::string text, const std::string& words, const std::string& others) {
-  const std::size_t found = text.find(words);
-  expect(found != std::string::npos, "'" + words + "' is there to be changed");
-  return found == std::string::npos ? text : text.replace(found, words.size(), others);
-}
 
 static void give_inputs(fb::Sampler& sampler, const std::string& folder) {
   for (const fb::InputInfo& input : sampler.inputs()) {
@@ -112,6 +72,36 @@ static void sampling(const std::string& bundle_path, const std::string& folder) 
          "a program that cannot be loaded leaves the old one");
 }
 
+static std::size_t numbers(const std::array<std::int64_t, 4>& shape) {
+  return static_cast<std::size_t>(shape[0] * shape[1] * shape[2] * shape[3]);
+}
+
+static std::vector<float> sampled(fb::Sampler& sampler, const std::string& folder) {
+  expect(sampler.load(folder + "/program.json").ok(), "a program is loaded");
+  give_inputs(sampler, folder);
+  auto noise = fb::read_npy(folder + "/latents.npy");
+  expect(noise->shape.size() == 5 && noise->bytes.size() == numbers(sampler.latent_shape()) * sizeof(float),
+         "the sampler has the program's size");
+  std::vector<float> latents(numbers(sampler.latent_shape()));
+  expect(sampler.sample(noise->floats(), latents.data()).ok(), "a program of any size of the bundle's runs");
+  return latents;
+}
+
+// One sampler, programs of two sizes in turn.
+static void sizes(const std::string& bundle_path, const std::string& folder, const std::string& other) {
+  using Shape = std::array<std::int64_t, 4>;
+  auto bundle = fb::Bundle::open(bundle_path);
+  expect(bundle->latent_shape() == Shape{4, 3, 2, 5}, "the default size is the first profile's");
+  auto sampler = fb::Sampler::create(*bundle);
+  expect(sampler->latent_shape() == Shape{}, "there is no size before a program");
+  const auto first = sampled(*sampler, folder);
+  expect(sampler->latent_shape() == Shape{4, 3, 2, 5}, "a program of the default size");
+  const auto second = sampled(*sampler, other);
+  expect(sampler->latent_shape() == Shape{4, 4, 3, 7}, "a program of another size");
+  expect(bundle->latent_shape() == Shape{4, 3, 2, 5}, "the default size stays");
+  expect(sampled(*sampler, folder) == first && sampled(*sampler, other) == second, "sizes do not disturb one another");
+}
+
 static void bundles(const std::string& bundle, const std::string& scratch) {
   const std::string manifest = compact(bundle + "/manifest.json");
   const auto open = [&](const std::string& content) {
@@ -120,7 +110,8 @@ static void bundles(const std::string& bundle, const std::string& scratch) {
   };
   for (const char* name : {"large.json", "small.json"}) write(scratch + "/" + name, text_of(bundle + "/" + name));
   expect(open(manifest).ok(), "a copy is a bundle");
-  refused(open(with(manifest, R"("format":1)", R"("format":2)")), fb::Code::bad_file, "has format 2");
+  refused(open(with(manifest, R"("format":2)", R"("format":1)")), fb::Code::bad_file,
+          "has format 1, but this library reads format 2");
   refused(open(with(manifest, "\"large.json", "\"../bundle/large.json")), fb::Code::bad_file, "path inside the bundle");
   refused(open(with(manifest, "\"inputs\"", "\"outputs\"")), fb::Code::bad_file,
           "damaged at components.large.spec.inputs (it is missing)");
@@ -140,6 +131,24 @@ static void bundles(const std::string& bundle, const std::string& scratch) {
   refused(fb::Bundle::open(scratch).status(), fb::Code::bad_file, "no valid JSON");
 }
 
+// Two profiles: one size alone, [4, 3, 2, 5], then a range from [4, 1, 2, 2] to [4, 5, 4, 8].
+static void profiles(const std::string& bundle, const std::string& scratch) {
+  const std::string manifest = compact(bundle + "/manifest.json");
+  const auto open = [&](const std::string& words, const std::string& others) {
+    write(scratch + "/manifest.json", with(manifest, words, others));
+    return fb::Bundle::open(scratch).status();
+  };
+  const std::string start = R"("profiles":[)", largest = R"("latent_shape":[4,5,4,8])";
+  refused(open(start, R"("profiles":[],"x":[)"), fb::Code::bad_file, "at profiles (at least one profile");
+  refused(open(start, R"("geometry":[)"), fb::Code::bad_file, "at profiles (it is missing)");
+  refused(open(start, R"("profiles":[{},)"), fb::Code::bad_file, "at profiles.0.min (it is missing)");
+  refused(open(largest, R"("latent_shape":[4,5,4])"), fb::Code::bad_file, "at profiles.1.max.latent_shape (four sizes");
+  refused(open(largest, R"("latent_shape":[4,5,4,3])"), fb::Code::bad_file, "at profiles.1 (no size of min above");
+  refused(open(largest, R"("latent_shape":[5,5,4,8])"), fb::Code::bad_file, "at profiles.1 (the same number");
+  refused(open(R"("width":64,)", R"("width":31,)"), fb::Code::bad_file, "at profiles.1 (no size of min above");
+  refused(open(R"("width":64,)", ""), fb::Code::bad_file, "at profiles.1.max.width (it is missing)");
+}
+
 static void programs(const std::string& bundle_path, const std::string& folder, const std::string& scratch) {
   auto bundle = fb::Bundle::open(bundle_path);
   auto sampler = fb::Sampler::create(*bundle);
@@ -151,7 +160,15 @@ static void programs(const std::string& bundle_path, const std::string& folder, 
   expect(load(R"("solver")", R"("created_by":"x","solver")").ok(), "what is not known does no harm");
   refused(load(R"("format":1)", R"("format":9)"), fb::Code::bad_file, "has format 9");
   refused(load(R"("bundle":")", R"("bundle":"other)"), fb::Code::bad_file, "was written for bundle other");
-  refused(load("[4,", "[1048576,"), fb::Code::bad_file, "was written for bundle");
+  const std::string size = R"("latent_shape":[4,3,2,5])";
+  const auto sized = [&](const std::string& shape) { return load(size, R"("latent_shape":)" + shape); };
+  expect(sized("[4,1,2,2]").ok() && sized("[4,5,4,8]").ok() && sized("[4,2,3,3]").ok(), "a range has all between");
+  refused(sized("[4,6,2,5]"), fb::Code::bad_file,
+          "was written for latents [4, 6, 2, 5], which none of the bundle's profiles holds; write it again for 40x16 "
+          "and 17 frames, whose latents [4, 5, 2, 5] are the nearest that fit");
+  refused(sized("[4,1,1,1]"), fb::Code::bad_file, "for 16x16 and 1 frame, whose latents [4, 1, 2, 2]");
+  refused(sized("[4,2,3,9]"), fb::Code::bad_file, "for 64x24 and 5 frames, whose latents [4, 2, 3, 8]");
+  refused(sized("[1048576,3,2,5]"), fb::Code::bad_file, "for 40x16 and 9 frames, whose latents [4, 3, 2, 5]");
   refused(load("[4,", "[0,"), fb::Code::bad_file, "damaged at latent_shape.0");
   refused(load(R"("latents","cond")", R"("latents","latents")"), fb::Code::bad_file, "slots.1 (it occurs twice)");
   refused(load(R"("name":"text")", R"("name":"colour")"), fb::Code::bad_file,
@@ -182,7 +199,8 @@ static void files(const std::string& scratch) {
   };
   const std::string good_header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }";
   expect(npy_of(good_header, good_header.size(), "12345678").ok(), "a .npy is read");
-  refused(npy_of(good_header, good_header.size() + 9, "12345678").status(), fb::Code::bad_file, "ends inside its header");
+  refused(npy_of(good_header, good_header.size() + 9, "12345678").status(), fb::Code::bad_file,
+          "ends inside its header");
   refused(npy_of(good_header, good_header.size(), "1234567").status(), fb::Code::bad_file, "does not have the size");
   refused_npy("{}", "without a descr");
   refused_npy("{'descr': , 'fortran_order': False, 'shape': (2,), }", "without a descr");
@@ -215,11 +233,13 @@ static void files(const std::string& scratch) {
 }
 
 int main(int count, char** words) {
-  if (count != 4) return 2;
+  if (count != 5) return 2;
   sampling(words[1], words[2]);
-  bundles(words[1], words[3]);
-  programs(words[1], words[2], words[3]);
-  files(words[3]);
+  sizes(words[1], words[2], words[3]);
+  bundles(words[1], words[4]);
+  profiles(words[1], words[4]);
+  programs(words[1], words[2], words[4]);
+  files(words[4]);
   std::printf("%d faults\n", faults);
   return faults == 0 ? 0 : 1;
 }

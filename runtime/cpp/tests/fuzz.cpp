@@ -1,8 +1,10 @@
 // Reads mutated manifests and programs: fuzz BUNDLE PROGRAM COUNT SEED
 //
 // Every file is either refused with a message or accepted; what is accepted and small is run. A crash, or an error that
-// a sanitizer finds, ends the program. A document is changed as bytes (flipped, removed, doubled), and as JSON (values
-// and members replaced by others, by strange ones, or removed), so that the later checks are reached as well.
+// a sanitizer finds, ends the program. A document is changed as bytes (flipped, removed, doubled), as JSON (values and
+// members replaced by others, by strange ones, or removed), and in its sizes of videos (replaced by other likely ones),
+// so that the later checks are reached as well.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -11,68 +13,14 @@
 
 #include "binding.hpp"
 #include "failure.hpp"
+#include "json_places.hpp"
+#include "profiles.hpp"
 
 namespace fb = flowblending;
 using namespace fb::detail;
 using Random = std::mt19937;
 
 static std::size_t below(Random& random, std::size_t count) { return random() % count; }
-
-// A text, and the places of all its JSON values and members, each as first and end.
-struct Original {
-  using Place = std::pair<std::size_t, std::size_t>;
-
-  explicit Original(std::string content) : text(std::move(content)) {
-    std::size_t at = 0;
-    value(at);
-  }
-
-  std::string text;
-  std::vector<Place> values;
-  std::vector<Place> members;  // with the comma that follows or precedes
-
- private:
-  void skip(std::size_t& at) const {
-    while (at < text.size() && std::string(" \n\t\r").find(text[at]) != std::string::npos) ++at;
-  }
-
-  void value(std::size_t& at) {
-    skip(at);
-    const std::size_t start = at;
-    if (text[at] == '{' || text[at] == '[') {
-      list(at, text[at] == '{');
-    } else if (text[at] == '"') {
-      for (++at; text[at] != '"'; ++at) at += text[at] == '\\';
-      ++at;
-    } else {
-      at = text.find_first_of(",]} \n\t\r", at);
-    }
-    values.emplace_back(start, at);
-  }
-
-  void list(std::size_t& at, bool object) {
-    skip(++at);
-    std::size_t comma = 0;
-    while (text[at] != '}' && text[at] != ']') {
-      std::size_t start = at;
-      if (object) {
-        value(at);
-        values.pop_back();  // a key
-        at = text.find(':', at) + 1;
-      }
-      value(at);
-      skip(at);
-      if (text[at] == ',') {
-        skip(++at);
-      } else if (comma != 0) {
-        start = comma;  // the last member goes with the comma before it
-      }
-      members.emplace_back(start, at);
-      comma = text.rfind(',', at);
-    }
-    ++at;
-  }
-};
 
 static void mutate_bytes(std::string& text, Random& random) {
   for (std::size_t times = 1 + below(random, 4); times-- > 0 && !text.empty();) {
@@ -112,9 +60,28 @@ static std::string strange(Random& random) {
   return values[below(random, values.size())];
 }
 
+// From the end on, so that the places before stay right.
+using Changes = std::map<Original::Place, std::string, std::greater<Original::Place>>;
+
+static void change(std::string& text, const Changes& changes) {
+  std::size_t limit = text.size();
+  for (const auto& [place, with] : changes) {
+    if (place.second > limit) continue;
+    text.replace(place.first, place.second - place.first, with);
+    limit = place.first;
+  }
+}
+
+static void mutate_sizes(const Original& source, std::string& text, Random& random) {
+  Changes changes;
+  for (std::size_t times = 1 + below(random, 3); times-- > 0;) {
+    changes[source.sizes[below(random, source.sizes.size())]] = std::to_string(1 + below(random, 10));
+  }
+  change(text, changes);
+}
+
 static void mutate_json(const Original& source, std::string& text, Random& random) {
-  // From the end on, so that the places before stay right.
-  std::map<Original::Place, std::string, std::greater<Original::Place>> changes;
+  Changes changes;
   for (std::size_t times = 1 + below(random, 3); times-- > 0;) {
     const Original::Place value = source.values[below(random, source.values.size())];
     const Original::Place other = source.values[below(random, source.values.size())];
@@ -124,20 +91,15 @@ static void mutate_json(const Original& source, std::string& text, Random& rando
       default: changes[value] = strange(random); break;
     }
   }
-  std::size_t limit = text.size();
-  for (const auto& [place, with] : changes) {
-    if (place.second > limit) continue;
-    text.replace(place.first, place.second - place.first, with);
-    limit = place.first;
-  }
+  change(text, changes);
 }
 
 static std::string mutate(const Original& source, Random& random) {
   std::string text = source.text;
-  if (below(random, 5) == 0) {
-    mutate_bytes(text, random);
-  } else {
-    mutate_json(source, text, random);
+  switch (below(random, 5)) {
+    case 0: mutate_bytes(text, random); break;
+    case 1: mutate_sizes(source, text, random); break;
+    default: mutate_json(source, text, random); break;
   }
   return text;
 }
@@ -155,8 +117,18 @@ static bool small(const Manifest& manifest, const Program& program) {
       ++inputs;
     }
   }
-  return elements(manifest.latent_shape) < 10000 && program.slots.size() < 100 && program.steps.size() < 100 &&
+  return elements(program.latent_shape) < 10000 && program.slots.size() < 100 && program.steps.size() < 100 &&
          inputs < 100;
+}
+
+// Whatever the files say: the default size is one that the bundle makes, and so is what is told as the nearest.
+static void check_sizes(const Manifest& manifest, const Program& program) {
+  const Geometry near = nearest(manifest.profiles, program.latent_shape);
+  const bool held = holds(manifest.profiles, program.latent_shape);
+  if (!holds(manifest.profiles, manifest.latent_shape()) || !holds(manifest.profiles, near.latent_shape) ||
+      held != (near.latent_shape == program.latent_shape) || std::min({near.width, near.height, near.frames}) < 1) {
+    fail(fb::Code::failed, "The sizes contradict one another; report it.");
+  }
 }
 
 static void run(const Manifest& manifest, const Program& program) {
@@ -172,7 +144,7 @@ static void run(const Manifest& manifest, const Program& program) {
     const std::vector<unsigned char> zeros(bytes);
     for (void* place : input.places) device->copy(place, zeros.data(), bytes);
   }
-  const auto count = static_cast<std::size_t>(elements(manifest.latent_shape));
+  const auto count = static_cast<std::size_t>(elements(program.latent_shape));
   const std::vector<float> noise(count, 1.0f);
   device->copy(binding->slots[0], noise.data(), count * sizeof(float));
   for (BoundStep& step : binding->steps) {
@@ -205,6 +177,7 @@ int main(int count, char** words) {
       Manifest manifest = parse_manifest(manifest_file, "manifest.json");
       manifest.folder = folder;
       const Program program = parse_program(program_file, "program.json");
+      check_sizes(manifest, program);
       check_program(program, manifest, "program.json");
       if (small(manifest, program)) run(manifest, program);
     });
@@ -216,7 +189,11 @@ int main(int count, char** words) {
       return 1;
     }
     const bool text = message.find("is no valid JSON") != std::string::npos;
-    ++outcomes[status.ok() ? "accepted" : text ? "refused as text" : "refused by a check"];
+    const bool size = message.find("none of the bundle's profiles") != std::string::npos;
+    ++outcomes[status.ok() ? "accepted"
+               : text      ? "refused as text"
+               : size      ? "refused for its size"
+                           : "refused by a check"];
   }
   for (const auto& [outcome, times] : outcomes) std::printf("%s %ld\n", outcome.c_str(), times);
   return 0;

@@ -102,7 +102,8 @@ class Bundle {
   static Result<Bundle> open(const std::string& folder, Verify verify = Verify::sizes) noexcept;
 
   const std::string& id() const noexcept;
-  std::array<std::int64_t, 4> latent_shape() const noexcept;  // [C, F, H, W]
+  // [C, F, H, W] of the bundle's default size. It may make others: a program's own size is Sampler::latent_shape().
+  std::array<std::int64_t, 4> latent_shape() const noexcept;
 
  private:
   friend class Sampler;
@@ -130,16 +131,19 @@ class Sampler {
   // may be loaded later: engines stay open, inputs have to be given again.
   Status load(const std::string& program) noexcept;
 
+  // [C, F, H, W] of the loaded program, which any of the bundle's profiles may hold; zeros before load().
+  std::array<std::int64_t, 4> latent_shape() const noexcept;
+
   // What set_input has to give before sample().
   const std::vector<InputInfo>& inputs() const noexcept;
 
   // Copies a condition in. Device and page-locked memory must stay until sample() has returned.
   Status set_input(const std::string& branch, const std::string& name, const TensorView& tensor) noexcept;
 
-  // From noise to latents, both float32 [1, C, F, H, W], on the host or on the sampler's device; they may be the same.
-  // Everything is enqueued on the stream, and nothing waits until the end; with a callback, enqueuing stays at most
-  // two steps ahead of the GPU, so that a cancel is heard. Returns when the latents are there. If it fails or is
-  // cancelled, `latents` is untouched, and the sampler may be used again.
+  // From noise to latents, both float32 [1, C, F, H, W] of latent_shape(), on the host or on the sampler's device; they
+  // may be the same. Everything is enqueued on the stream, and nothing waits until the end; with a callback, enqueuing
+  // stays at most two steps ahead of the GPU, so that a cancel is heard. Returns when the latents are there. If it
+  // fails or is cancelled, `latents` is untouched, and the sampler may be used again.
   Status sample(const float* noise, float* latents, const OnStep& on_step = nullptr) noexcept;
 
   Sampler(Sampler&&) noexcept;
