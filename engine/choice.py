@@ -60,8 +60,13 @@ def check_latent_shape(manifest: Manifest, latent_shape: Sequence[int]) -> Geome
 
 
 def listed(manifest: Manifest) -> str:
-    """The videos of a bundle, in words."""
-    text = " or ".join(map(str, manifest.profiles))
+    """The videos of a bundle, in words: ``832x480 or 480x832 with 49 or 81 frames``."""
+    sizes, lengths = (
+        dict.fromkeys(spans) for spans in zip(*((e.sizes, e.lengths) for e in manifest.profiles), strict=True)
+    )
+    text = f"{' or '.join(sizes)} with {' or '.join(lengths)} frames"
+    if len(sizes) * len(lengths) > len(manifest.profiles):
+        text = " or ".join(f"{each.sizes} with {each.lengths} frames" for each in manifest.profiles)
     if all(each.min == each.max for each in manifest.profiles):
         return text
     wide, high = size_steps(manifest.pipeline)

@@ -251,10 +251,10 @@ def prove(arguments: argparse.Namespace) -> None:
 
 
 def _summary(bundle: Bundle, console: Console) -> None:
+    from flowblending.engine.choice import listed
     from flowblending.engine.report import read_report
     from flowblending.engine.report_table import show_report
 
-    videos = "; ".join(map(str, bundle.manifest.profiles))
     rows = [
         (
             name,
@@ -266,7 +266,7 @@ def _summary(bundle: Bundle, console: Console) -> None:
         for name, component in bundle.manifest.components.items()
     ]
     console.table(
-        f"{bundle.folder}: {bundle.manifest.pipeline.family} {videos}",
+        f"{bundle.folder}: {bundle.manifest.pipeline.family}, {listed(bundle.manifest)}",
         ("component", "precision", "back end", "target", "size"),
         rows,
     )

@@ -146,11 +146,19 @@ class VideoProfile(_Frozen):
         ends = zip(self.min.latent_shape, latent_shape, self.max.latent_shape, strict=True)
         return all(low <= size <= high for low, size, high in ends)
 
+    @property
+    def sizes(self) -> str:
+        """Such as ``832x480``, or ``480x288 to 832x480``."""
+        return " to ".join(dict.fromkeys((self.min.size, self.max.size)))
+
+    @property
+    def lengths(self) -> str:
+        """Such as ``81``, or ``17 to 81``."""
+        return " to ".join(dict.fromkeys((str(self.min.frames), str(self.max.frames))))
+
     def __str__(self) -> str:
         """Such as ``832x480, 81 frames``, or ``480x288 to 832x480, 17 to 81 frames``."""
-        sizes = dict.fromkeys((self.min.size, self.max.size))
-        frames = dict.fromkeys((str(self.min.frames), str(self.max.frames)))
-        return f"{' to '.join(sizes)}, {' to '.join(frames)} frames"
+        return f"{self.sizes}, {self.lengths} frames"
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

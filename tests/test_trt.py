@@ -12,6 +12,7 @@ import pytest
 from flowblending import FlowBlendingError
 from flowblending.engine import trt
 from flowblending.engine.manifest import Backend
+from flowblending.engine.protocol import Range, ShapeProfile
 from flowblending.engine.tensor import CUDA, Tensor
 from flowblending.engine.trt import TrtEngine, choose_profile
 from flowblending.engine.trt_build import build_plan
@@ -300,3 +301,29 @@ def test_attention_on_a_gpu(tmp_path: Path, backend: Backend, precision: Precisi
     expected = attention_oracle(q, k, v)
     difference = run_on_the_gpu(TrtEngine(backend, out, graph.spec), q=q, k=k, v=v) - expected
     assert np.linalg.norm(difference) < tolerance * np.linalg.norm(expected)
+
+
+@needs_gpu
+@pytest.mark.slow
+def test_every_profile_of_a_plan_on_a_gpu(tmp_path: Path, backend: Backend) -> None:
+    graph, out = linear(tmp_path), tmp_path / "large.plan"
+    wide = ShapeProfile({"batch": Range(min=1, opt=1, max=2), "tokens": Range(min=32, opt=32, max=64)})
+    build_plan(
+        library=backend,
+        onnx=graph.onnx,
+        spec=graph.spec,
+        profiles=(PROFILE, wide),
+        targets=(),
+        out=out,
+        progress=ignore,
+    )
+    engine, generator = TrtEngine(backend, out, graph.spec), np.random.default_rng(0)
+    for batch, tokens in ((1, 8), (2, 64), (2, 16), (1, 32), (1, 32)):
+        x = generator.standard_normal((batch, tokens, 64), np.float32)
+        expected = linear_oracle(tmp_path, "large", x)
+        assert np.linalg.norm(run_on_the_gpu(engine, x=x) - expected) < 1e-2 * np.linalg.norm(expected)
+    with pytest.raises(
+        FlowBlendingError, match=r"\[1, 17, 64\], but it was compiled for \[1, 4, 64\] to \[2, 16, 64\] or"
+    ):
+        run_on_the_gpu(engine, x=np.zeros((1, 17, 64), np.float32))
+    engine.close()
