@@ -26,14 +26,14 @@ from flowblending.engine.fp8_options import PROMPTS, Fp8Options
 )
 def test_wrong_options(options: Fp8Options, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        options.check(("small",))
+        options.check(("small",), "tensorrt")
 
 
 def test_options_without_fp8_are_refused() -> None:
-    Fp8Options().check(())
+    Fp8Options().check((), "tensorrt")
     with pytest.raises(UsageError, match="--fp8-margin was given, but nothing is built in fp8"):
-        Fp8Options(margin=1.2).check(())
-    Fp8Options(calibration=Path("c"), keep="2").check(("large",))
+        Fp8Options(margin=1.2).check((), "tensorrt")
+    Fp8Options(calibration=Path("c"), keep="2").check(("large",), "onnxruntime")
 
 
 @pytest.mark.parametrize(
