@@ -76,10 +76,10 @@ def quantise_attention(graph: TracedGraph, amax: Mapping[str, float], keep: int)
 
 
 def _projection(attention: ir.Node) -> str:
-    """The name of the layer that values come from, through a bias and casts: the module is named after no node."""
+    """The name of the layer that values come from, through a bias and casts: attention itself has torch's name."""
     value = attention.inputs[2]
     node = None if value is None else value.producer()
-    while node is not None and not BLOCK.search(node.name or ""):
+    while node is not None and node.op_type != "MatMul":
         before = (each.producer() for each in node.inputs if each is not None)
         node = next((each for each in before if each is not None), None)
     return "" if node is None else node.name or ""
