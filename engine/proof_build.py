@@ -127,7 +127,8 @@ def _check_fp8_attention(proof: Proof) -> None:
     asked, plan = proof.graph.attention.get("fp8", 0), proof.plan
     if plan is not None and plan.fused_fp8 is not None and plan.fused_fp8 < asked:
         raise Fp8AttentionError(
-            f"of the {asked} attentions of {proof.component} that were to be fp8 kernels the plan has {plan.fused_fp8}"
+            f"of {asked} attention operators of {proof.component} that were to be one kernel each in fp8, the plan has "
+            f"{plan.fused_fp8}"
         )
 
 

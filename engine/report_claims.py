@@ -147,7 +147,7 @@ def _fp8_attention(proof: Proof) -> Claim:
     claim = "attention in fp8"
     if plan.fused_fp8 is None:
         return _claim(proof.component, claim, OPEN, "the plan does not tell in which types it computes")
-    detail = f"{plan.fused_fp8} of {asked} in the plan, of {sum(proof.graph.attention.values())} attentions"
+    detail = f"{plan.fused_fp8} of {asked} in the plan, of {sum(proof.graph.attention.values())} altogether"
     return _claim(proof.component, claim, PROVED if plan.fused_fp8 == asked else FAILED, detail)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +12,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from flowblending import FlowBlendingError
+from flowblending.engine import proof_build
+from flowblending.engine.backend import Compiled
+from flowblending.engine.proof import Compared, read_proof
+from flowblending.engine.proof_build import gather
 from flowblending.engine.protocol import Range, ShapeProfile
 from flowblending.engine.trt_attention import Fp8AttentionError
 from flowblending.engine.trt_compile import PlanRequest, compile_plan
@@ -52,12 +57,9 @@ def blocks(
             nodes.append(helper.make_node("MatMul", [source, f"{name}.{layer}.w"], [product], name=module))
             nodes.append(helper.make_node("Add", [product, f"{name}.{layer}.b"], [total]))
             inner |= dict.fromkeys((product, total), shapes["x" if source == value else "text"])
+        heads: dict[str, Any] = {"q_num_heads": HEADS, "kv_num_heads": HEADS}
         taken = [f"{name}.{layer}.sum" for layer in ("to_q", "to_k", "to_v")]
-        nodes.append(
-            helper.make_node(
-                "Attention", taken, [f"{name}.out"], name=f"attention_{block}", q_num_heads=HEADS, kv_num_heads=HEADS
-            )
-        )
+        nodes.append(helper.make_node("Attention", taken, [f"{name}.out"], name=f"attention_{block}", **heads))
         nodes.append(helper.make_node("Add", [f"{name}.out", value], [f"{name}.residual"]))
         inner |= dict.fromkeys((f"{name}.out", f"{name}.residual"), shapes["x"])
         value = f"{name}.residual"
@@ -160,14 +162,16 @@ def test_the_ends_stay_as_they_are_and_a_missing_range_is_told(tmp_path: Path) -
     assert audit(graph.onnx, sizes).attention == {"fp32": 3, "fp8": 1}
 
 
+def profile_of(tokens: Range) -> ShapeProfile:
+    return ShapeProfile({"batch": Range(min=1, opt=1, max=2), "tokens": tokens})
+
+
+def asked(graph: ExportedGraph, out: Path, profile: ShapeProfile, *targets: str) -> PlanRequest:
+    return PlanRequest(library=RTX, onnx=graph.onnx, spec=graph.spec, profile=profile, targets=targets, out=out)
+
+
 def plan(graph: ExportedGraph, out: Path, tokens: Range, *targets: str) -> Path:
-    profile = ShapeProfile({"batch": Range(min=1, opt=1, max=2), "tokens": tokens})
-    compile_plan(
-        PlanRequest(
-            library=RTX, onnx=graph.onnx, spec=graph.spec, profile=profile, targets=targets or ("sm89",), out=out
-        ),
-        ignore,
-    )
+    compile_plan(asked(graph, out, profile_of(tokens), *targets or ("sm89",)), ignore)
     return out
 
 
@@ -223,3 +227,21 @@ def test_attention_is_found_by_the_layer_that_makes_its_values(tmp_path: Path) -
     for node in traced.model.graph:
         node.name = (node.name or "").replace("blocks.1.", "refiner.1.")
     assert [each.name for each in block_attention(traced.model.graph)] == ["blocks.0.attn1"]
+
+
+@needs_rtx
+def test_a_plan_that_tells_of_another_kernel_is_no_fp8_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, profile = fp8_blocks(tmp_path), profile_of(Range.fixed(64))
+    info = compile_plan(asked(graph, tmp_path / "large.plan", profile, "sm89"), ignore)
+    compared = Compared(relative=0.0, maximum=0.0, allowed=0.1, sizes=())
+    graph.onnx.with_suffix(".compared.json").write_text(compared.model_dump_json())
+    compiled = Compiled(files=(tmp_path / "large.plan",), plan=info)
+    gather(graph, compiled, profile, tmp_path)
+    proof = read_proof(tmp_path, "large")
+    assert proof.plan is not None
+    assert (proof.plan.fused, proof.plan.fused_fp8, proof.no_fp8_attention) == (3, 1, None)
+    monkeypatch.setattr(proof_build, "fp8_attention", lambda _: frozenset({"attention_0"}))
+    with pytest.raises(Fp8AttentionError, match=r"of 1 attention operators of large .* in fp8, the plan has 0"):
+        gather(graph, compiled, profile, tmp_path)

@@ -120,7 +120,7 @@ FP8 = {"layers": {"bf16": 27, "fp8": 20}, "flops": {"bf16": 70, "fp8": 30}}
             {"graph": ATTENTION, "plan": {"fused_fp8": 6}},
             "attention in fp8",
             "proved",
-            "6 of 6 in the plan, of 8 attentions",
+            "6 of 6 in the plan, of 8 altogether",
         ),
         (Precision.FP8, {"graph": ATTENTION, "plan": {"fused_fp8": 5}}, "attention in fp8", "failed", "5 of 6"),
         (Precision.FP8, {"graph": ATTENTION}, "attention in fp8", "open", "does not tell"),
