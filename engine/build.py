@@ -47,7 +47,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     request = dataclasses.replace(request, targets=targets)
     precisions = choose_precisions(request.precision, request.backend)
     backends.check_precisions(request.backend, targets, precisions)
-    request.fp8.check(fp8_models(precisions))
+    request.fp8.check(fp8_models(precisions), request.backend)
     prompt = request.fp8.read_prompts()[0]
     with console.phase("Reading checkpoints"):
         pipeline, parts, signals, tokenizer = _plan(request)

@@ -95,6 +95,12 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_fp8(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
+        "--fp8-attention",
+        action="store_true",
+        help="experimental: attention of the fp8 blocks in fp8 too, where the compiler has one kernel for it "
+        "(tensorrt and tensorrt-rtx)",
+    )
+    group.add_argument(
         "--fp8-keep",
         metavar="N",
         help="blocks at either end that stay in 16 bits: a number, or large=3,small=1 "
@@ -223,6 +229,7 @@ def build(arguments: argparse.Namespace) -> None:
         sampling={model: wish for model, wish in wishes.items() if wish is not None},
         teacache=arguments.teacache,
         fp8=Fp8Options(
+            attention=arguments.fp8_attention,
             keep=arguments.fp8_keep,
             calibration=arguments.fp8_calibration,
             prompts=arguments.fp8_prompts,

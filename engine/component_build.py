@@ -26,11 +26,12 @@ from flowblending.engine.fp8_ranges import Graph
 from flowblending.engine.geometry import shape_profiles
 from flowblending.engine.manifest import BundleFile, Component, Flops, VideoProfile
 from flowblending.engine.precision import base_precision, component_precision, fp8_models
-from flowblending.engine.proof_build import gather, note_verified
+from flowblending.engine.proof_build import gather, note_no_fp8_attention, note_verified
 from flowblending.engine.protocol import ShapeProfile, ends
 from flowblending.engine.request import BuildRequest
 from flowblending.engine.store import Order, Store, take_over
-from flowblending.engine.unfinished import EXPORT, mark_verified, verified_graph
+from flowblending.engine.trt_attention import Fp8AttentionError
+from flowblending.engine.unfinished import EXPORT, mark_verified, remove, verified_graph
 from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, ExportedGraph, PipelineSpec, Precision
 
 if TYPE_CHECKING:
@@ -135,9 +136,26 @@ class ComponentBuilder:
             mark_verified(graph)
         else:
             self.console.log(f"{part.name}: exported and verified by a build that was interrupted")
-        component = self._compile(graph, key, part.architecture, work)
+        try:
+            component = self._compile(graph, key, part.architecture, work)
+        except Fp8AttentionError as refusal:
+            graph = self._without_fp8_attention(part, precision, work, fp8, str(refusal))
+            component = self._compile(graph, key, part.architecture, work)
         self.console.log(f"{part.name}: built in {precision}, {component.engine_bytes / 1e6:.1f} MB")
         return component
+
+    def _without_fp8_attention(
+        self, part: Part, precision: Precision, work: Path, fp8: Fp8Builder | None, why: str
+    ) -> ExportedGraph:
+        """The graph again with attention in 16 bits, verified as every graph is."""
+        assert fp8 is not None
+        self.console.log(f"{part.name}: attention is left in 16 bits: {why}")
+        # With its mark: what lies there is verified, and not what will be compiled.
+        remove(work / EXPORT)
+        graph = self._export(part, precision, work / EXPORT, fp8.without_attention())
+        note_no_fp8_attention(graph, why)
+        mark_verified(graph)
+        return graph
 
     def signal(self, part: Part) -> Component:
         """A signal, which is small enough to be built every time."""

@@ -5,9 +5,11 @@ With `build`, `fp8_calibrate`, `proof_build` and `pair_build`, the only files of
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowblending import FlowBlendingError
 from flowblending.engine.console import Console
 from flowblending.engine.fp8_calibrate import SCRATCH, Calibrator, Pair
 from flowblending.engine.fp8_options import Fp8Options
@@ -51,12 +53,21 @@ class Fp8Builder:
             blocks = self.blocks(name)
             check_kept(name, blocks.count, blocks.keep)
         self.calibrator.check()
+        if self._options.attention and self._options.calibration is not None:
+            for name in self._pair.models:
+                self._check_attention(name, self._options.calibration)
+
+    def without_attention(self) -> Fp8Builder:
+        """The same with attention as it is in the blocks that are not fp8."""
+        options = dataclasses.replace(self._options, attention=False)
+        return Fp8Builder(self._pair, options, base=self._base, calibrator=self.calibrator, console=self._console)
 
     def key(self, name: str) -> dict[str, str]:
         """What determines an fp8 graph beside the checkpoint; after the calibration was obtained."""
         keep = self._options.kept(name)
         kept = "default" if keep is None else str(keep)
-        return {"precision": f"fp8, else {self._base}, {kept} blocks kept", **self.calibrator.key}
+        attention = ", attention too" if self._options.attention else ""
+        return {"precision": f"fp8, else {self._base}, {kept} blocks kept{attention}", **self.calibrator.key}
 
     def blocks(self, name: str) -> Fp8Blocks:
         """Which blocks of a transformer will be fp8."""
@@ -80,6 +91,7 @@ class Fp8Builder:
                 part,
                 model.amax,
                 self._kept(part.name, blocks),
+                attention=self._options.attention,
                 base=self._base,
                 folder=work,
                 weights_sha256=self._pair.weights(part),
@@ -89,12 +101,34 @@ class Fp8Builder:
             )
         _, frames, height, width = self._pair.geometry.latent_shape
         found = audit(graph.onnx, {"batch": 1, "frames": frames, "height": height, "width": width})
+        asked = found.attention.get(Precision.FP8)
+        attention = f"attention in {asked} of {sum(found.attention.values())} places, " if asked else ""
         self._console.log(
             f"{part.name}: {found.layers[Precision.FP8]} of {sum(found.layers.values())} layers in fp8, "
-            f"{found.share(Precision.FP8):.1%} of their operations, else {self._base}; "
+            f"{found.share(Precision.FP8):.1%} of their operations, {attention}else {self._base}; "
             f"{parity}, from torch's fp32"
         )
         return graph, parity
+
+    def _check_attention(self, model: str, path: Path) -> None:
+        """Refuse a calibration file that was written when attention had no ranges, or that has lost some.
+
+        Raises:
+            FlowBlendingError: likewise.
+        """
+        from flowblending.export.fp8_attention import operand_names
+
+        ranges, blocks = self.calibrator.calibration.models[model].layers, self.blocks(model)
+        for name in ranges:
+            attention, _, layer = name.rpartition(".")
+            block = int(name.split(".")[1])
+            needed = layer == "to_q" and blocks.keep <= block < blocks.count - blocks.keep
+            for operand in operand_names(attention) if needed else ():
+                if operand not in ranges:
+                    raise FlowBlendingError(
+                        f"{path} has no range for {operand} of {model}, which --fp8-attention needs; leave out "
+                        "--fp8-calibration to calibrate anew, or leave out --fp8-attention."
+                    )
 
     def _kept(self, model: str, blocks: int) -> int:
         from flowblending.export.fp8 import kept_blocks

@@ -6,9 +6,13 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.export.spec import LARGE, SMALL
+
+if TYPE_CHECKING:
+    from flowblending.engine.manifest import Backend
 
 SCHEDULE = "LSL"
 PERCENTILE = 100.0
@@ -29,6 +33,7 @@ class Fp8Options:
     """The options as given; None where one was not.
 
     Attributes:
+        attention: whether what enters attention is quantised, and the attention of the plan is to be in fp8.
         keep: blocks at either end that are not quantised: ``2``, or ``large=3,small=1``.
         calibration: a file to take the ranges from.
         prompts: a file of prompts, one a line.
@@ -38,6 +43,7 @@ class Fp8Options:
         margin: factor on it, at least 1.
     """
 
+    attention: bool = False
     keep: str | None = None
     calibration: Path | None = None
     prompts: Path | None = None
@@ -47,15 +53,17 @@ class Fp8Options:
     margin: float | None = None
 
     def given(self) -> dict[str, str]:
-        """The options that were given, as on the command line."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {_OPTIONS[name]: str(value) for name, value in values.items() if value is not None}
+        """The options that were given, as on the command line; an empty text for one that takes none."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "attention"}
+        given = {_OPTIONS[name]: str(value) for name, value in values.items() if value is not None}
+        return given | ({ATTENTION: ""} if self.attention else {})
 
-    def check(self, models: Collection[str]) -> None:
+    def check(self, models: Collection[str], backend: Backend) -> None:
         """Refuse options that contradict one another or have nothing to act on.
 
         Args:
             models: the transformers that are built in fp8.
+            backend: what they are built for.
 
         Raises:
             UsageError: likewise.
@@ -63,7 +71,12 @@ class Fp8Options:
         given = list(self.given())
         if given and not models:
             raise UsageError(f"{given[0]} was given, but nothing is built in fp8; add --precision fp8 or leave it out.")
-        beside = [option for option in given if option not in ("--fp8-keep", "--fp8-calibration")]
+        if self.attention and backend == "onnxruntime":
+            raise UsageError(
+                f"{ATTENTION} was given, but onnxruntime has no attention in fp8; leave it out, or build with "
+                "--backend tensorrt or tensorrt-rtx."
+            )
+        beside = [option for option in given if option not in (ATTENTION, "--fp8-keep", "--fp8-calibration")]
         if self.calibration is not None and beside:
             raise UsageError(
                 f"--fp8-calibration takes the ranges from a file, which {beside[0]} cannot change; give one of the two."
@@ -115,6 +128,7 @@ class Fp8Options:
         return prompts
 
 
+ATTENTION = "--fp8-attention"
 _OPTIONS = {
     "keep": "--fp8-keep",
     "calibration": "--fp8-calibration",

@@ -75,6 +75,7 @@ class PlanFacts(Facts):
         differing: layers that it computes in another type than the graph, with that type.
         fused: attention operators that became one kernel each; None without a listing.
         unfused: the names of those that did not.
+        fused_fp8: those of ``fused`` whose kernel takes fp8; None without a listing.
     """
 
     bytes: int
@@ -86,6 +87,7 @@ class PlanFacts(Facts):
     differing: dict[str, str]
     fused: int | None
     unfused: tuple[str, ...]
+    fused_fp8: int | None = None
 
 
 class Proof(Facts):
@@ -94,6 +96,7 @@ class Proof(Facts):
     Attributes:
         golden: name of the file with torch's outputs at the profile's sizes; None where they were too much work.
         plan: None for ONNX Runtime, which runs the graph itself.
+        no_fp8_attention: why attention is not in fp8, where that was asked for.
     """
 
     format: int = FORMAT
@@ -103,6 +106,7 @@ class Proof(Facts):
     golden: str | None
     graph: GraphFacts
     plan: PlanFacts | None
+    no_fp8_attention: str | None = None
 
 
 def proof_file(component: str) -> str:

@@ -14,7 +14,8 @@ from flowblending.engine.backend import Compiled
 from flowblending.engine.proof import Compared, GraphFacts, PlanFacts, Proof, proof_file
 from flowblending.engine.protocol import ShapeProfile, largest
 from flowblending.engine.store import link_or_copy
-from flowblending.engine.trt_plan import fused_attention, product_types
+from flowblending.engine.trt_attention import Fp8AttentionError
+from flowblending.engine.trt_plan import fp8_attention, fused_attention, product_types
 from flowblending.export.spec import LARGE, SMALL, ExportedGraph
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ def note_verified(graph: ExportedGraph, recorder: Recorder, parity: Parity) -> N
     _compared(graph).write_text(compared.model_dump_json())
 
 
+def note_no_fp8_attention(graph: ExportedGraph, why: str) -> None:
+    """Write beside a graph why its attention is not in fp8, for `gather`."""
+    _no_fp8_attention(graph).write_text(why)
+
+
 def gather(
     graph: ExportedGraph, compiled: Compiled, profiles: Sequence[ShapeProfile], folder: Path
 ) -> tuple[Path, ...]:
@@ -47,12 +53,15 @@ def gather(
         compiled: what became of it.
         profiles: that it was compiled for.
         folder: of the component's files.
+
+    Raises:
+        Fp8AttentionError: the plan tells that attention which the graph asks for in fp8 is not one kernel in fp8.
     """
     from flowblending.export.audit import audit
 
     name = graph.spec.name
     found = audit(graph.onnx if compiled.plan is not None else compiled.files[0], largest(profiles, graph.spec))
-    golden = _golden(graph)
+    golden, no_fp8_attention = _golden(graph), _no_fp8_attention(graph)
     proof = Proof(
         component=name,
         precision=graph.spec.precision,
@@ -60,7 +69,9 @@ def gather(
         golden=golden.name if golden.exists() else None,
         graph=_graph(found),
         plan=None if compiled.plan is None else _plan(found, compiled, name),
+        no_fp8_attention=no_fp8_attention.read_text() if no_fp8_attention.exists() else None,
     )
+    _check_fp8_attention(proof)
     path = folder / proof_file(name)
     # It may be a link to an old bundle's, which was not whole.
     path.unlink(missing_ok=True)
@@ -104,7 +115,23 @@ def _plan(found: Audit, compiled: Compiled, component: str) -> PlanFacts:
         differing=_differing(told, found.layer_types),
         fused=len(wanted) - len(unfused) if types else None,
         unfused=unfused,
+        fused_fp8=_fused_fp8(found, path) if types else None,
     )
+
+
+def _fused_fp8(found: Audit, plan: Path) -> int:
+    asked = {name for name, kind in found.attention_types.items() if kind == "fp8"}
+    # Plans are large, and read as a whole.
+    return len(asked & fp8_attention(plan)) if asked else 0
+
+
+def _check_fp8_attention(proof: Proof) -> None:
+    asked, plan = proof.graph.attention.get("fp8", 0), proof.plan
+    if plan is not None and plan.fused_fp8 is not None and plan.fused_fp8 < asked:
+        raise Fp8AttentionError(
+            f"of {asked} attention operators of {proof.component} that were to be one kernel each in fp8, the plan has "
+            f"{plan.fused_fp8}"
+        )
 
 
 def _differing(told: Mapping[str, str], asked: Mapping[str, str]) -> dict[str, str]:
@@ -113,6 +140,10 @@ def _differing(told: Mapping[str, str], asked: Mapping[str, str]) -> dict[str, s
 
 def _golden(graph: ExportedGraph) -> Path:
     return graph.onnx.with_suffix(".golden.npz")
+
+
+def _no_fp8_attention(graph: ExportedGraph) -> Path:
+    return graph.onnx.with_suffix(".no_fp8_attention.txt")
 
 
 def _compared(graph: ExportedGraph) -> Path:

@@ -52,6 +52,8 @@ def component_claims(proof: Proof, component: Component, sizes: Sequence[Sizes])
         claims.append(_layers(proof, component.spec.precision))
         if proof.plan is not None and set(proof.graph.attention) - {"fp32"}:
             claims.append(_attention(proof))
+            if "fp8" in proof.graph.attention:
+                claims.append(_fp8_attention(proof))
     return claims
 
 
@@ -137,6 +139,16 @@ def _attention(proof: Proof) -> Claim:
     state: State = PROVED if plan.fused == asked else FAILED
     missing = f", but not {plan.unfused[0]}" if plan.unfused else ""
     return _claim(proof.component, claim, state, f"{plan.fused} of {asked}{missing}")
+
+
+def _fp8_attention(proof: Proof) -> Claim:
+    plan, asked = proof.plan, proof.graph.attention["fp8"]
+    assert plan is not None
+    claim = "attention in fp8"
+    if plan.fused_fp8 is None:
+        return _claim(proof.component, claim, OPEN, "the plan does not tell in which types it computes")
+    detail = f"{plan.fused_fp8} of {asked} in the plan, of {sum(proof.graph.attention.values())} altogether"
+    return _claim(proof.component, claim, PROVED if plan.fused_fp8 == asked else FAILED, detail)
 
 
 def _claim(component: str, claim: str, state: State, detail: str) -> Claim:

@@ -38,6 +38,9 @@ def show_report(report: Report, console: Console) -> None:
             )
         elif claim.component == "pair":
             console.log(f"  pair, {claim.claim}: {claim.detail}")
+    for name, proof in report.components.items():
+        if proof.no_fp8_attention is not None:
+            console.log(f"  {name}, attention not in fp8: {proof.no_fp8_attention}")
 
 
 def _row(proof: Proof) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
     given |= request.fp8.given()
     given |= {name: _absolute(given[name]) for name in ("--fp8-calibration", "--fp8-prompts") if name in given}
     teacache = ("--teacache",) if request.teacache else ()
-    return ("fb-build-engines", *(word for option in given.items() for word in option), *teacache)
+    return ("fb-build-engines", *(word for option in given.items() for word in option if word), *teacache)
 
 
 def _absolute(source: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from flowblending import FlowBlendingError
 from flowblending.engine.onnx_file import map_weights
 from flowblending.engine.protocol import ShapeProfile
+from flowblending.engine.trt_attention import Fp8AttentionError, quantise_attention
 from flowblending.engine.trt_library import Library, load
 from flowblending.export.spec import LARGE, SMALL, Dim, GraphSpec, TensorSpec
 
@@ -76,6 +77,7 @@ def compile_plan(request: PlanRequest, progress: Callable[[str], None]) -> PlanI
     kept = _parse(library, request, network)
     _check_network(library, request, network)
     _allow_decomposition(trt, network, request.spec.name)
+    in_fp8 = quantise_attention(trt, network, _attention_layers(trt, network))
     config = _made(library, request, builder.create_builder_config())
     for profile in request.profiles:
         _add_profile(library, request, profile, builder, config)
@@ -89,7 +91,7 @@ def compile_plan(request: PlanRequest, progress: Callable[[str], None]) -> PlanI
             raise writer.error
     if not built:
         heads = {layer.get_input(0).shape[-1] for layer in _attention_layers(trt, network)}
-        raise _refusal(library, request, heads)
+        raise _refusal(library, request, heads, fp8=in_fp8 > 0)
     del kept
     return PlanInfo(
         bytes=request.out.stat().st_size,
@@ -275,8 +277,13 @@ def _made(library: Library, request: PlanRequest, thing: Any) -> Any:
     return thing
 
 
-def _refusal(library: Library, request: PlanRequest, heads: Collection[int] = ()) -> FlowBlendingError:
-    """The sentence for a call that failed, with the compiler's own words; ``heads``: the attention's head sizes."""
+def _refusal(
+    library: Library, request: PlanRequest, heads: Collection[int] = (), *, fp8: bool = False
+) -> FlowBlendingError:
+    """The sentence for a call that failed, with the compiler's own words.
+
+    ``heads``: the attention's head sizes. ``fp8``: whether some attention was to be in fp8.
+    """
     name, reason = request.spec.name, library.messages.error()
     if _MEMORY.search(reason):
         return FlowBlendingError(
@@ -284,11 +291,14 @@ def _refusal(library: Library, request: PlanRequest, heads: Collection[int] = ()
             "stop other programs, use a machine with more memory, or build a smaller size."
         )
     if _NOT_FUSED in reason:
-        return FlowBlendingError(
+        kernel = (
             f"{library.title} {library.version} has no fused kernel for the {request.spec.precision} attention of "
             f"{name}, whose heads have {' and '.join(map(str, sorted(heads)))} channels, on "
-            f"{' and '.join(request.targets)}; build it with --precision {name}=fp32."
+            f"{' and '.join(request.targets)}"
         )
+        if fp8:
+            return Fp8AttentionError(f"{kernel} at these sizes")
+        return FlowBlendingError(f"{kernel}; build it with --precision {name}=fp32.")
     return FlowBlendingError(
         f"{library.title} {library.version} cannot compile {name} for {' and '.join(request.targets)} ({reason}); "
         "try another --precision, --target or --backend."

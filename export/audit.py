@@ -50,7 +50,7 @@ class Audit:
     Attributes:
         layers: matrix products with weights, by type. A product is quantised if both operands are.
         flops: operations of these products in one call, by type.
-        attention: attention operators by type of their operands.
+        attention: attention operators by type of their operands; quantised as products are, if all three are.
         scatters: nodes that write into slices of a tensor.
         islands: in a graph whose products are not all fp32, every node that computes in fp32.
         layer_types: the type of every matrix product with weights, by the name of its node.
@@ -87,8 +87,7 @@ def audit(path: Path, sizes: Mapping[str, int]) -> Audit:
     attention_types: dict[str, str] = {}
     for product in products(model, sizes, path):
         if product.operator == ATTENTION:
-            # Quantised operands do not make a quantised attention: compilers convert them back before it.
-            kind = attention_types[product.name] = types.of(product.operands[0])
+            kind = attention_types[product.name] = types.widest(product.operands)
             attention[kind] += 1
         elif product.weighted:
             kind = layer_types[product.name] = types.widest(product.operands)

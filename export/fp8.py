@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -24,7 +24,7 @@ from flowblending.export.spec import Precision
 LARGEST = 448.0
 """The largest number of E4M3 (OCP 8-bit floating point specification, table 1)."""
 
-_BLOCK = re.compile(r"(?:transformer_)?blocks\.(?P<number>\d+)\..+")
+BLOCK = re.compile(r"(?:transformer_)?blocks\.(?P<number>\d+)\..+")
 _KEPT_SHARE = 0.075
 _ROWS = 512
 
@@ -60,7 +60,7 @@ def block_layers(graph: ir.Graph) -> list[Layer]:
     """Every linear layer of a transformer's blocks, in the graph's order."""
     found = []
     for node in graph:
-        match = _BLOCK.search(node.name or "")
+        match = BLOCK.search(node.name or "")
         if match and node.op_type == "MatMul" and _operand(node, 1).const_value is not None:
             found.append(Layer(name=match[0], block=int(match["number"]), node=node))
     return found
@@ -93,6 +93,17 @@ def check_kept(model: str, blocks: int, keep: int) -> None:
         )
 
 
+def check_ranges(model: str, names: Iterable[str], amax: Mapping[str, float]) -> None:
+    """Refuse to quantise what has no range.
+
+    Raises:
+        FlowBlendingError: names the first that has none.
+    """
+    for name in names:
+        if name not in amax:
+            raise FlowBlendingError(f"The calibration has no range for {name} of {model}; calibrate again.")
+
+
 def quantise(graph: TracedGraph, amax: Mapping[str, float], keep: int) -> TracedGraph:
     """Make a graph's layers fp8 ones. Their weights are quantised when they are read.
 
@@ -109,11 +120,7 @@ def quantise(graph: TracedGraph, amax: Mapping[str, float], keep: int) -> Traced
     blocks = block_count(layers)
     check_kept(graph.spec.name, blocks, keep)
     chosen = [layer for layer in layers if keep <= layer.block < blocks - keep]
-    for layer in chosen:
-        if layer.name not in amax:
-            raise FlowBlendingError(
-                f"The calibration has no range for {layer.name} of {graph.spec.name}; calibrate again."
-            )
+    check_ranges(graph.spec.name, [layer.name for layer in chosen], amax)
     quantiser = _Quantiser(graph.model.graph)
     for layer in chosen:
         quantiser.replace(layer, amax[layer.name])
@@ -131,19 +138,10 @@ class _Quantiser:
         """Make the layer multiply values that have been through fp8."""
         key = layer.input.name, amax
         if key not in self._inputs:
-            self._inputs[key] = self._quantised_input(layer, amax)
+            self._inputs[key] = through_fp8(self._graph, layer.input, amax, f"{layer.name}.input", layer.node)
         weight = self._quantised_weight(layer)
         layer.node.replace_input_with(0, self._inputs[key])
         layer.node.replace_input_with(1, weight)
-
-    def _quantised_input(self, layer: Layer, amax: float) -> ir.Value:
-        values = layer.input
-        assert values.dtype is not None
-        scale = self._constant(f"{layer.name}.input_scale", fp8_scale(np.float32(amax)), values.dtype)
-        zero = self._constant(f"{layer.name}.input_zero", np.zeros((), np.float32), ir.DataType.FLOAT8E4M3FN)
-        shape, fp8 = values.shape, ir.DataType.FLOAT8E4M3FN
-        narrow = self._node("QuantizeLinear", [values, scale, zero], layer, of="input", shape=shape, dtype=fp8)
-        return self._node("DequantizeLinear", [narrow, scale, zero], layer, of="input", shape=shape, dtype=values.dtype)
 
     def _quantised_weight(self, layer: Layer) -> ir.Value:
         weight = layer.weight
@@ -151,7 +149,7 @@ class _Quantiser:
         assert stored is not None
         assert weight.dtype is not None
         scales = fp8_scale(_largest(stored))
-        scale = self._constant(f"{layer.name}.weight_scale", scales, weight.dtype)
+        scale = _constant(self._graph, f"{layer.name}.weight_scale", scales, weight.dtype)
         narrow = ir.LazyTensor(
             lambda: ir.Tensor(_quantised(stored, scales)),
             dtype=ir.DataType.FLOAT8E4M3FN,
@@ -164,34 +162,59 @@ class _Quantiser:
         )
         self._graph.register_initializer(value)
         self._graph.initializers.pop(weight.name, None)
-        return self._node(
-            "DequantizeLinear", [value, scale], layer, of="weight", shape=value.shape, dtype=weight.dtype, axis=1
+        return _converted(
+            self._graph,
+            "DequantizeLinear",
+            [value, scale],
+            f"{layer.name}.weight",
+            layer.node,
+            shape=value.shape,
+            dtype=weight.dtype,
+            axis=1,
         )
 
-    def _constant(self, name: str, array: Floats, dtype: ir.DataType) -> ir.Value:
-        tensor = ir.Tensor(np.asarray(array).astype(dtype.numpy()), dtype=dtype, name=name)
-        value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(dtype), const_value=tensor)
-        self._graph.register_initializer(value)
-        return value
 
-    def _node(
-        self,
-        operator: str,
-        inputs: Sequence[ir.Value],
-        layer: Layer,
-        *,
-        of: str,
-        shape: ir.Shape | ir.ShapeProtocol | None,
-        dtype: ir.DataType,
-        **attributes: int,
-    ) -> ir.Value:
-        """A node in front of the layer; its only output, of a shape and type that are written down for the audit."""
-        name = f"{layer.name}.{of}.{operator}"
-        output = ir.Value(name=name, shape=None if shape is None else ir.Shape(shape), type=ir.TensorType(dtype))
-        self._graph.insert_before(
-            layer.node, ir.node(operator, inputs, attributes=attributes, outputs=[output], name=name)
-        )
-        return output
+def through_fp8(graph: ir.Graph, values: ir.Value, amax: float, name: str, before: ir.Node) -> ir.Value:
+    """Values quantised and converted back, with one scale for all of them.
+
+    Args:
+        amax: what the largest fp8 number stands for; what lies beyond is clipped to it.
+        name: that the new nodes and constants begin with.
+        before: the node that gets them.
+    """
+    assert values.dtype is not None
+    fp8 = ir.DataType.FLOAT8E4M3FN
+    scale = _constant(graph, f"{name}_scale", fp8_scale(np.float32(amax)), values.dtype)
+    zero = _constant(graph, f"{name}_zero", np.zeros((), np.float32), fp8)
+    narrow = _converted(graph, "QuantizeLinear", [values, scale, zero], name, before, shape=values.shape, dtype=fp8)
+    return _converted(
+        graph, "DequantizeLinear", [narrow, scale, zero], name, before, shape=values.shape, dtype=values.dtype
+    )
+
+
+def _constant(graph: ir.Graph, name: str, array: Floats, dtype: ir.DataType) -> ir.Value:
+    tensor = ir.Tensor(np.asarray(array).astype(dtype.numpy()), dtype=dtype, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _converted(
+    graph: ir.Graph,
+    operator: str,
+    inputs: Sequence[ir.Value],
+    of: str,
+    before: ir.Node,
+    *,
+    shape: ir.Shape | ir.ShapeProtocol | None,
+    dtype: ir.DataType,
+    **attributes: int,
+) -> ir.Value:
+    """A node in front of another; its only output, of a shape and type that are written down for the audit."""
+    name = f"{of}.{operator}"
+    output = ir.Value(name=name, shape=None if shape is None else ir.Shape(shape), type=ir.TensorType(dtype))
+    graph.insert_before(before, ir.node(operator, inputs, attributes=attributes, outputs=[output], name=name))
+    return output
 
 
 def fp8_scale(amax: npt.NDArray[np.floating] | np.floating) -> Floats:

@@ -14,7 +14,8 @@ import torch
 
 from flowblending.export.family import Exportable, Part, Tensors
 from flowblending.export.fp8 import quantise
-from flowblending.export.graph import trace_graph, write_graph
+from flowblending.export.fp8_attention import quantise_attention
+from flowblending.export.graph import TracedGraph, trace_graph, write_graph
 from flowblending.export.spec import ExportedGraph, Precision
 from flowblending.export.verify import Parity, check_twin, compare, verify
 
@@ -27,6 +28,7 @@ def export_fp8(
     amax: Mapping[str, float],
     keep: int,
     *,
+    attention: bool,
     base: Precision,
     folder: Path,
     weights_sha256: str,
@@ -43,8 +45,9 @@ def export_fp8(
 
     Args:
         part: the transformer.
-        amax: of every layer to quantise.
+        amax: of every layer to quantise, and of what enters every attention.
         keep: blocks at either end that are not quantised.
+        attention: whether what enters the attention of these blocks is quantised, too.
         base: fp32 or bf16, of everything that is not quantised.
         folder: for the graph's files.
         weights_sha256: of ``part.sources``.
@@ -57,10 +60,15 @@ def export_fp8(
         FlowBlendingError: a layer has no range, or the graph is further from its reference than
             `flowblending.export.verify.TOLERANCE` allows.
     """
+
+    def quantised(graph: TracedGraph) -> TracedGraph:
+        graph = quantise(graph, amax, keep)
+        return quantise_attention(graph, amax, keep) if attention else graph
+
     report("loading in fp32")
     exportable = part.load(Precision.FP32)
     report("tracing in fp32")
-    twin = quantise(trace_graph(exportable), amax, keep)
+    twin = quantised(trace_graph(exportable))
     exportable = _with_inputs(exportable, samples, timesteps)
     if base is Precision.FP32:
         graph = write_graph(twin, folder, weights_sha256)
@@ -73,7 +81,7 @@ def export_fp8(
     report(f"loading in {base}")
     exportable = part.load(base)
     report(f"tracing in {base}")
-    narrow = quantise(trace_graph(exportable), amax, keep)
+    narrow = quantised(trace_graph(exportable))
     check_twin(narrow, twin)
     graph = write_graph(narrow, folder, weights_sha256)
     report(f"verifying in {base}")

@@ -1,6 +1,6 @@
-"""A transformer's graph that also tells how large the values are that enter its layers.
+"""A transformer's graph that also tells how large the values are that enter its layers and its attention.
 
-The figures are made in the graph: two numbers for each value that enters layers leave it, whatever its size, and no
+The figures are made in the graph: two numbers for each of these values leave it, whatever its size, and no
 activation is kept.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from flowblending.export.fp8 import block_layers
+from flowblending.export.fp8_attention import block_attention
 from flowblending.export.spec import ExportedGraph, GraphSpec, TensorSpec
 
 RANGES = "ranges"
@@ -29,7 +30,8 @@ class ObservedGraph:
     Attributes:
         onnx: lies beside the graph that it was made of, whose weights it uses.
         spec: of the graph, with the new output behind the others.
-        rows: of each row of the output, the layers that the value enters: ``blocks.0.attn1.to_q``, ``to_k``, ``to_v``.
+        rows: of each row of the output, the layers that the value enters (``blocks.0.attn1.to_q``, ``to_k``,
+            ``to_v``), or what it is to an attention (``blocks.0.attn1.query``).
     """
 
     onnx: Path
@@ -49,6 +51,9 @@ def observe(graph: ExportedGraph, percentile: float) -> ObservedGraph:
     entering: dict[ir.Value, list[str]] = {}
     for layer in block_layers(model.graph):
         entering.setdefault(layer.input, []).append(layer.name)
+    for attention in block_attention(model.graph):
+        for name, value in attention.operands.items():
+            entering.setdefault(value, []).append(name)
     writer = _Writer(model.graph, outside=round((100 - percentile) * _MILLION / 100))
     parts = [part for value in entering for part in writer.ranges(value)]
     joined = writer.node("Concat", parts, ir.DataType.FLOAT, axis=0)

@@ -251,6 +251,7 @@ WRONG_BUILDS: list[tuple[tuple[str, ...], str]] = [
     (("--frames", "8"), "8 frames were given, but wan makes 4k+1 frames"),
     (("--small-timesteps", "900,950"), "--small-timesteps has timesteps that do not fall"),
     (("--precision", "fp4"), "Precision 'fp4' was given"),
+    (("--precision", "small=fp8", "--fp8-attention"), "--fp8-attention was given, but onnxruntime has no attention"),
     (("--fp8-keep", "1"), "--fp8-keep was given, but nothing is built in fp8"),
     (("--precision", "bf16"), "ONNX Runtime has no bf16 kernels"),
     (("--target", "sm89"), "onnxruntime compiles for no GPU in particular"),

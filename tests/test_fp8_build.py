@@ -22,7 +22,7 @@ from flowblending.engine.trt_compile import PlanRequest, compile_plan
 from flowblending.engine.trt_plan import fused_attention, product_types
 from flowblending.export.audit import audit
 from flowblending.export.checkpoint import open_checkpoint
-from flowblending.export.spec import LARGE, SMALL, Precision
+from flowblending.export.spec import LARGE, SMALL, ExportedGraph, Precision
 from flowblending.runtime.host import HostDevice
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.noise import TorchNormal
@@ -85,7 +85,8 @@ def test_a_bundle_is_calibrated_runs_and_is_used_again(
     assert small["weights"] == bundle.manifest.components[SMALL].key["weights"]
     steps = compile_job(Job(prompt="", steps=STEPS), bundle.manifest).steps
     assert small["timesteps"] == [step.timestep for step in steps if step.model == SMALL]
-    assert len(small["layers"]) == 20
+    # Ten layers a block, and what enters its two attentions.
+    assert len(small["layers"]) == 2 * (10 + 2 * 3)
     # The key covers the table itself, of the models in fp8; every part of it makes another entry of the cache.
     keys = {name: bundle.manifest.components[name].key for name in (LARGE, SMALL)}
     assert keys[SMALL]["ranges"] == hashlib.sha256((out / "fp8_calibration.json").read_bytes()).hexdigest()
@@ -134,21 +135,28 @@ PROFILE = ShapeProfile(
 )
 
 
+def bf16_graph(kind: str, checkpoint: Path, out: Path, head_dim: int = 64) -> ExportedGraph:
+    """Three blocks of heads as wide as those of real models, exported in bf16."""
+    from flowblending.export.graph import export_graph
+    from flowblending.export.ltx import Ltx
+    from flowblending.export.wan import Wan
+
+    folder = out / "model"
+    if kind == "wan":
+        wan_transformer(7, layers=3, head_dim=head_dim, ffn=256).save_pretrained(folder)
+    else:
+        ltx_transformer(7, layers=3, head_dim=head_dim, caption_channels=TEXT_DIM).save_pretrained(folder)
+    part = (Wan() if kind == "wan" else Ltx()).transformer(open_checkpoint(str(checkpoint)), folder, LARGE)
+    return export_graph(part.load(Precision.BF16), out / "bf16", "")
+
+
 @needs_rtx
 @pytest.mark.parametrize("kind", ["wan", "ltx"])
 def test_real_plans_compute_in_fp8(kind: str, checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
     from flowblending.export.fp8 import block_layers, quantise
-    from flowblending.export.graph import export_graph, read_graph, write_graph
-    from flowblending.export.ltx import Ltx
-    from flowblending.export.wan import Wan
+    from flowblending.export.graph import read_graph, write_graph
 
-    checkpoint, folder = open_checkpoint(str(checkpoints(kind) / "large")), tmp_path / "model"
-    if kind == "wan":
-        wan_transformer(7, layers=3, head_dim=64, ffn=256).save_pretrained(folder)
-    else:
-        ltx_transformer(7, layers=3, head_dim=64, caption_channels=TEXT_DIM).save_pretrained(folder)
-    part = (Wan() if kind == "wan" else Ltx()).transformer(checkpoint, folder, LARGE)
-    plain = export_graph(part.load(Precision.BF16), tmp_path / "bf16", "")
+    plain = bf16_graph(kind, checkpoints(kind) / "large", tmp_path)
     traced = read_graph(plain)
     names = [layer.name for layer in block_layers(traced.model.graph)]
     assert len(names) == 3 * 10

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.engine import cli
 from flowblending.engine.fp8_options import PROMPTS, Fp8Options
+from flowblending.engine.request import BuildRequest, rebuild_command
 
 
 @pytest.mark.parametrize(
@@ -26,14 +29,45 @@ from flowblending.engine.fp8_options import PROMPTS, Fp8Options
 )
 def test_wrong_options(options: Fp8Options, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        options.check(("small",))
+        options.check(("small",), "tensorrt")
 
 
 def test_options_without_fp8_are_refused() -> None:
-    Fp8Options().check(())
+    Fp8Options().check((), "tensorrt")
     with pytest.raises(UsageError, match="--fp8-margin was given, but nothing is built in fp8"):
-        Fp8Options(margin=1.2).check(())
-    Fp8Options(calibration=Path("c"), keep="2").check(("large",))
+        Fp8Options(margin=1.2).check((), "tensorrt")
+    Fp8Options(calibration=Path("c"), keep="2").check(("large",), "onnxruntime")
+
+
+def test_attention_needs_fp8_and_a_compiler() -> None:
+    wanted = Fp8Options(attention=True)
+    wanted.check(("small",), "tensorrt-rtx")
+    with pytest.raises(UsageError, match="--fp8-attention was given, but nothing is built in fp8; add --precision fp8"):
+        wanted.check((), "tensorrt-rtx")
+    with pytest.raises(UsageError, match=r"--fp8-attention was given, but onnxruntime has no .*; leave it out, or"):
+        wanted.check(("small",), "onnxruntime")
+    # A calibration file has ranges for it, too.
+    Fp8Options(attention=True, calibration=Path("c")).check(("small",), "tensorrt")
+
+
+def test_the_options_are_in_the_command_that_builds_again(tmp_path: Path) -> None:
+    asked = BuildRequest(
+        large="Org/Large",
+        small="Org/Small",
+        out=tmp_path,
+        size=None,
+        frames=None,
+        precision="fp8",
+        backend="tensorrt-rtx",
+        targets=("sm89",),
+        fp8=Fp8Options(attention=True, keep="1"),
+    )
+    command = rebuild_command(asked)
+    given = cli.parser().parse_args(command[1:])
+    assert (given.fp8_attention, given.fp8_keep, given.target, given.teacache) == (True, "1", "sm89", False)
+    bare = rebuild_command(dataclasses.replace(asked, fp8=Fp8Options()))
+    assert not cli.parser().parse_args(bare[1:]).fp8_attention
+    assert set(command) - set(bare) == {"--fp8-attention", "--fp8-keep", "1"}
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ def test_what_is_as_it_should_be_is_proved() -> None:
     )
 
 
+ATTENTION = {"attention": {"bf16": 2, "fp8": 6}}
 FP8 = {"layers": {"bf16": 27, "fp8": 20}, "flops": {"bf16": 70, "fp8": 30}}
 
 
@@ -114,6 +115,15 @@ FP8 = {"layers": {"bf16": 27, "fp8": 20}, "flops": {"bf16": 70, "fp8": 30}}
             "19, but its graph asks",
         ),
         (Precision.FP8, {}, "layers in fp8", "failed", "the graph has 0"),
+        (
+            Precision.FP8,
+            {"graph": ATTENTION, "plan": {"fused_fp8": 6}},
+            "attention in fp8",
+            "proved",
+            "6 of 6 in the plan, of 8 altogether",
+        ),
+        (Precision.FP8, {"graph": ATTENTION, "plan": {"fused_fp8": 5}}, "attention in fp8", "failed", "5 of 6"),
+        (Precision.FP8, {"graph": ATTENTION}, "attention in fp8", "open", "does not tell"),
     ],
 )
 def test_what_is_not(precision: Precision, parts: Parts, claim: str, state: str, detail: str) -> None:
