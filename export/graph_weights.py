@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
-from flowblending.export.stored import stored_of, stored_tensor
+from flowblending.export.stored import StoredTensor, stored_of
 
 
 def bind_weights(graph: ir.Graph, module: torch.nn.Module) -> None:
@@ -23,7 +23,7 @@ def bind_weights(graph: ir.Graph, module: torch.nn.Module) -> None:
     for name, value in graph.initializers.items():
         stored = stored_of(parameters[name]) if name in parameters else None
         if stored is not None:
-            value.const_value = stored_tensor(stored, name)
+            value.const_value = StoredTensor(stored, name)
     for node in list(graph):
         weight = node.inputs[0] if node.op_type == "Transpose" else None
         if weight is not None and weight.is_initializer() and weight.const_value is not None:

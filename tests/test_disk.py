@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.random_checkpoint import Model, element_count, write_transformer
+from benchmarks.random_checkpoint import Model, element_count, write_model
 from flowblending import FlowBlendingError
 from flowblending.engine import disk
 from flowblending.engine.bundle import open_bundle
@@ -38,7 +38,7 @@ def test_it_is_said_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_bytes_of_a_graph(tmp_path: Path) -> None:
     settings = {"num_layers": 5, "num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 40, "text_dim": 16}
     model = Model(kind="WanTransformer3DModel", settings=settings)
-    write_transformer(model, tmp_path)
+    write_model(model, tmp_path)
     files, count = model_files(tmp_path), element_count(model)
     assert graph_bytes(files, Precision.FP32) == OVERHEAD + 4 * count
     assert graph_bytes(files, Precision.BF16) == OVERHEAD + 2 * count

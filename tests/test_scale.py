@@ -11,7 +11,7 @@ import torch
 from onnx import numpy_helper
 from safetensors import safe_open
 
-from benchmarks.random_checkpoint import Model, element_count, write_transformer
+from benchmarks.random_checkpoint import Model, element_count, write_model
 from benchmarks.scale import measure
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ WIDE = {"num_layers": 1, "num_attention_heads": 20, "attention_head_dim": 128, "
 def test_memory_does_not_grow_with_the_weights(tmp_path: Path) -> None:
     model = Model(kind="WanTransformer3DModel", settings=WIDE)
     checkpoint, out = tmp_path / "wide", tmp_path / "graph"
-    write_transformer(model, checkpoint, dtype=np.float32)
+    write_model(model, checkpoint, dtype=np.float32)
     size = 4 * element_count(model)
     assert size > 700e6
     much = measure("export", str(checkpoint), str(out), "fp16")
