@@ -135,7 +135,7 @@ def _write_shard(
     path: Path,
     shapes: Mapping[str, tuple[int, ...]],
     kind: np.dtype[Any],
-    pools: Mapping[bool, npt.NDArray[np.uint8]],
+    pools: Mapping[str, npt.NDArray[np.uint8]],
 ) -> None:
     header: dict[str, Any] = {}
     end = 0
@@ -149,17 +149,23 @@ def _write_shard(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
-            norm = (".norm" in name or "layer_norm." in name) and name.endswith("weight")
-            for piece in _pieces(name, math.prod(shape) * kind.itemsize, pools[norm]):
+            for piece in _pieces(name, math.prod(shape) * kind.itemsize, pools[_role(name)]):
                 file.write(piece)
 
 
-def _pools(kind: np.dtype[Any]) -> dict[bool, npt.NDArray[np.uint8]]:
-    """Random numbers for norms (True), about 1, and for everything else, small; as bytes."""
+def _role(name: str) -> str:
+    if (".norm" in name or "layer_norm." in name) and name.endswith("weight"):
+        return "norm"
+    return "query" if name.endswith("SelfAttention.q.weight") else "other"
+
+
+def _pools(kind: np.dtype[Any]) -> dict[str, npt.NDArray[np.uint8]]:
+    """Random numbers by role, as bytes. T5's scores are not scaled, so that its queries are (arXiv 1910.10683)."""
     generator = np.random.default_rng(0)
+    roles = {"norm": (1.0, 0.1), "query": (0.0, 0.002), "other": (0.0, 0.02)}
     return {
-        norm: (mean + spread * generator.standard_normal(_POOL, np.float32)).astype(kind).view(np.uint8)
-        for norm, mean, spread in ((True, 1.0, 0.1), (False, 0.0, 0.02))
+        role: (mean + spread * generator.standard_normal(_POOL, np.float32)).astype(kind).view(np.uint8)
+        for role, (mean, spread) in roles.items()
     }
 
 
