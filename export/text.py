@@ -193,6 +193,8 @@ def _position_buckets(length: int, count: int, farthest: int) -> torch.Tensor:
 
 def _load(folder: Path, kind: str, precision: Precision, padding: _Padding) -> Exportable:
     stock = load_encoder(ENCODERS[kind], folder, precision)
+    # In bf16 the stock class adds its layers up in bf16, and is further from fp32 than the graph, which adds in fp32.
+    compared = stock if precision is not Precision.BF16 else load_encoder(ENCODERS[kind], folder, Precision.FP32)
     length = padding.length
     names = ("ids", "mask") if padding.masked else ("ids",)
     spec = GraphSpec(
@@ -204,7 +206,7 @@ def _load(folder: Path, kind: str, precision: Precision, padding: _Padding) -> E
 
     def reference(ids: torch.Tensor, mask: torch.Tensor | None = None) -> Tensors:
         attended = {} if padding.attended else {"attention_mask": mask}
-        text = stock(ids, **attended).last_hidden_state
+        text = compared(ids, **attended).last_hidden_state
         if padding.zeroed and mask is not None:
             # As WanPipeline does it: cut every prompt's embeddings to its length, then append zeros.
             cut = [row[:count] for row, count in zip(text, mask.sum(dim=1).tolist(), strict=True)]
@@ -224,7 +226,7 @@ def _load(folder: Path, kind: str, precision: Precision, padding: _Padding) -> E
         inputs=inputs,
         export_sizes={"batch": 2},
         verify_sizes=({"batch": 1}, {"batch": 3}),
-        streamed=(stock,),
+        streamed=(stock, compared),
     )
 
 

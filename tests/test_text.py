@@ -101,6 +101,19 @@ def test_fp16_neither_overflows_nor_drifts(tmp_path: Path, kind: str) -> None:
     assert _distance(half, seed=2) < TOLERANCE[Precision.FP16].relative
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_is_nearer_to_fp32_than_the_stock_class_is(tmp_path: Path, kind: str) -> None:
+    part = text_encoder_part(_encoder(tmp_path, kind, num_layers=12), 16, zero_padding=False)
+    narrow, full = part.load(Precision.BF16), part.load(Precision.FP32)
+    stock = KINDS[kind][0].from_pretrained(tmp_path / TEXT_ENCODER, dtype=torch.bfloat16)
+    ids, mask = full.inputs({"batch": 3}, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (found,), (expected,) = narrow.module(ids, mask), full.reference(ids, mask)
+        theirs = stock(ids, attention_mask=mask).last_hidden_state.float()
+        assert torch.equal(narrow.reference(ids, mask)[0], expected)
+    assert (found - expected).norm() < 0.8 * (theirs - expected).norm()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wan", "ltx", "ltx-condition"])
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
