@@ -22,7 +22,6 @@ from flowblending.engine.disk_build import check_room, plan_room
 from flowblending.engine.entry import damaged_file
 from flowblending.engine.fp8_build import Fp8Builder
 from flowblending.engine.fp8_calibrate import Calibrator, Pair
-from flowblending.engine.fp8_ranges import Graph
 from flowblending.engine.geometry import shape_profiles
 from flowblending.engine.manifest import BundleFile, Component, Flops, VideoProfile
 from flowblending.engine.precision import base_precision, component_precision, fp8_models
@@ -31,7 +30,7 @@ from flowblending.engine.protocol import ShapeProfile, ends
 from flowblending.engine.request import BuildRequest
 from flowblending.engine.store import Order, Store, take_over
 from flowblending.engine.unfinished import EXPORT, mark_verified, verified_graph
-from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, ExportedGraph, PipelineSpec, Precision
+from flowblending.export.spec import LARGE, SMALL, ExportedGraph, PipelineSpec, Precision
 
 if TYPE_CHECKING:
     from flowblending.export.family import Part
@@ -53,21 +52,17 @@ class ComponentBuilder:
     def components(
         self, parts: Sequence[Part], precisions: Mapping[str, Precision], tokenizer: bytes, old: Bundle | None
     ) -> tuple[dict[str, Component], BundleFile | None]:
-        """Every component, and the calibration if there is one. fp8 comes last: calibrating takes the text encoder."""
+        """Every component, and the calibration if there is one. fp8 comes last, as it takes a calibration."""
         made: dict[str, Component] = {}
-        ready: dict[str, Graph] = {}
         calibration = None
         models = fp8_models(precisions)
-        fp8 = self._fp8(parts, models, tokenizer, ready, old) if models else None
+        fp8 = self._fp8(parts, models, tokenizer, old) if models else None
         wanted = {part.name: component_precision(precisions, part.name) for part in parts}
         self._check_room(parts, wanted, fp8, old)
         for part in sorted(parts, key=lambda part: part.name in models):
             if fp8 is not None and calibration is None and part.name in models:
                 calibration = fp8.calibrator.obtain()
             made[part.name] = self._component(part, wanted[part.name], old, fp8 if part.name in models else None)
-            if part.name == TEXT_ENCODER and self.request.backend == backends.ONNXRUNTIME:
-                component = made[part.name]
-                ready[part.name] = Graph(onnx=(self.folder / component.files[0].path).absolute(), spec=component.spec)
         return {part.name: made[part.name] for part in parts}, calibration
 
     def _fp8(
@@ -75,7 +70,6 @@ class ComponentBuilder:
         parts: Sequence[Part],
         models: Sequence[str],
         tokenizer: bytes,
-        ready: Mapping[str, Graph],
         old: Bundle | None,
     ) -> Fp8Builder:
         """What makes the graphs of the fp8 models, after a look at whether it can."""
@@ -89,9 +83,7 @@ class ComponentBuilder:
             source=self.request.large,
         )
         options, console = self.request.fp8, self.console
-        calibrator = Calibrator(
-            pair, options, ready=ready, folder=self.folder, old=old, store=self.store, console=console
-        )
+        calibrator = Calibrator(pair, options, folder=self.folder, old=old, store=self.store, console=console)
         base = base_precision(self.request.backend)
         fp8 = Fp8Builder(pair, options, base=base, calibrator=calibrator, console=console)
         fp8.check()

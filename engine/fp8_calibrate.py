@@ -21,14 +21,15 @@ from flowblending.engine.bundle import Bundle, describe_file
 from flowblending.engine.checksum import sources_sha256
 from flowblending.engine.console import Console
 from flowblending.engine.fp8_options import MARGIN, PERCENTILE, SCHEDULE, Fp8Options
-from flowblending.engine.fp8_ranges import Graph, Measured, RangesRequest, Trajectories, measure
+from flowblending.engine.fp8_ranges import Graph, HeldWeight, Measured, RangesRequest, Trajectories, measure
 from flowblending.engine.manifest import BundleFile, Geometry
 from flowblending.engine.store import Order, Store
-from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, ExportedGraph, PipelineSpec, Precision
+from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, PipelineSpec, Precision
 
 if TYPE_CHECKING:
     from flowblending.export.family import Part
     from flowblending.export.fp8_calibration import Calibration
+    from flowblending.export.graph import TracedGraph
 
 FILE = "fp8_calibration.json"
 SCRATCH = "calibration"
@@ -61,7 +62,6 @@ class Calibrator:
     Args:
         pair: what is built.
         options: as checked.
-        ready: engines for ONNX Runtime in ``folder`` that need not be exported again, by component.
         folder: of the bundle in the making.
         old: the bundle that was there before; its calibration is used where it was made on the same.
         store: keeps calibrations.
@@ -72,7 +72,6 @@ class Calibrator:
         pair: Pair,
         options: Fp8Options,
         *,
-        ready: Mapping[str, Graph],
         folder: Path,
         old: Bundle | None,
         store: Store,
@@ -80,7 +79,6 @@ class Calibrator:
     ) -> None:
         self._pair = pair
         self._options = options
-        self._ready = ready
         self._folder = folder
         self._old = old
         self._store = store
@@ -227,10 +225,10 @@ class Calibrator:
 
         try:
             with self._console.phase("calibrating") as report:
-                graphs, rows = self._text_encoder(scratch, report), {}
+                graphs, rows = {TEXT_ENCODER: self._apart(self._trace(TEXT_ENCODER, report), scratch)}, {}
                 for name in (LARGE, SMALL):
-                    observed = observe(self._export(name, scratch, report), percentile)
-                    graphs[name] = Graph(onnx=observed.onnx.absolute(), spec=observed.spec)
+                    observed = observe(self._trace(name, report), percentile)
+                    graphs[name] = self._apart(observed.graph, scratch)
                     rows[name] = observed.rows
                 return self._measure(graphs, report, sample=True), rows
         finally:
@@ -241,25 +239,36 @@ class Calibrator:
         if self._encoded is None:
             try:
                 with self._console.phase("encoding prompts") as report:
-                    graphs = self._text_encoder(scratch, report)
+                    graphs = {TEXT_ENCODER: self._apart(self._trace(TEXT_ENCODER, report), scratch)}
                     self._encoded = self._measure(graphs, report, sample=False).conditions
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         return self._encoded
 
-    def _text_encoder(self, scratch: Path, report: Callable[[str], None]) -> dict[str, Graph]:
-        if TEXT_ENCODER in self._ready:
-            return {TEXT_ENCODER: self._ready[TEXT_ENCODER]}
-        graph = self._export(TEXT_ENCODER, scratch, report)
-        return {TEXT_ENCODER: Graph(onnx=graph.onnx.absolute(), spec=graph.spec)}
+    def _trace(self, name: str, report: Callable[[str], None]) -> TracedGraph:
+        """A component's graph in fp32, for this machine."""
+        from flowblending.export.graph import trace_graph
 
-    def _export(self, name: str, scratch: Path, report: Callable[[str], None]) -> ExportedGraph:
-        """A component's fp32 graph, for this machine."""
-        from flowblending.export.graph import export_graph
+        report(f"tracing {name}")
+        return trace_graph(self._pair.parts[name].load(Precision.FP32))
 
-        part = self._pair.parts[name]
-        report(f"exporting {name}")
-        return export_graph(part.load(Precision.FP32), scratch, self._pair.weights(part))
+    def _apart(self, traced: TracedGraph, scratch: Path) -> Graph:
+        """The graph in a file, its large weights in the checkpoint's."""
+        from flowblending.export.weights_apart import write_apart
+
+        graph = write_apart(traced, scratch)
+        weights = tuple(
+            HeldWeight(
+                name=name,
+                path=stored.path.absolute(),
+                offset=stored.offset,
+                shape=stored.shape,
+                itemsize=stored.held.itemsize,
+                kind=kind,
+            )
+            for name, (stored, kind) in graph.weights.items()
+        )
+        return Graph(onnx=graph.onnx.absolute(), spec=graph.spec, weights=weights)
 
     def _measure(self, graphs: Mapping[str, Graph], report: Callable[[str], None], *, sample: bool) -> Measured:
         tokenizer = self._folder / "tokenizer.json"

@@ -165,13 +165,20 @@ def weights_on_demand(*modules: torch.nn.Module) -> Iterator[None]:
             handle.remove()
 
 
+def onnx_type(dtype: torch.dtype) -> ir.DataType:
+    """What ONNX calls a type of torch's."""
+    return ir.DataType.from_numpy(_as_numpy(torch.empty(0, dtype=dtype)).dtype)
+
+
 class StoredTensor(ir.LazyTensor):  # type: ignore[misc] # onnx_ir is Any to mypy
     """A stored tensor as a graph's initializer, read whenever it is asked for."""
 
     def __init__(self, stored: Stored, name: str) -> None:
-        kind = ir.DataType.from_numpy(_as_numpy(torch.empty(0, dtype=stored.dtype)).dtype)
         super().__init__(
-            lambda: ir.Tensor(_as_numpy(stored.read()), name=name), kind, ir.Shape(stored.shape), name=name
+            lambda: ir.Tensor(_as_numpy(stored.read()), name=name),
+            onnx_type(stored.dtype),
+            ir.Shape(stored.shape),
+            name=name,
         )
         self.stored = stored
 
