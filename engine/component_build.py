@@ -92,13 +92,16 @@ class ComponentBuilder:
     def _check_room(
         self, parts: Sequence[Part], wanted: Mapping[str, Precision], fp8: Fp8Builder | None, old: Bundle | None
     ) -> None:
-        """Say what building these components takes of the disk, and refuse if it is not there."""
+        """Say what building these components takes of disk and memory, and refuse if it is not there."""
         keys = {part.name: self._key(part, wanted[part.name]) for part in parts}
         if fp8 is not None:
             keys |= {name: keys[name] | fp8.key(name) for name in fp8_models(wanted)}
         planned = plan_room(parts, wanted, keys, fp8, compiled=self.request.backend != backends.ONNXRUNTIME)
         for line in check_room(planned, self.store, old, self.folder, self.request.out):
             self.console.log(line)
+        load = fp8.calibrator.check_load() if fp8 is not None else None
+        if load is not None:
+            self.console.log(load)
 
     def _component(self, part: Part, precision: Precision, old: Bundle | None, fp8: Fp8Builder | None) -> Component:
         """One component: from the cache, from the bundle that was there, or built."""
