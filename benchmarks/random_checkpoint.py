@@ -1,4 +1,4 @@
-"""Transformers of published configurations with random weights, written as sharded safetensors, tensor by tensor."""
+"""Models of published configurations with random weights, written as sharded safetensors, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -20,10 +20,20 @@ _POOL = 3 * 5 * 7 * 9973
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A transformer: its diffusers class, and what of its configuration differs from the class's defaults."""
+    """A transformer or text encoder: its class, and what of its configuration differs from the class's defaults.
+
+    Attributes:
+        kind: of diffusers or transformers.
+        settings: of its configuration.
+    """
 
     kind: str
     settings: Mapping[str, Any]
+
+    @property
+    def encodes_text(self) -> bool:
+        """Whether it is a text encoder, which transformers has, and no transformer of diffusers."""
+        return self.kind.endswith("EncoderModel")
 
     @property
     def layers(self) -> int:
@@ -47,10 +57,22 @@ MODELS: Mapping[str, Model] = {
         kind="LTXVideoTransformer3DModel",
         settings={"num_layers": 48, "attention_head_dim": 128, "cross_attention_dim": 4096},
     ),
+    "umt5-xxl": Model(
+        kind="UMT5EncoderModel",
+        settings={
+            "vocab_size": 256384,
+            "d_model": 4096,
+            "d_kv": 64,
+            "d_ff": 10240,
+            "num_layers": 24,
+            "num_heads": 64,
+            "feed_forward_proj": "gated-gelu",
+        },
+    ),
 }
 
 
-def write_transformer(model: Model, folder: Path, *, dtype: npt.DTypeLike = ml_dtypes.bfloat16) -> None:
+def write_model(model: Model, folder: Path, *, dtype: npt.DTypeLike = ml_dtypes.bfloat16) -> None:
     """Write ``config.json``, the shards and their index into ``folder``, with one tensor in memory.
 
     Args:
@@ -60,45 +82,60 @@ def write_transformer(model: Model, folder: Path, *, dtype: npt.DTypeLike = ml_d
     """
     folder.mkdir(parents=True, exist_ok=True)
     module, kind = _empty(model), np.dtype(dtype)
-    module.save_config(folder)
+    prefix = "model" if model.encodes_text else "diffusion_pytorch_model"
+    if model.encodes_text:
+        module.config.save_pretrained(folder)
+    else:
+        module.save_config(folder)
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     size = 0
-    for name, tensor in module.state_dict().items():
-        nbytes = tensor.numel() * kind.itemsize
+    for name, shape in _shapes(module).items():
+        nbytes = math.prod(shape) * kind.itemsize
         if shards[-1] and size + nbytes > SHARD:
             shards.append({})
             size = 0
-        shards[-1][name] = tuple(tensor.shape)
+        shards[-1][name] = shape
         size += nbytes
     pools = _pools(kind)
-    names = [
-        f"diffusion_pytorch_model-{index:05}-of-{len(shards):05}.safetensors" for index in range(1, len(shards) + 1)
-    ]
+    names = [f"{prefix}-{index:05}-of-{len(shards):05}.safetensors" for index in range(1, len(shards) + 1)]
     for name, shapes in zip(names, shards, strict=True):
         _write_shard(folder / name, shapes, kind, pools)
     weight_map = {tensor: name for name, shapes in zip(names, shards, strict=True) for tensor in shapes}
     index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / f"{prefix}.safetensors.index.json").write_text(json.dumps(index))
 
 
 def element_count(model: Model) -> int:
     """How many weights it has."""
-    return sum(parameter.numel() for parameter in _empty(model).parameters())
+    return sum(map(math.prod, _shapes(_empty(model)).values()))
 
 
 def _empty(model: Model) -> Any:
     import diffusers
     import torch
+    import transformers
 
     with torch.device("meta"):
+        if model.encodes_text:
+            kind = getattr(transformers, model.kind)
+            return kind(kind.config_class(**model.settings))
         return getattr(diffusers, model.kind)(**model.settings)
+
+
+def _shapes(module: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes by name; of a table that has two names, under the one that transformers writes it with."""
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in module.state_dict().items()
+        if name != "encoder.embed_tokens.weight"
+    }
 
 
 def _write_shard(
     path: Path,
     shapes: Mapping[str, tuple[int, ...]],
     kind: np.dtype[Any],
-    pools: Mapping[bool, npt.NDArray[np.uint8]],
+    pools: Mapping[str, npt.NDArray[np.uint8]],
 ) -> None:
     header: dict[str, Any] = {}
     end = 0
@@ -112,17 +149,23 @@ def _write_shard(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
-            norm = ".norm" in name and name.endswith("weight")
-            for piece in _pieces(name, math.prod(shape) * kind.itemsize, pools[norm]):
+            for piece in _pieces(name, math.prod(shape) * kind.itemsize, pools[_role(name)]):
                 file.write(piece)
 
 
-def _pools(kind: np.dtype[Any]) -> dict[bool, npt.NDArray[np.uint8]]:
-    """Random numbers for norms (True), about 1, and for everything else, small; as bytes."""
+def _role(name: str) -> str:
+    if (".norm" in name or "layer_norm." in name) and name.endswith("weight"):
+        return "norm"
+    return "query" if name.endswith("SelfAttention.q.weight") else "other"
+
+
+def _pools(kind: np.dtype[Any]) -> dict[str, npt.NDArray[np.uint8]]:
+    """Random numbers by role, as bytes. T5's scores are not scaled, so that its queries are (arXiv 1910.10683)."""
     generator = np.random.default_rng(0)
+    roles = {"norm": (1.0, 0.1), "query": (0.0, 0.002), "other": (0.0, 0.02)}
     return {
-        norm: (mean + spread * generator.standard_normal(_POOL, np.float32)).astype(kind).view(np.uint8)
-        for norm, mean, spread in ((True, 1.0, 0.1), (False, 0.0, 0.02))
+        role: (mean + spread * generator.standard_normal(_POOL, np.float32)).astype(kind).view(np.uint8)
+        for role, (mean, spread) in roles.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Memory and time that full-size transformers take to export and to compile, on a machine without a GPU.
+"""Memory and time that full-size models take to export and to compile, on a machine without a GPU.
 
 Checkpoints have the published configurations and random weights, written as sharded bfloat16 safetensors. Every case
 runs in a process of its own. Told are its largest resident set as /usr/bin/time tells it, the largest anonymous part
@@ -24,19 +24,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.random_checkpoint import MODELS, element_count, write_transformer
+from benchmarks.random_checkpoint import MODELS, element_count, write_model
 from benchmarks.scale_step import anonymous_bytes
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.console import Console, run_program
 from flowblending.engine.disk import Step, check_disk, need
-from flowblending.export.spec import LARGE, Precision
+from flowblending.export.spec import LARGE, TEXT_ENCODER, Precision
 
 GIGA = 1e9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is measured: one transformer from its checkpoint to a graph, and from there to a plan.
+    """What is measured: one transformer or text encoder from its checkpoint to a graph, and from there to a plan.
 
     Attributes:
         model: one of `benchmarks.random_checkpoint.MODELS`.
@@ -58,6 +58,8 @@ CASES: Mapping[str, Case] = {
     "wan-14b-fp8-plan": Case(model="wan-14b", precision=Precision.FP8, target="sm89"),
     "wan-14b-bf16-verified": Case(model="wan-14b", precision=Precision.BF16, verify=True),
     "ltx-13b-bf16-verified": Case(model="ltx-13b", precision=Precision.BF16, verify=True),
+    "umt5-xxl-bf16": Case(model="umt5-xxl", precision=Precision.BF16),
+    "umt5-xxl-bf16-verified": Case(model="umt5-xxl", precision=Precision.BF16, verify=True),
 }
 
 
@@ -131,7 +133,7 @@ def run_case(name: str, work: Path, layers: int | None, console: Console) -> dic
     try:
         checkpoint = folder / "checkpoint"
         console.log(f"{name}: writing a checkpoint of {2 * elements / GIGA:.1f} GB")
-        write_transformer(model, checkpoint)
+        write_model(model, checkpoint / TEXT_ENCODER if model.encodes_text else checkpoint)
         step = "verify" if case.verify else "export"
         usage = measure(step, str(checkpoint), str(folder / "graph"), case.precision)
         result["export and verification" if case.verify else "export"] = _told(usage, model.layers)
@@ -179,7 +181,7 @@ def _write(path: Path, results: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description="Measure the export and compilation of full-size transformers.")
+    parser = argparse.ArgumentParser(description="Measure the export and compilation of full-size models.")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="for checkpoints, graphs and plans")
     parser.add_argument("--cases", default=",".join(CASES), help=f"some of {', '.join(CASES)} (default: all)")
     parser.add_argument("--layers", type=int, metavar="N", help="a model of so many layers (default: the real number)")

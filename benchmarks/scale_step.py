@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowblending.export.spec import LARGE, Precision
+from flowblending.export.spec import LARGE, TEXT_ENCODER, Precision
 
 if TYPE_CHECKING:
     from flowblending.export.family import Exportable
@@ -31,10 +31,15 @@ def anonymous_bytes(process: int | str) -> int:
 
 
 def load(checkpoint: Path, precision: Precision) -> Exportable:
-    """A transformer as its family loads it; what the pipeline's other components would say is filled in."""
+    """A transformer or text encoder as its family loads it; what the pipeline's other parts would say is filled in."""
     from flowblending.export import ltx_transformer, wan_transformer
+    from flowblending.export.checkpoint import Checkpoint
     from flowblending.export.model_files import read_json
+    from flowblending.export.text import text_encoder_part
 
+    if (checkpoint / TEXT_ENCODER).is_dir():
+        pipeline = Checkpoint(folder=checkpoint, pipeline="WanPipeline")
+        return text_encoder_part(pipeline, 512, zero_padding=True).load(precision)
     if read_json(checkpoint / "config.json")["_class_name"] == "WanTransformer3DModel":
         return wan_transformer.load_transformer(checkpoint, LARGE, 512, precision)
     return ltx_transformer.load_transformer(checkpoint, LARGE, precision, text_length=256, factors=(8, 32), causal=True)

@@ -124,6 +124,8 @@ def _add_fp8(group: argparse._ArgumentGroup) -> None:
         help="each model is calibrated at its own steps of this schedule (default: LSL)",
     )
     group.add_argument("--fp8-steps", type=int, metavar="N", help="(default: the family's)")
+    group.add_argument("--fp8-size", metavar="WxH", help="of the videos to calibrate on (default: the bundle's)")
+    group.add_argument("--fp8-frames", type=int, metavar="N", help="of the videos to calibrate on, likewise")
     group.add_argument(
         "--fp8-percentile",
         type=float,
@@ -235,6 +237,8 @@ def build(arguments: argparse.Namespace) -> None:
             prompts=arguments.fp8_prompts,
             schedule=arguments.fp8_schedule,
             steps=arguments.fp8_steps,
+            size=arguments.fp8_size,
+            frames=arguments.fp8_frames,
             percentile=arguments.fp8_percentile,
             margin=arguments.fp8_margin,
         ),

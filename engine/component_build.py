@@ -22,7 +22,6 @@ from flowblending.engine.disk_build import check_room, plan_room
 from flowblending.engine.entry import damaged_file
 from flowblending.engine.fp8_build import Fp8Builder
 from flowblending.engine.fp8_calibrate import Calibrator, Pair
-from flowblending.engine.fp8_ranges import Graph
 from flowblending.engine.geometry import shape_profiles
 from flowblending.engine.manifest import BundleFile, Component, Flops, VideoProfile
 from flowblending.engine.precision import base_precision, component_precision, fp8_models
@@ -32,7 +31,7 @@ from flowblending.engine.request import BuildRequest
 from flowblending.engine.store import Order, Store, take_over
 from flowblending.engine.trt_attention import Fp8AttentionError
 from flowblending.engine.unfinished import EXPORT, mark_verified, remove, verified_graph
-from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, ExportedGraph, PipelineSpec, Precision
+from flowblending.export.spec import LARGE, SMALL, ExportedGraph, PipelineSpec, Precision
 
 if TYPE_CHECKING:
     from flowblending.export.family import Part
@@ -54,21 +53,17 @@ class ComponentBuilder:
     def components(
         self, parts: Sequence[Part], precisions: Mapping[str, Precision], tokenizer: bytes, old: Bundle | None
     ) -> tuple[dict[str, Component], BundleFile | None]:
-        """Every component, and the calibration if there is one. fp8 comes last: calibrating takes the text encoder."""
+        """Every component, and the calibration if there is one. fp8 comes last, as it takes a calibration."""
         made: dict[str, Component] = {}
-        ready: dict[str, Graph] = {}
         calibration = None
         models = fp8_models(precisions)
-        fp8 = self._fp8(parts, models, tokenizer, ready, old) if models else None
+        fp8 = self._fp8(parts, models, tokenizer, old) if models else None
         wanted = {part.name: component_precision(precisions, part.name) for part in parts}
         self._check_room(parts, wanted, fp8, old)
         for part in sorted(parts, key=lambda part: part.name in models):
             if fp8 is not None and calibration is None and part.name in models:
                 calibration = fp8.calibrator.obtain()
             made[part.name] = self._component(part, wanted[part.name], old, fp8 if part.name in models else None)
-            if part.name == TEXT_ENCODER and self.request.backend == backends.ONNXRUNTIME:
-                component = made[part.name]
-                ready[part.name] = Graph(onnx=(self.folder / component.files[0].path).absolute(), spec=component.spec)
         return {part.name: made[part.name] for part in parts}, calibration
 
     def _fp8(
@@ -76,7 +71,6 @@ class ComponentBuilder:
         parts: Sequence[Part],
         models: Sequence[str],
         tokenizer: bytes,
-        ready: Mapping[str, Graph],
         old: Bundle | None,
     ) -> Fp8Builder:
         """What makes the graphs of the fp8 models, after a look at whether it can."""
@@ -90,9 +84,7 @@ class ComponentBuilder:
             source=self.request.large,
         )
         options, console = self.request.fp8, self.console
-        calibrator = Calibrator(
-            pair, options, ready=ready, folder=self.folder, old=old, store=self.store, console=console
-        )
+        calibrator = Calibrator(pair, options, folder=self.folder, old=old, store=self.store, console=console)
         base = base_precision(self.request.backend)
         fp8 = Fp8Builder(pair, options, base=base, calibrator=calibrator, console=console)
         fp8.check()
@@ -101,13 +93,16 @@ class ComponentBuilder:
     def _check_room(
         self, parts: Sequence[Part], wanted: Mapping[str, Precision], fp8: Fp8Builder | None, old: Bundle | None
     ) -> None:
-        """Say what building these components takes of the disk, and refuse if it is not there."""
+        """Say what building these components takes of disk and memory, and refuse if it is not there."""
         keys = {part.name: self._key(part, wanted[part.name]) for part in parts}
         if fp8 is not None:
             keys |= {name: keys[name] | fp8.key(name) for name in fp8_models(wanted)}
         planned = plan_room(parts, wanted, keys, fp8, compiled=self.request.backend != backends.ONNXRUNTIME)
         for line in check_room(planned, self.store, old, self.folder, self.request.out):
             self.console.log(line)
+        load = fp8.calibrator.check_load() if fp8 is not None else None
+        if load is not None:
+            self.console.log(load)
 
     def _component(self, part: Part, precision: Precision, old: Bundle | None, fp8: Fp8Builder | None) -> Component:
         """One component: from the cache, from the bundle that was there, or built."""

@@ -14,7 +14,7 @@ from flowblending.engine.bundle import Bundle
 from flowblending.engine.disk import Step, check_disk, need
 from flowblending.engine.fp8_build import Fp8Builder
 from flowblending.engine.store import Store
-from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, Precision
+from flowblending.export.spec import Precision
 
 if TYPE_CHECKING:
     from flowblending.export.family import Part
@@ -28,11 +28,11 @@ class Planned:
     """Something that a bundle needs.
 
     Attributes:
-        component: whose building it is part of, and the key of that; None for what is done in any case.
+        component: whose building it is part of, and the key of that.
         step: what it takes.
     """
 
-    component: tuple[str, Mapping[str, str]] | None
+    component: tuple[str, Mapping[str, str]]
     step: Step
 
 
@@ -63,19 +63,8 @@ def plan_room(
         # A plan holds its graph's weights again, and the graph goes then.
         step = Step(kept=size, beside=size if compiled else 0)
         (first if blocks is None else last).append(Planned(component=(part.name, keys[part.name]), step=step))
-    if fp8 is None:
-        return first
-    # Trajectories are sampled on fp32 graphs. Else prompts are only encoded, if there is a graph to verify with them.
-    large, small, text = (
-        sum(graph_bytes(part.sources, Precision.FP32) for part in parts if part.name == name)
-        for name in (LARGE, SMALL, TEXT_ENCODER)
-    )
-    # An engine for ONNX Runtime is such a graph.
-    beside = text if compiled else 0
-    if fp8.calibrator.will_sample:
-        return [*first, Planned(component=None, step=Step(kept=0, beside=beside + large + small)), *last]
-    encoding = [Planned(component=each.component, step=Step(kept=0, beside=beside)) for each in last]
-    return [*first, *encoding, *last]
+    # A calibration takes nothing: its graphs have their weights in the checkpoint's files.
+    return [*first, *last]
 
 
 def is_there(name: str, key: Mapping[str, str], store: Store, old: Bundle | None) -> str | None:
@@ -103,7 +92,7 @@ def check_room(planned: Sequence[Planned], store: Store, old: Bundle | None, fol
     one_disk = store.folder.stat().st_dev == folder.stat().st_dev
     made, copied = [], []
     for each in planned:
-        where = None if each.component is None else is_there(*each.component, store, old)
+        where = is_there(*each.component, store, old)
         if where is None:
             made.append(each.step)
         elif where == "bundle" and not one_disk:

@@ -20,11 +20,20 @@ from flowblending import UsageError
 from flowblending.engine.bundle import Bundle, describe_file
 from flowblending.engine.checksum import sources_sha256
 from flowblending.engine.console import Console
+from flowblending.engine.fp8_graphs import Rows, observed_graph, plain_graph
 from flowblending.engine.fp8_options import MARGIN, PERCENTILE, SCHEDULE, Fp8Options
 from flowblending.engine.fp8_ranges import Graph, Measured, RangesRequest, Trajectories, measure
+from flowblending.engine.fp8_room import (
+    available_memory,
+    calibration_load,
+    calls_of,
+    check_load,
+    on_gpu,
+    sampled_geometry,
+)
 from flowblending.engine.manifest import BundleFile, Geometry
 from flowblending.engine.store import Order, Store
-from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, ExportedGraph, PipelineSpec, Precision
+from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, PipelineSpec
 
 if TYPE_CHECKING:
     from flowblending.export.family import Part
@@ -61,7 +70,6 @@ class Calibrator:
     Args:
         pair: what is built.
         options: as checked.
-        ready: engines for ONNX Runtime in ``folder`` that need not be exported again, by component.
         folder: of the bundle in the making.
         old: the bundle that was there before; its calibration is used where it was made on the same.
         store: keeps calibrations.
@@ -72,7 +80,6 @@ class Calibrator:
         pair: Pair,
         options: Fp8Options,
         *,
-        ready: Mapping[str, Graph],
         folder: Path,
         old: Bundle | None,
         store: Store,
@@ -80,7 +87,6 @@ class Calibrator:
     ) -> None:
         self._pair = pair
         self._options = options
-        self._ready = ready
         self._folder = folder
         self._old = old
         self._store = store
@@ -88,6 +94,7 @@ class Calibrator:
         self._ranges = ""
         self._encoded: Mapping[str, npt.NDArray[Any]] | None = None
         self._prompts = options.read_prompts()
+        self._geometry = sampled_geometry(pair.pipeline, pair.geometry, options.size, options.frames)
 
     def check(self) -> None:
         """Refuse trajectories that cannot be, before anything is exported.
@@ -99,13 +106,30 @@ class Calibrator:
         if self._options.calibration is not None:
             _ = self.calibration
             return
-        schedule = self._measure({}, lambda _: None, sample=False).schedule
+        schedule = self._planned.schedule
         for name in self._pair.models:
             if name[0].upper() not in schedule:
                 raise UsageError(
                     f"The schedule {schedule} never runs {name}, so it cannot be calibrated on it; "
                     f"give another --fp8-schedule, or another --precision of {name}."
                 )
+
+    @cached_property
+    def _planned(self) -> Measured:
+        return self._measure({}, lambda _: None, sample=False)
+
+    def check_load(self) -> str | None:
+        """A line about what sampling will take on this machine; None where nothing will be sampled, or on its GPU.
+
+        Raises:
+            FlowBlendingError: there is not enough memory.
+        """
+        if not self.will_sample or on_gpu():
+            return None
+        parts = {name: self._pair.parts[name].sources for name in (LARGE, SMALL)}
+        calls = calls_of(self._planned.schedule, len(self._prompts), self._planned.guidance)
+        load = calibration_load(parts, calls, self._pair.pipeline, self._geometry)
+        return check_load(load, self._geometry, available_memory())
 
     @property
     def key(self) -> dict[str, str]:
@@ -194,8 +218,8 @@ class Calibrator:
         pair = self._pair
         result = Calibration(
             pipeline=pair.pipeline.pipeline,
-            size=f"{pair.geometry.width}x{pair.geometry.height}",
-            frames=pair.geometry.frames,
+            size=self._geometry.size,
+            frames=self._geometry.frames,
             prompts=self._prompts,
             negative_prompt=pair.pipeline.negative_prompt,
             seeds=tuple(range(len(self._prompts))),
@@ -221,17 +245,14 @@ class Calibrator:
         self._encoded = measured.conditions
         return result
 
-    def _run(self, percentile: float, scratch: Path) -> tuple[Measured, dict[str, tuple[tuple[str, ...], ...]]]:
+    def _run(self, percentile: float, scratch: Path) -> tuple[Measured, dict[str, Rows]]:
         """Sample the trajectories on fp32 graphs, which are removed afterwards; and each model's rows of ranges."""
-        from flowblending.export.fp8_observe import observe
-
+        parts, rows = self._pair.parts, {}
         try:
             with self._console.phase("calibrating") as report:
-                graphs, rows = self._text_encoder(scratch, report), {}
+                graphs = {TEXT_ENCODER: plain_graph(parts[TEXT_ENCODER], scratch, report)}
                 for name in (LARGE, SMALL):
-                    observed = observe(self._export(name, scratch, report), percentile)
-                    graphs[name] = Graph(onnx=observed.onnx.absolute(), spec=observed.spec)
-                    rows[name] = observed.rows
+                    graphs[name], rows[name] = observed_graph(parts[name], percentile, scratch, report)
                 return self._measure(graphs, report, sample=True), rows
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -241,25 +262,11 @@ class Calibrator:
         if self._encoded is None:
             try:
                 with self._console.phase("encoding prompts") as report:
-                    graphs = self._text_encoder(scratch, report)
+                    graphs = {TEXT_ENCODER: plain_graph(self._pair.parts[TEXT_ENCODER], scratch, report)}
                     self._encoded = self._measure(graphs, report, sample=False).conditions
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
         return self._encoded
-
-    def _text_encoder(self, scratch: Path, report: Callable[[str], None]) -> dict[str, Graph]:
-        if TEXT_ENCODER in self._ready:
-            return {TEXT_ENCODER: self._ready[TEXT_ENCODER]}
-        graph = self._export(TEXT_ENCODER, scratch, report)
-        return {TEXT_ENCODER: Graph(onnx=graph.onnx.absolute(), spec=graph.spec)}
-
-    def _export(self, name: str, scratch: Path, report: Callable[[str], None]) -> ExportedGraph:
-        """A component's fp32 graph, for this machine."""
-        from flowblending.export.graph import export_graph
-
-        part = self._pair.parts[name]
-        report(f"exporting {name}")
-        return export_graph(part.load(Precision.FP32), scratch, self._pair.weights(part))
 
     def _measure(self, graphs: Mapping[str, Graph], report: Callable[[str], None], *, sample: bool) -> Measured:
         tokenizer = self._folder / "tokenizer.json"
@@ -267,7 +274,7 @@ class Calibrator:
         return measure(
             RangesRequest(
                 pipeline=self._pair.pipeline,
-                geometry=self._pair.geometry,
+                geometry=self._geometry,
                 graphs=graphs,
                 tokenizer=tokenizer.absolute(),
                 trajectories=Trajectories(
@@ -293,7 +300,7 @@ class Calibrator:
             "percentile": PERCENTILE if options.percentile is None else options.percentile,
             "margin": MARGIN if options.margin is None else options.margin,
             "pipeline": repr(pair.pipeline),
-            "geometry": repr(pair.geometry),
+            "geometry": repr(self._geometry),
             "weights": [pair.weights(pair.parts[name]) for name in (LARGE, SMALL, TEXT_ENCODER)],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -301,4 +308,5 @@ class Calibrator:
 
 def _summary(calibration: Calibration) -> str:
     calls = ", ".join(f"{name} x {model.calls}" for name, model in calibration.models.items())
-    return f"{len(calibration.prompts)} prompts, {calibration.schedule}, {calls}"
+    at = f"{calibration.size}, {calibration.frames} frames"
+    return f"{len(calibration.prompts)} prompts, {calibration.schedule}, {calls}, {at}"

@@ -39,6 +39,8 @@ class Fp8Options:
         prompts: a file of prompts, one a line.
         schedule: of the trajectories.
         steps: of the trajectories.
+        size: of the videos that are sampled, ``320x192``; None is the bundle's.
+        frames: of them; None is the bundle's.
         percentile: of the absolute values in a call, in (0, 100].
         margin: factor on it, at least 1.
     """
@@ -49,6 +51,8 @@ class Fp8Options:
     prompts: Path | None = None
     schedule: str | None = None
     steps: int | None = None
+    size: str | None = None
+    frames: int | None = None
     percentile: float | None = None
     margin: float | None = None
 
@@ -135,6 +139,8 @@ _OPTIONS = {
     "prompts": "--fp8-prompts",
     "schedule": "--fp8-schedule",
     "steps": "--fp8-steps",
+    "size": "--fp8-size",
+    "frames": "--fp8-frames",
     "percentile": "--fp8-percentile",
     "margin": "--fp8-margin",
 }

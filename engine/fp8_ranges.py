@@ -23,11 +23,33 @@ _MODULE = "flowblending.runtime.fp8_ranges"
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldWeight:
+    """A weight in a file of the checkpoint.
+
+    Attributes:
+        name: of the graph's input that it is.
+        path: absolute, of the file.
+        offset: of its first byte.
+        shape: in the file.
+        itemsize: bytes of a number.
+        kind: ONNX's number of its type.
+    """
+
+    name: str
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    itemsize: int
+    kind: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Graph:
-    """A graph for ONNX Runtime, with absolute path."""
+    """A graph for ONNX Runtime, with absolute path, and the weights that it takes as inputs."""
 
     onnx: Path
     spec: GraphSpec
+    weights: tuple[HeldWeight, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,8 @@ class Exportable:
         module: in eval mode; takes the inputs in the order of ``spec`` and returns the outputs in its order.
         reference: the same weights through the unmodified diffusers or transformers classes, called
             as the reference pipeline calls them. What the graph is verified against; in fp16-mixed, which these
-            classes cannot compute in, it is plain fp16, and the graph is verified against the fp32 one.
+            classes cannot compute in, it is plain fp16, and the graph is verified against the fp32 one. Of a bf16
+            text encoder it is the class in fp32, which the graph is nearer to than the class in bf16 is.
         inputs: makes random inputs for the given symbol sizes.
         export_sizes: symbol sizes to trace at.
         verify_sizes: two or more others to verify at.

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from flowblending.export.fp8 import block_layers
 from flowblending.export.fp8_attention import block_attention
-from flowblending.export.spec import ExportedGraph, GraphSpec, TensorSpec
+from flowblending.export.graph import TracedGraph
+from flowblending.export.spec import TensorSpec
 
 RANGES = "ranges"
 """The output that is added: fp32 [rows, 2], of each value its percentile and its largest, both absolute."""
@@ -28,26 +28,24 @@ class ObservedGraph:
     """A graph with the output ``RANGES``.
 
     Attributes:
-        onnx: lies beside the graph that it was made of, whose weights it uses.
-        spec: of the graph, with the new output behind the others.
+        graph: its specification has the new output behind the others.
         rows: of each row of the output, the layers that the value enters (``blocks.0.attn1.to_q``, ``to_k``,
             ``to_v``), or what it is to an attention (``blocks.0.attn1.query``).
     """
 
-    onnx: Path
-    spec: GraphSpec
+    graph: TracedGraph
     rows: tuple[tuple[str, ...], ...]
 
 
-def observe(graph: ExportedGraph, percentile: float) -> ObservedGraph:
-    """Write ``NAME_observed.onnx`` beside a graph.
+def observe(traced: TracedGraph, percentile: float) -> ObservedGraph:
+    """Add the output to a graph.
 
     Args:
-        graph: a transformer's, in fp32.
+        traced: a transformer's, in fp32; not to be used afterwards.
         percentile: in (0, 100], by nearest rank: the smallest absolute value that this many percent of the values in
             one call do not exceed.
     """
-    model = ir.load(graph.onnx)
+    model = traced.model
     entering: dict[ir.Value, list[str]] = {}
     for layer in block_layers(model.graph):
         entering.setdefault(layer.input, []).append(layer.name)
@@ -60,14 +58,10 @@ def observe(graph: ExportedGraph, percentile: float) -> ObservedGraph:
     ranges = writer.node("Reshape", [joined, writer.constant([-1, 2])], ir.DataType.FLOAT)
     ranges.name, ranges.shape = RANGES, ir.Shape([len(entering), 2])
     model.graph.outputs.append(ranges)
-    path = graph.onnx.with_name(f"{graph.spec.name}_observed.onnx")
-    # Weights stay where they are, in the graph's own file.
-    ir.save(model, path)
     output = TensorSpec(name=RANGES, dtype="float32", shape=(len(entering), 2))
+    spec = dataclasses.replace(traced.spec, outputs=(*traced.spec.outputs, output))
     return ObservedGraph(
-        onnx=path,
-        spec=dataclasses.replace(graph.spec, outputs=(*graph.spec.outputs, output)),
-        rows=tuple(tuple(names) for names in entering.values()),
+        graph=TracedGraph(spec=spec, model=model), rows=tuple(tuple(names) for names in entering.values())
     )
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
-from flowblending.export.stored import stored_of, stored_tensor
+from flowblending.export.stored import StoredTensor, stored_of
 
 
 def bind_weights(graph: ir.Graph, module: torch.nn.Module) -> None:
@@ -23,7 +23,7 @@ def bind_weights(graph: ir.Graph, module: torch.nn.Module) -> None:
     for name, value in graph.initializers.items():
         stored = stored_of(parameters[name]) if name in parameters else None
         if stored is not None:
-            value.const_value = stored_tensor(stored, name)
+            value.const_value = StoredTensor(stored, name)
     for node in list(graph):
         weight = node.inputs[0] if node.op_type == "Transpose" else None
         if weight is not None and weight.is_initializer() and weight.const_value is not None:
@@ -37,16 +37,21 @@ def bind_weights(graph: ir.Graph, module: torch.nn.Module) -> None:
                 del graph.initializers[str(weight.name)]
 
 
+class TurnedTensor(ir.LazyTensor):  # type: ignore[misc] # onnx_ir is Any to mypy
+    """Another tensor with its axes in another order, turned whenever it is asked for."""
+
+    def __init__(self, base: ir.TensorProtocol, order: Sequence[int], name: str) -> None:
+        shape = ir.Shape([base.shape[axis] for axis in order])
+        super().__init__(
+            lambda: ir.Tensor(_permuted(base.numpy(), order), dtype=base.dtype, name=name), base.dtype, shape, name=name
+        )
+        self.base = base
+        self.order = tuple(order)
+
+
 def _turned(tensor: ir.TensorProtocol, order: Sequence[int], name: str) -> ir.Value:
-    shape = ir.Shape([tensor.shape[axis] for axis in order])
-    lazy = ir.LazyTensor(
-        lambda: ir.Tensor(_permuted(tensor.numpy(), order), dtype=tensor.dtype, name=name),
-        dtype=tensor.dtype,
-        shape=shape,
-        name=name,
-        cache=False,
-    )
-    return ir.Value(name=name, shape=shape, type=ir.TensorType(tensor.dtype), const_value=lazy)
+    turned = TurnedTensor(tensor, order, name)
+    return ir.Value(name=name, shape=turned.shape, type=ir.TensorType(tensor.dtype), const_value=turned)
 
 
 def _permuted(array: npt.NDArray[Any], order: Sequence[int]) -> npt.NDArray[Any]:

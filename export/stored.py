@@ -6,11 +6,12 @@ where the module computes, it is read from its file, one at a time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -67,20 +68,50 @@ class Stored:
             FlowBlendingError: the file has changed since it was opened.
         """
         values = torch.empty(self.shape, dtype=self.dtype)
-        flat = values.view(-1)
+        flat, step = values.view(-1), _READ // self.held.itemsize
+        with self._opened() as file:
+            for start in range(0, len(flat), step):
+                self._fill(file, flat[start : start + step])
+        return values
+
+    def pieces(self) -> Iterator[torch.Tensor]:
+        """Read it from its first number to its last, some of them at a time; raises as `read` does."""
         step = _READ // self.held.itemsize
+        with self._opened() as file:
+            for start in range(0, math.prod(self.shape), step):
+                piece = torch.empty(min(step, math.prod(self.shape) - start), dtype=self.dtype)
+                self._fill(file, piece)
+                yield piece
+
+    def rows(self, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Read rows of a matrix: [numbers, columns]; raises as `read` does.
+
+        Args:
+            numbers: of rows that there are.
+        """
+        rows = torch.empty((len(numbers), *self.shape[1:]), dtype=self.dtype)
+        width = math.prod(self.shape[1:]) * self.held.itemsize
+        with self._opened() as file:
+            for row, number in zip(rows, numbers.tolist(), strict=True):
+                file.seek(self.offset + number * width)
+                self._fill(file, row.view(-1))
+        return rows
+
+    @contextmanager
+    def _opened(self) -> Iterator[IO[bytes]]:
         try:
             with self.path.open("rb", buffering=0) as file:
                 file.seek(self.offset)
-                for start in range(0, flat.numel(), step):
-                    piece = flat[start : start + step]
-                    target = piece if self.held == self.dtype else torch.empty(piece.numel(), dtype=self.held)
-                    _fill(file, target)
-                    if target is not piece:
-                        piece.copy_(target)
+                yield file
         except (OSError, EOFError) as error:
             raise FlowBlendingError(f"Cannot read {self.path} ({error}); download it again.") from None
-        return values
+
+    def _fill(self, file: IO[bytes], values: torch.Tensor) -> None:
+        """Read as many numbers as there is room for, [n], from where the file stands."""
+        target = values if self.held == self.dtype else torch.empty(len(values), dtype=self.held)
+        _fill(file, target)
+        if target is not values:
+            values.copy_(target)
 
 
 def find_stored(folder: Path) -> dict[str, Stored]:
@@ -123,7 +154,7 @@ def weights_on_demand(*modules: torch.nn.Module) -> Iterator[None]:
         handle
         for owner in owners
         for handle in (
-            owner.register_forward_pre_hook(lambda owner, _inputs: _fetch(owner), prepend=True),
+            owner.register_forward_pre_hook(_fetch, prepend=True),
             owner.register_forward_hook(lambda owner, _inputs, _output: _release(owner), always_call=True),
         )
     ]
@@ -134,25 +165,47 @@ def weights_on_demand(*modules: torch.nn.Module) -> Iterator[None]:
             handle.remove()
 
 
-def stored_tensor(stored: Stored, name: str) -> ir.LazyTensor:
-    """The same as a graph's initializer, read whenever it is asked for."""
-    return ir.LazyTensor(
-        lambda: ir.Tensor(_as_numpy(stored.read()), name=name),
-        dtype=ir.DataType.from_numpy(_as_numpy(torch.empty(0, dtype=stored.dtype)).dtype),
-        shape=ir.Shape(stored.shape),
-        name=name,
-        cache=False,
-    )
+def onnx_type(dtype: torch.dtype) -> ir.DataType:
+    """What ONNX calls a type of torch's."""
+    return ir.DataType.from_numpy(_as_numpy(torch.empty(0, dtype=dtype)).dtype)
+
+
+class StoredTensor(ir.LazyTensor):  # type: ignore[misc] # onnx_ir is Any to mypy
+    """A stored tensor as a graph's initializer, read whenever it is asked for."""
+
+    def __init__(self, stored: Stored, name: str) -> None:
+        super().__init__(
+            lambda: ir.Tensor(_as_numpy(stored.read()), name=name),
+            onnx_type(stored.dtype),
+            ir.Shape(stored.shape),
+            name=name,
+        )
+        self.stored = stored
+
+    def rows(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Some of its rows: [numbers, columns]."""
+        return _as_numpy(self.stored.rows(numbers))
+
+    def tofile(self, file: IO[bytes]) -> None:
+        """Write it, a piece at a time: a table of token embeddings may be larger than what else is in memory."""
+        for piece in self.stored.pieces():
+            file.write(piece.view(torch.uint8).numpy().data)
 
 
 def _own(module: torch.nn.Module) -> Iterator[torch.nn.Parameter]:
     return module.parameters(recurse=False)
 
 
-def _fetch(module: torch.nn.Module) -> None:
+def _fetch(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    if type(module) is torch.nn.Embedding and (stored := stored_of(module.weight)) is not None:
+        # The rows that are asked for, and where they now are: the whole table may be larger than memory.
+        numbers, places = torch.unique(inputs[0], return_inverse=True)
+        module.weight.data = stored.rows(numbers.numpy())
+        return (places, *inputs[1:])
     for parameter in _own(module):
         if (stored := stored_of(parameter)) is not None:
             parameter.data = stored.read()
+    return inputs
 
 
 def _release(module: torch.nn.Module) -> None:

@@ -15,8 +15,13 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
+from flowblending.export.stored import StoredTensor
+
 BUDGET = 1 << 30
-"""Bytes of weights in a stretch; a single larger weight is a stretch of its own."""
+"""Bytes of weights in a stretch; a single larger weight is a stretch of its own.
+
+A larger table that rows are looked up in is one too, and has no more than these rows in memory.
+"""
 
 _WEIGHT = 1024
 """Bytes from which on an initializer is fed. Smaller ones may be shapes and axes, which must be constants."""
@@ -48,13 +53,17 @@ def stretches(graph: ir.Graph, budget: int = BUDGET) -> list[Stretch]:
     parts: list[list[ir.Node]] = [[]]
     weights: set[ir.Value] = set()
     for node in graph:
-        more = {value for value in _given(node) if _is_weight(value)} - weights
-        if parts[-1] and more and _nbytes(weights | more) > budget:
+        needed = {value for value in _given(node) if _is_weight(value)}
+        if _looks_up(node) and _nbytes(needed) > budget:
+            parts += [[node], []]
+            weights = set()
+            continue
+        if parts[-1] and needed - weights and _nbytes(weights | needed) > budget:
             parts.append([])
-            weights, more = set(), {value for value in _given(node) if _is_weight(value)}
+            weights = set()
         parts[-1].append(node)
-        weights |= more
-    return [_stretch(graph, part) for part in parts]
+        weights |= needed
+    return [_stretch(graph, part) for part in parts if part]
 
 
 def run_stretches(model: ir.Model, inputs: Arrays, budget: int = BUDGET) -> dict[str, npt.NDArray[Any]]:
@@ -89,17 +98,44 @@ def _run(model: ir.Model, part: Stretch, known: Mapping[str, Any]) -> dict[str, 
         _proto(model, part).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     feeds = {str(value.name): known[str(value.name)] for value in part.inputs}
-    feeds |= {str(value.name): _ort_value(value) for value in part.weights}
+    if len(part.nodes) == 1 and _looks_up(part.nodes[0]):
+        feeds |= _looked_up(part.nodes[0], known)
+    else:
+        feeds |= {str(value.name): _ort_value(value) for value in part.weights}
     names = [str(value.name) for value in part.outputs]
     return dict(zip(names, session.run_with_ort_values(names, feeds), strict=True))
+
+
+def _looks_up(node: ir.Node) -> bool:
+    """Whether rows of a weight are looked up, by numbers that are computed or given."""
+    if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
+        return False
+    table, numbers = _given(node)
+    return _is_weight(table) and not numbers.is_initializer()
+
+
+def _looked_up(node: ir.Node, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What a node that looks up is fed: the rows that are asked for, and where they now are."""
+    table, numbers = _given(node)
+    asked = known[str(numbers.name)].numpy()
+    rows, places = np.unique(asked, return_inverse=True)
+    tensor = table.const_value
+    found = tensor.rows(rows) if isinstance(tensor, StoredTensor) else tensor.numpy()[rows]
+    return {
+        str(table.name): _ort_tensor(found, tensor.dtype),
+        str(numbers.name): onnxruntime.OrtValue.ortvalue_from_numpy(places.reshape(asked.shape).astype(asked.dtype)),
+    }
 
 
 def _ort_value(value: ir.Value) -> Any:
     tensor = value.const_value
     assert tensor is not None
+    return _ort_tensor(tensor.numpy(), tensor.dtype)
+
+
+def _ort_tensor(array: npt.NDArray[Any], kind: ir.DataType) -> Any:
     # numpy has no fp8 of its own, and ONNX Runtime does not know the one of ml_dtypes.
-    array = np.ascontiguousarray(tensor.numpy())
-    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, int(tensor.dtype))
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(np.ascontiguousarray(array), int(kind))
 
 
 def _proto(model: ir.Model, part: Stretch) -> onnx.ModelProto:

@@ -6,8 +6,7 @@ Knows what the pipelines do with a prompt's padding, and nothing else of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -15,12 +14,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, T5EncoderModel, UMT5EncoderModel
-from transformers.utils import logging as transformers_logging
 
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint import Checkpoint, component_files
-from flowblending.export.family import TORCH_DTYPES, Exportable, Part, Tensors
+from flowblending.export.family import Exportable, Part, Tensors
 from flowblending.export.spec import TEXT_ENCODER, GraphSpec, Precision, TensorSpec
+from flowblending.export.weights import load_encoder
 
 if TYPE_CHECKING:
     from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
@@ -193,7 +192,9 @@ def _position_buckets(length: int, count: int, farthest: int) -> torch.Tensor:
 
 
 def _load(folder: Path, kind: str, precision: Precision, padding: _Padding) -> Exportable:
-    stock = _pretrained(folder, kind, precision)
+    stock = load_encoder(ENCODERS[kind], folder, precision)
+    # In bf16 the stock class adds its layers up in bf16, and is further from fp32 than the graph, which adds in fp32.
+    compared = stock if precision is not Precision.BF16 else load_encoder(ENCODERS[kind], folder, Precision.FP32)
     length = padding.length
     names = ("ids", "mask") if padding.masked else ("ids",)
     spec = GraphSpec(
@@ -205,7 +206,7 @@ def _load(folder: Path, kind: str, precision: Precision, padding: _Padding) -> E
 
     def reference(ids: torch.Tensor, mask: torch.Tensor | None = None) -> Tensors:
         attended = {} if padding.attended else {"attention_mask": mask}
-        text = stock(ids, **attended).last_hidden_state
+        text = compared(ids, **attended).last_hidden_state
         if padding.zeroed and mask is not None:
             # As WanPipeline does it: cut every prompt's embeddings to its length, then append zeros.
             cut = [row[:count] for row, count in zip(text, mask.sum(dim=1).tolist(), strict=True)]
@@ -225,37 +226,8 @@ def _load(folder: Path, kind: str, precision: Precision, padding: _Padding) -> E
         inputs=inputs,
         export_sizes={"batch": 2},
         verify_sizes=({"batch": 1}, {"batch": 3}),
+        streamed=(stock, compared),
     )
-
-
-def _pretrained(folder: Path, kind: str, precision: Precision) -> Encoder:
-    """The stock class in a precision; in fp16, transformers keeps the second feed-forward matrix in fp32."""
-    try:
-        with _no_progress_bar():
-            model, found = ENCODERS[kind].from_pretrained(
-                folder, dtype=TORCH_DTYPES[precision], output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise FlowBlendingError(
-            f"Cannot load the text encoder in {folder} ({_first_line(error)}); give a complete diffusers checkpoint."
-        ) from error
-    if found["missing_keys"]:
-        raise FlowBlendingError(
-            f"The weights in {folder} lack {sorted(found['missing_keys'])[0]}; give a complete diffusers checkpoint."
-        )
-    return model.eval()
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Without transformers' own progress bar, which would run across ours."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:

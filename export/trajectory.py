@@ -31,7 +31,7 @@ def encode(text_encoder: Exportable, tokens: Tokens, frame_rate: float) -> Condi
     conditions = {}
     for branch, each in tokens.items():
         given = {name: torch.from_numpy(values) for name, values in each.items()}
-        with torch.no_grad():
+        with torch.no_grad(), weights_on_demand(*text_encoder.streamed):
             (text,) = text_encoder.reference(*(given[name] for name in names))
         rate = torch.tensor([frame_rate], dtype=torch.float32)
         conditions[branch] = {"text": text, "text_mask": given["mask"], "frame_rate": rate}

@@ -1,10 +1,10 @@
-"""A diffusers module from its folder, in a precision, every weight accounted for."""
+"""A diffusers or transformers module from its folder, in a precision, every weight accounted for."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from accelerate import init_empty_weights
 from diffusers.utils import logging
+from transformers import T5EncoderModel, UMT5EncoderModel
+from transformers.initialization import no_init_weights
 
 from flowblending import FlowBlendingError
 from flowblending.export.family import TORCH_DTYPES
@@ -20,7 +22,10 @@ from flowblending.export.spec import Precision
 from flowblending.export.stored import LARGE, Stored, find_stored, leave_in_file
 
 Module = TypeVar("Module", bound=torch.nn.Module)
+Encoder = TypeVar("Encoder", T5EncoderModel, UMT5EncoderModel)
 Module_co = TypeVar("Module_co", bound=torch.nn.Module, covariant=True)
+
+_TABLES = ("shared.weight", "encoder.embed_tokens.weight")
 
 
 class ModelClass(Protocol[Module_co]):
@@ -56,26 +61,84 @@ def load_model(
     Raises:
         FlowBlendingError: files are missing, damaged, or lack a weight that the class needs.
     """
-    dtype = TORCH_DTYPES[precision]
     stored = find_stored(folder)
+
+    def make() -> Module:
+        config = kind.load_config(folder)
+        return kind.from_config(config if layers is None else {**config, "num_layers": layers})
+
+    with _quiet():
+        model = empty_model(make, folder, precision)
+    fill_model(model, stored, folder, precision, kept=kind._keep_in_fp32_modules or (), streamed=streamed)
+    return model
+
+
+def load_encoder(kind: type[Encoder], folder: Path, precision: Precision) -> Encoder:
+    """Build a text encoder for inference as `load_model` does, its large weights left in their files.
+
+    The types are those of transformers 5 (modeling_utils.py, _get_dtype_plan): fp32 is kept in fp16 only.
+
+    Raises:
+        FlowBlendingError: as `load_model`.
+    """
+    stored = find_stored(folder)
+    # The table of token embeddings has two names, and a checkpoint may have it under either or both.
+    for name, other in (_TABLES, _TABLES[::-1]):
+        if name not in stored and other in stored:
+            stored[name] = stored[other]
+    with no_init_weights():
+        model = empty_model(lambda: kind(kind.config_class.from_pretrained(folder)), folder, precision)
+    kept = kind._keep_in_fp32_modules or () if precision is Precision.FP16 else ()
+    fill_model(model, stored, folder, precision, kept=kept, streamed=True)
+    return model
+
+
+def empty_model(make: Callable[[], Module], folder: Path, precision: Precision) -> Module:
+    """What ``make`` builds, its buffers in memory and its parameters without any.
+
+    Raises:
+        FlowBlendingError: it cannot be built; names ``folder``.
+    """
     try:
-        with _quiet(), _default_type(dtype), init_empty_weights(include_buffers=False):
-            config = kind.load_config(folder)
-            if layers is not None:
-                config = {**config, "num_layers": layers}
-            model = kind.from_config(config)
+        with _default_type(TORCH_DTYPES[precision]), init_empty_weights(include_buffers=False):
+            return make()
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise FlowBlendingError(
             f"Cannot load the model in {folder} ({reason}); give a complete diffusers checkpoint."
         ) from error
-    kept = frozenset(kind._keep_in_fp32_modules or ())
+
+
+def fill_model(
+    model: torch.nn.Module,
+    stored: Mapping[str, Stored],
+    folder: Path,
+    precision: Precision,
+    *,
+    kept: Collection[str],
+    streamed: bool,
+) -> None:
+    """Give a model its weights and make it one for inference.
+
+    Args:
+        model: built without memory.
+        stored: its weights, by their names in it.
+        folder: that they are in, for messages.
+        precision: of the weights.
+        kept: names of modules whose weights are fp32 in every precision.
+        streamed: leave large weights in their files.
+
+    Raises:
+        FlowBlendingError: a weight is missing or has another shape.
+    """
+    fp32 = frozenset(kept)
     for name, tensor in model.state_dict(keep_vars=True).items():
         place = _place(stored, name, tensor, folder)
         if place.held.is_floating_point:
-            place = dataclasses.replace(place, dtype=torch.float32 if kept.intersection(name.split(".")) else dtype)
+            dtype = torch.float32 if fp32.intersection(name.split(".")) else TORCH_DTYPES[precision]
+            place = dataclasses.replace(place, dtype=dtype)
         _set(model, name, place, streamed=streamed)
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
 
 
 def twin(module: Module) -> Module:

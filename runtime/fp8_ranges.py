@@ -6,7 +6,9 @@ call, in an output of their own, how large the values were that entered their la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ import numpy.typing as npt
 
 from flowblending.engine.bundle import Bundle
 from flowblending.engine.elsewhere import answer
-from flowblending.engine.fp8_ranges import Graph, Measured, Observed, RangesRequest
+from flowblending.engine.fp8_ranges import Graph, HeldWeight, Measured, Observed, RangesRequest
 from flowblending.engine.manifest import BundleFile, Component, Manifest, VideoProfile
+from flowblending.engine.ort import BoundWeight, OrtEngine
 from flowblending.engine.protocol import Engine
-from flowblending.engine.tensor import Tensor
+from flowblending.engine.tensor import CPU, Tensor
 from flowblending.export.spec import GraphSpec
 from flowblending.runtime.binding import TIMESTEP
 from flowblending.runtime.device import Device
@@ -56,11 +59,12 @@ def work(request: RangesRequest, progress: Callable[[str], None]) -> Measured:
     if not request.graphs:
         return _measured(programs[0], {}, {})
     device = open_device(AUTO, manifest)
-    pipeline = Pipeline(bundle=Bundle(folder=Path("/"), manifest=manifest), device=device)
+    loader = Loader(request.graphs, device)
+    pipeline = _Encoding(bundle=Bundle(folder=Path("/"), manifest=manifest), device=device, loader=loader)
     progress("encoding the prompts")
     conditions = [pipeline.encode(job, program, lambda _: None) for job, program in zip(jobs, programs, strict=True)]
-    pipeline.close()
-    models = _sample(request, device, programs, conditions, progress) if request.sample else {}
+    models = _sample(loader, programs, conditions, progress) if request.sample else {}
+    loader.close()
     branches = [each for prompt in conditions[:_SAMPLES] for each in prompt.values()]
     return _measured(
         programs[0],
@@ -104,17 +108,15 @@ def _manifest(request: RangesRequest) -> Manifest:
 
 
 def _sample(
-    request: RangesRequest,
-    device: Device,
+    loader: Loader,
     programs: Sequence[Program],
     conditions: Sequence[Mapping[str, Mapping[str, Tensor]]],
     progress: Callable[[str], None],
 ) -> dict[str, _Model]:
     """Sample every prompt, all of them step by step, so that each model is loaded once per stage."""
-    loader = _Loader(request.graphs, device)
     names = dict.fromkeys(step.model for step in programs[0].steps)
-    models = {name: _Model(name, request.graphs[name].spec, loader, device) for name in names}
-    sampler = Sampler(models, device)
+    models = {name: _Model(name, loader) for name in names}
+    sampler = Sampler(models, loader.device)
     runs = [
         sampler.prepare(program, given).follow(TorchNormal(seed).normal((1, *program.latent_shape)), ahead=0)
         for seed, (program, given) in enumerate(zip(programs, conditions, strict=True))
@@ -126,28 +128,50 @@ def _sample(
             next(run)
     for run in runs:
         next(run, None)
-    loader.close()
     return models
 
 
-class _Loader:
+@dataclass(kw_only=True)
+class _Encoding(Pipeline):
+    """The part of a pipeline that encodes prompts, with its engine from elsewhere."""
+
+    loader: Loader
+
+    def engine(self, name: str) -> Engine:
+        """An engine by its component's name."""
+        return self.loader.engine(name)
+
+
+class Loader:
     """Opens engines, one at a time."""
 
     def __init__(self, graphs: Mapping[str, Graph], device: Device) -> None:
-        self._graphs = graphs
-        self._device = device
+        self.graphs = graphs
+        self.device = device
         self._open: tuple[str, Engine] | None = None
 
     def engine(self, name: str) -> Engine:
         """The engine of a model; the other one is closed first."""
-        from flowblending.engine.ort import OrtEngine
-
         if self._open is None or self._open[0] != name:
             self.close()
-            graph = self._graphs[name]
-            engine = OrtEngine(graph.onnx, graph.spec, device=self._device.kind, stream=self._device.stream)
+            graph = self.graphs[name]
+            engine = OrtEngine(
+                graph.onnx,
+                graph.spec,
+                device=self.device.kind,
+                stream=self.device.stream,
+                weights=[self._bound(weight) for weight in graph.weights],
+            )
             self._open = name, engine
         return self._open[1]
+
+    def _bound(self, weight: HeldWeight) -> BoundWeight:
+        """A weight as pages of its file, which the system reads when they are needed and drops when it needs room."""
+        pages = np.memmap(weight.path, np.uint8, "r", weight.offset, (math.prod(weight.shape) * weight.itemsize,))
+        held = pages.view(f"u{weight.itemsize}").reshape(weight.shape)
+        # On a GPU they are there, in the checkpoint's type.
+        tensor = Tensor.of(held) if self.device.kind == CPU else self.device.upload(held)
+        return BoundWeight(name=weight.name, tensor=tensor, kind=weight.kind)
 
     def close(self) -> None:
         """Close what is open."""
@@ -159,7 +183,8 @@ class _Loader:
 class _Model:
     """A transformer as the sampler knows it, which keeps what its graph tells of each call."""
 
-    def __init__(self, name: str, spec: GraphSpec, loader: _Loader, device: Device) -> None:
+    def __init__(self, name: str, loader: Loader) -> None:
+        spec, device = loader.graphs[name].spec, loader.device
         *outputs, self._output = spec.outputs
         self._spec = GraphSpec(name=spec.name, precision=spec.precision, inputs=spec.inputs, outputs=tuple(outputs))
         self._name = name

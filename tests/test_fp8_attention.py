@@ -125,7 +125,7 @@ def test_the_graph_computes_what_e4m3_gives(tmp_path: Path) -> None:
 
 def test_what_enters_attention_is_observed_under_the_modules_name(tmp_path: Path) -> None:
     plain = blocks(tmp_path, 2)
-    graph = observe(plain, 100.0)
+    graph = observe(read_graph(plain), 100.0)
     named = {name: row for row, names in enumerate(graph.rows) for name in names}
     assert named.keys() == {
         f"blocks.{block}.attn1.{each}" for block in (0, 1) for each in (*PARTS, "to_q", "to_k", "to_v")
@@ -133,7 +133,8 @@ def test_what_enters_attention_is_observed_under_the_modules_name(tmp_path: Path
     # The three layers of a block have one input.
     assert len(graph.rows) == 2 * (1 + 3)
     x = np.random.default_rng(2).standard_normal((1, 9, WIDTH)).astype(np.float32)
-    session = onnxruntime.InferenceSession(graph.onnx, providers=["CPUExecutionProvider"])
+    written = write_graph(graph.graph, tmp_path / "observed", "0")
+    session = onnxruntime.InferenceSession(written.onnx, providers=["CPUExecutionProvider"])
     found = session.run(["ranges"], {"x": x})[0]
     for part, expected in zip(PARTS, projected(plain, x), strict=True):
         np.testing.assert_allclose(found[named[f"blocks.0.attn1.{part}"], 1], np.abs(expected).max(), rtol=1e-5)

@@ -25,6 +25,7 @@ from flowblending.engine.request import BuildRequest, rebuild_command
         (Fp8Options(margin=0.9), "margin of 0.9 was given, but a factor of 1 or more"),
         (Fp8Options(margin=float("inf")), "margin of inf was given"),
         (Fp8Options(calibration=Path("c"), steps=3), "from a file, which --fp8-steps cannot change"),
+        (Fp8Options(calibration=Path("c"), size="64x32"), "from a file, which --fp8-size cannot change"),
     ],
 )
 def test_wrong_options(options: Fp8Options, message: str) -> None:

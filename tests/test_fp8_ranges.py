@@ -15,7 +15,9 @@ from flowblending.engine.fp8_ranges import Graph, Measured, RangesRequest, Traje
 from flowblending.engine.manifest import Geometry, Manifest, VideoProfile
 from flowblending.export.fp8_calibration import summarise
 from flowblending.export.fp8_observe import observe
+from flowblending.export.graph import read_graph
 from flowblending.export.spec import Dim, ExportedGraph, GraphSpec, Precision, TensorSpec
+from flowblending.export.weights_apart import write_apart
 from flowblending.runtime.fp8_ranges import work
 from flowblending.runtime.jobs import Job, compile_job
 from tests.manifests import PIPELINE
@@ -49,6 +51,7 @@ def save(folder: Path, spec: GraphSpec, nodes: list[onnx.NodeProto], kinds: dict
     graph = helper.make_graph(
         nodes, "toy", values(spec.inputs), values(spec.outputs), [each for each in stored if each.name in used]
     )
+    folder.mkdir(exist_ok=True)
     path = folder / f"{spec.name}.onnx"
     onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), path)
     return ExportedGraph(spec=spec, onnx=path, opset=23, weights_sha256="", versions={})
@@ -67,9 +70,11 @@ def transformer(folder: Path, name: str) -> Graph:
         helper.make_node("Sub", ["z", "latents"], ["velocity"]),
     ]
     spec = GraphSpec(name=name, precision=Precision.FP32, inputs=INPUTS, outputs=outputs)
-    found = observe(save(folder, spec, nodes, {}), 100.0)
+    found = observe(read_graph(save(folder / "plain", spec, nodes, {})), 100.0)
     assert found.rows == ((LAYER,),)
-    return Graph(onnx=found.onnx, spec=found.spec)
+    graph = write_apart(found.graph, folder)
+    assert not graph.weights
+    return Graph(onnx=graph.onnx, spec=graph.spec)
 
 
 def request(folder: Path, *, schedule: str = "LSL", steps: int | None = 10, sample: bool = True) -> RangesRequest:
@@ -152,6 +157,6 @@ def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="add up to 3 steps, but 10"):
         measure(request(tmp_path, schedule="L1 S2"), ignore)
     wrong = request(tmp_path)
-    (tmp_path / "small_observed.onnx").write_bytes(b"")
-    with pytest.raises(FlowBlendingError, match=r"cannot load .*small_observed\.onnx"):
+    (tmp_path / "small.onnx").write_bytes(b"")
+    with pytest.raises(FlowBlendingError, match=r"cannot load .*small\.onnx"):
         measure(wrong, ignore)

@@ -17,6 +17,8 @@ BUILDING = {
     "disk_build.py",
     "fp8_build.py",
     "fp8_calibrate.py",
+    "fp8_graphs.py",
+    "fp8_room.py",
     "proof_build.py",
     "pair_build.py",
     "report_build.py",

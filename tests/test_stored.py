@@ -14,7 +14,7 @@ from benchmarks.checkpoints import wan_transformer
 from flowblending import FlowBlendingError
 from flowblending.export import stored, weights
 from flowblending.export.spec import LARGE, SMALL, Precision
-from flowblending.export.stored import Stored, find_stored, leave_in_file, stored_of, stored_tensor, weights_on_demand
+from flowblending.export.stored import Stored, StoredTensor, find_stored, leave_in_file, stored_of, weights_on_demand
 from flowblending.export.trajectory import TorchPair
 from flowblending.export.wan_transformer import load_transformer
 
@@ -42,8 +42,14 @@ def test_every_type_is_read_as_every_other(
     assert found["count"].read() == 3
     for name, tensor in tensors.items():
         assert torch.equal(as_type(found[name], dtype).read(), tensor.to(dtype))
-        array = stored_tensor(as_type(found[name], dtype), name).numpy()
+        array = StoredTensor(as_type(found[name], dtype), name).numpy()
         np.testing.assert_array_equal(array.astype(np.float32), tensor.to(dtype).float().numpy())
+        # Written in pieces, it has the same bytes.
+        with (tmp_path / "written").open("wb") as file:
+            StoredTensor(as_type(found[name], dtype), name).tofile(file)
+        assert (tmp_path / "written").read_bytes() == array.tobytes()
+    rows = np.array([6, 0, 3, 3])
+    assert torch.equal(as_type(found["fp32"], dtype).rows(rows), tensors["fp32"][rows].to(dtype))
 
 
 def test_a_file_cut_short_and_an_unknown_type_are_named(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
@@ -86,6 +92,26 @@ def test_a_layer_holds_its_weights_while_it_computes(tmp_path: Path) -> None:
             model(torch.randn(3, 9))
     count()
     assert held[-1] == 0
+
+
+def test_of_a_table_the_rows_that_are_asked_for_are_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(2)
+    table = torch.nn.Embedding(50, 4)
+    save_file(table.state_dict(), tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    ids = torch.tensor([[7, 49, 7], [0, 7, 12]])
+    with torch.no_grad():
+        expected = table(ids)
+    for parameter in table.parameters():
+        leave_in_file(parameter, find_stored(tmp_path)["weight"])
+    held: list[int] = []
+    table.register_forward_hook(lambda *_: held.append(len(table.weight)))
+    monkeypatch.delattr(Stored, "read")
+    with torch.no_grad(), weights_on_demand(table):
+        assert torch.equal(table(ids), expected)
+    assert held == [4]
+    assert len(table.weight) == 50
+    assert set(table.weight.stride()) == {0}
 
 
 def test_a_trajectory_in_torch_computes_with_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

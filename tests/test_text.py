@@ -36,16 +36,16 @@ def _part(checkpoint: Checkpoint) -> Part:
     return next(part for part in family_of(checkpoint).parts(checkpoint) if part.name == TEXT_ENCODER)
 
 
-def _encoder(folder: Path, kind: str, **settings: object) -> Checkpoint:
+def encoder(folder: Path, kind: str, **settings: object) -> Checkpoint:
     """A checkpoint that has nothing but a random text encoder."""
     model, config = KINDS[kind]
     torch.manual_seed(len(settings))
     base = {"vocab_size": 40, "d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 3, "num_heads": 3}
-    encoder = model(config(**base | settings))
+    stock = model(config(**base | settings))
     with torch.no_grad():
-        for weight in encoder.parameters():
+        for weight in stock.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
-    encoder.save_pretrained(folder / TEXT_ENCODER)
+    stock.save_pretrained(folder / TEXT_ENCODER)
     return Checkpoint(folder=folder, pipeline="LTXPipeline")
 
 
@@ -74,7 +74,7 @@ def _distance(exportable: Exportable, seed: int) -> float:
 def test_equals_the_stock_classes(
     tmp_path: Path, kind: str, length: int, settings: dict[str, object], zero: bool, attend: bool
 ) -> None:
-    part = text_encoder_part(_encoder(tmp_path, kind, **settings), length, zero_padding=zero, attend_padding=attend)
+    part = text_encoder_part(encoder(tmp_path, kind, **settings), length, zero_padding=zero, attend_padding=attend)
     exportable = part.load(Precision.FP32)
     names = [tensor.name for tensor in exportable.spec.inputs]
     assert names == (["ids"] if attend and not zero else ["ids", "mask"])
@@ -83,7 +83,7 @@ def test_equals_the_stock_classes(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fp16_neither_overflows_nor_drifts(tmp_path: Path, kind: str) -> None:
-    checkpoint = _encoder(tmp_path, kind, feed_forward_proj="gated-gelu")
+    checkpoint = encoder(tmp_path, kind, feed_forward_proj="gated-gelu")
     # T5's second feed-forward matrix gives sums beyond fp16's 65504; so do these.
     model = KINDS[kind][0].from_pretrained(tmp_path / TEXT_ENCODER)
     with torch.no_grad():
@@ -99,6 +99,19 @@ def test_fp16_neither_overflows_nor_drifts(tmp_path: Path, kind: str) -> None:
     assert (found - expected).norm() < 1e-2 * expected.norm()
     assert {str(weight.dtype) for name, weight in half.module.named_parameters() if ".wo." in name} == {"torch.float32"}
     assert _distance(half, seed=2) < TOLERANCE[Precision.FP16].relative
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bf16_is_nearer_to_fp32_than_the_stock_class_is(tmp_path: Path, kind: str) -> None:
+    part = text_encoder_part(encoder(tmp_path, kind, num_layers=12), 16, zero_padding=False)
+    narrow, full = part.load(Precision.BF16), part.load(Precision.FP32)
+    stock = KINDS[kind][0].from_pretrained(tmp_path / TEXT_ENCODER, dtype=torch.bfloat16)
+    ids, mask = full.inputs({"batch": 3}, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (found,), (expected,) = narrow.module(ids, mask), full.reference(ids, mask)
+        theirs = stock(ids, attention_mask=mask).last_hidden_state.float()
+        assert torch.equal(narrow.reference(ids, mask)[0], expected)
+    assert (found - expected).norm() < 0.8 * (theirs - expected).norm()
 
 
 @pytest.mark.slow
@@ -130,7 +143,7 @@ def test_graph_encodes_prompts_as_the_pipeline_does(
 
 
 def test_refuses_other_encoders_and_missing_weights(tmp_path: Path) -> None:
-    checkpoint = _encoder(tmp_path, "t5")
+    checkpoint = encoder(tmp_path, "t5")
     weights = tmp_path / TEXT_ENCODER / "model.safetensors"
     from safetensors.torch import load_file, save_file
 

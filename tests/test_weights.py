@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel, WanTransformer3DModel
+from safetensors.torch import load_file, save_file
+from transformers import T5EncoderModel, UMT5EncoderModel
 
 from benchmarks.checkpoints import ltx_transformer, ltx_vae, wan_transformer
 from flowblending import FlowBlendingError
@@ -16,7 +18,7 @@ from flowblending.export import weights
 from flowblending.export.family import TORCH_DTYPES
 from flowblending.export.spec import Precision
 from flowblending.export.stored import stored_of
-from flowblending.export.weights import load_model
+from flowblending.export.weights import load_encoder, load_model
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "wan": (WanTransformer3DModel, lambda: wan_transformer(1)),
@@ -57,6 +59,35 @@ def test_equals_from_pretrained(
     assert (left > 5) == streamed
     assert not found.training
     assert not any(parameter.requires_grad for parameter in found.parameters())
+
+
+@pytest.mark.parametrize("kind", [T5EncoderModel, UMT5EncoderModel])
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.BF16])
+@pytest.mark.parametrize("tables", ["shared", "encoder.embed_tokens", "shared encoder.embed_tokens"])
+def test_text_encoders_equal_from_pretrained(
+    kind: Any, precision: Precision, tables: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"vocab_size": 40, "d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 3}
+    torch.manual_seed(0)
+    kind(kind.config_class(**settings, feed_forward_proj="gated-gelu")).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    table = tensors.pop("shared.weight")
+    # Two tables that differ are two tables, of which the encoder uses its own.
+    tensors |= {f"{name}.weight": table + index for index, name in enumerate(tables.split())}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    stock = kind.from_pretrained(tmp_path, dtype=TORCH_DTYPES[precision])
+    monkeypatch.setattr(weights, "LARGE", 2000)
+    found = load_encoder(kind, tmp_path, precision)
+    expected, ours = (dict(model.named_parameters(remove_duplicate=False)) for model in (stock, found))
+    assert list(ours) == list(expected)
+    for name, tensor in ours.items():
+        stored = stored_of(tensor)
+        value = tensor if stored is None else stored.read()
+        assert (tensor.dtype, tensor.shape) == (expected[name].dtype, expected[name].shape)
+        assert torch.equal(value, expected[name]), name
+    assert sum(stored_of(tensor) is not None for tensor in ours.values()) > 5
+    assert not found.training
+    assert found.config._attn_implementation == stock.config._attn_implementation
 
 
 def test_the_first_blocks_alone(tmp_path: Path) -> None:
