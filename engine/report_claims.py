@@ -45,7 +45,7 @@ def component_claims(proof: Proof, component: Component, sizes: Sequence[Sizes])
     Args:
         proof: of the component.
         component: as the manifest has it.
-        sizes: the smallest and the largest of each of its profiles.
+        sizes: the smallest and the largest of its profile.
     """
     claims = [_parity(proof, sizes), _scatters(proof)]
     if proof.component in (LARGE, SMALL):
@@ -148,8 +148,8 @@ def _fp8_attention(proof: Proof) -> Claim:
     if plan.fused_fp8 is None:
         return _claim(proof.component, claim, OPEN, "the plan does not tell in which types it computes")
     detail = (
-        f"{plan.fused_fp8} of {asked} in the plan, of {sum(proof.graph.attention.values())} altogether; what they make "
-        "of the softmax is in no graph that was compared with torch"
+        f"{plan.fused_fp8} of {asked} in the plan, of {sum(proof.graph.attention.values())} altogether; what "
+        "they make of the softmax is in no graph that was compared with torch"
     )
     return _claim(proof.component, claim, PROVED if plan.fused_fp8 == asked else FAILED, detail)
 
