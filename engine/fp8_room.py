@@ -17,8 +17,8 @@ from flowblending.engine.manifest import Geometry
 from flowblending.engine.ort import cuda_available
 from flowblending.export.spec import PipelineSpec
 
-SLOW = 2e16
-"""Operations that a few cores compute in about two days."""
+SLOW = 1e16
+"""Operations that a few cores compute in about a day."""
 
 _SCORES = 3
 """Matrices of attention scores that ONNX Runtime holds in memory, fp32 [heads, tokens, tokens]."""
@@ -118,7 +118,10 @@ def check_load(load: Load, geometry: Geometry, available: int) -> str:
             "give --fp8-calibration FILE of a machine that has more. Nothing was written."
         )
     calls = " and ".join(f"{name} {count} times" for name, count in load.calls.items() if count)
-    slow = ", which takes a CPU days: fewer --fp8-steps and --fp8-prompts take less" if load.operations > SLOW else ""
+    day = (
+        ", which takes a few cores a day or more: less with a smaller --fp8-size or fewer --fp8-steps or --fp8-prompts"
+    )
+    slow = day if load.operations > SLOW else ""
     return (
         f"calibration: calls {calls} at {geometry}: {load.operations / 1e12:.3g} TFLOPs and up to "
         f"{load.memory / 1e9:.1f} GB of memory on the CPU{slow}"

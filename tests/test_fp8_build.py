@@ -61,7 +61,7 @@ def test_a_bundle_is_calibrated_runs_and_is_used_again(
         precision="small=fp8",
         backend="onnxruntime",
         targets=(),
-        fp8=Fp8Options(steps=STEPS),
+        fp8=Fp8Options(steps=STEPS, size="32x32", frames=5),
         cache=tmp_path / "cache",
     )
     console = Recorder()
@@ -69,7 +69,10 @@ def test_a_bundle_is_calibrated_runs_and_is_used_again(
     bundle.verify(recompute=True)
     # Two blocks of ten layers, of which none can be kept; the seven others are outside.
     assert any(line.startswith("small: 20 of 27 layers in fp8") and "else fp32" in line for line in console.lines)
-    assert "calibration: 4 prompts, L2 S1 L1, large x 24, small x 8, prompts the built-in ones" in console.lines
+    assert (
+        "calibration: 4 prompts, L2 S1 L1, large x 24, small x 8, 32x32, 5 frames, prompts the built-in ones"
+        in console.lines
+    )
     assert bundle.manifest.components[SMALL].spec.precision is Precision.FP8
     assert bundle.manifest.components[LARGE].spec.precision is Precision.FP32
     # A quarter of the fp32 bytes for most of the weights.
@@ -82,6 +85,7 @@ def test_a_bundle_is_calibrated_runs_and_is_used_again(
     content = json.loads((out / "fp8_calibration.json").read_text())
     small = content["models"]["small"]
     assert (content["schedule"], content["steps"], len(content["prompts"])) == ("L2 S1 L1", STEPS, 4)
+    assert (content["size"], content["frames"]) == ("32x32", 5)
     assert small["weights"] == bundle.manifest.components[SMALL].key["weights"]
     steps = compile_job(Job(prompt="", steps=STEPS), bundle.manifest).steps
     assert small["timesteps"] == [step.timestep for step in steps if step.model == SMALL]

@@ -26,7 +26,7 @@ from flowblending.runtime.fp8_ranges import Loader
 from flowblending.runtime.host import HostDevice
 from tests.test_text import encoder
 
-LEFT = 2000
+LEFT = 1000
 """Bytes from which on a weight is left in its file here."""
 
 ONNX = {torch.float32: TensorProto.FLOAT, torch.float16: TensorProto.FLOAT16, torch.bfloat16: TensorProto.BFLOAT16}
