@@ -78,6 +78,9 @@ SMALLEST = {
 SEVERAL = {"wan": ("32x48,48x32..64x64", "9,5..13"), "ltx": ("96x64,64x64..64x128", "17,9..25")}
 """Sizes and frames of bundles with four profiles: of each a single one, and a range."""
 
+IN_PLANS = {"wan": ("32x48,48x32..64x48", "5..9"), "ltx": ("96x64,64x64..128x64", "17")}
+"""Of real plans with two profiles, which take longer."""
+
 
 @pytest.fixture(scope="session")
 def build(shared: Path, checkpoints: Callable[[str], Path]) -> Build:

@@ -23,7 +23,7 @@ from flowblending.engine.trt_compile import PlanRequest, compile_plan
 from flowblending.engine.trt_plan import fp8_attention, fused_attention
 from flowblending.export.audit import audit
 from flowblending.export.spec import SMALL
-from tests.conftest import SMALLEST, Build
+from tests.conftest import IN_PLANS, Build
 from tests.plans import RTX, ignore, needs_rtx
 from tests.stored import Recorder
 from tests.test_fp8_build import bf16_graph
@@ -77,9 +77,8 @@ def test_real_plans_have_attention_in_fp8(
     assert 0 < scratch[True] < 1.2 * scratch[False]
 
 
-@pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fp8Options:
-    """The option with a short calibration, and no trajectory of the pair, which is not what is tested here."""
+    """From here on the option with a short calibration, and no trajectory of the pair, which is not what is tested here."""
     monkeypatch.setattr(pair_build, "AFFORDABLE", 0)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red ball\n")
@@ -112,9 +111,9 @@ def small_of(bundle: Bundle) -> tuple[Report, Proof, dict[str, tuple[str, str]]]
     return report, report.components[SMALL], claims
 
 
-def test_a_build_has_it(checkpoints: Callable[[str], Path], tmp_path: Path, brief: Fp8Options) -> None:
+def test_a_build_has_it(checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Three latent frames of 8x8, in patches of 2x2: 48 tokens.
-    asked = request(checkpoints("wan"), tmp_path / "bundle", "64x64", 9, brief)
+    asked = request(checkpoints("wan"), tmp_path / "bundle", "64x64", 9, brief(monkeypatch, tmp_path))
     console = Recorder()
     bundle = build_bundle(asked, console)
     assert any("20 of 27 layers in fp8, " in line and "attention in 4 of 4 places" in line for line in console.lines)
@@ -143,13 +142,15 @@ def test_a_build_has_it(checkpoints: Callable[[str], Path], tmp_path: Path, brie
 
 
 def test_a_build_that_finds_no_kernel_says_so_and_goes_on(
-    build: Build, checkpoints: Callable[[str], Path], tmp_path: Path, brief: Fp8Options
+    build: Build, checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Three latent frames of 3x2: 18 tokens, and the kernels begin with 32 keys.
-    size, others = SMALLEST["ltx"], "large=fp16-mixed"
-    plain = build("ltx", backend=RTX, targets=("sm120", "sm89"), precision=f"{others},small=bf16")
+    # Up to three latent frames of 4x2: 24 tokens, and the kernels begin with 32 keys.
+    (size, frames), others = IN_PLANS["ltx"], "large=fp16-mixed"
+    plain = build(
+        "ltx", size=size, frames=frames, backend=RTX, targets=("sm120", "sm89"), precision=f"{others},small=bf16"
+    )
     shutil.copytree(plain.folder, tmp_path / "bundle")
-    asked = request(checkpoints("ltx"), tmp_path / "bundle", size.size, size.frames, brief)
+    asked = request(checkpoints("ltx"), tmp_path / "bundle", size, frames, brief(monkeypatch, tmp_path))
     asked = dataclasses.replace(asked, precision=f"{others},small=fp8", cache=tmp_path / "cache")
     console = Recorder()
     bundle = build_bundle(asked, console)
