@@ -78,7 +78,7 @@ def test_real_plans_have_attention_in_fp8(
 
 
 def brief(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fp8Options:
-    """From here on the option with a short calibration, and no trajectory of the pair, which is not what is tested here."""
+    """From here on: the option with a short calibration, and no trajectory of the pair, which other tests are about."""
     monkeypatch.setattr(pair_build, "AFFORDABLE", 0)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red ball\n")
