@@ -25,12 +25,9 @@ def choose_geometry(manifest: Manifest, size: str | None, frames: int | None) ->
     default = manifest.geometry
     width, height = (None, None) if size is None else parse_size(size)
     asked = (width, height, frames)
-    wanted = tuple(
-        usual if value is None else value
-        for value, usual in zip(asked, (default.width, default.height, default.frames), strict=True)
-    )
+    wanted = tuple(usual if value is None else value for value, usual in zip(asked, _numbers(default), strict=True))
     near = _nearest(manifest, asked, wanted)
-    if _distance(asked, near) == 0:
+    if all(value in (None, got) for value, got in zip(asked, _numbers(near), strict=True)):
         return near
     words = [f"size {width}x{height}"] if size is not None else []
     words += [f"{frames} frames"] if frames is not None else []
@@ -51,7 +48,8 @@ def check_latent_shape(manifest: Manifest, latent_shape: Sequence[int]) -> Geome
     Raises:
         UsageError: the bundle makes no such video.
     """
-    if not any(profile.holds(latent_shape) for profile in manifest.profiles):
+    whole = all(size % step == 0 for size, step in zip(latent_shape[1:], manifest.pipeline.patch, strict=True))
+    if not (whole and any(profile.holds(latent_shape) for profile in manifest.profiles)):
         raise UsageError(
             f"Latents of shape {list(latent_shape)} were given, but this bundle makes {listed(manifest)}, "
             f"from latents of shape {' or '.join(map(_shapes, manifest.profiles))}; give such latents."
@@ -98,5 +96,9 @@ def _within(pipeline: PipelineSpec, profile: VideoProfile, wanted: Sequence[int]
 
 def _distance(asked: Sequence[int | None], geometry: Geometry) -> float:
     """How far a geometry is from width, height and frames: by how many powers of e, added up."""
-    values = zip(asked, (geometry.width, geometry.height, geometry.frames), strict=True)
-    return sum(abs(math.log(max(value, 1) / found)) for value, found in values if value is not None)
+    values = zip(asked, _numbers(geometry), strict=True)
+    return sum(abs(math.log(max(value, 1)) - math.log(found)) for value, found in values if value is not None)
+
+
+def _numbers(geometry: Geometry) -> tuple[int, int, int]:
+    return geometry.width, geometry.height, geometry.frames
