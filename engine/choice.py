@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from flowblending import UsageError
 from flowblending.engine.geometry import geometry_of, parse_size, plan_geometry, size_steps
-from flowblending.engine.manifest import Geometry, Manifest, VideoProfile
+from flowblending.engine.manifest import Geometry, Manifest, VideoProfile, count_frames
 from flowblending.export.spec import PipelineSpec
 
 
@@ -22,19 +22,20 @@ def choose_geometry(manifest: Manifest, size: str | None, frames: int | None) ->
     Raises:
         UsageError: the bundle was built for no such video; the message names the nearest that it makes.
     """
+    if not isinstance(size, str | None) or isinstance(frames, bool) or not isinstance(frames, int | None):
+        raise UsageError(
+            f"Size {size!r} and frames {frames!r} were given, but a text such as '832x480' and a number were expected."
+        )
     default = manifest.geometry
     width, height = (None, None) if size is None else parse_size(size)
     asked = (width, height, frames)
-    wanted = tuple(
-        usual if value is None else value
-        for value, usual in zip(asked, (default.width, default.height, default.frames), strict=True)
-    )
+    wanted = tuple(usual if value is None else value for value, usual in zip(asked, _numbers(default), strict=True))
     near = _nearest(manifest, asked, wanted)
-    if _distance(asked, near) == 0:
+    if all(value in (None, got) for value, got in zip(asked, _numbers(near), strict=True)):
         return near
     words = [f"size {width}x{height}"] if size is not None else []
-    words += [f"{frames} frames"] if frames is not None else []
-    text, verb = " and ".join(words), "was" if frames is None else "were"
+    words += [count_frames(str(frames))] if frames is not None else []
+    text, verb = " and ".join(words), "was" if frames in (None, 1) and len(words) == 1 else "were"
     raise UsageError(
         f"{text[0].upper()}{text[1:]} {verb} asked for, but this bundle makes {listed(manifest)}; "
         f"the nearest is --size {near.size} --frames {near.frames}."
@@ -51,7 +52,8 @@ def check_latent_shape(manifest: Manifest, latent_shape: Sequence[int]) -> Geome
     Raises:
         UsageError: the bundle makes no such video.
     """
-    if not any(profile.holds(latent_shape) for profile in manifest.profiles):
+    whole = all(size % step == 0 for size, step in zip(latent_shape[1:], manifest.pipeline.patch, strict=True))
+    if not (whole and any(profile.holds(latent_shape) for profile in manifest.profiles)):
         raise UsageError(
             f"Latents of shape {list(latent_shape)} were given, but this bundle makes {listed(manifest)}, "
             f"from latents of shape {' or '.join(map(_shapes, manifest.profiles))}; give such latents."
@@ -64,9 +66,9 @@ def listed(manifest: Manifest) -> str:
     sizes, lengths = (
         dict.fromkeys(spans) for spans in zip(*((e.sizes, e.lengths) for e in manifest.profiles), strict=True)
     )
-    text = f"{' or '.join(sizes)} with {' or '.join(lengths)} frames"
+    text = f"{' or '.join(sizes)} with {count_frames(' or '.join(lengths))}"
     if len(sizes) * len(lengths) > len(manifest.profiles):
-        text = " or ".join(f"{each.sizes} with {each.lengths} frames" for each in manifest.profiles)
+        text = " or ".join(f"{each.sizes} with {count_frames(each.lengths)}" for each in manifest.profiles)
     if all(each.min == each.max for each in manifest.profiles):
         return text
     wide, high = size_steps(manifest.pipeline)
@@ -98,5 +100,9 @@ def _within(pipeline: PipelineSpec, profile: VideoProfile, wanted: Sequence[int]
 
 def _distance(asked: Sequence[int | None], geometry: Geometry) -> float:
     """How far a geometry is from width, height and frames: by how many powers of e, added up."""
-    values = zip(asked, (geometry.width, geometry.height, geometry.frames), strict=True)
-    return sum(abs(math.log(max(value, 1) / found)) for value, found in values if value is not None)
+    values = zip(asked, _numbers(geometry), strict=True)
+    return sum(abs(math.log(max(value, 1)) - math.log(found)) for value, found in values if value is not None)
+
+
+def _numbers(geometry: Geometry) -> tuple[int, int, int]:
+    return geometry.width, geometry.height, geometry.frames

@@ -105,8 +105,8 @@ class Fp8Builder:
         attention = f"attention in {asked} of {sum(found.attention.values())} places, " if asked else ""
         self._console.log(
             f"{part.name}: {found.layers[Precision.FP8]} of {sum(found.layers.values())} layers in fp8, "
-            f"{found.share(Precision.FP8):.1%} of their operations, {attention}else {self._base}; "
-            f"{parity}, from torch's fp32"
+            f"{found.share(Precision.FP8):.1%} of their operations at {self._pair.geometry}, {attention}"
+            f"else {self._base}; {parity}, from torch's fp32"
         )
         return graph, parity
 

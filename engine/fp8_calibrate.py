@@ -26,7 +26,6 @@ from flowblending.engine.fp8_ranges import Graph, Measured, RangesRequest, Traje
 from flowblending.engine.fp8_room import (
     available_memory,
     calibration_load,
-    calls_of,
     check_load,
     on_gpu,
     sampled_geometry,
@@ -127,8 +126,7 @@ class Calibrator:
         if not self.will_sample or on_gpu():
             return None
         parts = {name: self._pair.parts[name].sources for name in (LARGE, SMALL)}
-        calls = calls_of(self._planned.schedule, len(self._prompts), self._planned.guidance)
-        load = calibration_load(parts, calls, self._pair.pipeline, self._geometry)
+        load = calibration_load(parts, self._planned.calls, self._pair.pipeline, self._geometry)
         return check_load(load, self._geometry, available_memory())
 
     @property

@@ -100,6 +100,7 @@ class Measured:
 
     Attributes:
         schedule, steps, solver, guidance: of the program that was run.
+        calls: by model, for all prompts together.
         models: those that the schedule runs; empty when nothing was sampled.
         conditions: what the transformers take beside latents and timestep, [samples, ...] by input: both guidance
             branches of the first prompts.
@@ -109,6 +110,7 @@ class Measured:
     steps: int
     solver: str
     guidance: float
+    calls: Mapping[str, int]
     models: Mapping[str, Observed]
     conditions: Mapping[str, npt.NDArray[Any]]
 

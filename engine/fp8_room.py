@@ -5,7 +5,6 @@ With `build`, one of the files of this package that call the exporter: its part 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,15 +89,6 @@ def sampled_geometry(pipeline: PipelineSpec, own: Geometry, size: str | None, fr
 def on_gpu() -> bool:
     """Whether a calibration will run on a GPU."""
     return gpu_architecture() is not None and cuda_available()
-
-
-def calls_of(schedule: str, prompts: int, guidance: float) -> dict[str, int]:
-    """How often each model is called on a schedule such as ``L20 S20 L10``."""
-    branches = 1 if math.isclose(guidance, 1.0) else 2
-    calls = {"large": 0, "small": 0}
-    for stage in schedule.split():
-        calls["large" if stage[0] == "L" else "small"] += int(stage[1:]) * prompts * branches
-    return calls
 
 
 def check_load(load: Load, geometry: Geometry, available: int) -> str:

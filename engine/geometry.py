@@ -17,6 +17,7 @@ Size = tuple[int, int]
 """Width and height."""
 
 _SPAN = ".."
+_NUMBER = r"[0-9]{1,5}"
 
 
 def plan_profiles(pipeline: PipelineSpec, sizes: str | None, frames: str | int | None) -> tuple[VideoProfile, ...]:
@@ -105,7 +106,8 @@ def shape_profiles(
         shapes = ShapeProfile(_symbols(component, pipeline, each))
         if shapes not in found:
             found.append(shapes)
-    return tuple(found)
+    # The same plan, whichever of its videos comes first.
+    return tuple(sorted(found, key=lambda each: [(size.max, size.opt, size.min) for size in each.symbols.values()]))
 
 
 def _symbols(component: str, pipeline: PipelineSpec, profile: VideoProfile) -> dict[str, Range]:
@@ -130,17 +132,26 @@ def parse_size(text: str) -> Size:
     Raises:
         UsageError: it is something else.
     """
-    match = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
+    match = re.fullmatch(rf"({_NUMBER})[xX]({_NUMBER})", text.strip())
     if match is None:
-        raise UsageError(f"Size {text!r} was given, but WIDTHxHEIGHT in pixels was expected; try --size 832x480.")
+        raise UsageError(
+            f"Size {_short(text)} was given, but WIDTHxHEIGHT in pixels was expected, each below 100000; "
+            "try --size 832x480."
+        )
     return int(match[1]), int(match[2])
 
 
 def _parse_frames(text: str) -> int:
-    match = re.fullmatch(r"-?\d+", text.strip())
+    match = re.fullmatch(rf"-?{_NUMBER}", text.strip())
     if match is None:
-        raise UsageError(f"Frames {text!r} were given, but a number was expected; try --frames 81.")
+        raise UsageError(
+            f"Frames {_short(text)} were given, but a whole number below 100000 was expected; try --frames 81."
+        )
     return int(match[0])
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
 def _spans(text: str, option: str, parse: Callable[[str], _Value]) -> list[tuple[_Value, _Value, _Value]]:

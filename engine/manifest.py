@@ -120,7 +120,12 @@ class Geometry(_Frozen):
 
     def __str__(self) -> str:
         """Such as ``832x480, 81 frames``."""
-        return f"{self.size}, {self.frames} frames"
+        return f"{self.size}, {count_frames(str(self.frames))}"
+
+
+def count_frames(number: str) -> str:
+    """``1 frame``, ``81 frames``, ``17 to 81 frames``."""
+    return f"{number} frame{'' if number == '1' else 's'}"
 
 
 class VideoProfile(_Frozen):
@@ -158,7 +163,7 @@ class VideoProfile(_Frozen):
 
     def __str__(self) -> str:
         """Such as ``832x480, 81 frames``, or ``480x288 to 832x480, 17 to 81 frames``."""
-        return f"{self.sizes}, {self.lengths} frames"
+        return f"{self.sizes}, {count_frames(self.lengths)}"
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -52,9 +52,9 @@ def choose_profile(
     ]
     if fitting:
         return min(fitting, key=lambda index: sum(math.prod(largest) for _, largest in profiles[index].values()))
-    name, shape = next(
-        (name, shape) for name, shape in shapes.items() if not any(_holds(each[name], shape) for each in profiles)
-    )
+    # Each may fit in some profile, and all of them in none.
+    nowhere = [name for name, shape in shapes.items() if not any(_holds(each[name], shape) for each in profiles)]
+    name, shape = next((name, shapes[name]) for name in (*nowhere, *shapes))
     ranges = dict.fromkeys(f"{list(each[name][0])} to {list(each[name][1])}" for each in profiles)
     raise FlowBlendingError(
         f"Input {name} of engine {engine} has shape {list(shape)}, but it was compiled for {' or '.join(ranges)}; "

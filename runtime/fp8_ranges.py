@@ -22,7 +22,7 @@ from flowblending.engine.manifest import BundleFile, Component, Manifest, VideoP
 from flowblending.engine.ort import BoundWeight, OrtEngine
 from flowblending.engine.protocol import Engine
 from flowblending.engine.tensor import CPU, Tensor
-from flowblending.export.spec import GraphSpec
+from flowblending.export.spec import LARGE, SMALL, GraphSpec
 from flowblending.runtime.binding import TIMESTEP
 from flowblending.runtime.device import Device
 from flowblending.runtime.jobs import Job, compile_job
@@ -57,7 +57,7 @@ def work(request: RangesRequest, progress: Callable[[str], None]) -> Measured:
     ]
     programs = [compile_job(job, manifest) for job in jobs]
     if not request.graphs:
-        return _measured(programs[0], {}, {})
+        return _measured(programs, {}, {})
     device = open_device(AUTO, manifest)
     loader = Loader(request.graphs, device)
     pipeline = _Encoding(bundle=Bundle(folder=Path("/"), manifest=manifest), device=device, loader=loader)
@@ -67,18 +67,22 @@ def work(request: RangesRequest, progress: Callable[[str], None]) -> Measured:
     loader.close()
     branches = [each for prompt in conditions[:_SAMPLES] for each in prompt.values()]
     return _measured(
-        programs[0],
+        programs,
         {name: model.observed() for name, model in models.items()},
         {name: np.concatenate([device.download(branch[name]) for branch in branches]) for name in branches[0]},
     )
 
 
-def _measured(program: Program, models: Mapping[str, Observed], conditions: Mapping[str, npt.NDArray[Any]]) -> Measured:
+def _measured(
+    programs: Sequence[Program], models: Mapping[str, Observed], conditions: Mapping[str, npt.NDArray[Any]]
+) -> Measured:
+    program = programs[0]
     return Measured(
         schedule=program.schedule,
         steps=len(program.steps),
         solver=program.solver,
         guidance=program.guidance,
+        calls={model: sum(each.calls(model) for each in programs) for model in (LARGE, SMALL)},
         models=models,
         conditions=conditions,
     )

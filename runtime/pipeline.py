@@ -11,6 +11,7 @@ import numpy.typing as npt
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.backend import open_engine
 from flowblending.engine.bundle import Bundle
+from flowblending.engine.choice import check_latent_shape
 from flowblending.engine.protocol import Engine
 from flowblending.engine.tensor import Tensor
 from flowblending.export.spec import TEXT_ENCODER, VAE
@@ -145,13 +146,24 @@ class Pipeline:
         if latents.shape != expected or latents.dtype.kind != "f":
             raise UsageError(
                 f"Latents of shape {list(latents.shape)} and type {latents.dtype} were given, but this run "
-                f"expects float32 of shape {list(expected)} [B, C, F, H, W]; give such a file to --latents."
+                f"expects float32 of shape {list(expected)} [B, C, F, H, W]; give such a file to --latents"
+                f"{self._or_their_video(latents.shape, expected)}."
             )
         with np.errstate(over="ignore"):
             values = np.ascontiguousarray(latents, np.float32)
         if not np.isfinite(values).all():
             raise UsageError("The latents given contain infinite or undefined numbers; give finite ones to --latents.")
         return values
+
+    def _or_their_video(self, given: tuple[int, ...], expected: tuple[int, ...]) -> str:
+        """What else there is to do with latents of another video that the bundle makes."""
+        if given == expected or given[:1] != (1,) or len(given) != len(expected):
+            return ""
+        try:
+            geometry = check_latent_shape(self.bundle.manifest, given[1:])
+        except UsageError:
+            return ""
+        return f", or make their video with --size {geometry.size} --frames {geometry.frames}"
 
     def sample(
         self,

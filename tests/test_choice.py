@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 from flowblending import UsageError
+from flowblending.engine.bundle import Bundle
 from flowblending.engine.choice import check_latent_shape, choose_geometry
 from flowblending.engine.geometry import plan_profiles
 from flowblending.engine.manifest import Manifest
+from flowblending.engine.tensor import CPU
 from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.place import open_device
 from tests import manifests
 
 
@@ -76,6 +83,11 @@ def test_only_some_pairs_of_sizes_and_frames(plain: Manifest) -> None:
         (RANGE, "650x350", 22, "in steps of 16x16 pixels and 4 frames; the nearest is --size 656x352 --frames 21"),
         (RANGE, "300x500", 16, "nearest is --size 480x480 --frames 17"),
         (RANGE, "large", None, "Size 'large' was given, but WIDTHxHEIGHT"),
+        (RANGE, "9" * 5000 + "x64", None, r"^Size '9{37}\.\.\.' was given, .* each below 100000; try --size 832x480"),
+        (RANGE, None, 10**400, "nearest is --size 832x480 --frames 81"),
+        # As far as anything can be from a single frame.
+        (("64x64", "1"), None, 0, r"^0 frames were asked for, .* nearest is --size 64x64 --frames 1\.$"),
+        (("64x64", "1"), None, -3, "^-3 frames were asked for, .* --frames 1"),
     ],
 )
 def test_the_nearest_is_named(
@@ -87,7 +99,7 @@ def test_the_nearest_is_named(
     if "nearest" in str(refusal.value):
         words = str(refusal.value).rstrip(".").split()
         near = choose_geometry(manifest, words[-3], int(words[-1]))
-        assert str(near) == f"{words[-3]}, {words[-1]} frames"
+        assert (near.size, near.frames) == (words[-3], int(words[-1]))
 
 
 def test_latents_tell_their_video(plain: Manifest) -> None:
@@ -95,3 +107,39 @@ def test_latents_tell_their_video(plain: Manifest) -> None:
     assert str(check_latent_shape(manifest, (16, 6, 40, 70))) == "560x320, 21 frames"
     with pytest.raises(UsageError, match=r"\[16, 5, 36, 60\] to \[16, 21, 60, 104\]; give such latents"):
         check_latent_shape(manifest, (16, 22, 40, 70))
+    # Within the range, but of no size that is a multiple of the transformer's patches.
+    with pytest.raises(UsageError, match=r"in steps of 16x16 pixels .*; give such latents"):
+        check_latent_shape(manifest, (16, 6, 40, 71))
+    with pytest.raises(UsageError, match="give such latents"):
+        check_latent_shape(manifest, (16, 0, 40, 70))
+
+
+def test_latents_of_another_video_name_its_options(plain: Manifest) -> None:
+    """Those of a video that the bundle makes; others are told what was expected and no more."""
+    manifest = bundle(plain, *RANGE)
+    pipeline = Pipeline(bundle=Bundle(folder=Path("none"), manifest=manifest), device=open_device(CPU, manifest))
+    other, foreign = np.zeros((1, 16, 6, 40, 70), np.float32), np.zeros((1, 16, 6, 40, 71), np.float32)
+    for given, ending in (
+        (other, r"to --latents, or make their video with --size 560x320 --frames 21\.$"),
+        (foreign, r"to --latents\.$"),
+        (other[0], r"to --latents\.$"),
+    ):
+        with pytest.raises(UsageError, match=ending):
+            pipeline.check_latents(given, (16, 21, 60, 104))
+    with pytest.raises(UsageError, match=r"type int8 .* to --latents\.$"):
+        pipeline.check_latents(other.astype(np.int8), (16, 6, 40, 70))
+    assert np.array_equal(pipeline.check_latents(other, (16, 6, 40, 70)), other)
+
+
+@pytest.mark.parametrize(("size", "frames"), [((64, 32), None), (None, "9"), (None, True), (None, 9.0)])
+def test_what_is_neither_a_text_nor_a_number(plain: Manifest, size: object, frames: object) -> None:
+    job = Job(prompt="x", size=size, frames=frames)  # type: ignore[arg-type] # as a caller without types may
+    with pytest.raises(UsageError, match=r"but a text such as '832x480' and a number were expected"):
+        compile_job(job, plain)
+
+
+def test_one_frame_is_one(plain: Manifest) -> None:
+    manifest = bundle(plain, "64x64", "1")
+    assert str(choose_geometry(manifest, None, 1)) == "64x64, 1 frame"
+    with pytest.raises(UsageError, match="5 frames were asked for, but this bundle makes 64x64 with 1 frame;"):
+        choose_geometry(manifest, None, 5)

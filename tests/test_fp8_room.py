@@ -8,16 +8,17 @@ import pytest
 
 from benchmarks.random_checkpoint import Model, write_model
 from flowblending import FlowBlendingError, UsageError
+from flowblending.engine.fp8_ranges import RangesRequest, Trajectories
 from flowblending.engine.fp8_room import (
     Load,
     available_memory,
     calibration_load,
-    calls_of,
     check_load,
     sampled_geometry,
 )
 from flowblending.engine.geometry import plan_geometry
 from flowblending.export.model_files import model_files
+from flowblending.runtime.fp8_ranges import work
 from tests.manifests import PIPELINE
 
 SMALLEST = plan_geometry(PIPELINE, (64, 32), 9)
@@ -56,9 +57,21 @@ def test_what_is_told_and_what_is_refused() -> None:
     assert 0 < available_memory() < 1e14
 
 
-def test_calls_of_a_schedule() -> None:
-    assert calls_of("L20 S20 L10", 4, 5.0) == {"large": 240, "small": 160}
-    assert calls_of("S50", 1, 1.0) == {"large": 0, "small": 50}
+@pytest.mark.parametrize(
+    ("schedule", "large", "small"),
+    [("L20 S20 L10", 240, 160), ("S50", 0, 400), ("L20 S20:g1 L10", 240, 80), ("L20 S20:g1:t800,600 L10", 240, 8)],
+)
+def test_calls_of_a_schedule(schedule: str, large: int, small: int) -> None:
+    """Of four prompts with guidance, where stages may have a scale and timesteps of their own."""
+    plan = RangesRequest(
+        pipeline=PIPELINE,
+        geometry=SMALLEST,
+        graphs={},
+        tokenizer=Path("none"),
+        trajectories=Trajectories(prompts=("a", "b", "c", "d"), schedule=schedule, steps=50),
+        sample=False,
+    )
+    assert work(plan, lambda _: None).calls == {"large": large, "small": small}
 
 
 def test_another_size_than_the_bundles() -> None:

@@ -79,7 +79,7 @@ def test_a_range_is_one_profile() -> None:
         ("64x64..", "9", "Size '' was given, but WIDTHxHEIGHT"),
         ("64x64,", "9", "Size '' was given"),
         ("64x64..100x64", "9", "Size 100x64 was given.*try --size 96x64"),
-        ("64x64", "nine", "Frames 'nine' were given, but a number"),
+        ("64x64", "nine", "Frames 'nine' were given, but a whole number"),
     ],
 )
 def test_ranges_that_are_none(sizes: str, frames: str, message: str) -> None:
@@ -98,6 +98,7 @@ def test_components_are_compiled_for_what_they_depend_on() -> None:
         {"batch": 1, "frames": 3, "height": 8, "width": 8},
         {"batch": 2, "frames": 3, "height": 8, "width": 8},
     )
+    assert shape_profiles("large", PIPELINE, profiles[::-1]) == shape_profiles("large", PIPELINE, profiles)
     assert largest(shape_profiles("large", PIPELINE, profiles), spec) == {
         "batch": 2,
         "frames": 5,

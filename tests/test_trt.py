@@ -175,6 +175,10 @@ def test_the_tightest_profile_serves_a_call() -> None:
         FlowBlendingError, match=r"x of engine large has shape \[70, 8\], .* \[50, 1\] to \[50, 8\] or "
     ):
         choose_profile([one, other], {"x": (70, 8)}, "large")
+    # Each input fits somewhere, but not in the same profile.
+    small, large = ({"x": ((size,), (size,)), "y": ((size,), (size,))} for size in (1, 2))
+    with pytest.raises(FlowBlendingError, match=r"Input x of engine vae has shape \[1\], but it was compiled for"):
+        choose_profile([small, large], {"x": (1,), "y": (2,)}, "vae")
 
 
 @pytest.mark.parametrize(
