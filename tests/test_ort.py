@@ -176,7 +176,7 @@ def test_weights_as_inputs_are_cast_one_at_a_time(tmp_path: Path) -> None:
     names = [f"w{index}" for index in range(layers)]
     values = ["x", *(f"h{index}" for index in range(1, layers)), "y"]
     nodes = []
-    for name, given, made in zip(names, values, values[1:], strict=True):
+    for name, given, made in zip(names, values[:-1], values[1:], strict=True):
         nodes.append(helper.make_node("Cast", [name], [f"{name}.cast"], to=TensorProto.FLOAT))
         nodes.append(helper.make_node("MatMul", [given, f"{name}.cast"], [made]))
     held = [helper.make_tensor_value_info(name, TensorProto.BFLOAT16, [width, width]) for name in names]
@@ -186,7 +186,7 @@ def test_weights_as_inputs_are_cast_one_at_a_time(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "chain.onnx")
     stored = np.memmap(tmp_path / "weights", np.uint16, "w+", shape=(layers, width, width))
     # Every other one doubles what enters it.
-    scales = np.float32([1, 2] * (layers // 2)) / width
+    scales = np.array([1, 2] * (layers // 2), np.float32) / width
     stored[:] = scales.astype(ml_dtypes.bfloat16).view(np.uint16)[:, None, None]
     weights = [
         BoundWeight(name=name, tensor=Tensor.of(matrix), kind=TensorProto.BFLOAT16)
