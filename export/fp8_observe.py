@@ -66,10 +66,10 @@ def observe(traced: TracedGraph, percentile: float) -> ObservedGraph:
 
 
 class _Writer:
-    """Appends nodes to a graph.
+    """Adds nodes to a graph.
 
     Args:
-        graph: to append to.
+        graph: to add to.
         outside: how many of a million values may exceed the percentile.
     """
 
@@ -77,9 +77,19 @@ class _Writer:
         self._graph = graph
         self._outside = outside
         self._count = 0
+        self._last: ir.Node | None = None
 
     def ranges(self, value: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """Percentile and largest of the absolute values, each [1]."""
+        """Percentile and largest of the absolute values, each [1].
+
+        They are made right behind the value: at the end of the graph they would keep it in memory until then.
+        """
+        self._last = value.producer()
+        found = self._ranges(value)
+        self._last = None
+        return found
+
+    def _ranges(self, value: ir.Value) -> tuple[ir.Value, ir.Value]:
         kind = ir.DataType.FLOAT
         magnitudes = self.node("Reshape", [self.node("Abs", [value], kind), self.constant([-1])], kind)
         largest = self.node("ReduceMax", [magnitudes, self.constant([0])], kind, keepdims=1)
@@ -105,12 +115,16 @@ class _Writer:
     def node(
         self, operator: str, inputs: list[ir.Value], kind: ir.DataType, *, outputs: int = 1, **attributes: int
     ) -> ir.Value:
-        """The first output of a node."""
+        """The first output of a node, which comes behind the one before it."""
         node = ir.node(operator, inputs, attributes=attributes, num_outputs=outputs, name=self._name())
         for output in node.outputs:
             output.name = self._name()
         node.outputs[0].type = ir.TensorType(kind)
-        self._graph.append(node)
+        if self._last is None:
+            self._graph.append(node)
+        else:
+            self._graph.insert_after(self._last, node)
+            self._last = node
         return node.outputs[0]
 
     def _name(self) -> str:

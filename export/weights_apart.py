@@ -1,8 +1,9 @@
 """A graph whose large weights stay in the checkpoint's own files, to be run where they would not fit twice.
 
-They become inputs, in the shape and type that the checkpoint has them in, and the graph casts and turns them when a
-layer needs them. As inputs they can be pages of their file: an initializer would be copied into memory, or cast as a
-whole before the first call.
+They become inputs, in the shape and type that the checkpoint has them in, and the graph casts them in front of the node
+that needs them. As inputs they can be pages of their file: an initializer would be copied into memory, or cast before
+the first call. To be run in the order of the file: a weight could be cast at any time, as it depends on nothing, and
+then all of them are in memory at once.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from flowblending.export.graph import TracedGraph
 from flowblending.export.graph_weights import TurnedTensor
 from flowblending.export.spec import GraphSpec
 from flowblending.export.stored import Stored, StoredTensor, onnx_type
+
+_MICROSOFT = "com.microsoft"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +91,16 @@ def _replace(graph: ir.Graph, value: ir.Value, given: ir.Value, order: Mapping[i
     current = given
     if given.dtype != value.dtype:
         current = _in_front(graph, first, "Cast", current, value, to=int(value.dtype))
-    if isinstance(value.const_value, TurnedTensor):
-        current = _in_front(graph, first, "Transpose", current, value, perm=value.const_value.order)
+    tensor = value.const_value
+    if isinstance(tensor, TurnedTensor):
+        if tensor.order == (1, 0) and all(node.op_type == "MatMul" and node.inputs[1] is value for node in users):
+            for node in users:
+                # ONNX Runtime's own operator multiplies by a matrix that is not turned.
+                node.domain, node.op_type = _MICROSOFT, "FusedMatMul"
+                node.attributes.add(ir.AttrInt64("transB", 1))
+            graph.opset_imports[_MICROSOFT] = 1
+        else:
+            current = _in_front(graph, first, "Transpose", current, value, perm=tensor.order)
     value.replace_all_uses_with(current)
 
 

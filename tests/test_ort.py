@@ -1,18 +1,23 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
+from benchmarks.scale_step import anonymous_bytes
 from flowblending import FlowBlendingError
 from flowblending.engine import ort
-from flowblending.engine.ort import OrtEngine
+from flowblending.engine.ort import BoundWeight, OrtEngine
 from flowblending.engine.tensor import CUDA, Tensor
-from flowblending.export.spec import Precision
+from flowblending.export.spec import GraphSpec, Precision, TensorSpec
 from tests.graphs import FloatArray, attention, attention_oracle, linear, linear_oracle
 
 
@@ -164,3 +169,39 @@ def test_exactly_one_distribution_must_be_installed(
         ort.installed_version()
     monkeypatch.setattr(ort, "version", lambda name: "1.31.1" if name == "onnxruntime-gpu" else version("nothing"))
     assert ort.installed_version() == "1.31.1"
+
+
+def test_weights_as_inputs_are_cast_one_at_a_time(tmp_path: Path) -> None:
+    layers, width = 24, 2048
+    names = [f"w{index}" for index in range(layers)]
+    values = ["x", *(f"h{index}" for index in range(1, layers)), "y"]
+    nodes = []
+    for name, given, made in zip(names, values[:-1], values[1:], strict=True):
+        nodes.append(helper.make_node("Cast", [name], [f"{name}.cast"], to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("MatMul", [given, f"{name}.cast"], [made]))
+    held = [helper.make_tensor_value_info(name, TensorProto.BFLOAT16, [width, width]) for name in names]
+    row = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, width]) for name in ("x", "y")]
+    graph = helper.make_graph(nodes, "chain", [row[0], *held], [row[1]])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    onnx.save(model, tmp_path / "chain.onnx")
+    stored = np.memmap(tmp_path / "weights", np.uint16, "w+", shape=(layers, width, width))
+    # Every other one doubles what enters it.
+    scales = np.array([1, 2] * (layers // 2), np.float32) / width
+    stored[:] = scales.astype(ml_dtypes.bfloat16).view(np.uint16)[:, None, None]
+    weights = [
+        BoundWeight(name=name, tensor=Tensor.of(matrix), kind=TensorProto.BFLOAT16)
+        for name, matrix in zip(names, stored, strict=True)
+    ]
+    x, y = (TensorSpec(name=name, dtype="float32", shape=(1, width)) for name in ("x", "y"))
+    spec = GraphSpec(name="chain", precision=Precision.FP32, inputs=(x,), outputs=(y,))
+    engine = OrtEngine(tmp_path / "chain.onnx", spec, weights=weights)
+    ones, output = np.ones((1, width), np.float32), np.empty((1, width), np.float32)
+    before, most = anonymous_bytes("self"), 0
+    with ThreadPoolExecutor() as pool:
+        run = pool.submit(engine.run, {"x": Tensor.of(ones), "y": Tensor.of(output)}, 0)
+        while not run.done():
+            most = max(most, anonymous_bytes("self") - before)
+        run.result()
+    np.testing.assert_array_equal(output, 2.0 ** (layers // 2))
+    # One of them is 17 MB in fp32, and all of them are 403 MB.
+    assert most < 100e6
