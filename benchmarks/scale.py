@@ -42,13 +42,14 @@ class Case:
         model: one of `benchmarks.random_checkpoint.MODELS`.
         precision: of the graph.
         target: GPU to compile a plan for; None exports only.
-        verify: run the graph and torch's class on all weights, and compare.
+        step: ``export``; ``verify``, which also runs the graph and torch's class on all weights, and compares; or
+            ``observe``, one call of a calibration for fp8.
     """
 
     model: str
     precision: Precision
     target: str | None = None
-    verify: bool = False
+    step: str = "export"
 
 
 CASES: Mapping[str, Case] = {
@@ -56,11 +57,14 @@ CASES: Mapping[str, Case] = {
     "ltx-13b-bf16": Case(model="ltx-13b", precision=Precision.BF16),
     "wan-1.3b-fp16-plan": Case(model="wan-1.3b", precision=Precision.FP16, target="sm120"),
     "wan-14b-fp8-plan": Case(model="wan-14b", precision=Precision.FP8, target="sm89"),
-    "wan-14b-bf16-verified": Case(model="wan-14b", precision=Precision.BF16, verify=True),
-    "ltx-13b-bf16-verified": Case(model="ltx-13b", precision=Precision.BF16, verify=True),
+    "wan-14b-bf16-verified": Case(model="wan-14b", precision=Precision.BF16, step="verify"),
+    "ltx-13b-bf16-verified": Case(model="ltx-13b", precision=Precision.BF16, step="verify"),
+    "wan-14b-calibration": Case(model="wan-14b", precision=Precision.FP32, step="observe"),
     "umt5-xxl-bf16": Case(model="umt5-xxl", precision=Precision.BF16),
-    "umt5-xxl-bf16-verified": Case(model="umt5-xxl", precision=Precision.BF16, verify=True),
+    "umt5-xxl-bf16-verified": Case(model="umt5-xxl", precision=Precision.BF16, step="verify"),
 }
+
+_STEPS = {"export": "export", "verify": "export and verification", "observe": "one call of a calibration"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +138,9 @@ def run_case(name: str, work: Path, layers: int | None, console: Console) -> dic
         checkpoint = folder / "checkpoint"
         console.log(f"{name}: writing a checkpoint of {2 * elements / GIGA:.1f} GB")
         write_model(model, checkpoint / TEXT_ENCODER if model.encodes_text else checkpoint)
-        step = "verify" if case.verify else "export"
-        usage = measure(step, str(checkpoint), str(folder / "graph"), case.precision)
-        result["export and verification" if case.verify else "export"] = _told(usage, model.layers)
-        _log(console, f"{name}: {step}", usage)
+        usage = measure(case.step, str(checkpoint), str(folder / "graph"), case.precision)
+        result[_STEPS[case.step]] = _told(usage, model.layers)
+        _log(console, f"{name}: {case.step}", usage)
         shutil.rmtree(checkpoint)
         if case.target is not None:
             usage = measure("plan", str(folder / "graph" / f"{LARGE}.onnx"), str(folder / "plan"), case.target)

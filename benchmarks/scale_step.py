@@ -2,13 +2,16 @@
 
 python -m benchmarks.scale_step export CHECKPOINT OUT PRECISION
 python -m benchmarks.scale_step verify CHECKPOINT OUT PRECISION      (exports, too)
+python -m benchmarks.scale_step observe CHECKPOINT OUT PRECISION     (calls once what a calibration for fp8 calls)
 python -m benchmarks.scale_step plan ONNX OUT TARGET
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +77,36 @@ def verify(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]:
     return {"relative": parity.relative, "maximum": parity.maximum, "stretches": parity.stretches}
 
 
+def observe(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]:
+    """Call a transformer once as a calibration for fp8 does, in fp32, at 320x192 and 17 frames."""
+    assert precision is Precision.FP32
+    import numpy as np
+
+    from flowblending.engine.fp8_graphs import observed_graph
+    from flowblending.engine.tensor import Tensor
+    from flowblending.export.family import Part
+    from flowblending.runtime.fp8_ranges import Loader
+    from flowblending.runtime.host import HostDevice
+
+    part = Part(name=LARGE, sources=(), load=lambda chosen: load(checkpoint, chosen))
+    graph, rows = observed_graph(part, 100.0, out, lambda doing: print(doing, file=sys.stderr))
+    loader = Loader({LARGE: graph}, HostDevice())
+    sizes = {"batch": 1, "frames": 5, "height": 24, "width": 40}
+    generator = np.random.default_rng(0)
+    arrays = {
+        spec.name: generator.standard_normal(spec.resolve(sizes)).astype(spec.dtype)
+        for spec in (*graph.spec.inputs, *graph.spec.outputs)
+    }
+    start = time.monotonic()
+    loader.engine(LARGE).run({name: Tensor.of(array) for name, array in arrays.items()}, 0)
+    seconds = time.monotonic() - start
+    velocity, ranges = (arrays[spec.name] for spec in graph.spec.outputs)
+    assert np.isfinite(velocity).all()
+    assert (ranges > 0).all()
+    held = sum(math.prod(weight.shape) * weight.itemsize for weight in graph.weights)
+    return {"call_seconds": seconds, "weights_in_place": held, "rows": len(rows)}
+
+
 def plan(onnx: Path, out: Path, target: str) -> dict[str, Any]:
     """Compile for 480p, 81 frames and both guidance branches at once; in this process, which is the one measured."""
     from flowblending.engine.protocol import Range, ShapeProfile
@@ -97,7 +130,7 @@ def plan(onnx: Path, out: Path, target: str) -> dict[str, Any]:
 def main() -> None:
     """Run one step."""
     step, source, out, how = sys.argv[1:]
-    steps = {"export": export, "verify": verify}
+    steps = {"export": export, "verify": verify, "observe": observe}
     found = (
         plan(Path(source), Path(out), how) if step == "plan" else steps[step](Path(source), Path(out), Precision(how))
     )
