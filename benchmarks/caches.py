@@ -36,10 +36,10 @@ from benchmarks.schedules.run import (
 )
 from benchmarks.schedules.samples import REFERENCE
 from flowblending import FlowBlendingError, UsageError
-from flowblending.engine.console import Console, run_program
 from flowblending.runtime import api
 from flowblending.runtime.jobs import Job
-from flowblending.runtime.whole_file import write_whole
+from flowblending.system.console import Console, run_program
+from flowblending.system.whole_file import write_whole
 
 SCHEDULES = ("LLL", "LSL", "SSS")
 CACHES = ("off", "guidance:5", "interval:2", "interval:2+taylor:1", "scm:slow", "scm:slow+taylor:1")

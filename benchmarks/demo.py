@@ -35,10 +35,10 @@ from benchmarks.schedules.run import (
     prompts,
     stages,
 )
-from flowblending.engine.console import Console, run_program
 from flowblending.runtime import api
 from flowblending.runtime.jobs import Job, compile_job
-from flowblending.runtime.video import open_writer
+from flowblending.runtime.media.video import open_writer
+from flowblending.system.console import Console, run_program
 
 PROGRAMS = {"fb-build-engines": "flowblending.engine.cli", "fb-run": "flowblending.runtime.cli"}
 VIDEOS = {"LLL": "LLL.mp4", "LSL": "video.mp4", "SSS": "SSS.mp4"}

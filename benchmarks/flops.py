@@ -1,7 +1,7 @@
 """FLOPs of the real pairs per call and per schedule, with and without attention, beside the authors' published ones.
 
 The stock diffusers classes run on torch's meta device, where a 14B model costs no memory, under torch's FLOP
-counter; `tests/test_flops.py` proves that counting from our exported graphs gives the same integers.
+counter; `tests/export/graph/test_flops.py` proves that counting from our exported graphs gives the same integers.
 
     python -m benchmarks.flops
 """
@@ -20,9 +20,9 @@ import torch
 from diffusers import LTXVideoTransformer3DModel, WanTransformer3DModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowblending.engine.console import Console
-from flowblending.export.spec import LARGE
-from flowblending.runtime.schedule import StageSchedule
+from flowblending.contracts.graph import LARGE
+from flowblending.runtime.program.schedule import StageSchedule
+from flowblending.system.console import Console
 
 TERA = 1e12
 ATTENTION = ("scaled_dot_product", "bmm")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.export.fp8_calibration import Calibration
+from flowblending.contracts.fp8_calibration import Calibration
 
 
 def ratios(one: Calibration, other: Calibration, model: str) -> npt.NDArray[np.float64]:

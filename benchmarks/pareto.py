@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowblending.runtime.whole_file import write_whole
+from flowblending.system.whole_file import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -36,14 +36,14 @@ from benchmarks.schedules.run import (
 )
 from benchmarks.schedules.samples import Samples, mean, table
 from flowblending import UsageError
-from flowblending.engine.build import build_bundle
-from flowblending.engine.console import Console, run_program
-from flowblending.engine.fp8_options import Fp8Options
-from flowblending.engine.request import BuildRequest
+from flowblending.engine.build.build import build_bundle
+from flowblending.engine.build.fp8.options import Fp8Options
+from flowblending.engine.build.request import BuildRequest
 from flowblending.runtime import api
 from flowblending.runtime.jobs import Job
 from flowblending.runtime.measures.similarity import cosine, psnr, ssim
-from flowblending.runtime.whole_file import write_whole
+from flowblending.system.console import Console, run_program
+from flowblending.system.whole_file import write_whole
 
 SCHEDULE = stages("LSL")
 CALIBRATION_PROMPTS, CALIBRATION_SEED = 8, 7

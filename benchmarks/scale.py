@@ -27,9 +27,9 @@ from typing import Any
 from benchmarks.random_checkpoint import MODELS, element_count, write_model
 from benchmarks.scale_step import anonymous_bytes
 from flowblending import FlowBlendingError, UsageError
-from flowblending.engine.console import Console, run_program
-from flowblending.engine.disk import Step, check_disk, need
-from flowblending.export.spec import LARGE, TEXT_ENCODER, Precision
+from flowblending.contracts.graph import LARGE, TEXT_ENCODER, Precision
+from flowblending.engine.build.disk import Step, check_disk, need
+from flowblending.system.console import Console, run_program
 
 GIGA = 1e9
 

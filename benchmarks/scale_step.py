@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowblending.export.spec import LARGE, TEXT_ENCODER, Precision
+from flowblending.contracts.graph import LARGE, TEXT_ENCODER, Precision
 
 if TYPE_CHECKING:
-    from flowblending.export.family import Exportable
+    from flowblending.export.graph.exportable import Exportable
 
 AMAX = 8.0
 """What every layer's range is in an fp8 graph here; a calibration of random weights would mean as little."""
@@ -35,10 +35,11 @@ def anonymous_bytes(process: int | str) -> int:
 
 def load(checkpoint: Path, precision: Precision) -> Exportable:
     """A transformer or text encoder as its family loads it; what the pipeline's other parts would say is filled in."""
-    from flowblending.export import ltx_transformer, wan_transformer
-    from flowblending.export.checkpoint import Checkpoint
-    from flowblending.export.model_files import read_json
-    from flowblending.export.text import text_encoder_part
+    from flowblending.export.checkpoint.checkpoint import Checkpoint
+    from flowblending.export.checkpoint.model_files import read_json
+    from flowblending.export.families.ltx import transformer as ltx_transformer
+    from flowblending.export.families.t5 import text_encoder_part
+    from flowblending.export.families.wan import transformer as wan_transformer
 
     if (checkpoint / TEXT_ENCODER).is_dir():
         pipeline = Checkpoint(folder=checkpoint, pipeline="WanPipeline")
@@ -50,10 +51,10 @@ def load(checkpoint: Path, precision: Precision) -> Exportable:
 
 def export(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]:
     """Trace, quantise where asked for, and write."""
-    from flowblending.export.families import FAMILIES
-    from flowblending.export.fp8 import block_layers, kept_blocks, quantise
-    from flowblending.export.graph import trace_graph, write_graph
-    from flowblending.export.model_files import read_json
+    from flowblending.export.checkpoint.model_files import read_json
+    from flowblending.export.families.registry import FAMILIES
+    from flowblending.export.fp8.layers import block_layers, kept_blocks, quantise
+    from flowblending.export.graph.trace import trace_graph, write_graph
 
     assert FAMILIES  # imported here, so that their libraries count as there before
     before = anonymous_bytes("self")
@@ -69,8 +70,8 @@ def export(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]:
 
 def verify(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]:
     """Export and verify as a build does: every node and weight is run."""
-    from flowblending.export.family import Part
-    from flowblending.export.verify import export_and_verify
+    from flowblending.export.graph.exportable import Part
+    from flowblending.export.verify.verify import export_and_verify
 
     part = Part(name=LARGE, sources=(), load=lambda chosen: load(checkpoint, chosen))
     _, parity = export_and_verify(part, precision, out, "", lambda doing: print(doing, file=sys.stderr))
@@ -82,11 +83,11 @@ def observe(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]
     assert precision is Precision.FP32
     import numpy as np
 
-    from flowblending.engine.fp8_graphs import observed_graph
-    from flowblending.engine.tensor import Tensor
-    from flowblending.export.family import Part
-    from flowblending.runtime.fp8_ranges import Loader
-    from flowblending.runtime.host import HostDevice
+    from flowblending.engine.backends.tensor import Tensor
+    from flowblending.engine.build.fp8.graphs import observed_graph
+    from flowblending.engine.build.fp8.trajectories_worker import Loader
+    from flowblending.export.graph.exportable import Part
+    from flowblending.runtime.devices.host import HostDevice
 
     part = Part(name=LARGE, sources=(), load=lambda chosen: load(checkpoint, chosen))
     graph, rows = observed_graph(part, 100.0, out, lambda doing: print(doing, file=sys.stderr))
@@ -109,10 +110,10 @@ def observe(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]
 
 def plan(onnx: Path, out: Path, target: str) -> dict[str, Any]:
     """Compile for 480p, 81 frames and both guidance branches at once; in this process, which is the one measured."""
-    from flowblending.engine.protocol import Range, ShapeProfile
-    from flowblending.engine.trt_compile import PlanRequest, compile_plan
-    from flowblending.engine.trt_plan import product_types
-    from flowblending.export.spec import ExportedGraph
+    from flowblending.contracts.graph import ExportedGraph
+    from flowblending.engine.backends.protocol import Range, ShapeProfile
+    from flowblending.engine.backends.tensorrt.compile import PlanRequest, compile_plan
+    from flowblending.engine.backends.tensorrt.listing import product_types
 
     graph = ExportedGraph.read(onnx)
     sizes = {"frames": 21, "height": 60, "width": 104}

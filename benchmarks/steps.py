@@ -28,14 +28,14 @@ import transformers
 from diffusers import WanPipeline, WanTransformer3DModel
 
 from benchmarks.checkpoints import wan_pipeline, wan_transformer
-from flowblending.engine.build import BuildRequest, build_bundle
-from flowblending.engine.bundle import Bundle
-from flowblending.engine.console import Console
-from flowblending.runtime.cost import cost_of
+from flowblending.engine.build.build import BuildRequest, build_bundle
+from flowblending.engine.bundle.bundle import Bundle
+from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.jobs import Job, compile_job
-from flowblending.runtime.noise import TorchNormal
+from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.place import open_device
+from flowblending.runtime.program.cost import cost_of
+from flowblending.system.console import Console
 
 SCHEDULES = ("LLL", "LSL", "SSS")
 TOLERANCE = 1e-4

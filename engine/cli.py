@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NoReturn
 import flowblending
 
 if TYPE_CHECKING:
-    from flowblending.engine.bundle import Bundle
-    from flowblending.engine.console import Console
+    from flowblending.engine.bundle.bundle import Bundle
+    from flowblending.system.console import Console
 
 CACHE_VARIABLE = "FLOWBLENDING_CACHE_DIR"
 BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime")
@@ -193,9 +193,9 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
 
 def keep_house(arguments: argparse.Namespace) -> None:
     """``--list-cache`` and ``--prune``."""
-    from flowblending.engine import prune
-    from flowblending.engine.console import Console
-    from flowblending.engine.store_folder import chosen_folder
+    from flowblending.engine.store import prune
+    from flowblending.engine.store.folder import chosen_folder
+    from flowblending.system.console import Console
 
     console = Console(quiet=arguments.quiet)
     folder = chosen_folder(arguments.cache_dir)
@@ -207,15 +207,15 @@ def keep_house(arguments: argparse.Namespace) -> None:
 
 def build(arguments: argparse.Namespace) -> None:
     """Build the bundle that the arguments ask for, and say how to use it."""
-    from flowblending.engine.build import build_bundle
-    from flowblending.engine.console import Console
-    from flowblending.engine.fp8_options import Fp8Options
-    from flowblending.engine.request import BuildRequest, split_targets
-    from flowblending.engine.sampling import read_sampling
-    from flowblending.engine.store_folder import usable_folder
+    from flowblending.contracts.model_sampling import read_sampling
+    from flowblending.engine.build.build import build_bundle
+    from flowblending.engine.build.fp8.options import Fp8Options
+    from flowblending.engine.build.request import BuildRequest, split_targets
+    from flowblending.engine.store.folder import usable_folder
+    from flowblending.system.console import Console
 
     console = Console(quiet=arguments.quiet)
-    wishes = {
+    model_sampling = {
         "large": read_sampling("large", arguments.large_timesteps, arguments.large_guidance),
         "small": read_sampling("small", arguments.small_timesteps, arguments.small_guidance),
     }
@@ -228,7 +228,7 @@ def build(arguments: argparse.Namespace) -> None:
         precision=arguments.precision,
         backend=arguments.backend,
         targets=split_targets(arguments.target),
-        sampling={model: wish for model, wish in wishes.items() if wish is not None},
+        sampling={model: sampling for model, sampling in model_sampling.items() if sampling is not None},
         teacache=arguments.teacache,
         fp8=Fp8Options(
             attention=arguments.fp8_attention,
@@ -249,10 +249,10 @@ def build(arguments: argparse.Namespace) -> None:
 
 def prove(arguments: argparse.Namespace) -> None:
     """Complete the report of a bundle on its GPU, and show it."""
-    from flowblending.engine.console import Console
-    from flowblending.engine.prove import prove_bundle
-    from flowblending.engine.report_build import check_report
-    from flowblending.engine.report_table import show_report
+    from flowblending.engine.build.proof.prove import prove_bundle
+    from flowblending.engine.build.proof.report_build import check_report
+    from flowblending.engine.build.proof.table import show_report
+    from flowblending.system.console import Console
 
     console = Console(quiet=arguments.quiet)
     with console.phase("Proving") as progress:
@@ -262,9 +262,9 @@ def prove(arguments: argparse.Namespace) -> None:
 
 
 def _summary(bundle: Bundle, console: Console) -> None:
-    from flowblending.engine.choice import listed
-    from flowblending.engine.report import read_report
-    from flowblending.engine.report_table import show_report
+    from flowblending.engine.build.proof.report import read_report
+    from flowblending.engine.build.proof.table import show_report
+    from flowblending.engine.bundle.video_choice import listed
 
     rows = [
         (
@@ -297,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     options = parser()
     parsed = options.parse_args(sys.argv[1:] if arguments is None else arguments)
     check(options, parsed)
-    from flowblending.engine.console import run_program
+    from flowblending.system.console import run_program
 
     if parsed.prove is not None:
         run_program(lambda: prove(parsed))

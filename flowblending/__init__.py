@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flowblending.runtime.events import FramesEvent as FramesEvent
     from flowblending.runtime.events import LatentsEvent as LatentsEvent
     from flowblending.runtime.events import LoadEvent as LoadEvent
-    from flowblending.runtime.sampler import StepEvent as StepEvent
+    from flowblending.runtime.sampler.loop import StepEvent as StepEvent
 
 __version__ = "0.1.0"
 

@@ -15,21 +15,21 @@ from typing import Final, Self
 import numpy as np
 
 from flowblending import FlowBlendingError, UsageError
-from flowblending.engine.bundle import open_bundle
-from flowblending.engine.choice import check_latent_shape
-from flowblending.engine.manifest import Manifest
-from flowblending.engine.tensor import CPU, CUDA, Tensor
-from flowblending.export.spec import LARGE, TEXT_ENCODER
-from flowblending.runtime.arrays import Array, Shape, adopt, stream_handle
-from flowblending.runtime.binding import Conditions
+from flowblending.contracts.graph import LARGE, TEXT_ENCODER
+from flowblending.contracts.manifest import Manifest
+from flowblending.contracts.program import COND, UNCOND, Program
+from flowblending.engine.backends.tensor import CPU, CUDA, Tensor
+from flowblending.engine.bundle.bundle import open_bundle
+from flowblending.engine.bundle.video_choice import check_latent_shape
+from flowblending.runtime.devices.arrays import Array, Shape, adopt, stream_handle
+from flowblending.runtime.devices.foreign import ForeignArray, ForeignStream
+from flowblending.runtime.devices.open import AUTO, open_device
 from flowblending.runtime.events import Embedding, Event, FramesEvent, LatentsEvent, LoadEvent
 from flowblending.runtime.jobs import Job, compile_job, job_geometry
-from flowblending.runtime.noise import TorchNormal
+from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.place import AUTO, open_device
-from flowblending.runtime.program import COND, UNCOND, Program
-from flowblending.runtime.protocols import ForeignArray, ForeignStream
-from flowblending.runtime.sampler import AHEAD, SampleResult, StepEvent
+from flowblending.runtime.sampler.binding import Conditions
+from flowblending.runtime.sampler.loop import AHEAD, SampleResult, StepEvent
 
 
 class Generation:

@@ -13,10 +13,10 @@ import flowblending
 from flowblending import UsageError
 
 if TYPE_CHECKING:
-    from flowblending.engine.bundle import Bundle
-    from flowblending.engine.console import Console
+    from flowblending.engine.bundle.bundle import Bundle
     from flowblending.runtime.jobs import Job, Line
     from flowblending.runtime.pipeline import Pipeline
+    from flowblending.system.console import Console
 
 DEFAULT_OUT = Path("video.mp4")
 DEFAULT_FOLDER = Path("videos")
@@ -125,8 +125,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments ask for; returns the exit code."""
-    from flowblending.engine.bundle import open_bundle
-    from flowblending.engine.console import Console
+    from flowblending.engine.bundle.bundle import open_bundle
+    from flowblending.system.console import Console
 
     _check(arguments)
     console = Console(quiet=arguments.quiet)
@@ -211,7 +211,7 @@ def _job(arguments: argparse.Namespace) -> Job:
 
 def _dry_run(arguments: argparse.Namespace, bundle: Bundle) -> None:
     """Print what would be done, for every prompt of a file too, after every check that needs no engine."""
-    from flowblending.runtime.plan import plan_lines
+    from flowblending.runtime.dry_run import plan_lines
 
     job = _job(arguments)
     lines = [] if arguments.prompts is None else _lines(arguments)
@@ -225,8 +225,8 @@ def _dry_run(arguments: argparse.Namespace, bundle: Bundle) -> None:
 
 
 def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
+    from flowblending.runtime.devices.open import open_device
     from flowblending.runtime.pipeline import Pipeline
-    from flowblending.runtime.place import open_device
 
     device = open_device(arguments.device, bundle.manifest)
     return Pipeline(bundle=bundle, device=device, threads=arguments.threads)
@@ -234,7 +234,7 @@ def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
 
 def _emit_program(arguments: argparse.Namespace, bundle: Bundle) -> None:
     from flowblending.runtime.jobs import compile_job
-    from flowblending.runtime.program_file import ProgramFile
+    from flowblending.runtime.program.program_file import ProgramFile
 
     program = compile_job(_job(arguments), bundle.manifest)
     ProgramFile.for_bundle(program, bundle.manifest).write(arguments.emit_program)
@@ -242,7 +242,7 @@ def _emit_program(arguments: argparse.Namespace, bundle: Bundle) -> None:
 
 def _emit_inputs(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> int:
     from flowblending.runtime.generate import write_inputs
-    from flowblending.runtime.latents import read_latents
+    from flowblending.runtime.media.latents import read_latents
 
     latents = read_latents(arguments.latents) if arguments.latents else None
     pipeline = _open(arguments, bundle)
@@ -254,9 +254,9 @@ def _emit_inputs(arguments: argparse.Namespace, bundle: Bundle, console: Console
 
 
 def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> int:
-    from flowblending.engine.geometry import geometry_of
+    from flowblending.engine.bundle.geometry import geometry_of
     from flowblending.runtime.generate import generate, show_times
-    from flowblending.runtime.latents import read_latents
+    from flowblending.runtime.media.latents import read_latents
 
     job = _job(arguments)
     latents = read_latents(arguments.latents) if arguments.latents else None
@@ -274,7 +274,7 @@ def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
 
 def _lines(arguments: argparse.Namespace) -> list[Line]:
     """The lines of the prompt file that this run makes."""
-    from flowblending.runtime.batch import Shard
+    from flowblending.runtime.batch.tasks import Shard
     from flowblending.runtime.jobs import read_jobs
 
     lines = read_jobs(arguments.prompts, _job(arguments))
@@ -285,26 +285,26 @@ def _lines(arguments: argparse.Namespace) -> list[Line]:
 
 
 def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> int:
-    from flowblending.runtime.batch import Batch, run_batch
-    from flowblending.runtime.place import device_kind
+    from flowblending.runtime.batch.tasks import Batch, run_batch
+    from flowblending.runtime.devices.open import device_kind
 
     batch = Batch(_lines(arguments), _out(arguments), bundle.manifest.edition, console)
     if not batch.unfinished:
         return batch.finish()
     if arguments.ray is not None:
-        from flowblending.runtime.cluster import ClusterOptions
-        from flowblending.runtime.ray_pool import run_on_ray
+        from flowblending.runtime.batch.cluster import ClusterOptions
+        from flowblending.runtime.batch.ray_pool import run_on_ray
 
         options = ClusterOptions(
             address=arguments.ray, device=arguments.device, workers=arguments.workers, threads=arguments.threads
         )
         return run_on_ray(bundle, batch, options, console)
     if arguments.workers is not None:
-        from flowblending.runtime.workers import plan_seats, run_workers
+        from flowblending.runtime.batch.workers import plan_workers, run_workers
 
         device = device_kind(arguments.device, bundle.manifest)
-        seats = plan_seats(bundle.folder, count=arguments.workers, device=device, threads=arguments.threads)
-        return run_workers(seats, batch, console)
+        configs = plan_workers(bundle.folder, count=arguments.workers, device=device, threads=arguments.threads)
+        return run_workers(configs, batch, console)
     pipeline = _open(arguments, bundle)
     try:
         return run_batch(pipeline, batch, console)
@@ -316,7 +316,7 @@ def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``fb-run``."""
     parsed = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
-    from flowblending.engine.console import run_program
+    from flowblending.system.console import run_program
 
     run_program(lambda: run(parsed))
 

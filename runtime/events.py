@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.runtime.arrays import Array
-from flowblending.runtime.decode import Frames
-from flowblending.runtime.protocols import ForeignArray
-from flowblending.runtime.sampler import StepEvent
-from flowblending.runtime.video import to_uint8
+from flowblending.runtime.devices.arrays import Array
+from flowblending.runtime.devices.foreign import ForeignArray
+from flowblending.runtime.media.decode import Frames
+from flowblending.runtime.media.video import to_uint8
+from flowblending.runtime.sampler.loop import StepEvent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class LoadEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class LatentsEvent:
-    """Sampling has finished.
+    """ModelSampling has finished.
 
     Attributes:
         latents: float32 [1, C, F, H, W], normalised as the transformers see them.

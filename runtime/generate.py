@@ -13,20 +13,20 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.engine.console import Console
-from flowblending.engine.geometry import geometry_of
-from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, VAE
-from flowblending.runtime.cache.parse import OFF
-from flowblending.runtime.cost import Timings
+from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, VAE
+from flowblending.contracts.program import LATENTS, Program
+from flowblending.engine.bundle.geometry import geometry_of
 from flowblending.runtime.jobs import Job, compile_job
-from flowblending.runtime.latents import save_latents
-from flowblending.runtime.noise import TorchNormal
+from flowblending.runtime.media.latents import save_latents
+from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.media.tensor_file import write_tensors
+from flowblending.runtime.media.video import check_output, open_writer
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.program import LATENTS, Program
-from flowblending.runtime.sampler import SampleResult
-from flowblending.runtime.tensor_file import write_tensors
-from flowblending.runtime.video import check_output, open_writer
-from flowblending.runtime.whole_file import check_target
+from flowblending.runtime.program.caches.parse import OFF
+from flowblending.runtime.program.cost import Timings
+from flowblending.runtime.sampler.loop import SampleResult
+from flowblending.system.console import Console
+from flowblending.system.whole_file import check_target
 
 _Item = TypeVar("_Item")
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from flowblending import FlowBlendingError, UsageError
-from flowblending.engine.choice import choose_geometry
-from flowblending.engine.manifest import CalibratedSchedule, Geometry, Manifest
-from flowblending.runtime.cache.parse import parse_cache
-from flowblending.runtime.compile import compile_program
-from flowblending.runtime.program import Program
-from flowblending.runtime.schedule import AUTO, StageSchedule
-from flowblending.runtime.sigmas import sigma_grid
+from flowblending.contracts.manifest import CalibratedSchedule, Geometry, Manifest
+from flowblending.contracts.program import Program
+from flowblending.engine.bundle.video_choice import choose_geometry
+from flowblending.runtime.program.caches.parse import parse_cache
+from flowblending.runtime.program.compile import compile_program
+from flowblending.runtime.program.schedule import AUTO, StageSchedule
+from flowblending.runtime.program.sigmas import sigma_grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Job:
         batched_guidance: both guidance branches in one call of the engine.
         solver: ``unipc``, ``dpm++`` or ``euler``.
         frame_rate: of the video, in frames per second.
-        cache: which engine calls to leave out, such as ``taylor:1``; see `flowblending.runtime.cache`.
+        cache: which engine calls to leave out, such as ``taylor:1``; see `flowblending.runtime.program.caches`.
     """
 
     prompt: str
@@ -114,7 +114,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
         cache=parse_cache(job.cache),
         architectures={name: component.architecture for name, component in manifest.components.items()},
         constants=None if manifest.calibration is None else manifest.calibration.caches,
-        wishes={name: each.sampling for name, each in manifest.components.items() if each.sampling is not None},
+        model_sampling={name: each.sampling for name, each in manifest.components.items() if each.sampling is not None},
     )
 
 

@@ -9,21 +9,21 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import FlowBlendingError, UsageError
-from flowblending.engine.backend import open_engine
-from flowblending.engine.bundle import Bundle
-from flowblending.engine.choice import check_latent_shape
-from flowblending.engine.protocol import Engine
-from flowblending.engine.tensor import Tensor
-from flowblending.export.spec import TEXT_ENCODER, VAE
-from flowblending.runtime.binding import Conditions
-from flowblending.runtime.decode import Decoder, Frames
-from flowblending.runtime.device import Device
+from flowblending.contracts.graph import TEXT_ENCODER, VAE
+from flowblending.contracts.program import COND, UNCOND, Program
+from flowblending.engine.backends.protocol import Engine
+from flowblending.engine.backends.registry import open_engine
+from flowblending.engine.backends.tensor import Tensor
+from flowblending.engine.bundle.bundle import Bundle
+from flowblending.engine.bundle.video_choice import check_latent_shape
+from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.jobs import Job
-from flowblending.runtime.noise import TorchNormal
-from flowblending.runtime.program import COND, UNCOND, Program
-from flowblending.runtime.prompt import Tokenizer
-from flowblending.runtime.sampler import Sampler, SampleResult, StepEvent, Trajectory
-from flowblending.runtime.video import to_uint8
+from flowblending.runtime.media.decode import Decoder, Frames
+from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.media.prompt import Tokenizer
+from flowblending.runtime.media.video import to_uint8
+from flowblending.runtime.sampler.binding import Conditions
+from flowblending.runtime.sampler.loop import Sampler, SampleResult, StepEvent, Trajectory
 
 MAX_FRAME_RATE = 1000
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from flowblending.engine.bundle import Bundle
-from flowblending.engine.manifest import Backend
+from flowblending.contracts.manifest import Backend
+from flowblending.engine.bundle.bundle import Bundle
 
 Build = Callable[..., Bundle]
 
@@ -85,9 +85,9 @@ IN_PLANS = {"wan": ("32x48,48x32..64x48", "5..9"), "ltx": ("96x64,64x64..128x64"
 @pytest.fixture(scope="session")
 def build(shared: Path, checkpoints: Callable[[str], Path]) -> Build:
     """Builds a bundle of a kind of checkpoint, or returns the one already built with the same options."""
-    from flowblending.engine.build import BuildRequest, build_bundle
-    from flowblending.engine.bundle import open_bundle
-    from flowblending.engine.console import Console
+    from flowblending.engine.build.build import BuildRequest, build_bundle
+    from flowblending.engine.bundle.bundle import open_bundle
+    from flowblending.system.console import Console
 
     root = shared / "bundles"
     root.mkdir(exist_ok=True)

@@ -33,10 +33,10 @@ from benchmarks.schedules.run import (
 )
 from benchmarks.schedules.samples import REFERENCE
 from flowblending import FlowBlendingError, UsageError
-from flowblending.engine.console import Console, run_program
 from flowblending.runtime import api
 from flowblending.runtime.jobs import Job
-from flowblending.runtime.whole_file import write_whole
+from flowblending.system.console import Console, run_program
+from flowblending.system.whole_file import write_whole
 
 
 def parser() -> argparse.ArgumentParser:

@@ -18,11 +18,11 @@ from benchmarks.schedules.measures import Features, Measured, measure
 from benchmarks.schedules.report import Row, rows
 from benchmarks.schedules.run import FEATURES, FRAMES, SIZE, Prompt, make
 from benchmarks.schedules.samples import REFERENCE
-from flowblending.engine.build import BuildRequest, build_bundle
-from flowblending.engine.console import Console
+from flowblending.contracts.program import Program
+from flowblending.engine.build.build import BuildRequest, build_bundle
 from flowblending.runtime import api
 from flowblending.runtime.jobs import Job, compile_job
-from flowblending.runtime.program import Program
+from flowblending.system.console import Console
 
 SHOWN = 4
 """Prompts in the picture, evenly spaced; the last one is held out."""

@@ -20,7 +20,7 @@ from benchmarks.shapes.networks import FeatureNetwork
 from benchmarks.shapes.render import render
 from benchmarks.shapes.scene import Scene
 from flowblending import FlowBlendingError
-from flowblending.engine.manifest import Geometry
+from flowblending.contracts.manifest import Geometry
 from flowblending.runtime.jobs import Job
 from flowblending.runtime.measures.similarity import cosine, frechet, psnr, ssim, temporal_smoothness
 

@@ -15,12 +15,12 @@ from benchmarks.shapes.adherence import Adherence, adherence
 from benchmarks.shapes.judge import read
 from benchmarks.shapes.scene import Scene, caption, draw
 from flowblending import FlowBlendingError
-from flowblending.runtime.cost import flops_of
 from flowblending.runtime.jobs import Job, compile_job
-from flowblending.runtime.noise import TorchNormal
+from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.schedule import StageSchedule
-from flowblending.runtime.whole_file import check_target
+from flowblending.runtime.program.cost import flops_of
+from flowblending.runtime.program.schedule import StageSchedule
+from flowblending.system.whole_file import check_target
 
 Clip = npt.NDArray[np.float32]
 """[F, H, W, 3] in 0..1."""

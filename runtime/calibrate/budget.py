@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flowblending import UsageError
-from flowblending.engine.manifest import Manifest
-from flowblending.export.spec import LARGE, SMALL, TEXT_ENCODER, VAE
-from flowblending.runtime.cost import flops_at
-from flowblending.runtime.program import Program
-from flowblending.runtime.schedule import StageSchedule
+from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, VAE
+from flowblending.contracts.manifest import Manifest
+from flowblending.contracts.program import Program
+from flowblending.runtime.program.cost import flops_at
+from flowblending.runtime.program.schedule import StageSchedule
 
 _State = tuple[int, int, str]
 """Small steps so far, switches so far, model of the last step."""

@@ -13,12 +13,12 @@ import flowblending
 from flowblending import UsageError
 
 if TYPE_CHECKING:
-    from flowblending.engine.bundle import Bundle
-    from flowblending.engine.console import Console
+    from flowblending.engine.bundle.bundle import Bundle
     from flowblending.runtime.calibrate.budget import Allowance
     from flowblending.runtime.calibrate.run import Calibrator
     from flowblending.runtime.jobs import Job
     from flowblending.runtime.pipeline import Pipeline
+    from flowblending.system.console import Console
 
 DEFAULT_PLOT = Path("calibration.png")
 PARTS = 10
@@ -116,9 +116,9 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments ask for; returns the exit code."""
-    from flowblending.engine.bundle import open_bundle
-    from flowblending.engine.console import Console
+    from flowblending.engine.bundle.bundle import open_bundle
     from flowblending.runtime.calibrate.prompts import check_jobs, read_prompts
+    from flowblending.system.console import Console
 
     _check(arguments)
     console = Console(quiet=arguments.quiet)
@@ -190,9 +190,9 @@ def _check_used(arguments: argparse.Namespace) -> None:
 
 def _check_targets(arguments: argparse.Namespace, bundle: Bundle) -> None:
     """Find out before hours of work whether its results can be written."""
-    from flowblending.engine.manifest import MANIFEST
+    from flowblending.contracts.manifest import MANIFEST
     from flowblending.runtime.calibrate.plot import check_plotting
-    from flowblending.runtime.whole_file import check_target
+    from flowblending.system.whole_file import check_target
 
     check_target(bundle.folder / MANIFEST)
     if not arguments.no_plot and not arguments.cache:
@@ -215,8 +215,8 @@ def _defaults(arguments: argparse.Namespace) -> Job:
 
 
 def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
+    from flowblending.runtime.devices.open import open_device
     from flowblending.runtime.pipeline import Pipeline
-    from flowblending.runtime.place import open_device
 
     return Pipeline(bundle=bundle, device=open_device(arguments.device, bundle.manifest), threads=arguments.threads)
 
@@ -224,9 +224,9 @@ def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
 def _allowance(arguments: argparse.Namespace, bundle: Bundle, job: Job) -> Allowance:
     """What the budget comes to, found out before anything is measured."""
     from flowblending.runtime.calibrate.budget import allowance
-    from flowblending.runtime.cost import Timings
+    from flowblending.runtime.devices.open import device_kind
     from flowblending.runtime.jobs import compile_job
-    from flowblending.runtime.place import device_kind
+    from flowblending.runtime.program.cost import Timings
 
     program = compile_job(dataclasses.replace(job, schedule="LLL", cache="off"), bundle.manifest)
     timings = Timings(bundle.manifest.id, device_kind(arguments.device, bundle.manifest), program.latent_shape)
@@ -259,11 +259,11 @@ def _calibrator(
 
 
 def _calibrate_schedule(calibrator: Calibrator, jobs: Sequence[Job], plot: Path | None) -> int:
-    from flowblending.engine.calibration import add_calibration
+    from flowblending.engine.bundle.calibration import add_calibration
     from flowblending.runtime.calibrate.plot import write_plot
     from flowblending.runtime.calibrate.report import show
-    from flowblending.runtime.cost import cost_of
     from flowblending.runtime.jobs import compile_job
+    from flowblending.runtime.program.cost import cost_of
 
     console, bundle = calibrator.console, calibrator.pipeline.bundle
     if len(jobs) == 1 and not calibrator.request.proxy_only:
@@ -295,7 +295,7 @@ def _chosen(runs: str) -> str:
 
 
 def _calibrate_caches(calibrator: Calibrator, jobs: Sequence[Job], caches: Sequence[str]) -> int:
-    from flowblending.engine.calibration import add_calibration
+    from flowblending.engine.bundle.calibration import add_calibration
     from flowblending.runtime.calibrate.findings import cache_evidence
 
     names = list(dict.fromkeys(caches))
@@ -317,7 +317,7 @@ def _calibrate_caches(calibrator: Calibrator, jobs: Sequence[Job], caches: Seque
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``fb-calibrate``."""
     parsed = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
-    from flowblending.engine.console import run_program
+    from flowblending.system.console import run_program
 
     run_program(lambda: run(parsed))
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.export.spec import LARGE, SMALL
-from flowblending.runtime.cache.easycache import EASYCACHE
-from flowblending.runtime.cache.magcache import MAGCACHE
-from flowblending.runtime.cache.teacache import TEACACHE, TIMESTEPS, signal_distance
+from flowblending.contracts.graph import LARGE, SMALL
+from flowblending.contracts.program import COND, UNCOND
 from flowblending.runtime.calibrate.prediction import Seen, look
 from flowblending.runtime.calibrate.signal import Signal
-from flowblending.runtime.calibrate.walk import Floats, Walk
-from flowblending.runtime.program import COND, UNCOND
+from flowblending.runtime.calibrate.trajectory import Floats, StepTrajectory
+from flowblending.runtime.program.caches.easycache import EASYCACHE
+from flowblending.runtime.program.caches.magcache import MAGCACHE
+from flowblending.runtime.program.caches.teacache import TEACACHE, TIMESTEPS, signal_distance
 
 GUIDED = "guided"
 COSINE, RELATIVE_L2, RMS = "cosine", "relative_l2", "rms"
@@ -41,7 +41,7 @@ class Divergence:
     Attributes:
         distances: by ``cond``, ``uncond`` and ``guided`` (without guidance ``cond`` alone), and by ``cosine`` (1 less
             the cosine), ``relative_l2`` (over the large model's norm) and ``rms`` (of the difference).
-        caches: by step cache and model, the constants in `flowblending.engine.manifest.Calibration`.
+        caches: by step cache and model, the constants in `flowblending.contracts.manifest.Calibration`.
     """
 
     distances: Series
@@ -90,28 +90,28 @@ class Recorder:
         return Divergence(distances=self.distances, caches=self.caches)
 
 
-def measure(walk: Walk, noise: Floats, models: Sequence[str], tick: Callable[[], None]) -> Divergence:
+def measure(trajectory: StepTrajectory, noise: Floats, models: Sequence[str], tick: Callable[[], None]) -> Divergence:
     """Evaluate both models at every step of a schedule's trajectory.
 
     Args:
         models: of every step: whose velocity the trajectory follows.
         tick: called after every step.
     """
-    recorder = Recorder(guidance=walk.guidance, signals=walk.signals)
-    walk.start(noise)
+    recorder = Recorder(guidance=trajectory.guidance, signals=trajectory.signals)
+    trajectory.start(noise)
     for index, model in enumerate(models):
-        observe(walk, index, model, recorder)
+        observe(trajectory, index, model, recorder)
         tick()
     return recorder.result()
 
 
-def observe(walk: Walk, index: int, model: str, recorder: Recorder) -> None:
+def observe(trajectory: StepTrajectory, index: int, model: str, recorder: Recorder) -> None:
     """One step with ``model``, after both were evaluated."""
     other = SMALL if model == LARGE else LARGE
-    velocities = {each: walk.evaluate(index, each) for each in (other, model)}
-    latents = walk.latents()
-    walk.update(index)
-    recorder.add(latents, walk.timesteps[index], velocities)
+    velocities = {each: trajectory.evaluate(index, each) for each in (other, model)}
+    latents = trajectory.latents()
+    trajectory.update(index)
+    recorder.add(latents, trajectory.timesteps[index], velocities)
 
 
 def guided(velocities: dict[str, Floats], guidance: float) -> npt.NDArray[np.float64]:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flowblending.runtime.cache.teacache import COEFFICIENTS, TEACACHE, TIMESTEPS, fit
 from flowblending.runtime.calibrate.boundaries import PROXY_LEVEL
 from flowblending.runtime.calibrate.budget import Allowance
 from flowblending.runtime.calibrate.divergence import TEACACHE_CHANGES, Divergence, Series, mean_of, spread_of
 from flowblending.runtime.calibrate.features import LATENT
 from flowblending.runtime.jobs import Job
+from flowblending.runtime.program.caches.teacache import COEFFICIENTS, TEACACHE, TIMESTEPS, fit
 
 FORMAT = 1
 NOTHING = 0.1

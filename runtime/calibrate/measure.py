@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from flowblending.export.spec import LARGE, SMALL
+from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.runtime.calibrate.divergence import Divergence, Recorder, observe
 from flowblending.runtime.calibrate.features import Latents, Measure, similarity
-from flowblending.runtime.calibrate.walk import Floats, Walk
+from flowblending.runtime.calibrate.trajectory import Floats, StepTrajectory
 from flowblending.runtime.measures.networks import Features, Frames
 
 Decode = Callable[[Latents], Frames]
@@ -71,7 +71,7 @@ class Late:
 
 
 def measure_early(
-    walk: Walk,
+    trajectory: StepTrajectory,
     noise: Floats,
     *,
     other_noise: Floats,
@@ -87,18 +87,18 @@ def measure_early(
         tried: numbers of large steps before the small ones.
         tick: called after every step of either model.
     """
-    recorder = Recorder(guidance=walk.guidance, signals=walk.signals)
+    recorder = Recorder(guidance=trajectory.guidance, signals=trajectory.signals)
     results: dict[int, Latents] = {}
-    walk.start(noise)
-    for index in range(walk.steps):
+    trajectory.start(noise)
+    for index in range(trajectory.steps):
         if index in tried:
-            results[index] = _continued(walk, index, SMALL, tick)
-        observe(walk, index, LARGE, recorder)
+            results[index] = _continued(trajectory, index, SMALL, tick)
+        observe(trajectory, index, LARGE, recorder)
         tick()
-    latents = walk.latents()
-    reference = _all_large(walk, other_noise, tick)
+    latents = trajectory.latents()
+    reference = _all_large(trajectory, other_noise, tick)
     own, large = measures.both(latents, decode)
-    similarities = {walk.steps: 1.0}
+    similarities = {trajectory.steps: 1.0}
     while results:
         early, result = results.popitem()
         similarities[early] = similarity(measures.both(result, decode)[0], own)
@@ -111,7 +111,7 @@ def measure_early(
 
 
 def measure_late(
-    walk: Walk,
+    trajectory: StepTrajectory,
     noise: Floats,
     *,
     early: int,
@@ -130,16 +130,16 @@ def measure_late(
     """
     own, _ = measures.both(all_large.latents, decode)
     late = Late(similarities={}, features={})
-    walk.start(noise)
+    trajectory.start(noise)
     for index in range(early):
-        walk.step(index, LARGE)
+        trajectory.step(index, LARGE)
         tick()
-    for count, result in _returns(walk, early, tried, tick):
+    for count, result in _returns(trajectory, early, tried, tick):
         compared, features = measures.both(result, decode)
         late.similarities[count] = similarity(compared, own)
         late.features[count] = features
-    if walk.steps - early in tried:
-        late.similarities[walk.steps - early], late.features[walk.steps - early] = 1.0, all_large.large
+    if trajectory.steps - early in tried:
+        late.similarities[trajectory.steps - early], late.features[trajectory.steps - early] = 1.0, all_large.large
     return late
 
 
@@ -153,34 +153,36 @@ def late_ticks(steps: int, early: int, tried: Collection[int]) -> int:
     return steps + sum(count for count in tried if 0 < count < steps - early)
 
 
-def _returns(walk: Walk, early: int, tried: Collection[int], tick: Callable[[], None]) -> Iterator[tuple[int, Latents]]:
+def _returns(
+    trajectory: StepTrajectory, early: int, tried: Collection[int], tick: Callable[[], None]
+) -> Iterator[tuple[int, Latents]]:
     """Results by the number of large steps at the end."""
-    for index in range(early, walk.steps):
-        if index > early and walk.steps - index in tried:
-            yield walk.steps - index, _continued(walk, index, LARGE, tick)
-        walk.step(index, SMALL)
+    for index in range(early, trajectory.steps):
+        if index > early and trajectory.steps - index in tried:
+            yield trajectory.steps - index, _continued(trajectory, index, LARGE, tick)
+        trajectory.step(index, SMALL)
         tick()
-    if early < walk.steps and 0 in tried:
-        yield 0, walk.latents()
+    if early < trajectory.steps and 0 in tried:
+        yield 0, trajectory.latents()
 
 
-def _continued(walk: Walk, index: int, model: str, tick: Callable[[], None]) -> Latents:
-    """The result of taking all steps from here on with one model; the walk is where it was afterwards."""
-    state = walk.save()
-    for later in range(index, walk.steps):
-        walk.step(later, model)
+def _continued(trajectory: StepTrajectory, index: int, model: str, tick: Callable[[], None]) -> Latents:
+    """The result of taking all steps from here on with one model; the trajectory is where it was afterwards."""
+    state = trajectory.save()
+    for later in range(index, trajectory.steps):
+        trajectory.step(later, model)
         tick()
-    result = walk.latents()
-    walk.restore(state)
+    result = trajectory.latents()
+    trajectory.restore(state)
     return result
 
 
-def _all_large(walk: Walk, noise: Floats, tick: Callable[[], None]) -> Latents:
-    walk.start(noise)
-    for index in range(walk.steps):
-        walk.step(index, LARGE)
+def _all_large(trajectory: StepTrajectory, noise: Floats, tick: Callable[[], None]) -> Latents:
+    trajectory.start(noise)
+    for index in range(trajectory.steps):
+        trajectory.step(index, LARGE)
         tick()
-    return walk.latents()
+    return trajectory.latents()
 
 
 def by_count(values: Mapping[str, float]) -> dict[int, float]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flowblending import FlowBlendingError
-from flowblending.export.spec import LARGE, SMALL
+from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.runtime.calibrate.divergence import COSINE, RELATIVE_L2, Divergence, Series, mean_of, spread_of
 from flowblending.runtime.calibrate.findings import BudgetTest, DistanceTest, Findings, SimilarityTest, statistics
-from flowblending.runtime.stage import MODELS
-from flowblending.runtime.whole_file import write_whole
+from flowblending.runtime.program.stage import MODELS
+from flowblending.system.whole_file import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

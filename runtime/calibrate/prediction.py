@@ -1,4 +1,4 @@
-"""EasyCache's prediction at every step, for a static mask; see `flowblending.runtime.cache.easycache`."""
+"""EasyCache's prediction at every step, for a static mask; see `flowblending.runtime.program.caches.easycache`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flowblending.runtime.cache.easycache import predicted_change
-from flowblending.runtime.calibrate.walk import Floats
+from flowblending.runtime.calibrate.trajectory import Floats
+from flowblending.runtime.program.caches.easycache import predicted_change
 
 
 @dataclass(frozen=True, kw_only=True)

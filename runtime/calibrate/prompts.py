@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowblending import UsageError
-from flowblending.engine.geometry import geometry_of
-from flowblending.engine.manifest import Manifest
+from flowblending.contracts.manifest import Manifest
+from flowblending.engine.bundle.geometry import geometry_of
 from flowblending.runtime.jobs import Job, Line, compile_job, parse_jobs, plain_jobs, read_prompt_file
 
 LEAST_STEPS = 3

@@ -16,15 +16,19 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from flowblending.export.spec import LARGE, SMALL
+from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.runtime.calibrate.divergence import Divergence, Recorder, observe
 from flowblending.runtime.calibrate.features import Latents
-from flowblending.runtime.calibrate.walk import Floats, Walk
+from flowblending.runtime.calibrate.trajectory import Floats, StepTrajectory
 from flowblending.runtime.measures.networks import Frames
 
 
 def measure_blocks(
-    walk: Walk, noise: Floats, starts: Sequence[int], decode: Callable[[Latents], Frames], tick: Callable[[], None]
+    trajectory: StepTrajectory,
+    noise: Floats,
+    starts: Sequence[int],
+    decode: Callable[[Latents], Frames],
+    tick: Callable[[], None],
 ) -> tuple[Divergence, list[float], Latents]:
     """The all-large trajectory with both models' velocities, and what each block of steps does to its frames.
 
@@ -35,27 +39,27 @@ def measure_blocks(
     Returns:
         The divergence; every block's mean square; and the all-large latents.
     """
-    recorder = Recorder(guidance=walk.guidance, signals=walk.signals)
-    ends = dict(zip(starts, [*starts[1:], walk.steps], strict=True))
+    recorder = Recorder(guidance=trajectory.guidance, signals=trajectory.signals)
+    ends = dict(zip(starts, [*starts[1:], trajectory.steps], strict=True))
     results: list[Latents] = []
-    walk.start(noise)
-    for index in range(walk.steps):
+    trajectory.start(noise)
+    for index in range(trajectory.steps):
         if index in ends:
-            state = walk.save()
-            for later in range(index, walk.steps):
-                walk.step(later, SMALL if later < ends[index] else LARGE)
+            state = trajectory.save()
+            for later in range(index, trajectory.steps):
+                trajectory.step(later, SMALL if later < ends[index] else LARGE)
                 tick()
-            results.append(walk.latents())
-            walk.restore(state)
-        observe(walk, index, LARGE, recorder)
+            results.append(trajectory.latents())
+            trajectory.restore(state)
+        observe(trajectory, index, LARGE, recorder)
         tick()
-    latents = walk.latents()
+    latents = trajectory.latents()
     reference = decode(latents)
     return recorder.result(), [mean_square(decode(result), reference) for result in results], latents
 
 
 def measure_schedules(
-    walk: Walk,
+    trajectory: StepTrajectory,
     noise: Floats,
     schedules: Mapping[str, Sequence[str]],
     *,
@@ -72,11 +76,11 @@ def measure_schedules(
     """
     reference, found = decode(all_large), {}
     for name, models in schedules.items():
-        walk.start(noise)
+        trajectory.start(noise)
         for index, model in enumerate(models):
-            walk.step(index, model)
+            trajectory.step(index, model)
             tick()
-        found[name] = mean_square(decode(walk.latents()), reference)
+        found[name] = mean_square(decode(trajectory.latents()), reference)
     return found
 
 

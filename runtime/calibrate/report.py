@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flowblending.engine.console import Console
+from flowblending.contracts.program import COND
 from flowblending.runtime.calibrate.divergence import COSINE, GUIDED, RELATIVE_L2, Divergence, mean_of, spread_of
 from flowblending.runtime.calibrate.findings import BudgetTest, DistanceTest, Findings, SimilarityTest, statistics
-from flowblending.runtime.program import COND
+from flowblending.system.console import Console
 
 ROWS = 12
 """Of the table of divergences; the evidence holds every step."""

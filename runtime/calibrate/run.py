@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flowblending.engine.console import Console
-from flowblending.engine.manifest import Manifest
-from flowblending.runtime.cache.teacache import TEACACHE
+from flowblending.contracts.manifest import Manifest
+from flowblending.contracts.program import COND
 from flowblending.runtime.calibrate.boundaries import (
     candidates,
     early_boundary,
@@ -40,15 +39,16 @@ from flowblending.runtime.calibrate.measure import (
     measure_early,
     measure_late,
 )
+from flowblending.runtime.calibrate.trajectory import StepTrajectory
 from flowblending.runtime.calibrate.under_budget import Propagation, by_divergence, by_propagation
-from flowblending.runtime.calibrate.walk import Walk
 from flowblending.runtime.calibrate.work import Work
 from flowblending.runtime.jobs import Job, compile_job, job_geometry
 from flowblending.runtime.measures.networks import Frames
-from flowblending.runtime.noise import TorchNormal
+from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.program import COND
-from flowblending.runtime.schedule import StageSchedule
+from flowblending.runtime.program.caches.teacache import TEACACHE
+from flowblending.runtime.program.schedule import StageSchedule
+from flowblending.system.console import Console
 
 OTHER_NOISE = 1_000_003
 """Added to a prompt's seed for the all-large result that the distances are taken from."""
@@ -152,7 +152,7 @@ class Calibrator:
         known = self._known_divergence(key)
         if known is not None:
             return known
-        found = measure(self._walk(job), self._noise(job), models, tick)
+        found = measure(self._trajectory(job), self._noise(job), models, tick)
         self.work.write("divergence", key, dataclasses.asdict(found))
         return found
 
@@ -188,10 +188,10 @@ class Calibrator:
         )
 
     def _measure_early(self, job: Job, key: object, tried: Sequence[int], tick: Callable[[], None]) -> Early:
-        walk = self._walk(job)
+        trajectory = self._trajectory(job)
         other = dataclasses.replace(job, seed=job.seed + OTHER_NOISE)
         divergence, early = measure_early(
-            walk,
+            trajectory,
             self._noise(job),
             other_noise=self._noise(other),
             tried=tried,
@@ -199,7 +199,7 @@ class Calibrator:
             decode=self._decoder(job),
             tick=tick,
         )
-        models = StageSchedule.scaled("L1", walk.steps)
+        models = StageSchedule.scaled("L1", trajectory.steps)
         self.work.write("divergence", [self._key(job), str(models)], dataclasses.asdict(divergence))
         self.work.write_array("early", key, early.latents)
         content = {
@@ -223,7 +223,7 @@ class Calibrator:
                 known = self.work.read("late", key)
                 if known is None:
                     late = measure_late(
-                        self._walk(job),
+                        self._trajectory(job),
                         self._noise(job),
                         early=early,
                         tried=tried,
@@ -270,7 +270,7 @@ class Calibrator:
             console=self.console,
             parts=self.request.parts,
             key=self._key,
-            walk=self._walk,
+            trajectory=self._trajectory,
             noise=self._noise,
             decoder=self._decoder,
         )
@@ -281,8 +281,8 @@ class Calibrator:
             return divergences, by_divergence(budget, switches, errors)
         return divergences, by_propagation(budget, switches, jobs=jobs, errors=errors, squares=squares, made=made)
 
-    def _walk(self, job: Job) -> Walk:
-        return Walk.open(self.pipeline, job, self.console.warn)
+    def _trajectory(self, job: Job) -> StepTrajectory:
+        return StepTrajectory.open(self.pipeline, job, self.console.warn)
 
     def _noise(self, job: Job) -> Latents:
         shape = job_geometry(job, self.pipeline.bundle.manifest).latent_shape

@@ -1,4 +1,4 @@
-"""What TeaCache looks at, computed by a bundle's small graphs; see `flowblending.runtime.cache.teacache`."""
+"""What TeaCache looks at, computed by a bundle's small graphs; see `flowblending.runtime.program.caches.teacache`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.engine.backend import open_engine
-from flowblending.engine.bundle import Bundle
-from flowblending.engine.protocol import Engine
-from flowblending.engine.tensor import CPU, Tensor
+from flowblending.engine.backends.protocol import Engine
+from flowblending.engine.backends.registry import open_engine
+from flowblending.engine.backends.tensor import CPU, Tensor
+from flowblending.engine.bundle.bundle import Bundle
 
 Floats = npt.NDArray[np.float32]
 

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flowblending.engine.console import Console
 from flowblending.runtime.calibrate.boundaries import candidates
 from flowblending.runtime.calibrate.budget import Allowance, cheapest, three_stage
 from flowblending.runtime.calibrate.features import Latents
 from flowblending.runtime.calibrate.findings import BudgetTest, Tried
 from flowblending.runtime.calibrate.propagation import block_ticks, measure_blocks, measure_schedules, shared_out
-from flowblending.runtime.calibrate.walk import Walk
+from flowblending.runtime.calibrate.trajectory import StepTrajectory
 from flowblending.runtime.calibrate.work import Work
 from flowblending.runtime.jobs import Job
 from flowblending.runtime.measures.networks import Frames
-from flowblending.runtime.schedule import StageSchedule
+from flowblending.runtime.program.schedule import StageSchedule
+from flowblending.system.console import Console
 
 _LEAST = 1e-10
 """Mean squares count as at least this, 100 dB: equal videos have a number then, too."""
@@ -37,7 +37,7 @@ class Propagation:
     Attributes:
         parts: blocks that the steps are measured in.
         key: what a job's measurements depend on.
-        walk: along a job's steps.
+        trajectory: along a job's steps.
         noise: what a job starts from.
         decoder: makes frames of a job's latents.
     """
@@ -46,7 +46,7 @@ class Propagation:
     console: Console
     parts: int
     key: Callable[[Job], object]
-    walk: Callable[[Job], Walk]
+    trajectory: Callable[[Job], StepTrajectory]
     noise: Callable[[Job], Latents]
     decoder: Callable[[Job], Callable[[Latents], Frames]]
 
@@ -90,9 +90,9 @@ class Propagation:
         known = self._known(key)
         if known is not None:
             return known
-        walk = self.walk(job)
-        divergence, squares, latents = measure_blocks(walk, self.noise(job), starts, self.decoder(job), tick)
-        models = StageSchedule.scaled("L1", walk.steps)
+        trajectory = self.trajectory(job)
+        divergence, squares, latents = measure_blocks(trajectory, self.noise(job), starts, self.decoder(job), tick)
+        models = StageSchedule.scaled("L1", trajectory.steps)
         self.work.write("divergence", [self.key(job), str(models)], dataclasses.asdict(divergence))
         self.work.write_array("blocks", key, latents)
         self.work.write("blocks", key, squares)
@@ -105,7 +105,7 @@ class Propagation:
         assert latents is not None  # measured before
         models = {each: StageSchedule.scaled(each, steps).models for each in runs}
         found = measure_schedules(
-            self.walk(job), self.noise(job), models, all_large=latents, decode=self.decoder(job), tick=tick
+            self.trajectory(job), self.noise(job), models, all_large=latents, decode=self.decoder(job), tick=tick
         )
         for each, square in found.items():
             self.work.write("budget", [self.key(job), each], square)

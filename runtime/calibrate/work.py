@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import FlowBlendingError
-from flowblending.runtime.latents import npy_bytes
-from flowblending.runtime.whole_file import write_whole
+from flowblending.runtime.media.latents import npy_bytes
+from flowblending.system.whole_file import write_whole
 
 
 @dataclass(frozen=True, kw_only=True)

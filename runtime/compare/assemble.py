@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowblending import __version__
-from flowblending.engine.manifest import Manifest
-from flowblending.runtime.cache.parse import OFF
+from flowblending.contracts.manifest import Manifest
 from flowblending.runtime.compare import scoring
 from flowblending.runtime.compare.columns import (
     COLUMNS,
@@ -25,17 +24,18 @@ from flowblending.runtime.compare.existing import Measured, Video
 from flowblending.runtime.compare.figures import Figures
 from flowblending.runtime.compare.notes import busy_note, calibration_notes, foreign, trail_note, unmeasured
 from flowblending.runtime.compare.report import Case, Clip, Divergence, Report, Run, Values, in_use
-from flowblending.runtime.compare.runs import Way
+from flowblending.runtime.compare.runs import Variant
 from flowblending.runtime.compare.scoring import Asked, Scorer
 from flowblending.runtime.jobs import Job, job_geometry
 from flowblending.runtime.measures.similarity import psnr_of
+from flowblending.runtime.program.caches.parse import OFF
 
 Scores = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A bundle's runs of one prompt: the videos' files, from the report's folder, and figures, by the way's label."""
+    """A bundle's runs of one prompt: the videos' files, from the report's folder, and figures, by variant's label."""
 
     job: Job
     videos: Mapping[str, str]
@@ -44,7 +44,7 @@ class Made:
 
 def of_runs(
     made: Sequence[Made],
-    ways: Sequence[Way],
+    variants: Sequence[Variant],
     asked: Asked,
     manifest: Manifest,
     *,
@@ -58,7 +58,10 @@ def of_runs(
         machine: what the times were measured on.
         distances: of each run's videos as a set, by its label and the set scorer's key.
     """
-    first = {way.label: [each.figures[way.label] for each in made if way.label in each.figures] for way in ways}
+    first = {
+        variant.label: [each.figures[variant.label] for each in made if variant.label in each.figures]
+        for variant in variants
+    }
     geometry, every = job_geometry(made[0].job, manifest), [figures for found in first.values() for figures in found]
     frame_rates = {each.job.frame_rate or manifest.pipeline.frame_rate for each in made}
     facts = (
@@ -81,24 +84,24 @@ def of_runs(
     )
     runs = tuple(
         Run(
-            label=way.label,
-            schedule=way.schedule,
-            cache="" if way.cache == OFF else way.cache,
-            stages=_common(figures.stages for figures in first[way.label]),
-            computed=_common(figures.computed for figures in first[way.label]) if first[way.label] else "",
+            label=variant.label,
+            schedule=variant.schedule,
+            cache="" if variant.cache == OFF else variant.cache,
+            stages=_common(figures.stages for figures in first[variant.label]),
+            computed=_common(figures.computed for figures in first[variant.label]) if first[variant.label] else "",
         )
-        for way in ways
+        for variant in variants
     )
     return Report(
         subtitle="The same noise for all runs of a prompt; everything is measured against "
-        f"{ways[0].label}, the large model at every step.",
+        f"{variants[0].label}, the large model at every step.",
         facts=facts,
         runs=runs,
         cases=cases,
         columns=_all_columns(asked, [figures.scores for figures in every], cases, distances or {}),
         notes=(
             *unmeasured(asked),
-            *calibration_notes(manifest, ways, divergence),
+            *calibration_notes(manifest, variants, divergence),
             "PSNR and SSIM are of the decoded 8-bit frames before they are compressed. A PSNR of runs that equal the "
             "reference on some prompts is the mean over the others.",
             *trail_note(geometry),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from flowblending.engine.bundle import Bundle
+from flowblending.contracts.program import COND
+from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.calibrate.divergence import COSINE, GUIDED, RELATIVE_L2
 from flowblending.runtime.compare.report import Divergence, Line
-from flowblending.runtime.program import COND
 
 MEASURES = {COSINE: "cosine distance", RELATIVE_L2: "relative L2 distance"}
 

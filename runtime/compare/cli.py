@@ -12,12 +12,12 @@ import flowblending
 from flowblending import UsageError
 
 if TYPE_CHECKING:
-    from flowblending.engine.bundle import Bundle
-    from flowblending.engine.console import Console
+    from flowblending.engine.bundle.bundle import Bundle
     from flowblending.runtime.compare.report import Report
-    from flowblending.runtime.compare.runs import Way
+    from flowblending.runtime.compare.runs import Variant
     from flowblending.runtime.compare.scoring import Asked
     from flowblending.runtime.jobs import Job
+    from flowblending.system.console import Console
 
 DEFAULT_OUT = Path("report")
 SCHEDULES = "LLL,LSL,SSS"
@@ -95,7 +95,7 @@ _OF_RUNS = (
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments ask for; returns the exit code."""
-    from flowblending.engine.console import Console
+    from flowblending.system.console import Console
 
     console = Console(quiet=arguments.quiet)
     if arguments.videos is not None:
@@ -113,11 +113,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _asked(arguments: argparse.Namespace) -> Asked:
     """What was asked for; loads models, so it comes after everything that can be refused without."""
-    from flowblending.runtime.compare import seeing
+    from flowblending.runtime.compare import network_scores
     from flowblending.runtime.compare.scoring import Asked, Judge
 
-    scorers = (("judge", Judge), ("clip", seeing.ClipScore), ("dino", seeing.DinoScore), ("lpips", seeing.LpipsScore))
-    sets = (("fid", seeing.Fid), ("fvd", seeing.Fvd))
+    scorers = (
+        ("judge", Judge),
+        ("clip", network_scores.ClipScore),
+        ("dino", network_scores.DinoScore),
+        ("lpips", network_scores.LpipsScore),
+    )
+    sets = (("fid", network_scores.Fid), ("fvd", network_scores.Fvd))
     given = vars(arguments)
     return Asked(
         scorers=[make(given[name]) for name, make in scorers if given[name] is not None],
@@ -126,16 +131,16 @@ def _asked(arguments: argparse.Namespace) -> Asked:
 
 
 def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
-    from flowblending.engine.bundle import open_bundle
+    from flowblending.engine.bundle.bundle import open_bundle
     from flowblending.runtime.compare.figures import LATENTS, VIDEOS
     from flowblending.runtime.compare.layout import lay_out, prepare
     from flowblending.runtime.compare.make import make_all
+    from flowblending.runtime.devices.open import open_device
     from flowblending.runtime.pipeline import Pipeline
-    from flowblending.runtime.place import open_device
 
     out: Path = arguments.out
     bundle = open_bundle(arguments.bundle)
-    jobs, ways = _planned(arguments, bundle)
+    jobs, variants = _planned(arguments, bundle)
     total = sum(file.bytes for file in bundle.files())
     with console.progress("checking the bundle", total=total, unit="B") as advance:
         bundle.verify(progress=advance)
@@ -147,7 +152,7 @@ def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
         pipeline.frame_rate(job)
     prepare(out, (VIDEOS, LATENTS))
     try:
-        report, failed = make_all(pipeline, jobs=jobs, ways=ways, asked=asked, out=out, console=console)
+        report, failed = make_all(pipeline, jobs=jobs, variants=variants, asked=asked, out=out, console=console)
     finally:
         pipeline.close()
         device.close()
@@ -156,18 +161,18 @@ def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
         console.warn(warning)
     if arguments.vbench is not None:
         console.log(f"{arguments.vbench}: {lay_out(report, out, arguments.vbench)} videos for VBench")
-    console.log(f"{out / 'index.html'}: {len(jobs)} prompts, {len(ways)} runs each")
+    console.log(f"{out / 'index.html'}: {len(jobs)} prompts, {len(variants)} runs each")
     return 1 if failed else 0
 
 
-def _planned(arguments: argparse.Namespace, bundle: Bundle) -> tuple[list[Job], list[Way]]:
-    """Prompts and ways, after every check that needs no engine."""
+def _planned(arguments: argparse.Namespace, bundle: Bundle) -> tuple[list[Job], list[Variant]]:
+    """Prompts and variants, after every check that needs no engine."""
     from flowblending.runtime.compare.figures import VIDEOS
     from flowblending.runtime.compare.layout import check_names
-    from flowblending.runtime.compare.runs import check_jobs, parse_ways, prompts_of
+    from flowblending.runtime.compare.runs import check_jobs, parse_variants, prompts_of
     from flowblending.runtime.jobs import job_geometry, read_jobs
-    from flowblending.runtime.schedule import AUTO
-    from flowblending.runtime.video import check_output
+    from flowblending.runtime.media.video import check_output
+    from flowblending.runtime.program.schedule import AUTO
 
     out: Path = arguments.out
     if arguments.bundle.resolve() in (out.resolve(), *out.resolve().parents):
@@ -178,9 +183,9 @@ def _planned(arguments: argparse.Namespace, bundle: Bundle) -> tuple[list[Job], 
     schedules = SCHEDULES if calibration is None or calibration.schedule is None else f"{SCHEDULES},{AUTO}"
     if arguments.schedules is not None:
         schedules = arguments.schedules
-    ways = parse_ways(schedules, "off" if arguments.caches is None else arguments.caches)
+    variants = parse_variants(schedules, "off" if arguments.caches is None else arguments.caches)
     jobs = prompts_of(read_jobs(arguments.prompts, _job(arguments)), arguments.prompts)
-    check_jobs(jobs, ways, bundle.manifest)
+    check_jobs(jobs, variants, bundle.manifest)
     geometry = job_geometry(jobs[0], bundle.manifest)
     check_output(out / VIDEOS / "any.mp4", width=geometry.width, height=geometry.height)
     if arguments.fvd is not None and len(jobs) < 2:
@@ -189,7 +194,7 @@ def _planned(arguments: argparse.Namespace, bundle: Bundle) -> tuple[list[Job], 
         )
     if arguments.vbench is not None:
         check_names([job.prompt for job in jobs])
-    return jobs, ways
+    return jobs, variants
 
 
 def _job(arguments: argparse.Namespace) -> Job:
@@ -262,7 +267,7 @@ def _show(report: Report, console: Console) -> None:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``fb-compare``."""
     parsed = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
-    from flowblending.engine.console import run_program
+    from flowblending.system.console import run_program
 
     run_program(lambda: run(parsed))
 

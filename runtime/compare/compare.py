@@ -1,4 +1,4 @@
-"""Makes what is not there yet: every way's video of a prompt, its figures, and what was asked for since.
+"""Makes what is not there yet: every variant's video of a prompt, its figures, and what was asked for since.
 
 Two videos are in memory at a time, the reference's and the one at work, as bytes; everything else is on the disk.
 """
@@ -10,17 +10,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowblending.runtime.batch.workers import sweep
 from flowblending.runtime.compare.figures import Against, Figures, Latents, RunFiles
-from flowblending.runtime.compare.runs import REFERENCE, Way, file_stem
+from flowblending.runtime.compare.runs import REFERENCE, Variant, file_stem
 from flowblending.runtime.compare.sample import Sampled, sample, warm_up
 from flowblending.runtime.compare.scoring import Scorer, SetScorer
 from flowblending.runtime.jobs import Job
 from flowblending.runtime.measures.networks import Frames
 from flowblending.runtime.measures.similarity import Likeness, Smoothness, cosine
+from flowblending.runtime.media.video import from_uint8, open_writer
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.schedule import AUTO
-from flowblending.runtime.video import from_uint8, open_writer
-from flowblending.runtime.workers import sweep
+from flowblending.runtime.program.schedule import AUTO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Comparison:
         pipeline: Pipeline,
         folder: Path,
         *,
-        ways: Sequence[Way],
+        variants: Sequence[Variant],
         scorers: Sequence[Scorer],
         sets: Sequence[SetScorer],
         warn: Callable[[str], None],
@@ -58,7 +58,7 @@ class Comparison:
     ) -> None:
         self._pipeline = pipeline
         self._folder = folder
-        self._both = any(way.schedule == AUTO or "S" in way.schedule for way in ways)
+        self._both = any(variant.schedule == AUTO or "S" in variant.schedule for variant in variants)
         self._scorers = scorers
         self._sets = sets
         # Times depend on these, so runs elsewhere have other names.
@@ -69,28 +69,28 @@ class Comparison:
         self._job: Job | None = None
         self._reference: Reference | None = None
 
-    def files(self, job: Job, way: Way) -> RunFiles:
+    def files(self, job: Job, variant: Variant) -> RunFiles:
         """Where a run of a prompt is, or will be."""
-        stem = file_stem(job, way, self._pipeline.bundle.manifest, self._place)
+        stem = file_stem(job, variant, self._pipeline.bundle.manifest, self._place)
         return RunFiles(folder=self._folder, stem=stem)
 
-    def run(self, job: Job, way: Way) -> Figures:
+    def run(self, job: Job, variant: Variant) -> Figures:
         """The figures of one run; makes of it what is not there yet.
 
         Raises:
             FlowBlendingError: a model gave a non-finite velocity, a scorer failed, or a file cannot be written.
         """
-        files = self.files(job, way)
+        files = self.files(job, variant)
         figures = files.read()
         missing = [each for each in self._scorers if figures is None or each.key not in figures.scores]
         sets = [each for each in self._sets if files.read_features(each.key) is None]
         if figures is not None and not missing and not sets:
             return figures
-        alone = way == Way(schedule=REFERENCE)
+        alone = variant == Variant(schedule=REFERENCE)
         reference = None if alone else self._reference_of(job)
         kept = None if figures is None else files.read_latents(trail=alone)
         if figures is None or kept is None:
-            return self._make(job, way, files, reference)
+            return self._make(job, variant, files, reference)
         frames = self._pipeline.pixels(kept[0], job.seed)
         if kept[1] is not None:
             self._keep(job, Reference(frames=frames, latents=kept[0], trail=kept[1]))
@@ -99,11 +99,11 @@ class Comparison:
     def _reference_of(self, job: Job) -> Reference:
         """The reference of a prompt: of the last run, from the disk, or made anew."""
         if self._job != job or self._reference is None:
-            way = Way(schedule=REFERENCE)
-            files = self.files(job, way)
+            variant = Variant(schedule=REFERENCE)
+            files = self.files(job, variant)
             kept = files.read_latents(trail=True) if files.read() is not None else None
             if kept is None or kept[1] is None:
-                self._make(job, way, files, None)
+                self._make(job, variant, files, None)
             else:
                 self._keep(
                     job, Reference(frames=self._pipeline.pixels(kept[0], job.seed), latents=kept[0], trail=kept[1])
@@ -114,16 +114,16 @@ class Comparison:
     def _keep(self, job: Job, reference: Reference) -> None:
         self._job, self._reference = job, reference
 
-    def _make(self, job: Job, way: Way, files: RunFiles, reference: Reference | None) -> Figures:
+    def _make(self, job: Job, variant: Variant, files: RunFiles, reference: Reference | None) -> Figures:
         if not self._warm:
             warm_up(self._pipeline, job, both=self._both, warn=self._warn)
             self._warm = True
         sweep(files.video)
         made = sample(
             self._pipeline,
-            way.job(job),
+            variant.job(job),
             warn=self._warn,
-            on_step=lambda done, of: self._on_step(way.label, done, of),
+            on_step=lambda done, of: self._on_step(variant.label, done, of),
         )
         files.write_latents(made.latents, made.trail if reference is None else None)
         start = time.perf_counter()

@@ -18,7 +18,7 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.runtime.compare.scoring import Scorer, SetScorer
 from flowblending.runtime.measures.networks import Features, Frames
 from flowblending.runtime.measures.similarity import Likeness, Smoothness
-from flowblending.runtime.video import from_uint8, open_writer
+from flowblending.runtime.media.video import from_uint8, open_writer
 
 Frame = npt.NDArray[np.uint8]
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flowblending import FlowBlendingError
-from flowblending.runtime.latents import npy_bytes, read_latents
-from flowblending.runtime.whole_file import write_whole
+from flowblending.runtime.media.latents import npy_bytes, read_latents
+from flowblending.system.whole_file import write_whole
 
 VIDEOS = "videos"
 LATENTS = "latents"

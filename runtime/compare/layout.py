@@ -11,7 +11,7 @@ from pathlib import Path
 from flowblending import FlowBlendingError, UsageError
 from flowblending.runtime.compare.page import page
 from flowblending.runtime.compare.report import Report, as_json
-from flowblending.runtime.whole_file import write_whole
+from flowblending.system.whole_file import write_whole
 
 PAGE, FIGURES = "index.html", "report.json"
 LONGEST = 255

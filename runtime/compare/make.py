@@ -6,25 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowblending import FlowBlendingError
-from flowblending.engine.console import Console
 from flowblending.runtime.compare.assemble import Made, of_runs
 from flowblending.runtime.compare.calibrated import divergence_of
 from flowblending.runtime.compare.compare import Comparison
 from flowblending.runtime.compare.layout import write
 from flowblending.runtime.compare.report import Report
-from flowblending.runtime.compare.runs import Way
+from flowblending.runtime.compare.runs import Variant
 from flowblending.runtime.compare.scoring import Asked
 from flowblending.runtime.compare.sets import Features, set_distances
 from flowblending.runtime.jobs import Job
 from flowblending.runtime.measures.function import MeasureError
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.system.console import Console
 
 NOW = "now"
 """The board's row for the run at work."""
 
 
 def make_all(
-    pipeline: Pipeline, *, jobs: Sequence[Job], ways: Sequence[Way], asked: Asked, out: Path, console: Console
+    pipeline: Pipeline, *, jobs: Sequence[Job], variants: Sequence[Variant], asked: Asked, out: Path, console: Console
 ) -> tuple[Report, int]:
     """Make what is missing; the page is written after each prompt. Returns the report, and how many runs failed.
 
@@ -33,7 +33,7 @@ def make_all(
         FlowBlendingError: the page cannot be written.
     """
     made: list[Made] = []
-    failed, total = 0, len(jobs) * len(ways)
+    failed, total = 0, len(jobs) * len(variants)
     machine = pipeline.device.kind
     if pipeline.threads is not None:
         machine += f", {pipeline.threads} thread{'s' if pipeline.threads > 1 else ''}"
@@ -42,7 +42,7 @@ def make_all(
         comparison = Comparison(
             pipeline,
             out,
-            ways=ways,
+            variants=variants,
             scorers=asked.scorers,
             sets=asked.sets,
             warn=console.warn,
@@ -50,33 +50,35 @@ def make_all(
         )
         for number, job in enumerate(jobs):
             videos, figures = {}, {}
-            for index, way in enumerate(ways):
-                board.show(NOW, way.label, 0, 0)
+            for index, variant in enumerate(variants):
+                board.show(NOW, variant.label, 0, 0)
                 try:
-                    figures[way.label] = comparison.run(job, way)
-                    videos[way.label] = str(comparison.files(job, way).video.relative_to(out))
+                    figures[variant.label] = comparison.run(job, variant)
+                    videos[variant.label] = str(comparison.files(job, variant).video.relative_to(out))
                 except MeasureError:
                     raise
                 except FlowBlendingError as error:
                     failed += 1
-                    console.warn(f"{way.label} of {job.prompt[:60]!r} failed: {error}")
-                    if way == ways[0]:
+                    console.warn(f"{variant.label} of {job.prompt[:60]!r} failed: {error}")
+                    if variant == variants[0]:
                         console.warn("its other runs are left out, since there is nothing to measure them against.")
                         break
-                board.left(total - number * len(ways) - index - 1)
+                board.left(total - number * len(variants) - index - 1)
             made.append(Made(job=job, videos=videos, figures=figures))
             # Distances of sets are computed once, at the end.
             last = number + 1 == len(jobs)
-            distances = _distances(comparison, made, ways, asked) if last else {}
-            report = of_runs(made, ways, asked, manifest, machine=machine, divergence=divergence, distances=distances)
+            distances = _distances(comparison, made, variants, asked) if last else {}
+            report = of_runs(
+                made, variants, asked, manifest, machine=machine, divergence=divergence, distances=distances
+            )
             write(out, report)
     return report, failed
 
 
 def _distances(
-    comparison: Comparison, made: Sequence[Made], ways: Sequence[Way], asked: Asked
+    comparison: Comparison, made: Sequence[Made], variants: Sequence[Variant], asked: Asked
 ) -> dict[str, dict[str, float]]:
-    by_label = {way.label: way for way in ways}
+    by_label = {variant.label: variant for variant in variants}
 
     def read(key: str, label: str, prompt: int) -> Features | None:
         each = made[prompt]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from flowblending.engine.manifest import Geometry, Manifest
+from flowblending.contracts.manifest import Geometry, Manifest
 from flowblending.runtime.compare.existing import Video
 from flowblending.runtime.compare.report import Divergence
-from flowblending.runtime.compare.runs import Way
+from flowblending.runtime.compare.runs import Variant
 from flowblending.runtime.compare.sample import TRAIL
 from flowblending.runtime.compare.scoring import Asked
-from flowblending.runtime.schedule import AUTO
+from flowblending.runtime.program.schedule import AUTO
 
 _UNMEASURED = {
     "judge": ("Prompt adherence", "--judge MODULE:FUNCTION"),
@@ -37,14 +37,14 @@ def unmeasured(asked: Asked, *, single: bool = False) -> list[str]:
     ]
 
 
-def calibration_notes(manifest: Manifest, ways: Sequence[Way], divergence: Divergence | None) -> list[str]:
+def calibration_notes(manifest: Manifest, variants: Sequence[Variant], divergence: Divergence | None) -> list[str]:
     """Whether the models' divergence is known, and what the schedule auto stands for."""
     notes = []
     if divergence is None:
         notes.append(
             "The divergence of the two models' velocities is not shown: fb-calibrate BUNDLE --prompts FILE measures it."
         )
-    if any(way.schedule == AUTO for way in ways):
+    if any(variant.schedule == AUTO for variant in variants):
         calibration = manifest.calibration
         chosen = None if calibration is None else calibration.schedule
         found = "LSL, since the bundle is not calibrated" if chosen is None else f"{chosen.runs}, by {chosen.evidence}"

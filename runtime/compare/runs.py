@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowblending import UsageError
-from flowblending.engine.manifest import Manifest
-from flowblending.runtime.cache.parse import OFF
+from flowblending.contracts.manifest import Manifest
 from flowblending.runtime.jobs import Job, Line, calibrated_schedule, compile_job, job_geometry, plain_jobs
-from flowblending.runtime.schedule import AUTO
+from flowblending.runtime.program.caches.parse import OFF
+from flowblending.runtime.program.schedule import AUTO
 
 REFERENCE = "LLL"
 """The schedule that all others are measured against, without a cache; it is always among the runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class Variant:
     """One way to make a video.
 
     Attributes:
@@ -39,7 +39,7 @@ class Way:
         return self.schedule if self.cache == OFF else f"{self.schedule} + {self.cache}"
 
     def job(self, prompt: Job) -> Job:
-        """The job of a prompt, made this way."""
+        """The job of a prompt, made this variant."""
         return dataclasses.replace(prompt, schedule=self.schedule, cache=self.cache)
 
 
@@ -47,7 +47,7 @@ _BETWEEN = r",(?!\s*[0-9.])"
 """A comma before a digit is part of what stands before it."""
 
 
-def parse_ways(schedules: str, caches: str) -> list[Way]:
+def parse_variants(schedules: str, caches: str) -> list[Variant]:
     """Read ``--schedules`` and ``--caches``; the reference comes first, and nothing comes twice.
 
     Args:
@@ -63,8 +63,8 @@ def parse_ways(schedules: str, caches: str) -> list[Way]:
     for option, words, example in (("--schedules", names, "LLL,LSL,SSS"), ("--caches", policies, "off,scm:slow")):
         if not all(words):
             raise UsageError(f"{option} has nothing where a name was expected; give {option} {example}, for example.")
-    ways = [Way(schedule=schedule, cache=cache) for schedule, cache in itertools.product(names, policies)]
-    return list(dict.fromkeys([Way(schedule=REFERENCE), *ways]))
+    variants = [Variant(schedule=schedule, cache=cache) for schedule, cache in itertools.product(names, policies)]
+    return list(dict.fromkeys([Variant(schedule=REFERENCE), *variants]))
 
 
 def _schedule(text: str) -> str:
@@ -85,36 +85,36 @@ def prompts_of(lines: Sequence[Line], path: Path) -> list[Job]:
     return list(dict.fromkeys(plain_jobs(lines, path, "which --{}s gives to all prompts alike")))
 
 
-def check_jobs(jobs: Sequence[Job], ways: Sequence[Way], manifest: Manifest) -> None:
+def check_jobs(jobs: Sequence[Job], variants: Sequence[Variant], manifest: Manifest) -> None:
     """Compile everything before anything runs.
 
     Raises:
         UsageError: a prompt's options, a schedule or a cache make no program on this bundle, or the prompts ask for
             videos of different sizes.
     """
-    for job, way in itertools.product(jobs, ways):
+    for job, variant in itertools.product(jobs, variants):
         try:
-            compile_job(way.job(job), manifest)
+            compile_job(variant.job(job), manifest)
         except UsageError as error:
-            raise UsageError(f"{way.label}: {error}") from None
+            raise UsageError(f"{variant.label}: {error}") from None
     sizes = dict.fromkeys(str(job_geometry(job, manifest)) for job in jobs)
     if len(sizes) > 1:
         raise UsageError(f"The prompts ask for videos of {' and of '.join(sizes)}; compare one size at a time.")
 
 
-def file_stem(job: Job, way: Way, manifest: Manifest, place: str) -> str:
+def file_stem(job: Job, variant: Variant, manifest: Manifest, place: str) -> str:
     """A readable file name for a run: the same for the same video made at the same place, else another.
 
     Args:
         place: the device and the threads, which times depend on.
     """
-    made = way.job(job)
+    made = variant.job(job)
     calibration = manifest.calibration
     # A calibration changes what a schedule or a cache that leaves the choice to it stands for, and nothing else.
     chosen = calibrated_schedule(made, manifest)
-    constants = None if calibration is None or way.cache == OFF else calibration.caches or None
+    constants = None if calibration is None or variant.cache == OFF else calibration.caches or None
     parts = [manifest.id, place, dataclasses.asdict(made), None if chosen is None else chosen.runs, constants]
     content = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
-    words = re.sub(r"[^\w]+", "-", f"{way.label} {job.prompt.lower()}").strip("-")[:60].strip("-")
+    words = re.sub(r"[^\w]+", "-", f"{variant.label} {job.prompt.lower()}").strip("-")[:60].strip("-")
     return f"{words}-{digest}"

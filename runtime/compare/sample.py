@@ -1,4 +1,4 @@
-"""One run on the bundle: from a prompt to latents, with times and a trail of the latents on the way."""
+"""One run on the bundle: from a prompt to latents, with times and a trail of the latents on the variant."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.runtime.cost import flops_of
+from flowblending.contracts.program import Program
 from flowblending.runtime.generate import video_metadata
 from flowblending.runtime.jobs import Job, compile_job
-from flowblending.runtime.noise import TorchNormal
+from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.program import Program
+from flowblending.runtime.program.cost import flops_of
 
 Latents = npt.NDArray[np.float32]
 

@@ -1,0 +1,95 @@
+"""What an engine is, whichever library runs it, and the sizes it is compiled for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from flowblending.contracts.graph import GraphSpec, TensorSpec
+from flowblending.engine.backends.tensor import Tensor
+
+
+class Engine(Protocol):
+    """One compiled graph, ready to run.
+
+    ``run`` never allocates outputs, never chooses a stream and never synchronises: the caller owns
+    the memory (outputs included), the stream, and the moment to wait.
+    """
+
+    @property
+    def spec(self) -> GraphSpec:
+        """Inputs, outputs and precision."""
+        ...
+
+    def run(self, tensors: Mapping[str, Tensor], stream: int) -> None:
+        """Enqueue one call.
+
+        Args:
+            tensors: every input and every output of ``spec``, by name, of the shapes that ``spec`` gives.
+                Their memory must live until the stream has passed the call.
+            stream: handle of the CUDA stream to enqueue on; 0 on the CPU, where the call has
+                finished when ``run`` returns.
+
+        Raises:
+            FlowBlendingError: a shape is outside what the engine was built for, or the back end failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the engine's memory. Calling it twice is harmless."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Smallest, most usual and largest size of a symbol: one axis of an optimization profile."""
+
+    min: int
+    opt: int
+    max: int
+
+    @classmethod
+    def fixed(cls, size: int) -> Range:
+        """One size only."""
+        return cls(min=size, opt=size, max=size)
+
+
+@dataclass(frozen=True)
+class ShapeProfile:
+    """TensorRT's optimization profile, told by symbol (``batch``, ``frames``, ``height``, ...) instead of by input."""
+
+    symbols: Mapping[str, Range]
+
+    def shapes(self, tensor: TensorSpec) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """The smallest, most usual and largest shape of an input."""
+        return (
+            tensor.resolve({name: size.min for name, size in self.symbols.items()}),
+            tensor.resolve({name: size.opt for name, size in self.symbols.items()}),
+            tensor.resolve({name: size.max for name, size in self.symbols.items()}),
+        )
+
+
+def ends(profiles: Iterable[ShapeProfile], spec: GraphSpec | None = None) -> tuple[dict[str, int], ...]:
+    """The smallest and the largest sizes of every profile, each set once.
+
+    Args:
+        profiles: of a component.
+        spec: of its graph, whose symbols are told alone; None tells every symbol of the profiles.
+    """
+    found: list[dict[str, int]] = []
+    for profile in profiles:
+        names = profile.symbols if spec is None else spec.symbols
+        for sizes in (
+            {name: profile.symbols[name].min for name in names},
+            {name: profile.symbols[name].max for name in names},
+        ):
+            if sizes not in found:
+                found.append(sizes)
+    return tuple(found)
+
+
+def largest(profiles: Iterable[ShapeProfile], spec: GraphSpec) -> dict[str, int]:
+    """The sizes of the profiles with the most work, by the product of all."""
+    return max(ends(profiles, spec), key=lambda sizes: math.prod(sizes.values()))

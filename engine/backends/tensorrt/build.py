@@ -1,0 +1,95 @@
+"""Building plans with TensorRT and TensorRT-RTX, each in a process of its own.
+
+A compiler is one call that lasts minutes, takes memory in proportion to the weights, and listens to
+nobody meanwhile. In its own process it can be interrupted at once, gives all its memory back, and when
+the system kills it for want of memory, somebody is left to say so.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowblending import FlowBlendingError
+from flowblending.contracts.graph import GraphSpec
+from flowblending.engine.backends.protocol import ShapeProfile
+from flowblending.engine.backends.tensorrt.compile import PlanInfo, PlanRequest, compile_plan
+from flowblending.engine.backends.tensorrt.library import load
+from flowblending.engine.backends.tensorrt.targets import check_targets
+from flowblending.system.subprocess_call import EndedError, answer, call_in_subprocess
+
+if TYPE_CHECKING:
+    from flowblending.contracts.manifest import Backend
+
+
+def build_plan(
+    *,
+    library: Backend,
+    onnx: Path,
+    spec: GraphSpec,
+    profiles: Sequence[ShapeProfile],
+    targets: Sequence[str],
+    out: Path,
+    progress: Callable[[str], None],
+) -> PlanInfo:
+    """Compile a graph into the plan ``out``, which appears when it is whole and not before.
+
+    Args:
+        library: ``tensorrt`` or ``tensorrt-rtx``.
+        onnx: the graph, with its external weights beside it.
+        spec: what the graph takes and gives.
+        profiles: the sizes to compile for, one optimization profile each; every symbol of ``spec`` has a range.
+        targets: architectures (``sm89``) to compile for; none means the GPU present.
+        out: replaced if it exists.
+        progress: told the compiler's phases. What it raises, and Ctrl-C, end the compilation at once.
+
+    Raises:
+        UsageError: a target that cannot be compiled for, or none and no GPU.
+        FlowBlendingError: the library is not installed, the graph or its weights are damaged, a symbol has
+            no size, memory ran out, or the compiler refuses; its own words are in the message.
+        OSError: ``out`` cannot be written.
+    """
+    temporary = out.with_name(f"{out.name}.{os.getpid()}.partial")
+    request = PlanRequest(
+        library=library,
+        onnx=onnx.absolute(),
+        spec=spec,
+        profiles=tuple(profiles),
+        targets=check_targets(library, targets),
+        out=temporary.absolute(),
+    )
+    try:
+        info = _compile_in_subprocess(request, progress)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return info
+
+
+def _compile_in_subprocess(request: PlanRequest, progress: Callable[[str], None]) -> PlanInfo:
+    try:
+        info: PlanInfo = call_in_subprocess(__name__, request, progress)
+    except EndedError as end:
+        raise _ended(request, end) from None
+    return info
+
+
+def _ended(request: PlanRequest, end: EndedError) -> FlowBlendingError:
+    """The sentence for a process that ended without an answer."""
+    name, title = request.spec.name, load(request.library).title
+    if end.killed:
+        return FlowBlendingError(
+            f"{title} was killed while compiling {name}, most likely because memory ran out; "
+            "use a machine with more memory, or build a smaller size."
+        )
+    return FlowBlendingError(
+        f"{title} ended with {end.how} while compiling {name} ({end.last}); "
+        "try another --precision, --target or --backend."
+    )
+
+
+def serve(descriptor: int) -> None:
+    """What the compiler's process does."""
+    answer(descriptor, compile_plan)

@@ -1,0 +1,130 @@
+"""TensorRT and TensorRT-RTX: finding, loading and listening to whichever of the two is meant.
+
+Their Python interfaces are alike but for a few names, so everything else in this package that deals with
+either is written once, against `Library`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from flowblending import FlowBlendingError
+
+if TYPE_CHECKING:
+    from flowblending.contracts.manifest import Backend
+
+_TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+_INFO = 3
+"""ILogger.Severity: 0 internal error, 1 error, 2 warning, 3 info, 4 verbose."""
+
+
+class Messages:
+    """What a library has logged lately: the only place where it says why a call returned nothing.
+
+    One list per library and process, because the library keeps the first logger that it is given.
+    """
+
+    def __init__(self) -> None:
+        self._lines: deque[tuple[int, str]] = deque(maxlen=1000)
+
+    def add(self, severity: int, line: str) -> None:
+        """Keep a line, unless it is verbose. Called from the library's own threads too."""
+        if severity <= _INFO:
+            self._lines.append((severity, line))
+
+    def clear(self) -> None:
+        """Forget everything, so that what follows belongs to one call."""
+        self._lines.clear()
+
+    def lines(self) -> tuple[str, ...]:
+        """All lines, oldest first."""
+        return tuple(line for _, line in self._lines)
+
+    def error(self) -> str:
+        """The first error since `clear`, in one line; those after it are its consequences."""
+        errors = (line for severity, line in self._lines if severity < 2)
+        return " ".join(next(errors, "it gave no reason").split())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Library:
+    """A loaded library.
+
+    Attributes:
+        name: as a back end is named (``tensorrt-rtx``).
+        title: as people call it (``TensorRT-RTX``).
+        version: of the library (``1.7.1.116``).
+        trt: its Python module, which has no type information.
+        logger: what its constructors ask for.
+        messages: what it has logged.
+    """
+
+    name: Backend
+    title: str
+    version: str
+    trt: Any
+    logger: Any
+    messages: Messages
+
+    def dtype_name(self, dtype: Any) -> str:
+        """The numpy name of a DataType; the library's own where numpy has none (bfloat16)."""
+        try:
+            return str(self.trt.nptype(dtype).__name__).rstrip("_")
+        except TypeError:
+            return str(dtype)
+
+
+@cache
+def load(backend: Backend) -> Library:
+    """Load a library, once per process.
+
+    Raises:
+        FlowBlendingError: it is not installed, or its shared libraries cannot be loaded.
+    """
+    title = _TITLES[backend]
+    try:
+        trt = _import_tensorrt() if backend == "tensorrt" else _import_tensorrt_rtx()
+    except (ImportError, OSError) as error:
+        raise FlowBlendingError(f"{title} is not installed ({error}); install flowblending[{backend}].") from None
+    messages = Messages()
+    return Library(
+        name=backend,
+        title=title,
+        version=trt.__version__,
+        trt=trt,
+        logger=_logger(trt, messages),
+        messages=messages,
+    )
+
+
+def _import_tensorrt() -> Any:
+    import tensorrt
+
+    return tensorrt
+
+
+def _import_tensorrt_rtx() -> Any:
+    """NVIDIA's own package where it is installed, else its bindings over the libraries of an ONNX Runtime plug-in."""
+    try:
+        import tensorrt_rtx
+    except (ImportError, OSError):
+        # Importing the plug-in's package loads its libraries for every module to see, which the bindings need.
+        import onnxruntime_ep_nv_tensorrt_rtx  # noqa: F401 - loads libraries
+        import tensorrt_rtx_bindings
+
+        return tensorrt_rtx_bindings
+    return tensorrt_rtx
+
+
+def _logger(trt: Any, messages: Messages) -> Any:
+    class Logger(trt.ILogger):  # type: ignore[misc] # the library has no type information
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, line: str) -> None:
+            messages.add(int(severity), line)
+
+    return Logger()

@@ -1,0 +1,220 @@
+"""Running plans of TensorRT and TensorRT-RTX."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowblending import FlowBlendingError
+from flowblending.contracts.graph import GraphSpec
+from flowblending.engine.backends.checks import check_tensors
+from flowblending.engine.backends.gpu import gpu_architecture
+from flowblending.engine.backends.tensor import CUDA, Tensor
+from flowblending.engine.backends.tensorrt.library import load
+
+if TYPE_CHECKING:
+    from flowblending.contracts.manifest import Backend
+
+ALIGNMENT = 256
+"""Of the memory of inputs and outputs, in bytes (NvInferRuntime.h, IExecutionContext::setTensorAddress)."""
+
+_MEMORY = re.compile(r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|insufficient memory", re.I)
+
+
+ShapeRange = tuple[tuple[int, ...], tuple[int, ...]]
+"""The smallest and the largest shape of an input."""
+
+
+def choose_profile(
+    profiles: Sequence[Mapping[str, ShapeRange]], shapes: Mapping[str, tuple[int, ...]], engine: str
+) -> int:
+    """The optimization profile for a call: of those that hold all of its shapes, the one with the smallest largest.
+
+    Args:
+        profiles: by input, in the plan's order.
+        shapes: of the call's inputs.
+        engine: its name.
+
+    Raises:
+        FlowBlendingError: none does.
+    """
+    fitting = [
+        index
+        for index, profile in enumerate(profiles)
+        if all(_holds(profile[name], shape) for name, shape in shapes.items())
+    ]
+    if fitting:
+        return min(fitting, key=lambda index: sum(math.prod(largest) for _, largest in profiles[index].values()))
+    # Each may fit in some profile, and all of them in none.
+    nowhere = [name for name, shape in shapes.items() if not any(_holds(each[name], shape) for each in profiles)]
+    name, shape = next((name, shapes[name]) for name in (*nowhere, *shapes))
+    ranges = dict.fromkeys(f"{list(each[name][0])} to {list(each[name][1])}" for each in profiles)
+    raise FlowBlendingError(
+        f"Input {name} of engine {engine} has shape {list(shape)}, but it was compiled for {' or '.join(ranges)}; "
+        "build the bundle for this size."
+    )
+
+
+def _holds(sizes: ShapeRange, shape: tuple[int, ...]) -> bool:
+    smallest, largest = sizes
+    return all(low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True))
+
+
+class TrtEngine:
+    """A plan on the current CUDA device, with one execution context.
+
+    Args:
+        backend: the library that compiled it.
+        path: the plan.
+        spec: what it takes and gives.
+
+    Raises:
+        FlowBlendingError: there is no GPU, the library is not installed, the plan is damaged or of another
+            version, GPU or graph, or the GPU's memory is too small.
+    """
+
+    def __init__(self, backend: Backend, path: Path, spec: GraphSpec) -> None:
+        self._spec = spec
+        self._library = load(backend)
+        if gpu_architecture() is None:
+            raise FlowBlendingError(
+                f"Engine {spec.name} is a plan of {self._library.title} and needs an NVIDIA GPU, and no CUDA driver "
+                "was found; install NVIDIA's driver, or build a bundle with --backend onnxruntime for the CPU."
+            )
+        self._library.messages.clear()
+        self._runtime: Any = self._library.trt.Runtime(self._library.logger)
+        self._engine: Any = self._load(path)
+        self._check_plan(path)
+        self._context: Any = self._engine.create_execution_context()
+        if self._context is None:
+            raise self._failure(f"cannot prepare {path} for running", "build the bundle again")
+        self._described: dict[str, tuple[tuple[int, ...], np.dtype[Any], str]] = {}
+        self._addresses: dict[str, int] = {}
+        self._profiles = [
+            {each.name: self._shape_range(each.name, index) for each in spec.inputs}
+            for index in range(self._engine.num_optimization_profiles)
+        ]
+
+    @property
+    def spec(self) -> GraphSpec:
+        """Inputs, outputs and precision."""
+        return self._spec
+
+    def run(self, tensors: Mapping[str, Tensor], stream: int) -> None:
+        """Enqueue the plan; see `Engine.run`. Only what has changed since the last call is told to TensorRT.
+
+        The context has one scratch memory: calls on different streams must wait for one another.
+        """
+        self._library.messages.clear()
+        described = {name: (tensor.shape, tensor.dtype, tensor.device) for name, tensor in tensors.items()}
+        if described != self._described:
+            self._set_shapes(tensors, stream)
+            self._described = described
+        for each in (*self._spec.inputs, *self._spec.outputs):
+            address = tensors[each.name].address
+            if self._addresses.get(each.name) != address:
+                self._set_address(each.name, address)
+        if not self._context.execute_async_v3(stream):
+            raise self._failure(f"failed to run {self._spec.name}", "check the GPU and its driver")
+
+    def device_bytes(self) -> int:
+        """The scratch memory of one context on the GPU, as the engine states it."""
+        return int(self._engine.device_memory_size_v2)
+
+    def layers(self) -> tuple[str, ...]:
+        """The names of the plan's layers, as TensorRT's engine inspector lists them.
+
+        Raises:
+            FlowBlendingError: it does not.
+        """
+        self._library.messages.clear()
+        inspector = self._engine.create_engine_inspector()
+        text = inspector and inspector.get_engine_information(self._library.trt.LayerInformationFormat.JSON)
+        if not text:
+            raise self._failure(f"cannot inspect {self._spec.name}", "build the bundle again")
+        # A name alone, or with details where the plan has them.
+        listed = json.loads(text)["Layers"]
+        return tuple(str(each["Name"]) if isinstance(each, dict) else str(each) for each in listed)
+
+    def close(self) -> None:
+        """Free the context, then the weights. The caller has waited for the stream."""
+        self._described = {}
+        self._context = None
+        self._engine = None
+        self._runtime = None
+
+    def _load(self, path: Path) -> Any:
+        try:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+                engine = self._runtime.deserialize_cuda_engine(plan)
+        except ValueError:  # an empty file cannot be mapped
+            raise FlowBlendingError(f"The plan {path} is empty; build the bundle again.") from None
+        except OSError as error:
+            raise FlowBlendingError(
+                f"The plan {path} cannot be read ({error.strerror}); build the bundle again."
+            ) from None
+        if engine is None:
+            raise self._failure(
+                f"cannot load {path}", "if it is damaged, or of another version or GPU, build the bundle again"
+            )
+        return engine
+
+    def _check_plan(self, path: Path) -> None:
+        """A plan of another graph would read and write beyond the memory that it is given."""
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        found = {name: self._library.dtype_name(self._engine.get_tensor_dtype(name)) for name in names}
+        expected = {each.name: each.dtype for each in (*self._spec.inputs, *self._spec.outputs)}
+        if found != expected:
+            raise FlowBlendingError(
+                f"The plan {path} has the tensors {found}, but {expected} was expected of engine {self._spec.name}; "
+                "build the bundle again."
+            )
+
+    def _set_shapes(self, tensors: Mapping[str, Tensor], stream: int) -> None:
+        if self._context is None:
+            raise FlowBlendingError(f"Engine {self._spec.name} has been closed; open it again.")
+        self._described = {}  # what the context has been told is in doubt until all of it has been told
+        check_tensors(self._spec, tensors, CUDA)
+        shapes = {each.name: tensors[each.name].shape for each in self._spec.inputs}
+        self._set_profile(choose_profile(self._profiles, shapes, self._spec.name), stream)
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                raise self._failure(f"refused the shape {list(shape)} of {name}", "build the bundle again")
+
+    def _set_profile(self, index: int, stream: int) -> None:
+        if index == self._context.active_optimization_profile:
+            return
+        # What the context was told belongs to the profile that it was told for.
+        self._addresses.clear()
+        if not self._context.set_optimization_profile_async(index, stream):
+            raise self._failure(f"cannot prepare {self._spec.name} for another size", "check the GPU and its driver")
+
+    def _shape_range(self, name: str, profile: int) -> ShapeRange:
+        smallest, _, largest = self._engine.get_tensor_profile_shape(name, profile)
+        return tuple(smallest), tuple(largest)
+
+    def _set_address(self, name: str, address: int) -> None:
+        if address % ALIGNMENT:
+            raise FlowBlendingError(
+                f"Tensor {name} of engine {self._spec.name} lies at address {address:#x}, but {self._library.title} "
+                f"needs multiples of {ALIGNMENT} bytes; copy it to memory of its own."
+            )
+        if not self._context.set_tensor_address(name, address):
+            raise self._failure(f"refused the memory of {name}", "give memory on the current CUDA device")
+        self._addresses[name] = address
+
+    def _failure(self, what: str, remedy: str) -> FlowBlendingError:
+        """The sentence for a call that failed, with the library's own words and what to do."""
+        reason = self._library.messages.error()
+        if _MEMORY.search(reason):
+            remedy = "stop other programs on the GPU, or build a bundle for a smaller size"
+        elif "cudaError" in reason:
+            remedy = "check the GPU and its driver"
+        return FlowBlendingError(f"{self._library.title} {self._library.version} {what} ({reason}); {remedy}.")

@@ -1,0 +1,280 @@
+"""Building the components of a bundle: from the cache, from the bundle that was there, or exported and compiled.
+
+Calls the exporter inside its functions, as `build` does.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowblending.contracts import proof
+from flowblending.contracts.graph import LARGE, SMALL, ExportedGraph, PipelineSpec, Precision
+from flowblending.contracts.manifest import BundleFile, Component, Flops, VideoProfile
+from flowblending.engine.backends import registry as backends
+from flowblending.engine.backends.protocol import ShapeProfile, ends
+from flowblending.engine.backends.tensorrt.attention import Fp8AttentionError
+from flowblending.engine.build.fp8.builder import Fp8Builder
+from flowblending.engine.build.fp8.calibrate import Calibrator, Pair
+from flowblending.engine.build.precision import base_precision, component_precision, fp8_models
+from flowblending.engine.build.proof.component import gather, note_no_fp8_attention, note_verified
+from flowblending.engine.build.request import BuildRequest
+from flowblending.engine.build.room import check_room, plan_room
+from flowblending.engine.bundle.bundle import Bundle, describe_file
+from flowblending.engine.bundle.geometry import shape_profiles
+from flowblending.engine.store.entry import damaged_file
+from flowblending.engine.store.store import Order, Store, take_over
+from flowblending.engine.store.unfinished import EXPORT, mark_verified, remove, verified_graph
+from flowblending.system.checksum import ChecksumCache, sources_sha256
+from flowblending.system.console import Console
+
+if TYPE_CHECKING:
+    from flowblending.export.graph.exportable import Part
+    from flowblending.export.verify.verify import Parity
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComponentBuilder:
+    """Makes the components of one bundle, one after the other, in ``folder``."""
+
+    request: BuildRequest
+    console: Console
+    pipeline: PipelineSpec
+    profiles: tuple[VideoProfile, ...]
+    folder: Path
+    store: Store
+    hashes: dict[str, str] = field(default_factory=dict)
+
+    def components(
+        self, parts: Sequence[Part], precisions: Mapping[str, Precision], tokenizer: bytes, old: Bundle | None
+    ) -> tuple[dict[str, Component], BundleFile | None]:
+        """Every component, and the calibration if there is one. fp8 comes last, as it takes a calibration."""
+        made: dict[str, Component] = {}
+        calibration = None
+        models = fp8_models(precisions)
+        fp8 = self._fp8(parts, models, tokenizer, old) if models else None
+        wanted = {part.name: component_precision(precisions, part.name) for part in parts}
+        self._check_room(parts, wanted, fp8, old)
+        for part in sorted(parts, key=lambda part: part.name in models):
+            if fp8 is not None and calibration is None and part.name in models:
+                calibration = fp8.calibrator.obtain()
+            made[part.name] = self._component(part, wanted[part.name], old, fp8 if part.name in models else None)
+        return {part.name: made[part.name] for part in parts}, calibration
+
+    def _fp8(
+        self,
+        parts: Sequence[Part],
+        models: Sequence[str],
+        tokenizer: bytes,
+        old: Bundle | None,
+    ) -> Fp8Builder:
+        """What makes the graphs of the fp8 models, after a look at whether it can."""
+        pair = Pair(
+            pipeline=self.pipeline,
+            geometry=self.profiles[0].opt,
+            parts={part.name: part for part in parts},
+            models=models,
+            tokenizer=tokenizer,
+            weights=self._weights,
+            source=self.request.large,
+        )
+        options, console = self.request.fp8, self.console
+        calibrator = Calibrator(pair, options, folder=self.folder, old=old, store=self.store, console=console)
+        base = base_precision(self.request.backend)
+        fp8 = Fp8Builder(pair, options, base=base, calibrator=calibrator, console=console)
+        fp8.check()
+        return fp8
+
+    def _check_room(
+        self, parts: Sequence[Part], wanted: Mapping[str, Precision], fp8: Fp8Builder | None, old: Bundle | None
+    ) -> None:
+        """Say what building these components takes of disk and memory, and refuse if it is not there."""
+        keys = {part.name: self._key(part, wanted[part.name]) for part in parts}
+        if fp8 is not None:
+            keys |= {name: keys[name] | fp8.key(name) for name in fp8_models(wanted)}
+        planned = plan_room(parts, wanted, keys, fp8, compiled=self.request.backend != backends.ONNXRUNTIME)
+        for line in check_room(planned, self.store, old, self.folder, self.request.out):
+            self.console.log(line)
+        load = fp8.calibrator.check_load() if fp8 is not None else None
+        if load is not None:
+            self.console.log(load)
+
+    def _component(self, part: Part, precision: Precision, old: Bundle | None, fp8: Fp8Builder | None) -> Component:
+        """One component: from the cache, from the bundle that was there, or built."""
+        key = self._key(part, precision) | (fp8.key(part.name) if fp8 is not None else {})
+        order = Order(
+            kind=Component,
+            name=part.name,
+            key=key,
+            family=self.pipeline.family,
+            source=self.request.small if part.name == SMALL else self.request.large,
+            into=self.folder,
+            make=lambda work: self._take_over(part, key, old, work) or self._build(part, precision, key, work, fp8),
+        )
+        component, found = self.store.obtain(order)
+        if found:
+            self.console.log(f"{part.name}: taken from the cache")
+            return _reused(component, part)
+        return component
+
+    def _build(
+        self, part: Part, precision: Precision, key: Mapping[str, str], work: Path, fp8: Fp8Builder | None
+    ) -> Component:
+        graph = verified_graph(work, part.name)
+        if graph is None:
+            graph = self._export(part, precision, work / EXPORT, fp8)
+            mark_verified(graph)
+        else:
+            self.console.log(f"{part.name}: exported and verified by a build that was interrupted")
+        try:
+            component = self._compile(graph, key, part.architecture, work)
+        except Fp8AttentionError as refusal:
+            graph = self._without_fp8_attention(part, precision, work, fp8, str(refusal))
+            component = self._compile(graph, key, part.architecture, work)
+        self.console.log(f"{part.name}: built in {precision}, {component.engine_bytes / 1e6:.1f} MB")
+        return component
+
+    def _without_fp8_attention(
+        self, part: Part, precision: Precision, work: Path, fp8: Fp8Builder | None, why: str
+    ) -> ExportedGraph:
+        """The graph again with attention in 16 bits, verified as every graph is."""
+        assert fp8 is not None
+        self.console.log(f"{part.name}: attention is left in 16 bits: {why}")
+        # With its mark: what lies there is verified, and not what will be compiled.
+        remove(work / EXPORT)
+        graph = self._export(part, precision, work / EXPORT, fp8.without_attention())
+        note_no_fp8_attention(graph, why)
+        mark_verified(graph)
+        return graph
+
+    def signal(self, part: Part) -> Component:
+        """A signal, which is small enough to be built every time."""
+        work = self.folder / "export"
+        work.mkdir()
+        try:
+            graph, _ = self._verified(part, Precision.FP32, work)
+            files = backends.move_graph(graph, self.folder)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        return Component(
+            spec=graph.spec,
+            backend=backends.ONNXRUNTIME,
+            backend_version="any",
+            files=tuple(describe_file(self.folder, path) for path in files),
+            key={},
+        )
+
+    def _key(self, part: Part, precision: Precision) -> dict[str, str]:
+        from flowblending.export.graph.trace import exporter_versions
+
+        return {
+            "weights": self._weights(part),
+            "graph": sources_sha256("export", "**/*.py"),
+            "pipeline": f"{self.pipeline.pipeline}, {self.pipeline.text_length} tokens",
+            "precision": str(precision),
+            # What of the graph depends on data: see `Calibrator.key`.
+            "calibration": "none",
+            # ONNX Runtime takes any size; a TensorRT engine is compiled for some.
+            "shapes": "any" if self.request.backend == backends.ONNXRUNTIME else repr(self._shapes(part.name)),
+            "back end": f"{self.request.backend} {backends.backend_version(self.request.backend)}",
+            "targets": " ".join(self.request.targets),
+            # A plan runs under the system and the kind of processor that it was compiled on.
+            "system": "any" if self.request.backend == backends.ONNXRUNTIME else f"{sys.platform} {platform.machine()}",
+            "compiler": ""
+            if self.request.backend == backends.ONNXRUNTIME
+            else sources_sha256("engine", "backends/tensorrt/*.py"),
+            "versions": exporter_versions(),
+            "proof": str(proof.FORMAT),
+        }
+
+    def _weights(self, part: Part) -> str:
+        """SHA-256 of a component's checkpoint, which is read once."""
+        from flowblending.export.checkpoint.checkpoint import weights_sha256
+
+        if part.name not in self.hashes:
+            total = sum(path.stat().st_size for path in part.sources)
+            checksums = ChecksumCache()
+            with self.console.progress(f"{part.name}: reading weights", total=total, unit="B") as advance:
+                self.hashes[part.name] = weights_sha256(
+                    part.sources, advance, checksum=lambda path, told: checksums.sha256(path, progress=told)
+                )
+        return self.hashes[part.name]
+
+    def _take_over(self, part: Part, key: Mapping[str, str], old: Bundle | None, work: Path) -> Component | None:
+        """Put the files of an old bundle's component into ``work``; None if it is another one, or damaged."""
+        found = old.manifest.components.get(part.name) if old is not None else None
+        if old is None or found is None:
+            return None
+        changed = [name for name in key if found.key.get(name) != key[name]]
+        if not changed and damaged_file(old.folder, found.files, ChecksumCache()) is None:
+            take_over(found.files, old.folder, work)
+            self.console.log(f"{part.name}: reused, nothing changed")
+            return _reused(found, part)
+        self.console.log(f"{part.name}: rebuilt, {' and '.join(changed) or 'its files'} changed")
+        return None
+
+    def _export(self, part: Part, precision: Precision, work: Path, fp8: Fp8Builder | None) -> ExportedGraph:
+        from flowblending.export.verify.reference_outputs import Recorder
+
+        recorder = Recorder(part, ends(self._shapes(part.name)))
+        if fp8 is not None:
+            graph, parity = fp8.export(recorder.part, work)
+        else:
+            graph, parity = self._verified(recorder.part, precision, work)
+        note_verified(graph, recorder, parity)
+        return graph
+
+    def _verified(self, part: Part, precision: Precision, work: Path) -> tuple[ExportedGraph, Parity]:
+        """Export a component, compare it with torch, and say how near it is."""
+        from flowblending.export.verify.verify import export_and_verify
+
+        with self.console.phase(f"{part.name}: exporting") as report:
+            graph, parity = export_and_verify(part, precision, work, self._weights(part), report)
+        self.console.log(f"{part.name}: equals torch to {parity}")
+        return graph, parity
+
+    def _compile(self, graph: ExportedGraph, key: Mapping[str, str], architecture: str | None, work: Path) -> Component:
+        name, backend = graph.spec.name, self.request.backend
+        profiles, flops = self._shapes(name), self._flops(graph)
+        with self.console.phase(f"{name}: compiling for {backend}") as report:
+            compiled = backends.compile_engine(
+                backend=backend,
+                graph=graph,
+                profiles=profiles,
+                targets=self.request.targets,
+                folder=work,
+                progress=report,
+            )
+            files = (*compiled.files, *gather(graph, compiled, profiles, work))
+        return Component(
+            spec=graph.spec,
+            backend=backend,
+            backend_version=backends.backend_version(backend),
+            targets=self.request.targets,
+            files=tuple(describe_file(work, path) for path in files),
+            key=dict(key),
+            flops=flops,
+            architecture=architecture,
+        )
+
+    def _flops(self, graph: ExportedGraph) -> Flops | None:
+        """What one call of a transformer costs; None for the other components."""
+        from flowblending.export.graph.flops import token_flops
+
+        if graph.spec.name not in (LARGE, SMALL):
+            return None
+        linear, attention = token_flops(graph.onnx, self.pipeline.patch)
+        return Flops(linear=linear, attention=attention)
+
+    def _shapes(self, name: str) -> tuple[ShapeProfile, ...]:
+        return shape_profiles(name, self.pipeline, self.profiles)
+
+
+def _reused(component: Component, part: Part) -> Component:
+    """A component of an earlier build, as this one describes it."""
+    return component.model_copy(update={"architecture": part.architecture})

@@ -1,0 +1,146 @@
+"""What ``fb-build-engines`` was told about fp8: which blocks are kept, and what is calibrated on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts.graph import LARGE, SMALL
+
+if TYPE_CHECKING:
+    from flowblending.contracts.manifest import Backend
+
+SCHEDULE = "LSL"
+PERCENTILE = 100.0
+MARGIN = 1.1
+"""E4M3 has 18 binary orders of magnitude, so room above costs next to nothing and clipping costs a lot."""
+
+PROMPTS = (
+    "A cat walks on the grass, realistic style.",
+    "Aerial view of waves breaking on a rocky shore at dusk, slow camera pan.",
+    "Close-up of an old man who laughs and turns to the camera, warm light, shallow depth of field.",
+    "Cars and neon signs in a rainy city street at night; people with umbrellas cross the road.",
+)
+"""What is calibrated on unless prompts are given: an animal, a landscape, a face, many things in motion."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fp8Options:
+    """The options as given; None where one was not.
+
+    Attributes:
+        attention: whether what enters attention is quantised, and the attention of the plan is to be in fp8.
+        keep: blocks at either end that are not quantised: ``2``, or ``large=3,small=1``.
+        calibration: a file to take the ranges from.
+        prompts: a file of prompts, one a line.
+        schedule: of the trajectories.
+        steps: of the trajectories.
+        size: of the videos that are sampled, ``320x192``; None is the bundle's.
+        frames: of them; None is the bundle's.
+        percentile: of the absolute values in a call, in (0, 100].
+        margin: factor on it, at least 1.
+    """
+
+    attention: bool = False
+    keep: str | None = None
+    calibration: Path | None = None
+    prompts: Path | None = None
+    schedule: str | None = None
+    steps: int | None = None
+    size: str | None = None
+    frames: int | None = None
+    percentile: float | None = None
+    margin: float | None = None
+
+    def given(self) -> dict[str, str]:
+        """The options that were given, as on the command line; an empty text for one that takes none."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "attention"}
+        given = {_OPTIONS[name]: str(value) for name, value in values.items() if value is not None}
+        return given | ({ATTENTION: ""} if self.attention else {})
+
+    def check(self, models: Collection[str], backend: Backend) -> None:
+        """Refuse options that contradict one another or have nothing to act on.
+
+        Args:
+            models: the transformers that are built in fp8.
+            backend: what they are built for.
+
+        Raises:
+            UsageError: likewise.
+        """
+        given = list(self.given())
+        if given and not models:
+            raise UsageError(f"{given[0]} was given, but nothing is built in fp8; add --precision fp8 or leave it out.")
+        if self.attention and backend == "onnxruntime":
+            raise UsageError(
+                f"{ATTENTION} was given, but onnxruntime has no attention in fp8; leave it out, or build with "
+                "--backend tensorrt or tensorrt-rtx."
+            )
+        beside = [option for option in given if option not in (ATTENTION, "--fp8-keep", "--fp8-calibration")]
+        if self.calibration is not None and beside:
+            raise UsageError(
+                f"--fp8-calibration takes the ranges from a file, which {beside[0]} cannot change; give one of the two."
+            )
+        if self.percentile is not None and not 0 < self.percentile <= 100:
+            raise UsageError(
+                f"A percentile of {self.percentile:g} was given, but one above 0 and up to 100 was expected."
+            )
+        if self.margin is not None and not (math.isfinite(self.margin) and self.margin >= 1):
+            raise UsageError(f"A margin of {self.margin:g} was given, but a factor of 1 or more was expected; try 1.1.")
+        self.kept(LARGE)
+
+    def kept(self, model: str) -> int | None:
+        """How many blocks of a model are kept at either end; None where it is left to the number of its blocks.
+
+        Raises:
+            UsageError: the option is neither a number nor a number for each of some models.
+        """
+        chosen: dict[str, int] = {}
+        for item in self.keep.split(",") if self.keep is not None else []:
+            name, equals, number = item.strip().rpartition("=")
+            if (equals and name not in (LARGE, SMALL)) or not number.isdecimal():
+                raise UsageError(
+                    f"--fp8-keep {self.keep} was given, but a number of blocks was expected; "
+                    "try --fp8-keep 2 or --fp8-keep large=3,small=1."
+                )
+            chosen |= dict.fromkeys([name] if equals else [LARGE, SMALL], int(number))
+        return chosen.get(model)
+
+    def read_prompts(self) -> tuple[str, ...]:
+        """The prompts to calibrate on.
+
+        Raises:
+            FlowBlendingError: the file cannot be read.
+            UsageError: there is no prompt in it.
+        """
+        if self.prompts is None:
+            return PROMPTS
+        try:
+            text = self.prompts.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise FlowBlendingError(
+                f"Cannot read the prompts {self.prompts} ({error}); give a UTF-8 text file with a prompt a line."
+            ) from None
+        lines = tuple(line.strip() for line in text.split("\n"))
+        prompts = tuple(line for line in lines if line and not line.startswith("#"))
+        if not prompts:
+            raise UsageError(f"The prompt file {self.prompts} holds no prompt; write one prompt a line.")
+        return prompts
+
+
+ATTENTION = "--fp8-attention"
+_OPTIONS = {
+    "keep": "--fp8-keep",
+    "calibration": "--fp8-calibration",
+    "prompts": "--fp8-prompts",
+    "schedule": "--fp8-schedule",
+    "steps": "--fp8-steps",
+    "size": "--fp8-size",
+    "frames": "--fp8-frames",
+    "percentile": "--fp8-percentile",
+    "margin": "--fp8-margin",
+}

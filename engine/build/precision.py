@@ -1,0 +1,73 @@
+"""Which precision each component is built in: ``bf16``, or ``large=bf16,small=fp16``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flowblending import UsageError
+from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, Precision
+from flowblending.contracts.manifest import Backend
+
+VAE_KEY = "vae"
+_KEYS = (LARGE, SMALL, TEXT_ENCODER, VAE_KEY)
+
+
+def choose_precisions(text: str | None, backend: Backend) -> Mapping[str, Precision]:
+    """The precision of ``large``, ``small``, ``text_encoder`` and ``vae``.
+
+    A bare precision is meant for both transformers. The text encoder and the VAE decoder follow only
+    where they are named: the reference pipelines decode in fp32, and T5's feed-forward overflows fp16.
+    fp16-mixed and fp8 are for the transformers alone: the text encoder's fp16 keeps its sums in fp32 as it is, and the
+    VAE has fp32.
+
+    Args:
+        text: the option as given, or None for the back end's defaults (ONNX Runtime: fp32; TensorRT: bf16
+            for the transformers and the text encoder, fp32 for the VAE).
+        backend: the library that will run the engines.
+
+    Raises:
+        UsageError: an unknown component or precision, or one that the back end or the component does not have.
+    """
+    high = base_precision(backend)
+    chosen = {LARGE: high, SMALL: high, TEXT_ENCODER: high, VAE_KEY: Precision.FP32}
+    for item in text.split(",") if text is not None else []:
+        key, equals, value = item.strip().rpartition("=")
+        if equals and key not in _KEYS:
+            raise UsageError(f"--precision names {key!r}, but the components are {', '.join(_KEYS)}; use one of them.")
+        for name in [key] if equals else [LARGE, SMALL]:
+            chosen[name] = _parse(value)
+    for name, instead in ((TEXT_ENCODER, "fp16, whose sums are fp32 already"), (VAE_KEY, Precision.FP32)):
+        if chosen[name] in (Precision.FP16_MIXED, Precision.FP8):
+            raise UsageError(
+                f"--precision asks for {name}={chosen[name]}, but only the transformers have that; "
+                f"use {name}={instead}."
+            )
+    if backend == "onnxruntime" and Precision.BF16 in chosen.values():
+        raise UsageError(
+            "bf16 was asked for, but ONNX Runtime has no bf16 kernels for these graphs; "
+            "use --precision fp32, fp16-mixed or fp16, or a TensorRT back end."
+        )
+    return chosen
+
+
+def base_precision(backend: Backend) -> Precision:
+    """A back end's usual precision of transformers, and that of an fp8 transformer where it is not fp8."""
+    return Precision.FP32 if backend == "onnxruntime" else Precision.BF16
+
+
+def component_precision(chosen: Mapping[str, Precision], component: str) -> Precision:
+    """The precision of a bundle's component; ``vae_first`` and ``vae_next`` are both ``vae``."""
+    return chosen[VAE_KEY if component.startswith(VAE_KEY) else component]
+
+
+def _parse(text: str) -> Precision:
+    try:
+        return Precision(text)
+    except ValueError:
+        known = ", ".join(Precision)
+        raise UsageError(f"Precision {text!r} was given, but {known} are known; use --precision bf16.") from None
+
+
+def fp8_models(precisions: Mapping[str, Precision]) -> tuple[str, ...]:
+    """The transformers that are built in fp8."""
+    return tuple(name for name in (LARGE, SMALL) if precisions[name] is Precision.FP8)

@@ -1,0 +1,154 @@
+"""Measuring a pair against torch in fp32 while it is built, and keeping the trajectory for the plans on their GPU.
+
+With `build`, `fp8_build` and `proof_build`, the only files of this package that call the exporter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, Precision
+from flowblending.contracts.manifest import Manifest
+from flowblending.engine.backends.onnxruntime import OrtEngine
+from flowblending.engine.backends.protocol import Engine
+from flowblending.engine.backends.registry import ONNXRUNTIME
+from flowblending.engine.backends.tensor import Tensor
+from flowblending.engine.build.proof.pair import (
+    LATENTS,
+    Call,
+    Floats,
+    PairFacts,
+    Velocity,
+    allowed,
+    compare_pair,
+    follow,
+    unmeasured,
+)
+from flowblending.engine.build.proof.pair_start import pair_start
+from flowblending.engine.bundle.bundle import TRAJECTORY, Bundle
+
+if TYPE_CHECKING:
+    from flowblending.export.graph.exportable import Part
+
+AFFORDABLE = 2e12
+"""Operations of a trajectory that a few cores do in well under a minute; it is sampled three times."""
+
+Arrays = Mapping[str, Mapping[str, npt.NDArray[Any]]]
+
+
+def measure_pair(
+    bundle: Bundle,
+    parts: Mapping[str, Part],
+    program: Mapping[str, Any],
+    prompt: str,
+    progress: Callable[[str], None],
+) -> PairFacts | None:
+    """Compare a pair with torch in fp32 along a program, as far as this machine can compute in its precision.
+
+    Plans run on GPUs. Of their precisions torch computes bf16 and fp16 here; of fp8 it cannot, so the trajectory is
+    kept in the bundle's folder, and the GPU will tell.
+
+    Args:
+        bundle: its files are there.
+        parts: both transformers and the text encoder.
+        program: as its JSON.
+        prompt: that the trajectory is of, beside the pipeline's negative prompt. Noise in place of a prompt's
+            embedding would lead a trained pair to latents that no video has.
+        progress: told what is being done.
+
+    Returns:
+        None if both are in fp32, which is what they would be compared with.
+
+    Raises:
+        FlowBlendingError: the prompt cannot be read or encoded.
+    """
+    manifest = bundle.manifest
+    precisions = {name: manifest.components[name].spec.precision for name in (LARGE, SMALL)}
+    if set(precisions.values()) == {Precision.FP32}:
+        return None
+    if _operations(manifest, program) > AFFORDABLE:
+        return unmeasured(program, "sampling it in fp32 is too much work for a CPU")
+    from flowblending.export.verify.trajectory import TorchPair, encode
+
+    start = pair_start(bundle, prompt, progress)
+    noise = start.latents
+    progress("encoding the prompt")
+    conditions = encode(parts[TEXT_ENCODER].load(Precision.FP32), start.tokens, manifest.pipeline.frame_rate)
+    progress("sampling it in torch in fp32")
+    models = {name: parts[name].load(Precision.FP32) for name in (LARGE, SMALL)}
+    final, calls = follow(program, TorchPair(models, conditions, stock=True), noise)
+    arrays = {branch: {name: value.numpy() for name, value in each.items()} for branch, each in conditions.items()}
+    progress("sampling it in the bundle's precision")
+    backends = {manifest.components[name].backend for name in (LARGE, SMALL)}
+    if backends == {ONNXRUNTIME}:
+        engines = {name: OrtEngine(bundle.path(name), manifest.components[name].spec) for name in (LARGE, SMALL)}
+        velocity: Velocity = EnginePair(engines, arrays)
+    else:
+        write_golden(bundle.folder / TRAJECTORY, program, calls, final, arrays)
+        if Precision.FP8 in precisions.values():
+            return unmeasured(program, "fp8 of a plan is computed on a GPU only")
+        ours = {name: parts[name].load(precision) for name, precision in precisions.items()}
+        velocity = TorchPair(ours, conditions, stock=False)
+    return compare_pair(program, calls, final, velocity, noise, where="cpu", allowed=allowed(manifest))
+
+
+class EnginePair:
+    """Computes velocities with engines on the CPU.
+
+    Args:
+        engines: ``large`` and ``small``.
+        conditions: by branch and input.
+    """
+
+    def __init__(self, engines: Mapping[str, Engine], conditions: Arrays) -> None:
+        self._engines = engines
+        self._conditions = conditions
+
+    def __call__(self, model: str, latents: Floats, timestep: float, branch: str) -> Floats:
+        """The velocity of latents fp32 [1, C, F, H, W]."""
+        engine = self._engines[model]
+        given = {LATENTS: latents, "timestep": np.array([timestep], np.float32), **self._conditions[branch]}
+        output = np.empty_like(latents)
+        (spec,) = engine.spec.outputs
+        tensors = {each.name: Tensor.of(np.ascontiguousarray(given[each.name])) for each in engine.spec.inputs}
+        engine.run({**tensors, spec.name: Tensor.of(output)}, 0)
+        return output
+
+
+def write_golden(path: Path, program: Mapping[str, Any], calls: list[Call], final: Floats, conditions: Arrays) -> None:
+    """Keep a trajectory: its program, its conditions, what every call was given and gave, and the final latents."""
+    arrays: dict[str, Any] = {
+        f"conditions/{branch}/{name}": value for branch, each in conditions.items() for name, value in each.items()
+    }
+    with path.open("wb") as file:
+        np.savez_compressed(
+            file,
+            program=np.array(json.dumps(program)),
+            steps=np.array([call.step for call in calls]),
+            models=np.array([call.model for call in calls]),
+            branches=np.array([call.branch for call in calls]),
+            timesteps=np.array([call.timestep for call in calls]),
+            latents=np.stack([call.latents for call in calls]),
+            velocities=np.stack([call.velocity for call in calls]),
+            final=final,
+            **arrays,
+        )
+
+
+def _operations(manifest: Manifest, program: Mapping[str, Any]) -> float:
+    total = 0.0
+    for each in _runs(program):
+        flops = manifest.components[each["model"]].flops
+        tokens = manifest.pipeline.tokens(program["latent_shape"])
+        total += len(each["branches"]) * (0 if flops is None else flops.at(tokens))
+    return total
+
+
+def _runs(program: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [each for step in program["steps"] for each in step["instructions"] if "terms" not in each]

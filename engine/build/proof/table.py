@@ -1,0 +1,68 @@
+"""The proof report as a person reads it."""
+
+from __future__ import annotations
+
+from flowblending.contracts.proof import Proof
+from flowblending.engine.build.proof.claims import OPEN, PROVED
+from flowblending.engine.build.proof.report import Report
+from flowblending.system.console import Console
+
+
+def show_report(report: Report, console: Console) -> None:
+    """Print the table of components, the memory, the pair, and every claim that is not proved."""
+    console.table(
+        f"proof of {report.bundle}",
+        (
+            "component",
+            "layers, share of their operations",
+            "attention",
+            "fp32 islands",
+            "from torch",
+            "weights",
+            "scratch",
+        ),
+        [_row(proof) for proof in report.components.values()],
+    )
+    memory = report.memory
+    bound = "" if memory.complete else " and what ONNX Runtime takes while it runs"
+    console.log(
+        f"memory with every engine open: {_mega(memory.total)}{bound} (weights {_mega(memory.weights)}, scratch "
+        f"{_mega(memory.scratch)}, inputs and outputs {_mega(memory.tensors)}, latents {_mega(memory.latents)})"
+    )
+    proved = sum(claim.state == PROVED for claim in report.claims)
+    console.log(f"{proved} of {len(report.claims)} claims proved")
+    for claim in report.claims:
+        if claim.state != PROVED:
+            console.log(
+                f"  {'not yet' if claim.state == OPEN else 'FAILED'}: {claim.component}, {claim.claim}: {claim.detail}"
+            )
+        elif claim.component == "pair":
+            console.log(f"  pair, {claim.claim}: {claim.detail}")
+    for name, proof in report.components.items():
+        if proof.no_fp8_attention is not None:
+            console.log(f"  {name}, attention not in fp8: {proof.no_fp8_attention}")
+
+
+def _row(proof: Proof) -> tuple[str, ...]:
+    graph, plan = proof.graph, proof.plan
+    layers = ", ".join(f"{count} {kind} {graph.share(kind):.1%}" for kind, count in graph.layers.items())
+    attention = ", ".join(f"{count} {kind}" for kind, count in graph.attention.items()) or "none"
+    if plan is not None and plan.fused is not None and set(graph.attention) - {"fp32"}:
+        attention += f", {plan.fused} fused"
+    return (
+        proof.component,
+        layers,
+        attention,
+        str(sum(map(len, graph.islands.values()))),
+        f"{proof.compared.relative:.1e}",
+        "file" if plan is None else _stated(plan.weights_bytes),
+        "" if plan is None else _stated(plan.scratch_bytes),
+    )
+
+
+def _stated(size: int | None) -> str:
+    return "not told" if size is None else _mega(size)
+
+
+def _mega(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

@@ -1,0 +1,103 @@
+"""What the components of a bundle will take of the disk of the cache and of the bundle's, before any is built.
+
+With `build`, one of the files of this package that call the exporter: its part that reads headers alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowblending.contracts.graph import Precision
+from flowblending.engine.build.disk import Step, check_disk, need
+from flowblending.engine.build.fp8.builder import Fp8Builder
+from flowblending.engine.bundle.bundle import Bundle
+from flowblending.engine.store.store import Store
+
+if TYPE_CHECKING:
+    from flowblending.export.graph.exportable import Part
+
+RANGES = "ranges"
+"""What of a component's key is known only when the pair was calibrated, which is after this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """Something that a bundle needs.
+
+    Attributes:
+        component: whose building it is part of, and the key of that.
+        step: what it takes.
+    """
+
+    component: tuple[str, Mapping[str, str]]
+    step: Step
+
+
+def plan_room(
+    parts: Sequence[Part],
+    precisions: Mapping[str, Precision],
+    keys: Mapping[str, Mapping[str, str]],
+    fp8: Fp8Builder | None,
+    *,
+    compiled: bool,
+) -> list[Planned]:
+    """What a bundle needs, in the order in which it is made.
+
+    Args:
+        parts: of the bundle.
+        precisions: by part.
+        keys: by part; of those in fp8, without what only a calibration tells.
+        fp8: makes the parts in that precision.
+        compiled: whether graphs are compiled to plans, or are the engines.
+    """
+    from flowblending.export.checkpoint.size import graph_bytes
+
+    first: list[Planned] = []
+    last: list[Planned] = []
+    for part in parts:
+        blocks = fp8.blocks(part.name) if fp8 is not None and precisions[part.name] is Precision.FP8 else None
+        size = graph_bytes(part.sources, precisions[part.name], blocks)
+        # A plan holds its graph's weights again, and the graph goes then.
+        step = Step(kept=size, beside=size if compiled else 0)
+        (first if blocks is None else last).append(Planned(component=(part.name, keys[part.name]), step=step))
+    # A calibration takes nothing: its graphs have their weights in the checkpoint's files.
+    return [*first, *last]
+
+
+def is_there(name: str, key: Mapping[str, str], store: Store, old: Bundle | None) -> str | None:
+    """Whether a component is in the ``cache`` or in the ``bundle`` that is replaced; None if in neither."""
+    known = {part: value for part, value in key.items() if part != RANGES}
+    if store.holds(name, known):
+        return "cache"
+    found = None if old is None else old.manifest.components.get(name)
+    return "bundle" if found is not None and known.items() <= found.key.items() else None
+
+
+def check_room(planned: Sequence[Planned], store: Store, old: Bundle | None, folder: Path, out: Path) -> list[str]:
+    """Lines about what is needed and what is there; none where nothing is.
+
+    Args:
+        planned: in the order in which they are built.
+        store: where they are looked for and made.
+        old: the bundle that is replaced.
+        folder: of the bundle in the making.
+        out: what the user calls it.
+
+    Raises:
+        FlowBlendingError: a disk has not so much.
+    """
+    one_disk = store.folder.stat().st_dev == folder.stat().st_dev
+    made, copied = [], []
+    for each in planned:
+        where = is_there(*each.component, store, old)
+        if where is None:
+            made.append(each.step)
+        elif where == "bundle" and not one_disk:
+            made.append(Step(kept=each.step.kept, beside=0))
+        # From another disk nothing can be shared.
+        copied.append(Step(kept=each.step.kept, beside=0))
+    lines = [check_disk(need(made), store.folder, out, cache=store.lasting)] if made else []
+    return lines if one_disk else [*lines, check_disk(need(copied), folder, out)]

@@ -1,0 +1,242 @@
+"""Bundles on disk: opening and verifying one, and writing one so that a killed build leaves nothing behind."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts.graph import PipelineSpec
+from flowblending.contracts.manifest import EVIDENCE, FORMAT, MANIFEST, BundleFile, Component, Manifest, VideoProfile
+from flowblending.system.checksum import ChecksumCache, sha256
+
+REPORT = "report.json"
+TRAJECTORY = "pair.golden.npz"
+ABOUT = frozenset({REPORT, TRAJECTORY})
+"""Files that tell of a bundle and are no part of it: they may be written and removed without making it another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """An opened bundle: its folder and its manifest. ``verify`` has to be called before its files are trusted."""
+
+    folder: Path
+    manifest: Manifest
+
+    def path(self, component: str) -> Path:
+        """The engine file of a component.
+
+        Raises:
+            FlowBlendingError: the bundle has no such component.
+        """
+        found = self.manifest.components.get(component)
+        if found is None:
+            raise FlowBlendingError(
+                f"Bundle {self.folder} has no component {component}; rebuild it with: {self.rebuild}"
+            )
+        return self.folder / found.files[0].path
+
+    @property
+    def rebuild(self) -> str:
+        """The command that makes this bundle again, ready for a shell; where it lies now, which may be elsewhere."""
+        words = list(self.manifest.rebuild)
+        if "--out" in words[:-1]:
+            words[words.index("--out") + 1] = str(self.folder.absolute())
+        return shlex.join(words)
+
+    def files(self) -> Iterator[BundleFile]:
+        """Every file that the manifest names."""
+        for component in (*self.manifest.components.values(), *self.manifest.signals.values()):
+            yield from component.files
+        yield from self.manifest.tokenizer
+        if self.manifest.calibration is not None:
+            yield from self.manifest.calibration.evidence
+        if self.manifest.fp8_calibration is not None:
+            yield self.manifest.fp8_calibration
+
+    def verify(self, *, recompute: bool = False, progress: Callable[[int], None] | None = None) -> None:
+        """Check that every file is there, whole and unaltered, and that there is no other.
+
+        Args:
+            recompute: read every file, also those unchanged since they were last verified.
+            progress: told the bytes that were hashed.
+
+        Raises:
+            FlowBlendingError: names the first missing, truncated, altered or foreign file.
+        """
+        checksums = ChecksumCache()
+        for file in self.files():
+            self._verify_file(file, checksums, recompute, progress)
+        expected = {MANIFEST, *ABOUT, *(file.path for file in self.files())}
+        for path in sorted(self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            # Evidence is written before the manifest that names it: a killed fb-calibrate may have left some.
+            if path.is_file() and name not in expected and not EVIDENCE.fullmatch(name):
+                raise FlowBlendingError(
+                    f"{path} does not belong to this bundle, whose manifest does not name it; "
+                    f"remove it, or rebuild with: {self.rebuild}"
+                )
+
+    def _verify_file(
+        self, file: BundleFile, checksums: ChecksumCache, recompute: bool, progress: Callable[[int], None] | None
+    ) -> None:
+        path = self.folder / file.path
+        try:
+            size = path.stat().st_size
+            if size != file.bytes:
+                raise FlowBlendingError(
+                    f"{path} has {size} bytes, but {file.bytes} were expected; rebuild with: {self.rebuild}"
+                )
+            if checksums.sha256(path, recompute=recompute, progress=progress) != file.sha256:
+                raise FlowBlendingError(
+                    f"{path} was altered after the build (its SHA-256 differs from the manifest's); "
+                    f"rebuild with: {self.rebuild}"
+                )
+        except FileNotFoundError:
+            raise FlowBlendingError(f"{path} is missing from the bundle; rebuild with: {self.rebuild}") from None
+        except OSError as error:
+            raise FlowBlendingError(f"Cannot read {path} ({error.strerror}); check its permissions.") from None
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read a bundle's manifest.
+
+    Raises:
+        FlowBlendingError: there is no bundle, or it is damaged or of another format version.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        raise FlowBlendingError(
+            f"{folder} is no bundle (it has no readable {MANIFEST}); make one with fb-build-engines --out {folder}."
+        ) from None
+    except UnicodeDecodeError:
+        text = ""
+    try:
+        content = json.loads(text)
+        found = content["format"]
+        rebuild = shlex.join(map(str, content.get("rebuild", ["fb-build-engines"])))
+    except (ValueError, KeyError, TypeError):
+        raise FlowBlendingError(f"{path} is damaged; build the bundle again with fb-build-engines.") from None
+    if found != FORMAT:
+        raise FlowBlendingError(
+            f"Bundle {folder} has format {found}, but this version of FlowBlending reads format {FORMAT}; "
+            f"rebuild with: {rebuild}"
+        )
+    try:
+        return Bundle(folder=folder, manifest=Manifest.model_validate_json(text))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise FlowBlendingError(f"{path} is damaged at {where} ({first['msg']}); rebuild with: {rebuild}") from None
+
+
+def carry_calibration(old: Bundle | None, manifest: Manifest, folder: Path) -> Manifest:
+    """The manifest of a bundle that is being written to ``folder``, with what of the old one's calibration still holds.
+
+    It holds while nothing that determines the videos has changed, and its evidence is whole.
+    """
+    calibration = None if old is None else old.manifest.calibration
+    if old is None or calibration is None or old.manifest.id != manifest.id:
+        return manifest
+    for file in calibration.evidence:
+        source = old.folder / file.path
+        if not source.is_file() or describe_file(old.folder, source) != file:
+            return manifest
+        shutil.copyfile(source, folder / file.path)
+    return manifest.model_copy(update={"calibration": calibration})
+
+
+def describe_file(folder: Path, path: Path) -> BundleFile:
+    """The manifest's entry of a file inside ``folder``."""
+    return BundleFile(path=path.relative_to(folder).as_posix(), bytes=path.stat().st_size, sha256=sha256(path))
+
+
+def bundle_id(
+    pipeline: PipelineSpec, profiles: Sequence[VideoProfile], components: Iterable[Component], tokenizer: bytes
+) -> str:
+    """Sixteen digits that change when anything that determines the videos changes."""
+    digest = hashlib.sha256(repr((pipeline, tuple(profiles))).encode() + tokenizer)
+    for component in components:
+        digest.update(json.dumps(component.key, sort_keys=True).encode())
+        if component.sampling is not None:
+            digest.update(component.sampling.model_dump_json().encode())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def write_bundle(out: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes ``out`` when the block ends well and vanishes when it does not.
+
+    An existing bundle at ``out`` stays whole until the new one is. Leftovers of killed builds are removed.
+
+    Raises:
+        FlowBlendingError: ``out`` holds something that is no bundle, or its parent cannot be written.
+    """
+    # A link is followed, so that the bundle lies on the disk that the user means.
+    out = out.resolve()
+    if out in (Path.cwd(), *Path.cwd().parents):
+        raise UsageError(f"{out} is the folder that this runs in, which cannot be replaced; choose another --out.")
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise FlowBlendingError(f"{out} exists and is no bundle; choose another --out or remove it.")
+    parent = out.parent
+    partial = parent / f".{out.name}.partial-{os.getpid()}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(parent, out.name)
+        partial.mkdir()
+    except OSError as error:
+        raise FlowBlendingError(
+            f"Cannot write a bundle to {out} ({error.strerror}); choose a folder that you can write to."
+        ) from None
+    try:
+        yield partial
+        # A folder cannot be replaced in one call. A build killed between these two leaves the old bundle
+        # under its temporary name, and the next build puts it back first.
+        replaced = parent / f".{out.name}.replaced-{os.getpid()}"
+        if out.exists():
+            out.rename(replaced)
+        try:
+            partial.rename(out)
+        except BaseException:
+            if replaced.exists() and not out.exists():
+                replaced.rename(out)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_leftovers(parent: Path, name: str) -> None:
+    stem = glob.escape(f".{name}.")
+    for leftover in [*parent.glob(f"{stem}replaced-*"), *parent.glob(f"{stem}partial-*")]:
+        process = leftover.name.rpartition("-")[2]
+        # In a container every build may have the same number, so our own is no sign of life.
+        if process.isdecimal() and int(process) != os.getpid() and alive(int(process)):
+            continue
+        if ".replaced-" in leftover.name and not (parent / name).exists():
+            leftover.rename(parent / name)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def alive(process: int) -> bool:
+    """Whether a process of this machine is running."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,182 @@
+"""From pixels and frames to latents and back: which videos a family can make, and the nearest when it cannot."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from flowblending import UsageError
+from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, VAE_FIRST, VAE_NEXT, PipelineSpec
+from flowblending.contracts.manifest import Geometry, VideoProfile
+from flowblending.engine.backends.protocol import Range, ShapeProfile
+
+_Value = TypeVar("_Value")
+
+Size = tuple[int, int]
+"""Width and height."""
+
+_SPAN = ".."
+_NUMBER = r"[0-9]{1,5}"
+
+
+def plan_profiles(pipeline: PipelineSpec, sizes: str | None, frames: str | int | None) -> tuple[VideoProfile, ...]:
+    """The videos of a bundle: every size that was asked for, with every number of frames.
+
+    Args:
+        pipeline: of the family.
+        sizes: ``832x480``, several with commas between them, and ranges among them: ``480x288..832x480``, or with what
+            the engines are to be fastest at in the middle, ``480x288..640x384..832x480``; that is the largest unless
+            it is said. None takes the family's default.
+        frames: likewise, such as ``17..81``.
+
+    Raises:
+        UsageError: what cannot be read, a size that the VAE and the transformer's patches do not divide, frames other
+            than ``temporal_factor * k + 1``, or a range that does not go from the smallest to the largest. The message
+            names the nearest that works.
+    """
+    default = (pipeline.width, pipeline.height)
+    size_spans = [(default,) * 3] if sizes is None else _spans(sizes, "--size", parse_size)
+    frame_spans = [(pipeline.frames,) * 3] if frames is None else _spans(str(frames), "--frames", _parse_frames)
+    profiles = dict.fromkeys(
+        _profile(pipeline, size_span, frame_span) for size_span in size_spans for frame_span in frame_spans
+    )
+    return tuple(profiles)
+
+
+def plan_geometry(pipeline: PipelineSpec, size: Size, frames: int) -> Geometry:
+    """The geometry of a video.
+
+    Raises:
+        UsageError: see `plan_profiles`.
+    """
+    width, height = size
+    wide, high = size_steps(pipeline)
+    if width < 1 or height < 1 or width % wide or height % high:
+        near = f"{_nearest(width, wide)}x{_nearest(height, high)}"
+        raise UsageError(
+            f"Size {width}x{height} was given, but {pipeline.family} needs a width divisible by {wide} "
+            f"and a height divisible by {high}; try --size {near}."
+        )
+    factor = pipeline.temporal_factor
+    if frames < 1 or (frames - 1) % factor:
+        raise UsageError(
+            f"{frames} frames were given, but {pipeline.family} makes {factor}k+1 frames; "
+            f"try --frames {max(0, round((frames - 1) / factor)) * factor + 1}."
+        )
+    return Geometry(
+        width=width,
+        height=height,
+        frames=frames,
+        latent_shape=(
+            pipeline.latent_channels,
+            (frames - 1) // factor + 1,
+            height // pipeline.spatial_factor,
+            width // pipeline.spatial_factor,
+        ),
+    )
+
+
+def geometry_of(pipeline: PipelineSpec, latent_shape: Sequence[int]) -> Geometry:
+    """The geometry of the video that latents [C, F, H, W] become."""
+    channels, frames, height, width = latent_shape
+    return Geometry(
+        width=width * pipeline.spatial_factor,
+        height=height * pipeline.spatial_factor,
+        frames=(frames - 1) * pipeline.temporal_factor + 1,
+        latent_shape=(channels, frames, height, width),
+    )
+
+
+def size_steps(pipeline: PipelineSpec) -> Size:
+    """What widths and heights are multiples of."""
+    return pipeline.spatial_factor * pipeline.patch[2], pipeline.spatial_factor * pipeline.patch[1]
+
+
+def shape_profiles(
+    component: str, pipeline: PipelineSpec, profiles: Sequence[VideoProfile]
+) -> tuple[ShapeProfile, ...]:
+    """The sizes that a component is compiled for: one optimization profile each.
+
+    Transformers take one latent or, in one call, both guidance branches. A text encoder does not depend on the video,
+    and decoders that go from latent frame to latent frame not on its length, so that they may have fewer profiles.
+    """
+    found: list[ShapeProfile] = []
+    for each in profiles:
+        shapes = ShapeProfile(_symbols(component, pipeline, each))
+        if shapes not in found:
+            found.append(shapes)
+    # The same plan, whichever of its videos comes first.
+    return tuple(sorted(found, key=lambda each: [(size.max, size.opt, size.min) for size in each.symbols.values()]))
+
+
+def _symbols(component: str, pipeline: PipelineSpec, profile: VideoProfile) -> dict[str, Range]:
+    ranges = [
+        Range(min=low, opt=usual, max=high)
+        for low, usual, high in zip(*(end.latent_shape for end in (profile.min, profile.opt, profile.max)), strict=True)
+    ]
+    _, frames, height, width = ranges
+    if component in (LARGE, SMALL):
+        both = Range(min=1, opt=2 if pipeline.batched_guidance else 1, max=2)
+        return {"batch": both, "frames": frames, "height": height, "width": width}
+    if component == TEXT_ENCODER:
+        return {"batch": Range.fixed(1)}
+    if component in (VAE_FIRST, VAE_NEXT):
+        return {"height": height, "width": width}
+    return {"frames": frames, "height": height, "width": width}
+
+
+def parse_size(text: str) -> Size:
+    """Read ``832x480``.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    match = re.fullmatch(rf"({_NUMBER})[xX]({_NUMBER})", text.strip())
+    if match is None:
+        raise UsageError(
+            f"Size {_short(text)} was given, but WIDTHxHEIGHT in pixels was expected, each below 100000; "
+            "try --size 832x480."
+        )
+    return int(match[1]), int(match[2])
+
+
+def _parse_frames(text: str) -> int:
+    match = re.fullmatch(rf"-?{_NUMBER}", text.strip())
+    if match is None:
+        raise UsageError(
+            f"Frames {_short(text)} were given, but a whole number below 100000 was expected; try --frames 81."
+        )
+    return int(match[0])
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
+
+
+def _spans(text: str, option: str, parse: Callable[[str], _Value]) -> list[tuple[_Value, _Value, _Value]]:
+    """The ranges that a text asks for: the smallest, the most usual and the largest of each."""
+    spans = []
+    for item in text.split(","):
+        ends = [parse(end) for end in item.split(_SPAN)]
+        if len(ends) > 3:
+            raise UsageError(
+                f"{option} {item.strip()} names {len(ends)} values, but MIN..MAX or MIN..OPT..MAX was expected."
+            )
+        spans.append((ends[0], ends[len(ends) // 2], ends[-1]))
+    return spans
+
+
+def _profile(pipeline: PipelineSpec, sizes: tuple[Size, Size, Size], frames: tuple[int, int, int]) -> VideoProfile:
+    least, usual, most = (plan_geometry(pipeline, size, count) for size, count in zip(sizes, frames, strict=True))
+    for low, high in ((least, usual), (usual, most)):
+        if low.width > high.width or low.height > high.height or low.frames > high.frames:
+            raise UsageError(
+                f"The range from {low} to {high} was asked for, but width, height and frames must not become smaller; "
+                "name the smallest first, and separate sizes that stand alone with commas."
+            )
+    return VideoProfile(min=least, opt=usual, max=most)
+
+
+def _nearest(value: int, step: int) -> int:
+    return max(1, round(value / step)) * step

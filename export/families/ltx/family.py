@@ -1,0 +1,172 @@
+"""LTX-Video text-to-video: LTXPipeline (0.9.0, 0.9.1) and LTXConditionPipeline (0.9.5 and later).
+
+Both run one transformer class. They differ in the times that frames are given, in the noise levels, and in how they
+encode a prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowblending import FlowBlendingError
+from flowblending.contracts.graph import LTX_2B, VAE, PipelineSpec, SigmaGrid
+from flowblending.export.checkpoint.checkpoint import (
+    MODEL_INDEX,
+    TRANSFORMER,
+    Checkpoint,
+    model_files,
+    read_json,
+    vae_factors,
+    vae_statistics,
+)
+from flowblending.export.families.ltx.signal import load_signal
+from flowblending.export.families.ltx.transformer import load_transformer
+from flowblending.export.families.ltx.vae import vae_part
+from flowblending.export.families.t5 import text_encoder_part
+from flowblending.export.graph.exportable import Part
+
+CONDITION = "LTXConditionPipeline"
+TEXT_LENGTH = {"LTXPipeline": 128, CONDITION: 256}
+
+_ARCHITECTURES: Mapping[tuple[object, ...], str] = {(28, 32, 64): LTX_2B}
+"""By number of layers, number of heads, and width of a head."""
+
+
+@dataclass(frozen=True)
+class Ltx:
+    """The family ``ltx``; see ``flowblending.export.graph.exportable.Family``."""
+
+    name: str = "ltx"
+    pipelines: tuple[str, ...] = tuple(TEXT_LENGTH)
+
+    def describe(self, checkpoint: Checkpoint) -> PipelineSpec:
+        """The defaults of the pipeline's ``__call__``, and what its components' configurations say."""
+        transformer, vae = checkpoint.config(TRANSFORMER), checkpoint.config(VAE)
+        mean, std = vae_statistics(checkpoint)
+        scaling = vae.get("scaling_factor", 1.0)
+        temporal, spatial = vae_factors(checkpoint)
+        conditioned = vae.get("timestep_conditioning", False)
+        return PipelineSpec(
+            family=self.name,
+            pipeline=checkpoint.pipeline,
+            latent_channels=transformer["in_channels"],
+            temporal_factor=temporal,
+            spatial_factor=spatial,
+            patch=(1, 1, 1),
+            latents_mean=mean,
+            latents_std=tuple(value / scaling for value in std),
+            text_length=TEXT_LENGTH[checkpoint.pipeline],
+            clean_prompt=False,
+            # The pipelines' decode_noise_scale is None by default, which means: as decode_timestep.
+            decode_noise_scale=0.0 if conditioned else None,
+            decode_timestep=0.0 if conditioned else None,
+            grid=_grid(checkpoint),
+            solver="euler",
+            steps=50,
+            guidance=3.0,
+            batched_guidance=True,
+            negative_prompt="",
+            frame_rate=25.0,
+            width=704,
+            height=512,
+            frames=161,
+            # FlowBlending (arXiv 2512.24724) gives half of LTX's steps to the small model. How it splits the other half
+            # is not published; two to one is its split for Wan.
+            early=1 / 3,
+            late=1 / 6,
+        )
+
+    def transformer(self, checkpoint: Checkpoint, folder: Path, name: str) -> Part:
+        """The graph of a transformer: latents [batch, C, frames, height, width] -> velocity, all fp32."""
+        config = read_json(folder / "config.json")
+        for field in ("patch_size", "patch_size_t"):
+            if config.get(field, 1) != 1:
+                raise FlowBlendingError(
+                    f"{folder} has {field} {config[field]}, but the LTX pipelines of diffusers run 1 only; "
+                    "give a transformer with patches of one latent pixel."
+                )
+        return Part(
+            name=name,
+            # The VAE's compression and the pipeline's class are in the rotary coordinates.
+            sources=(
+                *model_files(folder),
+                checkpoint.folder / VAE / "config.json",
+                checkpoint.folder / MODEL_INDEX,
+            ),
+            load=lambda precision: load_transformer(
+                folder,
+                name,
+                precision,
+                text_length=TEXT_LENGTH[checkpoint.pipeline],
+                factors=vae_factors(checkpoint),
+                causal=checkpoint.pipeline == CONDITION,
+            ),
+            architecture=_ARCHITECTURES.get(
+                (config.get("num_layers"), config.get("num_attention_heads"), config.get("attention_head_dim"))
+            ),
+        )
+
+    def signal(self, folder: Path, name: str) -> Part:
+        """What enters the first block's attention: latents [B, C, F, H, W], timestep [B] -> signal [B, D, F, H, W]."""
+        return Part(name=name, sources=model_files(folder), load=lambda _: load_signal(folder, name))
+
+    def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
+        """Text encoder and VAE decoder."""
+        # LTXPipeline gives its text encoder no mask; LTXConditionPipeline does.
+        text = text_encoder_part(
+            checkpoint,
+            TEXT_LENGTH[checkpoint.pipeline],
+            zero_padding=False,
+            attend_padding=checkpoint.pipeline != CONDITION,
+        )
+        return text, vae_part(checkpoint)
+
+
+def _grid(checkpoint: Checkpoint) -> SigmaGrid:
+    """Noise levels, from the scheduler's configuration and from what the pipeline passes to it.
+
+    Raises:
+        FlowBlendingError: the scheduler is set to something that the runtime does not compute.
+    """
+    config = checkpoint.config("scheduler")
+    expected: dict[str, object] = {
+        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "use_karras_sigmas": False,
+        "use_exponential_sigmas": False,
+        "use_beta_sigmas": False,
+        "invert_sigmas": False,
+        "stochastic_sampling": False,
+        "time_shift_type": "exponential",
+    }
+    if checkpoint.pipeline == CONDITION:
+        # It passes timesteps and no mu: diffusers fails with a dynamic shift, and shifts sigmas but not timesteps
+        # with a static one.
+        expected |= {"use_dynamic_shifting": False, "shift": 1.0, "shift_terminal": None, "num_train_timesteps": 1000}
+    for field, value in expected.items():
+        if (config.get(field, value) or None) != (value or None):
+            raise FlowBlendingError(
+                f"The scheduler of {checkpoint.folder} has {field} {config[field]}, but {value} was expected for "
+                f"{checkpoint.pipeline}; correct scheduler/scheduler_config.json."
+            )
+    if checkpoint.pipeline == CONDITION:
+        return SigmaGrid(kind="linear-quadratic")
+    train_timesteps = config.get("num_train_timesteps", 1000)
+    terminal = config.get("shift_terminal") or None
+    if not config.get("use_dynamic_shifting", False):
+        # The dynamic shift is a static one by exp(mu), so the static one is a dynamic one with constant mu.
+        mu = math.log(config.get("shift", 1.0))
+        return SigmaGrid(
+            kind="dynamic-shift", base_shift=mu, max_shift=mu, shift_terminal=terminal, train_timesteps=train_timesteps
+        )
+    return SigmaGrid(
+        kind="dynamic-shift",
+        base_shift=config.get("base_shift", 0.5),
+        max_shift=config.get("max_shift", 1.15),
+        base_tokens=config.get("base_image_seq_len", 256),
+        max_tokens=config.get("max_image_seq_len", 4096),
+        shift_terminal=terminal,
+        train_timesteps=train_timesteps,
+    )

@@ -1,0 +1,275 @@
+"""The LTX-Video transformer as a graph: one for every size, and for both pipelines' times of frames."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import LTXConditionPipeline, LTXPipeline, LTXVideoTransformer3DModel
+
+from flowblending.contracts.graph import GraphSpec, Precision, TensorSpec
+from flowblending.export.graph.attention import attend, rotate
+from flowblending.export.graph.exportable import Exportable, Tensors
+from flowblending.export.graph.load import load_model
+from flowblending.export.graph.mixed import normalise, project
+
+if TYPE_CHECKING:
+    from diffusers.models.normalization import RMSNorm
+    from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoTransformerBlock
+
+
+def load_transformer(
+    folder: Path, name: str, precision: Precision, *, text_length: int, factors: tuple[int, int], causal: bool
+) -> Exportable:
+    """The graph: latents, timestep, text, text_mask, frame_rate -> velocity like latents.
+
+    Args:
+        folder: of the transformer.
+        name: of the component.
+        precision: of weights and matrix products; latents, rotation and time embedding enter in fp32.
+        text_length: tokens of a prompt, fixed in the graph.
+        factors: video frames and pixels per latent frame and pixel.
+        causal: whether frames are at the times of LTXConditionPipeline.
+    """
+    stock: LTXVideoTransformer3DModel = load_model(LTXVideoTransformer3DModel, folder, precision, streamed=True)
+    config = stock.config
+    size: tuple[str, ...] = ("frames", "height", "width")
+    length, width = text_length, config.caption_channels
+    spec = GraphSpec(
+        name=name,
+        precision=precision,
+        inputs=(
+            TensorSpec(name="latents", dtype="float32", shape=("batch", config.in_channels, *size)),
+            TensorSpec(name="timestep", dtype="float32", shape=("batch",)),
+            TensorSpec(name="text", dtype="float32", shape=("batch", length, width)),
+            TensorSpec(name="text_mask", dtype="int64", shape=("batch", length)),
+            TensorSpec(name="frame_rate", dtype="float32", shape=(1,)),
+        ),
+        outputs=(
+            TensorSpec(
+                name="velocity", dtype="float32", shape=("batch", config.out_channels or config.in_channels, *size)
+            ),
+        ),
+    )
+
+    def inputs(sizes: Mapping[str, int], generator: torch.Generator) -> Tensors:
+        batch = sizes["batch"]
+        shape = (batch, config.in_channels, sizes["frames"], sizes["height"], sizes["width"])
+        counts = torch.randint(1, length + 1, (batch, 1), generator=generator)
+        return (
+            torch.randn(shape, generator=generator),
+            1000.0 * torch.rand(batch, generator=generator),
+            torch.randn((batch, length, width), generator=generator),
+            (torch.arange(length) < counts).long(),
+            torch.tensor([24.0, 25.0, 30.0])[torch.randint(3, (1,), generator=generator)],
+        )
+
+    return Exportable(
+        spec=spec,
+        module=LtxTransformer(stock, factors, causal=causal, mixed=precision is Precision.FP16_MIXED).eval(),
+        reference=_condition_reference(stock, factors) if causal else _plain_reference(stock, factors),
+        inputs=inputs,
+        export_sizes={"batch": 2, "frames": 3, "height": 4, "width": 5},
+        verify_sizes=(
+            {"batch": 1, "frames": 5, "height": 3, "width": 4},
+            {"batch": 3, "frames": 2, "height": 5, "width": 7},
+        ),
+        streamed=(stock,),
+    )
+
+
+class LtxTransformer(torch.nn.Module):
+    """LTXVideoTransformer3DModel's forward pass over the layers of the stock model, written for compilers.
+
+    Differs from the stock one in form, not in result: latents are packed inside, rotary coordinates follow from the
+    shapes, and normalisation, rotation and attention are one operator each.
+
+    Args:
+        stock: used as it is, and not changed.
+        factors: video frames and pixels per latent frame and pixel.
+        causal: frames at the times of LTXConditionPipeline (the first one spans one video frame), not LTXPipeline.
+        mixed: fp32 between the layers (fp16-mixed), not the type of their weights.
+    """
+
+    frequencies: torch.Tensor
+
+    def __init__(
+        self, stock: LTXVideoTransformer3DModel, factors: tuple[int, int], *, causal: bool, mixed: bool = False
+    ) -> None:
+        super().__init__()
+        self.stock = stock
+        self.factors = factors
+        self.causal = causal
+        self.stream = torch.float32 if mixed else stock.proj_in.weight.dtype
+        rope = stock.rope
+        exponents = torch.linspace(0.0, 1.0, rope.dim // 6, dtype=torch.float32)
+        self.register_buffer("frequencies", rope.theta**exponents * math.pi / 2.0, persistent=False)
+
+    def forward(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.Tensor,
+        frame_rate: torch.Tensor,
+    ) -> Tensors:
+        """Velocity, fp32, like ``latents``."""
+        stock, dtype = self.stock, self.stock.proj_in.weight.dtype
+        batch, _, frames, height, width = latents.shape
+        hidden = stock.proj_in(latents.to(dtype).flatten(2).transpose(1, 2)).to(self.stream)
+        modulation, embedded = stock.time_embed(timestep, batch_size=batch, hidden_dtype=dtype)
+        context = stock.caption_projection(text.to(dtype))
+        # -10000 rather than minus infinity, as the stock model has it; ONNX Runtime wants a row for every query.
+        bias = ((1 - text_mask.to(dtype)) * -10000.0)[:, None, None, :].expand(-1, -1, hidden.shape[1], -1)
+        cos, sin = self._rotation(frames, height, width, frame_rate)
+        rotation = cos.expand(batch, -1, -1), sin.expand(batch, -1, -1)
+        for block in stock.transformer_blocks:
+            hidden = _block(block, hidden, context, modulation=modulation, rotation=rotation, bias=bias)
+        shift, scale = (stock.scale_shift_table.to(self.stream)[None] + embedded[:, None]).chunk(2, dim=1)
+        velocity = stock.proj_out((stock.norm_out(hidden) * (1 + scale) + shift).to(dtype)).float()
+        return (velocity.transpose(1, 2).reshape(batch, -1, frames, height, width),)
+
+    def _rotation(
+        self, frames: int, height: int, width: int, frame_rate: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines, fp32 [1, tokens, channels / 2].
+
+        LTXVideoRotaryPosEmbed of diffusers transformer_ltx.py, with the coordinates of the two pipelines: one table
+        per axis, spread over the tokens, since the angle of a channel depends on one axis only.
+        """
+        temporal, spatial = self.factors
+        rope = self.stock.rope
+        index = torch.arange(frames, dtype=torch.float32)
+        if self.causal:
+            seconds = (index * temporal + (1 - temporal)).clamp(min=0.0) * (1.0 / frame_rate)
+        else:
+            seconds = index * (temporal / frame_rate)
+        rows = torch.arange(height, dtype=torch.float32) * spatial
+        columns = torch.arange(width, dtype=torch.float32) * spatial
+        axes = (
+            (seconds / rope.base_num_frames)[:, None, None],
+            (rows / rope.base_height)[None, :, None],
+            (columns / rope.base_width)[None, None, :],
+        )
+        angles = [self.frequencies * (axis[..., None] * 2 - 1) for axis in axes]
+        # Channels that six does not divide come first and are not rotated.
+        rest = rope.dim // 2 - 3 * (rope.dim // 6)
+        tables = []
+        for function, still in ((torch.cos, 1.0), (torch.sin, 0.0)):
+            spread = [function(angle).expand(frames, height, width, -1) for angle in angles]
+            table = torch.stack(spread, dim=-1).reshape(frames * height * width, 3 * (rope.dim // 6))
+            tables.append(torch.nn.functional.pad(table, (rest, 0), value=still)[None])
+        return tables[0], tables[1]
+
+
+def _block(
+    block: LTXVideoTransformerBlock,
+    hidden: torch.Tensor,
+    context: torch.Tensor,
+    *,
+    modulation: torch.Tensor,
+    rotation: tuple[torch.Tensor, torch.Tensor],
+    bias: torch.Tensor,
+) -> torch.Tensor:
+    """One transformer block; ``modulation`` [batch, 6 * channels] is the time embedding for adaLN-single.
+
+    The type of ``hidden`` is that of all sums, products and norms between the layers.
+    """
+    table = block.scale_shift_table.to(hidden.dtype)
+    changes = table[None] + modulation.reshape(-1, *table.shape)
+    shift, scale, gate, shift_ff, scale_ff, gate_ff = changes.chunk(6, dim=1)
+    normed = _normalise(block.norm1, hidden) * (1 + scale) + shift
+    hidden = hidden + _attention(block.attn1, normed, rotation=rotation) * gate
+    hidden = hidden + _attention(block.attn2, hidden, context, bias=bias)
+    normed = _normalise(block.norm2, hidden) * (1 + scale_ff) + shift_ff
+    result: torch.Tensor = hidden + block.ff(normed.to(context.dtype)) * gate_ff
+    return result
+
+
+def _attention(
+    attention: LTXAttention,
+    hidden: torch.Tensor,
+    text: torch.Tensor | None = None,
+    *,
+    rotation: tuple[torch.Tensor, torch.Tensor] | None = None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Self-attention, or cross-attention to ``text``; in the type of the weights, whatever that of ``hidden`` is."""
+    dtype = attention.to_v.weight.dtype
+    context = hidden.to(dtype) if text is None else text
+    if hidden.dtype == dtype:
+        query, key = attention.norm_q(attention.to_q(hidden)), attention.norm_k(attention.to_k(context))
+    else:
+        # Cross-attention is where the stream meets a layer with no norm before it.
+        query = attention.to_q(context) if text is None else project(attention.to_q, hidden)
+        query, key = normalise(query, attention.norm_q), normalise(attention.to_k(context), attention.norm_k)
+    if rotation is not None:
+        # All channels are rotated as if they were one head, before they become heads.
+        query, key = rotate(query, *rotation, 1), rotate(key, *rotation, 1)
+    value = attention.to_v(context)
+    attended = attend(query.to(dtype), key.to(dtype), value, attention.heads, mask=bias)
+    result: torch.Tensor = attention.to_out[0](attended)
+    return result
+
+
+def _normalise(norm: RMSNorm, hidden: torch.Tensor) -> torch.Tensor:
+    weight = None if norm.weight is None else norm.weight.to(hidden.dtype)
+    return torch.nn.functional.rms_norm(hidden, tuple(norm.dim), weight, norm.eps)
+
+
+def _plain_reference(stock: LTXVideoTransformer3DModel, factors: tuple[int, int]) -> Callable[..., Tensors]:
+    """The stock transformer called as LTXPipeline calls it."""
+
+    def call(
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.Tensor,
+        frame_rate: torch.Tensor,
+    ) -> Tensors:
+        frames, height, width = latents.shape[2:]
+        velocity = stock(
+            hidden_states=LTXPipeline._pack_latents(latents).to(stock.dtype),
+            encoder_hidden_states=text.to(stock.dtype),
+            timestep=timestep,
+            encoder_attention_mask=text_mask.bool(),
+            num_frames=frames,
+            height=height,
+            width=width,
+            rope_interpolation_scale=(factors[0] / frame_rate.item(), factors[1], factors[1]),
+            return_dict=False,
+        )[0]
+        return (LTXPipeline._unpack_latents(velocity.float(), frames, height, width),)
+
+    return call
+
+
+def _condition_reference(stock: LTXVideoTransformer3DModel, factors: tuple[int, int]) -> Callable[..., Tensors]:
+    """The stock transformer called as LTXConditionPipeline calls it for text-to-video."""
+
+    def call(
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        text: torch.Tensor,
+        text_mask: torch.Tensor,
+        frame_rate: torch.Tensor,
+    ) -> Tensors:
+        pipeline = LTXConditionPipeline
+        batch, _, frames, height, width = latents.shape
+        places = pipeline._prepare_video_ids(batch, frames, height, width)
+        places = pipeline._scale_video_ids(places, scale_factor=factors[1], scale_factor_t=factors[0]).float()
+        places[:, 0] = places[:, 0] * (1.0 / frame_rate.item())
+        velocity = stock(
+            hidden_states=pipeline._pack_latents(latents).to(stock.dtype),
+            encoder_hidden_states=text.to(stock.dtype),
+            timestep=timestep.unsqueeze(-1),
+            encoder_attention_mask=text_mask.bool(),
+            video_coords=places,
+            return_dict=False,
+        )[0]
+        return (pipeline._unpack_latents(velocity.float(), frames, height, width),)
+
+    return call

@@ -1,0 +1,191 @@
+"""The family Wan 2.1 text-to-video, as diffusers' WanPipeline runs it (pipelines/wan/pipeline_wan.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowblending import FlowBlendingError
+from flowblending.contracts.graph import WAN_T2V_1_3B, WAN_T2V_14B, PipelineSpec, SigmaGrid
+from flowblending.export.checkpoint.checkpoint import (
+    MODEL_INDEX,
+    TRANSFORMER,
+    Checkpoint,
+    model_files,
+    read_json,
+    vae_factors,
+    vae_statistics,
+)
+from flowblending.export.families.t5 import text_encoder_part
+from flowblending.export.families.wan.transformer import load_signal, load_transformer
+from flowblending.export.families.wan.vae import check_decoder, decoder_parts
+from flowblending.export.graph.exportable import Part
+
+TEXT_LENGTH = 512
+"""Tokens of a prompt: the default of WanPipeline, which pads every prompt to it and masks none in the transformer."""
+
+_ARCHITECTURES: Mapping[tuple[object, ...], str] = {(30, 12, 128): WAN_T2V_1_3B, (40, 40, 128): WAN_T2V_14B}
+"""By number of layers, number of heads, and width of a head."""
+
+_FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+_PLAIN = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
+_MULTISTEP = {"solver_order": 2, "lower_order_final": True, "final_sigmas_type": "zero", "thresholding": False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scheduler:
+    """A scheduler class, and the settings with which it is one of the runtime's solvers.
+
+    Attributes:
+        solver: what it is called in a bundle.
+        shift: its setting for the shift of the noise levels.
+        needs: settings that differ from the class's defaults, with the value each must have.
+        keeps: settings that must be left at the class's defaults, which are these.
+    """
+
+    solver: str
+    shift: str
+    needs: Mapping[str, object]
+    keeps: Mapping[str, object]
+
+
+_SCHEDULERS = {
+    "UniPCMultistepScheduler": _Scheduler(
+        solver="unipc",
+        shift="flow_shift",
+        needs=_FLOW,
+        keeps={**_PLAIN, **_MULTISTEP, "solver_type": "bh2", "predict_x0": True, "disable_corrector": []},
+    ),
+    "DPMSolverMultistepScheduler": _Scheduler(
+        solver="dpm++",
+        shift="flow_shift",
+        needs=_FLOW,
+        keeps={
+            **_PLAIN,
+            **_MULTISTEP,
+            "solver_type": "midpoint",
+            "algorithm_type": "dpmsolver++",
+            "use_lu_lambdas": False,
+        },
+    ),
+    "FlowMatchEulerDiscreteScheduler": _Scheduler(
+        solver="euler", shift="shift", needs={}, keeps={**_PLAIN, "invert_sigmas": False, "stochastic_sampling": False}
+    ),
+}
+
+
+class Wan:
+    """Which checkpoints are Wan 2.1 text-to-video, and what they consist of."""
+
+    name = "wan"
+    pipelines = ("WanPipeline",)
+
+    def describe(self, checkpoint: Checkpoint) -> PipelineSpec:
+        """The constants of WanPipeline and of this checkpoint.
+
+        Raises:
+            FlowBlendingError: a pipeline of Wan 2.2 or a scheduler of another kind.
+        """
+        _refuse_later_versions(checkpoint)
+        check_decoder(checkpoint)
+        solver, grid = _sampler(checkpoint)
+        transformer = checkpoint.config(TRANSFORMER)
+        temporal, spatial = vae_factors(checkpoint)
+        mean, std = vae_statistics(checkpoint)
+        patch_frames, patch_height, patch_width = transformer["patch_size"]
+        return PipelineSpec(
+            family=self.name,
+            pipeline=checkpoint.pipeline,
+            latent_channels=transformer["in_channels"],
+            temporal_factor=temporal,
+            spatial_factor=spatial,
+            patch=(patch_frames, patch_height, patch_width),
+            latents_mean=mean,
+            latents_std=std,
+            text_length=TEXT_LENGTH,
+            clean_prompt=True,
+            grid=grid,
+            solver=solver,
+            steps=50,
+            guidance=5.0,
+            batched_guidance=False,
+            negative_prompt="",
+            frame_rate=16.0,
+            width=832,
+            height=480,
+            frames=81,
+            # FlowBlending (arXiv 2512.24724), ablation of the two boundaries on Wan.
+            early=0.4,
+            late=0.2,
+        )
+
+    def transformer(self, checkpoint: Checkpoint, folder: Path, name: str) -> Part:
+        """The graph: latents fp32 [B, C, F, H, W], timestep fp32 [B], text fp32 [B, L, D] -> velocity like latents.
+
+        Raises:
+            FlowBlendingError: a transformer that needs an image, or missing files.
+        """
+        _refuse_later_versions(checkpoint)
+        config = read_json(folder / "config.json")
+        if config.get("image_dim") is not None or config.get("added_kv_proj_dim") is not None:
+            raise FlowBlendingError(
+                f"{folder} is an image-to-video transformer, but only text-to-video is supported; "
+                "give a Wan 2.1 T2V checkpoint."
+            )
+        return Part(
+            name=name,
+            sources=model_files(folder),
+            load=lambda precision: load_transformer(folder, name, TEXT_LENGTH, precision),
+            architecture=_ARCHITECTURES.get(
+                (config.get("num_layers"), config.get("num_attention_heads"), config.get("attention_head_dim"))
+            ),
+        )
+
+    def signal(self, folder: Path, name: str) -> Part:
+        """The timestep's embedding, of which every block's modulation is made: timestep fp32 [B] -> signal [B, 6 D]."""
+        return Part(name=name, sources=model_files(folder), load=lambda _: load_signal(folder, name))
+
+    def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
+        """The text encoder and the two graphs of the VAE decoder."""
+        return (text_encoder_part(checkpoint, TEXT_LENGTH, zero_padding=True), *decoder_parts(checkpoint))
+
+
+def _refuse_later_versions(checkpoint: Checkpoint) -> None:
+    index = read_json(checkpoint.folder / MODEL_INDEX)
+    # A component that is absent stands in the index as [null, null].
+    absent = {"transformer_2": [None, None], "boundary_ratio": None, "expand_timesteps": False}
+    for field, value in absent.items():
+        if index.get(field) not in (value, None):
+            raise FlowBlendingError(
+                f"{checkpoint.folder} is a Wan 2.2 pipeline (it sets {field}), but only Wan 2.1 is supported; "
+                "give a Wan 2.1 T2V checkpoint."
+            )
+
+
+def _sampler(checkpoint: Checkpoint) -> tuple[str, SigmaGrid]:
+    config = checkpoint.config("scheduler")
+    kind = config.get("_class_name")
+    if kind not in _SCHEDULERS:
+        raise FlowBlendingError(
+            f"{checkpoint.folder} samples with {kind}, but {', '.join(_SCHEDULERS)} are supported; "
+            "give a checkpoint with one of these schedulers."
+        )
+    scheduler = _SCHEDULERS[kind]
+    # WanPipeline passes no mu, without which diffusers cannot shift dynamically either.
+    keeps = {**scheduler.keeps, "use_dynamic_shifting": False}
+    found = {field: config.get(field) for field in scheduler.needs} | {
+        field: config.get(field, value) for field, value in keeps.items()
+    }
+    for field, value in {**scheduler.needs, **keeps}.items():
+        if found[field] != value:
+            raise FlowBlendingError(
+                f"The {kind} of {checkpoint.folder} has {field} = {found[field]}, but {value} was expected; "
+                "give a Wan 2.1 T2V checkpoint with the scheduler it was published with."
+            )
+    return scheduler.solver, SigmaGrid(
+        kind="shifted",
+        shift=float(config.get(scheduler.shift, 1.0)),
+        shift_terminal=config.get("shift_terminal"),
+        train_timesteps=config.get("num_train_timesteps", 1000),
+    )

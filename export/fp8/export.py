@@ -1,0 +1,110 @@
+"""From a transformer's checkpoint and its calibration to a verified fp8 graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from flowblending.contracts.graph import ExportedGraph, Precision
+from flowblending.export.fp8.attention import quantise_attention
+from flowblending.export.fp8.layers import quantise
+from flowblending.export.graph.exportable import Exportable, Part, Tensors
+from flowblending.export.graph.trace import TracedGraph, trace_graph, write_graph
+from flowblending.export.verify.verify import Parity, check_twin, compare, verify
+
+Samples = Mapping[str, npt.NDArray[Any]]
+"""Real inputs of a transformer by name (``text``, ``text_mask``), [samples, ...]: encoded prompts."""
+
+
+def export_fp8(
+    part: Part,
+    amax: Mapping[str, float],
+    keep: int,
+    *,
+    attention: bool,
+    base: Precision,
+    folder: Path,
+    weights_sha256: str,
+    samples: Samples,
+    timesteps: Sequence[float],
+    report: Callable[[str], None],
+) -> tuple[ExportedGraph, Parity]:
+    """Export a transformer, quantise its layers, and verify the graph; the module is released before returning.
+
+    What is verified is the fp32 graph with the same fp8 layers, on ONNX Runtime, against the stock class in fp32. Its
+    inputs are noise, real prompts and the timesteps that the model is calibrated for: of other values more would be
+    clipped. A bf16 graph is then verified as one without fp8 is: it may differ from this twin in casts alone, and
+    the bf16 module is compared with the bf16 reference in torch.
+
+    Args:
+        part: the transformer.
+        amax: of every layer to quantise, and of what enters every attention.
+        keep: blocks at either end that are not quantised.
+        attention: whether what enters the attention of these blocks is quantised, too.
+        base: fp32 or bf16, of everything that is not quantised.
+        folder: for the graph's files.
+        weights_sha256: of ``part.sources``.
+        samples: encoded prompts.
+        timesteps: those of the model's steps.
+        report: told what is being done.
+
+    Raises:
+        UsageError: no block is left to quantise.
+        FlowBlendingError: a layer has no range, or the graph is further from its reference than
+            `flowblending.export.verify.verify.TOLERANCE` allows.
+    """
+
+    def quantised(graph: TracedGraph) -> TracedGraph:
+        graph = quantise(graph, amax, keep)
+        return quantise_attention(graph, amax, keep) if attention else graph
+
+    report("loading in fp32")
+    exportable = part.load(Precision.FP32)
+    report("tracing in fp32")
+    twin = quantised(trace_graph(exportable))
+    exportable = _with_inputs(exportable, samples, timesteps)
+    if base is Precision.FP32:
+        graph = write_graph(twin, folder, weights_sha256)
+        report("verifying")
+        return graph, verify(exportable, graph)
+    report("verifying")
+    parity = verify(exportable, twin)
+    del exportable
+    gc.collect()
+    report(f"loading in {base}")
+    exportable = part.load(base)
+    report(f"tracing in {base}")
+    narrow = quantised(trace_graph(exportable))
+    check_twin(narrow, twin)
+    graph = write_graph(narrow, folder, weights_sha256)
+    report(f"verifying in {base}")
+    compare(exportable, exportable.module, exportable.spec)
+    return graph, parity
+
+
+def _with_inputs(exportable: Exportable, samples: Samples, timesteps: Sequence[float]) -> Exportable:
+    """The same with real prompts and timesteps among its inputs."""
+    names = [tensor.name for tensor in exportable.spec.inputs]
+    # The rest is one for all samples of a call, such as the frame rate.
+    batched = {tensor.name for tensor in exportable.spec.inputs if tensor.shape[0] == "batch"}
+
+    def inputs(sizes: Mapping[str, int], generator: torch.Generator) -> Tensors:
+        drawn = dict(zip(names, exportable.inputs(sizes, generator), strict=True))
+
+        def choose(count: int) -> torch.Tensor:
+            return torch.randint(count, (sizes["batch"],), generator=generator)
+
+        drawn["timestep"] = torch.tensor(timesteps, dtype=torch.float32)[choose(len(timesteps))]
+        given = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in samples.items()}
+        rows = choose(len(next(iter(given.values())))) if given else None
+        drawn |= {name: values[rows] for name, values in given.items() if name in batched}
+        return tuple(drawn[name] for name in names)
+
+    return dataclasses.replace(exportable, inputs=inputs)

@@ -1,0 +1,99 @@
+"""What a model family tells the exporter. One file per family (``wan``, ``ltx``) answers these questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from flowblending.contracts.graph import GraphSpec, PipelineSpec, Precision
+from flowblending.export.checkpoint.checkpoint import Checkpoint
+
+Tensors = tuple[torch.Tensor, ...]
+
+TORCH_DTYPES: Mapping[Precision, torch.dtype] = {
+    Precision.FP32: torch.float32,
+    Precision.FP16: torch.float16,
+    Precision.FP16_MIXED: torch.float16,
+    Precision.BF16: torch.bfloat16,
+}
+"""The type of a graph's weights, those aside that diffusers keeps in fp32. fp8 is made of graphs of these types."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exportable:
+    """A loaded module, ready to be exported and verified.
+
+    Attributes:
+        spec: inputs, outputs, precision of the graph to be.
+        module: in eval mode; takes the inputs in the order of ``spec`` and returns the outputs in its order.
+        reference: the same weights through the unmodified diffusers or transformers classes, called
+            as the reference pipeline calls them. What the graph is verified against; in fp16-mixed, which these
+            classes cannot compute in, it is plain fp16, and the graph is verified against the fp32 one. Of a bf16
+            text encoder it is the class in fp32, which the graph is nearer to than the class in bf16 is.
+        inputs: makes random inputs for the given symbol sizes.
+        export_sizes: symbol sizes to trace at.
+        verify_sizes: two or more others to verify at.
+        streamed: modules that compute on large weights which are still in their files.
+    """
+
+    spec: GraphSpec
+    module: torch.nn.Module
+    reference: Callable[..., Tensors]
+    inputs: Callable[[Mapping[str, int], torch.Generator], Tensors]
+    export_sizes: Mapping[str, int]
+    verify_sizes: tuple[Mapping[str, int], ...]
+    streamed: tuple[torch.nn.Module, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A component of a pipeline that becomes one graph.
+
+    Attributes:
+        name: the component's name in the bundle.
+        sources: files that determine the graph and its weights (configuration and weight files), for its key.
+        load: reads the weights and builds the module in a precision; the memory is the caller's to release.
+        architecture: of a transformer: its published name, if `flowblending.contracts.graph` has one.
+    """
+
+    name: str
+    sources: tuple[Path, ...]
+    load: Callable[[Precision], Exportable]
+    architecture: str | None = None
+
+
+class Family(Protocol):
+    """A model family: which pipelines it covers and what they consist of."""
+
+    @property
+    def name(self) -> str:
+        """``wan`` or ``ltx``."""
+        ...
+
+    @property
+    def pipelines(self) -> tuple[str, ...]:
+        """The diffusers pipeline classes that it covers, as ``model_index.json`` names them."""
+        ...
+
+    def describe(self, checkpoint: Checkpoint) -> PipelineSpec:
+        """What the runtime must know, read from the configuration files (no weights beside statistics)."""
+        ...
+
+    def transformer(self, checkpoint: Checkpoint, folder: Path, name: str) -> Part:
+        """The transformer in ``folder`` as the component ``name`` of the pipeline ``checkpoint``."""
+        ...
+
+    def signal(self, folder: Path, name: str) -> Part:
+        """What TeaCache looks at in the transformer in ``folder``: a small graph of latents or timestep, in fp32.
+
+        Its one output is ``signal`` [batch, ...]; see `flowblending.runtime.program.caches.teacache`.
+        """
+        ...
+
+    def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
+        """Text encoder and VAE decoder graphs."""
+        ...

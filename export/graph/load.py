@@ -1,0 +1,195 @@
+"""A diffusers or transformers module from its folder, in a precision, every weight accounted for."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from accelerate import init_empty_weights
+from diffusers.utils import logging
+from transformers import T5EncoderModel, UMT5EncoderModel
+from transformers.initialization import no_init_weights
+
+from flowblending import FlowBlendingError
+from flowblending.contracts.graph import Precision
+from flowblending.export.graph.exportable import TORCH_DTYPES
+from flowblending.export.graph.stored import LARGE, Stored, find_stored, leave_in_file
+
+Module = TypeVar("Module", bound=torch.nn.Module)
+Encoder = TypeVar("Encoder", T5EncoderModel, UMT5EncoderModel)
+Module_co = TypeVar("Module_co", bound=torch.nn.Module, covariant=True)
+
+_TABLES = ("shared.weight", "encoder.embed_tokens.weight")
+
+
+class ModelClass(Protocol[Module_co]):
+    """What is needed of diffusers' model classes."""
+
+    _keep_in_fp32_modules: Sequence[str] | None
+
+    def load_config(self, folder: Path) -> dict[str, Any]:
+        """The configuration in a folder."""
+        ...
+
+    def from_config(self, config: Mapping[str, Any]) -> Module_co:
+        """Build the module that a configuration describes."""
+        ...
+
+
+def load_model(
+    kind: ModelClass[Module], folder: Path, precision: Precision, *, streamed: bool = False, layers: int | None = None
+) -> Module:
+    """Build a model for inference, without memory, and read its weights one at a time.
+
+    Weights have the types that the class's own ``from_pretrained`` would give them (diffusers
+    models/model_loading_utils.py, load_model_dict_into_meta): that of the precision, and fp32 in modules that the
+    class keeps in it.
+
+    Args:
+        kind: the class.
+        folder: of configuration and weights.
+        precision: of the weights.
+        streamed: leave large weights in their files; see `flowblending.export.graph.stored`.
+        layers: of a transformer: build and read no more than its first blocks; None reads all.
+
+    Raises:
+        FlowBlendingError: files are missing, damaged, or lack a weight that the class needs.
+    """
+    stored = find_stored(folder)
+
+    def make() -> Module:
+        config = kind.load_config(folder)
+        return kind.from_config(config if layers is None else {**config, "num_layers": layers})
+
+    with _quiet():
+        model = empty_model(make, folder, precision)
+    fill_model(model, stored, folder, precision, kept=kind._keep_in_fp32_modules or (), streamed=streamed)
+    return model
+
+
+def load_encoder(kind: type[Encoder], folder: Path, precision: Precision) -> Encoder:
+    """Build a text encoder for inference as `load_model` does, its large weights left in their files.
+
+    The types are those of transformers 5 (modeling_utils.py, _get_dtype_plan): fp32 is kept in fp16 only.
+
+    Raises:
+        FlowBlendingError: as `load_model`.
+    """
+    stored = find_stored(folder)
+    # The table of token embeddings has two names, and a checkpoint may have it under either or both.
+    for name, other in (_TABLES, _TABLES[::-1]):
+        if name not in stored and other in stored:
+            stored[name] = stored[other]
+    with no_init_weights():
+        model = empty_model(lambda: kind(kind.config_class.from_pretrained(folder)), folder, precision)
+    kept = kind._keep_in_fp32_modules or () if precision is Precision.FP16 else ()
+    fill_model(model, stored, folder, precision, kept=kept, streamed=True)
+    return model
+
+
+def empty_model(make: Callable[[], Module], folder: Path, precision: Precision) -> Module:
+    """What ``make`` builds, its buffers in memory and its parameters without any.
+
+    Raises:
+        FlowBlendingError: it cannot be built; names ``folder``.
+    """
+    try:
+        with _default_type(TORCH_DTYPES[precision]), init_empty_weights(include_buffers=False):
+            return make()
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise FlowBlendingError(
+            f"Cannot load the model in {folder} ({reason}); give a complete diffusers checkpoint."
+        ) from error
+
+
+def fill_model(
+    model: torch.nn.Module,
+    stored: Mapping[str, Stored],
+    folder: Path,
+    precision: Precision,
+    *,
+    kept: Collection[str],
+    streamed: bool,
+) -> None:
+    """Give a model its weights and make it one for inference.
+
+    Args:
+        model: built without memory.
+        stored: its weights, by their names in it.
+        folder: that they are in, for messages.
+        precision: of the weights.
+        kept: names of modules whose weights are fp32 in every precision.
+        streamed: leave large weights in their files.
+
+    Raises:
+        FlowBlendingError: a weight is missing or has another shape.
+    """
+    fp32 = frozenset(kept)
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        place = _place(stored, name, tensor, folder)
+        if place.held.is_floating_point:
+            dtype = torch.float32 if fp32.intersection(name.split(".")) else TORCH_DTYPES[precision]
+            place = dataclasses.replace(place, dtype=dtype)
+        _set(model, name, place, streamed=streamed)
+    model.eval().requires_grad_(False)
+
+
+def twin(module: Module) -> Module:
+    """A copy that may be altered in structure and shares every weight, so that it costs no memory."""
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())})
+
+
+def _place(stored: Mapping[str, Stored], name: str, tensor: torch.Tensor, folder: Path) -> Stored:
+    # diffusers would fill a gap with random values and only warn.
+    if name not in stored:
+        raise FlowBlendingError(f"The weights in {folder} lack {name}; give a complete diffusers checkpoint.")
+    found = stored[name]
+    if found.shape != tuple(tensor.shape):
+        raise FlowBlendingError(
+            f"The weight {name} in {found.path} has shape {list(found.shape)}, but config.json asks for "
+            f"{list(tensor.shape)}; give a complete diffusers checkpoint."
+        )
+    return found
+
+
+def _set(model: torch.nn.Module, name: str, stored: Stored, *, streamed: bool) -> None:
+    """Put a weight into the place that it has in the model."""
+    path, _, own = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if own in owner._buffers:
+        owner._buffers[own] = stored.read()
+    elif streamed and stored.nbytes >= LARGE:
+        parameter = torch.nn.Parameter(torch.empty(0, dtype=stored.dtype), requires_grad=False)
+        leave_in_file(parameter, stored)
+        owner._parameters[own] = parameter
+    else:
+        owner._parameters[own] = torch.nn.Parameter(stored.read(), requires_grad=False)
+
+
+@contextmanager
+def _default_type(dtype: torch.dtype) -> Iterator[None]:
+    """Build modules as ``from_pretrained`` does: what they compute while they are built has this type."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without diffusers' own notes, which would run across ours."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)

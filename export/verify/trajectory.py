@@ -1,0 +1,65 @@
+"""A pair's velocities in torch, for a whole trajectory: what its engines are measured against, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from flowblending.export.graph.exportable import Exportable
+from flowblending.export.graph.stored import weights_on_demand
+
+Floats = npt.NDArray[np.float32]
+Conditions = Mapping[str, Mapping[str, torch.Tensor]]
+"""By guidance branch: what a transformer takes beside latents and timestep."""
+
+Tokens = Mapping[str, Mapping[str, npt.NDArray[np.int64]]]
+"""By guidance branch: ``ids`` and ``mask`` [1, L] of a prompt."""
+
+
+def encode(text_encoder: Exportable, tokens: Tokens, frame_rate: float) -> Conditions:
+    """What the runtime makes of prompts, by the stock text encoder.
+
+    Args:
+        text_encoder: in fp32.
+        tokens: of every branch.
+        frame_rate: of the video, in frames per second.
+    """
+    names = [tensor.name for tensor in text_encoder.spec.inputs]
+    conditions = {}
+    for branch, each in tokens.items():
+        given = {name: torch.from_numpy(values) for name, values in each.items()}
+        with torch.no_grad(), weights_on_demand(*text_encoder.streamed):
+            (text,) = text_encoder.reference(*(given[name] for name in names))
+        rate = torch.tensor([frame_rate], dtype=torch.float32)
+        conditions[branch] = {"text": text, "text_mask": given["mask"], "frame_rate": rate}
+    return conditions
+
+
+class TorchPair:
+    """Computes velocities with modules in torch, on the CPU.
+
+    Args:
+        models: ``large`` and ``small``.
+        conditions: as `encode` gives them.
+        stock: whether by the unmodified classes; else by the modules that were exported.
+    """
+
+    def __init__(self, models: Mapping[str, Exportable], conditions: Conditions, *, stock: bool) -> None:
+        self._calls = {name: each.reference if stock else each.module for name, each in models.items()}
+        self._streamed = {name: each.streamed for name, each in models.items()}
+        self._names = {name: [tensor.name for tensor in each.spec.inputs] for name, each in models.items()}
+        self._conditions = conditions
+
+    def __call__(self, model: str, latents: Floats, timestep: float, branch: str) -> Floats:
+        """The velocity of latents fp32 [1, C, F, H, W]."""
+        given = {
+            "latents": torch.from_numpy(latents),
+            "timestep": torch.tensor([timestep], dtype=torch.float32),
+            **self._conditions[branch],
+        }
+        with torch.no_grad(), weights_on_demand(*self._streamed[model]):
+            (velocity,) = self._calls[model](*(given[name] for name in self._names[model]))
+        return np.asarray(velocity.float().numpy())

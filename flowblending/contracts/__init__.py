@@ -1,0 +1,1 @@
+"""The file contracts: what the stages write for one another, each with its format number."""

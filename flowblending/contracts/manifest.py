@@ -1,0 +1,253 @@
+"""File contract 2: ``manifest.json``, the one file that tells what a bundle is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from flowblending.contracts.graph import (
+    LARGE,
+    SMALL,
+    TEXT_ENCODER,
+    VAE,
+    VAE_FIRST,
+    VAE_NEXT,
+    GraphSpec,
+    PipelineSpec,
+)
+from flowblending.contracts.model_sampling import ModelSampling
+
+FORMAT = 2
+MANIFEST = "manifest.json"
+EVIDENCE = re.compile(r"calibration-[0-9]+\.json(\.part)?")
+"""Names of what ``fb-calibrate`` measured, and of what it has not finished writing."""
+
+PROOFS = (".proof.json", ".golden.npz")
+"""How the names of files end that prove a component."""
+
+Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BundleFile(_Frozen):
+    """A file of the bundle: its name in the folder, size in bytes, and SHA-256."""
+
+    path: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")
+    bytes: int = Field(ge=0)
+    sha256: str
+
+
+class Flops(_Frozen):
+    """Floating-point operations of one call of a transformer with batch 1 (a multiply-add is two).
+
+    Polynomials in the number of the latents' tokens, their coefficients from the constant one on: what is done for the
+    text and the timestep, for every token, and for every pair of tokens.
+
+    Attributes:
+        linear: of the layers with weights.
+        attention: of the products between activations.
+    """
+
+    linear: tuple[int, int]
+    attention: tuple[int, int, int]
+
+    def linear_at(self, tokens: int) -> int:
+        """Operations of the layers with weights."""
+        return _polynomial(self.linear, tokens)
+
+    def attention_at(self, tokens: int) -> int:
+        """Operations of the products between activations."""
+        return _polynomial(self.attention, tokens)
+
+    def at(self, tokens: int) -> int:
+        """Operations of one call on so many tokens."""
+        return self.linear_at(tokens) + self.attention_at(tokens)
+
+
+def _polynomial(coefficients: Sequence[int], value: int) -> int:
+    return sum(coefficient * value**power for power, coefficient in enumerate(coefficients))
+
+
+class Component(_Frozen):
+    """One engine: what it computes, what runs it, its files, and the key under which it may be reused.
+
+    Attributes:
+        spec: inputs, outputs, precision.
+        backend: the library that runs it.
+        backend_version: the version that compiled it.
+        targets: the GPU architectures (``sm89``) it was compiled for; empty where any device will do.
+        files: the engine's own file first.
+        key: everything that determines the engine (weights, graph, precision, shapes, back end, versions).
+        flops: of a call of a transformer.
+        architecture: of a transformer: its published name, if it is one of `flowblending.contracts.graph`'s.
+        sampling: of a transformer: the timesteps and the guidance that it asks for, if it was distilled to few steps.
+    """
+
+    spec: GraphSpec
+    backend: Backend
+    backend_version: str
+    targets: tuple[str, ...] = ()
+    files: tuple[BundleFile, ...] = Field(min_length=1)
+    key: dict[str, str]
+    flops: Flops | None = None
+    architecture: str | None = None
+    sampling: ModelSampling | None = None
+
+    @property
+    def engine_bytes(self) -> int:
+        """Size of the files that are loaded to run it, those that prove it aside."""
+        return sum(file.bytes for file in self.files if not file.path.endswith(PROOFS))
+
+
+class Geometry(_Frozen):
+    """A video's pixels and frames, and the latents [C, F, H, W] behind them."""
+
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+    frames: int = Field(gt=0)
+    latent_shape: tuple[int, int, int, int]
+
+    @property
+    def size(self) -> str:
+        """Such as ``832x480``."""
+        return f"{self.width}x{self.height}"
+
+    def __str__(self) -> str:
+        """Such as ``832x480, 81 frames``."""
+        return f"{self.size}, {count_frames(str(self.frames))}"
+
+
+def count_frames(number: str) -> str:
+    """``1 frame``, ``81 frames``, ``17 to 81 frames``."""
+    return f"{number} frame{'' if number == '1' else 's'}"
+
+
+class VideoProfile(_Frozen):
+    """A range of videos that engines were compiled for; one video only if all three are the same.
+
+    Attributes:
+        min: the smallest, in pixels of either direction and in frames.
+        opt: that for which the engines are fastest.
+        max: the largest, likewise; what memory it takes is reserved.
+    """
+
+    min: Geometry
+    opt: Geometry
+    max: Geometry
+
+    @classmethod
+    def fixed(cls, geometry: Geometry) -> VideoProfile:
+        """One video only."""
+        return cls(min=geometry, opt=geometry, max=geometry)
+
+    def holds(self, latent_shape: Sequence[int]) -> bool:
+        """Whether latents [C, F, H, W] are within it."""
+        ends = zip(self.min.latent_shape, latent_shape, self.max.latent_shape, strict=True)
+        return all(low <= size <= high for low, size, high in ends)
+
+    @property
+    def sizes(self) -> str:
+        """Such as ``832x480``, or ``480x288 to 832x480``."""
+        return " to ".join(dict.fromkeys((self.min.size, self.max.size)))
+
+    @property
+    def lengths(self) -> str:
+        """Such as ``81``, or ``17 to 81``."""
+        return " to ".join(dict.fromkeys((str(self.min.frames), str(self.max.frames))))
+
+    def __str__(self) -> str:
+        """Such as ``832x480, 81 frames``, or ``480x288 to 832x480, 17 to 81 frames``."""
+        return f"{self.sizes}, {count_frames(self.lengths)}"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not (self.holds(self.opt.latent_shape) and self.holds(self.min.latent_shape)):
+            raise ValueError("a profile goes from the smallest video to the largest")
+        return self
+
+
+class CalibratedSchedule(_Frozen):
+    """The schedule that a run takes unless told otherwise.
+
+    Attributes:
+        runs: such as ``L14 S26 L10``; another number of steps takes the same shares.
+        evidence: name of the file that says why.
+    """
+
+    runs: str = Field(pattern=r"^[LS][1-9][0-9]{0,5}( [LS][1-9][0-9]{0,5})*$")
+    evidence: str
+
+
+class Calibration(_Frozen):
+    """What ``fb-calibrate`` added to a bundle.
+
+    Attributes:
+        evidence: one file for every time it ran, the oldest first.
+        schedule: chosen by the last time that chose one.
+        caches: by the name of a step cache's constants and by model: one for each step of a run, from the first on,
+            or the coefficients of a polynomial.
+    """
+
+    evidence: tuple[BundleFile, ...] = Field(min_length=1)
+    schedule: CalibratedSchedule | None = None
+    caches: dict[str, dict[str, tuple[float, ...]]] = {}
+
+
+class Manifest(_Frozen):
+    """Everything about a bundle.
+
+    Attributes:
+        id: first 16 digits of the SHA-256 over all component keys, pipeline and profiles.
+        pipeline: what the reference pipeline prescribes beside its engines.
+        profiles: the videos that it makes; a run that does not say which makes ``geometry``.
+        tokenizer: files of the tokenizer, ``tokenizer.json`` first.
+        fp8_calibration: how large the values are that enter the layers of the transformers, if one is in fp8.
+        rebuild: the command that makes this bundle again.
+        created_by: version of FlowBlending.
+        signals: by model: a small graph for ONNX Runtime on the CPU, which fb-calibrate takes to measure TeaCache's
+            distances; only if they were asked for. Videos do not depend on them, and neither does ``id``.
+        calibration: what was measured on this bundle, if anything was.
+    """
+
+    format: int = FORMAT
+    id: str
+    pipeline: PipelineSpec
+    profiles: tuple[VideoProfile, ...] = Field(min_length=1)
+    components: dict[str, Component]
+    tokenizer: tuple[BundleFile, ...] = Field(min_length=1)
+    fp8_calibration: BundleFile | None = None
+    rebuild: tuple[str, ...]
+    created_by: str
+    signals: dict[str, Component] = {}
+    calibration: Calibration | None = None
+
+    @property
+    def geometry(self) -> Geometry:
+        """The videos of runs that do not say otherwise."""
+        return self.profiles[0].opt
+
+    @property
+    def edition(self) -> str:
+        """Changes when the engines change, and also when defaults and constants do, which come from a calibration."""
+        return self.id if self.calibration is None else f"{self.id}-{len(self.calibration.evidence)}"
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        """Everything that a run needs is there, so that no run finds out half-way that it is not."""
+        decoder = {VAE} if VAE in self.components else {VAE_FIRST, VAE_NEXT}
+        missing = {LARGE, SMALL, TEXT_ENCODER, *decoder} - self.components.keys()
+        if missing:
+            raise ValueError(f"component {min(missing)} is missing")
+        for model in (LARGE, SMALL):
+            flops = self.components[model].flops
+            if flops is None or flops.at(1) < 1:
+                raise ValueError(f"component {model} does not say what it costs")
+        if min(*self.pipeline.patch, *(size for each in self.profiles for size in each.min.latent_shape)) < 1:
+            raise ValueError("sizes of latents and patches are positive")
+        return self

@@ -1,0 +1,1 @@
+"""What every stage uses: the terminal, whole files, checksums, processes."""

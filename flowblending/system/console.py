@@ -1,0 +1,185 @@
+"""What a person sees: progress while they wait, one line per result, one sentence per error.
+
+Live displays go to standard error and only to a terminal; elsewhere (a log file, a pipe, CI) they are
+left out and the plain lines remain.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from rich.console import Console as RichConsole
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from flowblending import FlowBlendingError
+
+INTERRUPTED = 130
+
+
+class Board:
+    """What several workers do, and how much of it is done. Made by `Console.board`."""
+
+    def __init__(self, progress: Progress, everything: TaskID, rows: Mapping[str, TaskID]) -> None:
+        self._progress = progress
+        self._everything = everything
+        self._rows = rows
+
+    def left(self, count: int) -> None:
+        """How much is not done yet."""
+        total = self._progress.tasks[self._everything].total or 0
+        self._progress.update(self._everything, completed=total - count)
+
+    def show(self, row: str, doing: str, done: int, of: int) -> None:
+        """What one worker does, and how far it is."""
+        self._progress.update(self._rows[row], doing=doing, completed=done, total=of or None)
+
+
+class Console:
+    """Progress bars, log lines and tables of one program."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        # Not rich's own idea of a terminal, which an environment variable can change.
+        self._live = sys.stderr is not None and sys.stderr.isatty() and not quiet
+        # A log file has no width of its own; rich would take 80 columns and cut wide tables.
+        self._rich = RichConsole(stderr=True, highlight=False, width=None if self.live else 120)
+
+    @property
+    def live(self) -> bool:
+        """Whether progress is shown."""
+        return self._live
+
+    def log(self, line: str) -> None:
+        """One line about something that has happened."""
+        if not self._quiet:
+            self._rich.print(line, markup=False, soft_wrap=True)
+
+    def warn(self, line: str) -> None:
+        """One line that the user should not miss; shown even when quiet."""
+        self._rich.print(f"warning: {line}", markup=False, soft_wrap=True, style="yellow")
+
+    @contextmanager
+    def phase(self, title: str) -> Iterator[Callable[[str], None]]:
+        """Work of unknown length: shows the title, what it is doing, and the time elapsed."""
+        columns: list[ProgressColumn] = [
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            TextColumn("{task.fields[doing]}", style="dim", markup=False),
+            TimeElapsedColumn(),
+        ]
+        with Progress(*columns, console=self._rich, transient=True, disable=not self.live) as progress:
+            task = progress.add_task(title, total=None, doing="")
+            yield lambda doing: progress.update(task, doing=doing)
+
+    @contextmanager
+    def progress(self, title: str, *, total: int, unit: str = "") -> Iterator[Callable[[int], None]]:
+        """Work of known length: the block is given a function to call with every advance."""
+        count: ProgressColumn = DownloadColumn() if unit == "B" else MofNCompleteColumn()
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            count,
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        ]
+        with Progress(*columns, console=self._rich, transient=True, disable=not self.live) as progress:
+            task = progress.add_task(title, total=total)
+            yield lambda amount: progress.update(task, advance=amount)
+
+    @contextmanager
+    def steps(self, total: int) -> Iterator[Callable[[int, str, float], None]]:
+        """ModelSampling: step k of N, the model at work, steps per second, time left."""
+        columns: list[ProgressColumn] = [
+            TextColumn("sampling"),
+            BarColumn(bar_width=24),
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[stage]}", style="bold"),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        ]
+        with Progress(*columns, console=self._rich, transient=True, disable=not self.live) as progress:
+            task = progress.add_task("sampling", total=total, stage="", rate="")
+
+            def advance(done: int, model: str, seconds: float) -> None:
+                rate = f"{1 / seconds:.2f} it/s" if seconds < 1 else f"{seconds:.2f} s/it"
+                progress.update(task, completed=done, stage=model[0].upper(), rate=rate)
+
+            yield advance
+
+    @contextmanager
+    def board(self, title: str, *, total: int, rows: Sequence[str]) -> Iterator[Board]:
+        """Work of known length that several do at a time: a bar for all of it, and a row for each of them."""
+        columns: list[ProgressColumn] = [
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[doing]}", markup=False),
+            TimeElapsedColumn(),
+        ]
+        with Progress(*columns, console=self._rich, transient=True, disable=not self.live) as progress:
+            everything = progress.add_task(title, total=total, doing="")
+            yield Board(progress, everything, {row: progress.add_task(row, total=None, doing="") for row in rows})
+
+    def table(self, title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+        """A table; every column but the first is aligned to the right, and an empty title is left out."""
+        if self._quiet:
+            return
+        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="right" if index else "left")
+        for row in rows:
+            table.add_row(*row)
+        self._rich.print(table, markup=False)
+
+
+def run_program(main: Callable[[], int | None]) -> NoReturn:
+    """Run a program and exit: an error that the user can mend becomes one line, an interrupt no traceback."""
+    try:
+        code = main() or 0
+        code = _flush() or code
+    except FlowBlendingError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; nothing was left half-written", file=sys.stderr)
+        code = INTERRUPTED
+    except BrokenPipeError:
+        code = _give_up_output(0)
+    sys.exit(code)
+
+
+def _flush() -> int:
+    """Write what is still to be printed; Python itself would do it later, and fail with a traceback."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _give_up_output(0)
+    except OSError as error:
+        print(f"error: Cannot write the output ({error.strerror}); check where it goes.", file=sys.stderr)
+        return _give_up_output(1)
+    return 0
+
+
+def _give_up_output(code: int) -> int:
+    """The reader of our output (head, say) has gone: drop the rest, or Python tries to flush it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code

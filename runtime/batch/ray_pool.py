@@ -1,0 +1,218 @@
+"""A batch on a Ray cluster: an actor with an engine pair per GPU, or per share of a node's cores.
+
+Every node needs this package and the bundle, at the same path. Videos come back as bytes and are written by the
+process that was started, so that nodes need no folder in common. Ray is imported here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+import flowblending
+from flowblending import FlowBlendingError
+from flowblending.engine.bundle.bundle import Bundle
+from flowblending.runtime.batch.cluster import ClusterOptions, Maker, ProgressBoard, Setting, Share, Video, plan_share
+from flowblending.runtime.batch.messages import Failed, Ready, Unable
+from flowblending.runtime.batch.tasks import Batch, Task
+from flowblending.runtime.batch.workers import CRASHES
+from flowblending.system.console import Board, Console
+from flowblending.system.whole_file import write_whole
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+LOCAL: Final = "local"
+
+_CONNECT_SECONDS: Final = 10.0
+
+_PERIOD: Final = 0.5
+"""Seconds between two looks at the workers' progress."""
+
+
+def run_on_ray(bundle: Bundle, batch: Batch, options: ClusterOptions, console: Console) -> int:
+    """Make a batch's videos; returns the exit code.
+
+    A task whose worker dies is given to another one once.
+
+    Raises:
+        UsageError: a cluster that is too small.
+        FlowBlendingError: Ray is not installed, there is no such cluster, or no worker can work.
+    """
+    ray = _import()
+    with _connected(ray, options.address, console):
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        share = plan_share(options, bundle.manifest, nodes)
+        pool = _Pool(ray, share, bundle, console)
+        rows = [worker.name for worker in pool.workers]
+        with console.board("videos", total=batch.unfinished, rows=rows) as board:
+            while batch.unfinished and pool.workers:
+                pool.turn(batch, board)
+                board.left(batch.unfinished)
+        pool.close()
+    return batch.finish()
+
+
+def _import() -> ModuleType:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError:
+        raise FlowBlendingError("Ray is not installed; install flowblending[ray], or use --workers.") from None
+    module: ModuleType = ray
+    return module
+
+
+@contextlib.contextmanager
+def _connected(ray: Any, address: str, console: Console) -> Iterator[None]:
+    """A connection to a cluster, which ends the actors with it."""
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address == LOCAL:
+        quiet["include_dashboard"] = False
+    try:
+        with console.phase("connecting to Ray"):
+            _knock(address)
+            ray.init(address=address, **quiet)
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
+        raise FlowBlendingError(
+            f"Cannot connect to the Ray cluster {address} ({_first_line(error)}); "
+            "give the address of a running one, or --ray local."
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See whether anybody answers at ``host:port`` or ``ray://host:port``: Ray itself tries for minutes.
+
+    Raises:
+        OSError, OverflowError: nobody does, or there is no such port.
+    """
+    place = re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d{1,5})", address)
+    if place is not None:
+        socket.create_connection((place[1], int(place[2])), timeout=_CONNECT_SECONDS).close()
+
+
+class _Worker:
+    """An actor, as the one that gives it work sees it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.actor: Any = None
+        self.ready = False
+        self.task: Task | None = None
+        self.crashes = 0
+
+
+class _Pool:
+    """The actors, and the calls that they have not answered yet."""
+
+    def __init__(self, ray: Any, share: Share, bundle: Bundle, console: Console) -> None:
+        self._ray = ray
+        self._console = console
+        self._share = share
+        self._bundle = bundle
+        self._calls: dict[Any, _Worker] = {}
+        self._board = ray.remote(ProgressBoard).options(num_cpus=0).remote() if console.live else None
+        self.workers = [_Worker(f"worker {number}") for number in range(1, share.count + 1)]
+        for worker in self.workers:
+            self._start(worker)
+
+    def _start(self, worker: _Worker) -> None:
+        setting = Setting(
+            name=worker.name,
+            bundle=str(self._bundle.folder.absolute()),
+            bundle_id=self._bundle.manifest.id,
+            version=flowblending.__version__,
+            device=self._share.device,
+            threads=self._share.threads,
+        )
+        options = {"num_cpus": self._share.cpus, "num_gpus": self._share.gpus, "scheduling_strategy": "SPREAD"}
+        worker.ready = False
+        worker.actor = self._ray.remote(Maker).options(**options).remote(setting, self._board)
+        self._calls[worker.actor.open.remote()] = worker
+
+    def turn(self, batch: Batch, board: Board) -> None:
+        """Give tasks to those who wait for one, and act on the calls that were answered within a moment."""
+        for worker in self.workers:
+            if worker.ready and worker.task is None:
+                others = any(each.ready for each in self.workers if each is not worker)
+                worker.task = batch.take(worker.name, alone=not others)
+                if worker.task is not None:
+                    call = worker.actor.make.remote(worker.task.number, worker.task.job, worker.task.out.name)
+                    self._calls[call] = worker
+        answered, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=_PERIOD)
+        for call in answered:
+            worker = self._calls.pop(call)
+            try:
+                answer = self._ray.get(call)
+            # Not only the actor's end: a lost object, a node that went, or what the actor itself did not expect.
+            except self._ray.exceptions.RayError as error:
+                self._bury(worker, batch, _how(error))
+            else:
+                self._hear(worker, answer, batch)
+        if self._board is not None:
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                for name, doing in self._ray.get(self._board.read.remote(), timeout=_PERIOD).items():
+                    board.show(name, doing.what, doing.done, doing.of)
+
+    def _hear(self, worker: _Worker, answer: Ready | Unable | Video | Failed, batch: Batch) -> None:
+        if isinstance(answer, Ready):
+            worker.ready = True
+            return
+        if isinstance(answer, Unable):
+            if len(self.workers) == 1:
+                raise FlowBlendingError(answer.why)
+            self._console.warn(f"{worker.name} cannot work: {answer.why}")
+            self.workers.remove(worker)
+            return
+        task, worker.task = worker.task, None
+        assert task is not None
+        worker.crashes = 0
+        if isinstance(answer, Failed):
+            batch.failed(task, answer.why)
+            return
+        for line in answer.warnings:
+            self._console.warn(f"line {task.number}: {line}")
+        try:
+            write_whole(task.out, answer.content)
+        except FlowBlendingError as error:
+            batch.failed(task, str(error))
+        else:
+            batch.made(task, answer.seconds)
+
+    def _bury(self, worker: _Worker, batch: Batch, how: str) -> None:
+        """Put a new actor in a dead one's place, unless that was of no use before."""
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._ray.kill(worker.actor)
+        worker.crashes += 1
+        task, worker.task = worker.task, None
+        if task is not None:
+            batch.crashed(task, worker.name, how)
+        if worker.crashes < CRASHES:
+            self._start(worker)
+            return
+        self._console.warn(f"{worker.name} was given up, for it crashed {worker.crashes} times in a row ({how}).")
+        self.workers.remove(worker)
+
+    def close(self) -> None:
+        """End the actors."""
+        for worker in self.workers:
+            self._ray.kill(worker.actor)
+
+
+def _how(error: Exception) -> str:
+    """Why an actor gave no answer, in a few words."""
+    cause = getattr(error, "cause", None)
+    return _first_line(cause if isinstance(cause, Exception) else error)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

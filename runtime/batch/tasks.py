@@ -1,0 +1,177 @@
+"""Many jobs from one prompt file: what is to be done, what became of it, and what is tried again.
+
+A failed line is reported and the rest still run; a finished one is skipped when the file is run again. Who makes the
+videos is not known here: this process (`run_batch`), processes of its own (`workers`) or a Ray cluster (`ray_pool`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.runtime.generate import generate
+from flowblending.runtime.jobs import Job, Line
+from flowblending.runtime.pipeline import Pipeline
+from flowblending.system.console import Console
+
+SUFFIX = ".mp4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A line whose video is to be made at ``out``.
+
+    Attributes:
+        crashed: the worker that died of it, if one did.
+    """
+
+    number: int
+    job: Job
+    out: Path
+    crashed: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One of ``count`` equal parts of a prompt file: every ``count``-th line, from line ``index`` on."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read ``2/8``.
+
+        Raises:
+            UsageError: not two numbers of which the first is from 1 to the second.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise UsageError(
+                f"The shard is {text!r}, but i/n with i from 1 to n was expected; give --shard 2/8, for example."
+            )
+        return cls(index=int(match[1]), count=int(match[2]))
+
+    def holds(self, number: int) -> bool:
+        """Whether a line of the file, from 1 on, is in this part."""
+        return (number - 1) % self.count == self.index - 1
+
+
+class Batch:
+    """The videos of a prompt file in a folder.
+
+    A video's name contains a digest of its job, so a changed line makes a new video, and an unchanged
+    line whose video is there is skipped. Videos appear under their names only when they are whole.
+
+    Args:
+        lines: of the file; those without a job are reported at once.
+        folder: for the videos; made if it is not there.
+        edition: of the bundle that makes them, which is part of their names.
+        console: told of every line's end.
+
+    Raises:
+        FlowBlendingError: the folder cannot be made.
+    """
+
+    def __init__(self, lines: Sequence[Line], folder: Path, edition: str, console: Console) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FlowBlendingError(
+                f"Cannot make the folder {folder} ({error.strerror}); choose another --out."
+            ) from None
+        self._console = console
+        self._counts = {"made": 0, "skipped": 0, "failed": 0}
+        self._waiting: deque[Task] = deque()
+        self._running = 0
+        self._total = len(lines)
+        first: dict[Path, int] = {}
+        for line in lines:
+            if line.job is None:
+                self._fail(line.number, line.error or "")
+                continue
+            out = folder / (line.job.file_stem(edition) + SUFFIX)
+            same = first.setdefault(out, line.number)
+            if out.exists():
+                self._count("skipped", f"{out.name}: already there, skipped")
+            elif same != line.number:
+                # Two workers that write the same video would remove one another's beginnings.
+                self._count("skipped", f"{out.name}: line {line.number} is line {same} again, skipped")
+            else:
+                self._waiting.append(Task(number=line.number, job=line.job, out=out))
+
+    @property
+    def unfinished(self) -> int:
+        """Tasks that wait or run."""
+        return len(self._waiting) + self._running
+
+    def take(self, worker: str, *, alone: bool) -> Task | None:
+        """The next task for a worker; None if none waits that it may have.
+
+        Args:
+            worker: its name.
+            alone: whether there is no other; if so, it also gets tasks that it has died of.
+        """
+        for task in self._waiting:
+            if alone or task.crashed != worker:
+                self._waiting.remove(task)
+                self._running += 1
+                return task
+        return None
+
+    def made(self, task: Task, seconds: float) -> None:
+        """The video is there."""
+        self._running -= 1
+        self._count("made", f"{task.out.name}: {seconds:.1f} s")
+
+    def failed(self, task: Task, why: str) -> None:
+        """It will fail again, and is not tried again."""
+        self._running -= 1
+        self._fail(task.number, why)
+
+    def crashed(self, task: Task, worker: str, how: str) -> None:
+        """The worker died of it, or with it: it is tried once again, elsewhere."""
+        self._running -= 1
+        if task.crashed is not None:
+            self._fail(task.number, f"{worker} crashed ({how}), as {task.crashed} had before.")
+            return
+        self._console.warn(f"line {task.number}: {worker} crashed ({how}); the prompt is tried once again.")
+        self._waiting.appendleft(Task(number=task.number, job=task.job, out=task.out, crashed=worker))
+
+    def finish(self) -> int:
+        """Report what is left as failed, and the counts.
+
+        Returns:
+            The exit code: 0 when every line has its video, 1 when a line failed.
+        """
+        while self._waiting:
+            self._fail(self._waiting.popleft().number, "no worker is left; run again to make it.")
+        self._console.log(", ".join(f"{count} {what}" for what, count in self._counts.items()))
+        return 1 if self._counts["failed"] else 0
+
+    def _fail(self, number: int, why: str) -> None:
+        self._counts["failed"] += 1
+        self._console.warn(f"line {number} failed: {why}")
+
+    def _count(self, what: str, line: str) -> None:
+        self._counts[what] += 1
+        self._console.log(f"[{sum(self._counts.values())}/{self._total}] {line}")
+
+
+def run_batch(pipeline: Pipeline, batch: Batch, console: Console) -> int:
+    """Make the videos one after the other in this process; returns the exit code."""
+    while task := batch.take("this process", alone=True):
+        try:
+            outcome = generate(pipeline, task.job, task.out, console)
+        except FlowBlendingError as error:
+            batch.failed(task, str(error))
+        except Exception as error:
+            # Hours of other lines must not be lost to what nobody thought of.
+            batch.failed(task, f"{type(error).__name__}: {error}; please report this.")
+        else:
+            batch.made(task, outcome.seconds["total"])
+    return batch.finish()

@@ -1,0 +1,66 @@
+"""Where a bundle runs: on the CPU, or on the GPU that its engines were compiled for."""
+
+from __future__ import annotations
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts.manifest import Manifest
+from flowblending.engine.backends.gpu import check_architecture, gpu_architecture
+from flowblending.engine.backends.tensor import CPU, CUDA
+from flowblending.runtime.devices.protocol import Device
+
+AUTO = "auto"
+
+
+def device_kind(choice: str, manifest: Manifest) -> str:
+    """``cpu`` or ``cuda``.
+
+    Args:
+        choice: ``cpu``, ``cuda``, or ``auto``: a GPU where the bundle's back ends can use one.
+        manifest: of the bundle; TensorRT plans run on GPUs only.
+
+    Raises:
+        UsageError: ``cpu`` was chosen for a bundle of TensorRT plans.
+    """
+    plans = [name for name, component in manifest.components.items() if component.backend != "onnxruntime"]
+    if plans and choice == CPU:
+        raise UsageError(
+            f"--device cpu was given, but {plans[0]} is a TensorRT plan, which runs on GPUs only; "
+            "build a bundle with --backend onnxruntime for the CPU."
+        )
+    if plans or choice != AUTO:
+        return CUDA if plans else choice
+    if gpu_architecture() is None:
+        return CPU
+    from flowblending.engine.backends.onnxruntime import cuda_available
+
+    return CUDA if cuda_available() else CPU
+
+
+def open_device(choice: str, manifest: Manifest, stream: int | None = None) -> Device:
+    """The device for a bundle, after checking that its engines can run there.
+
+    Args:
+        choice: see `device_kind`.
+        stream: handle of the CUDA stream to work on, which must outlive the device; None makes one.
+
+    Raises:
+        UsageError: a stream for a bundle that runs on the CPU.
+        FlowBlendingError: there is no GPU for a GPU bundle, or it is not one that the plans were built for.
+    """
+    if device_kind(choice, manifest) == CPU:
+        if stream is not None:
+            raise UsageError("A CUDA stream was given, but the bundle runs on the CPU; leave it out.")
+        from flowblending.runtime.devices.host import HostDevice
+
+        return HostDevice()
+    architecture = gpu_architecture()
+    if architecture is None:
+        raise FlowBlendingError(
+            "This needs an NVIDIA GPU, but no CUDA driver or GPU was found; run it on a machine with one, "
+            "or build a bundle with --backend onnxruntime for the CPU."
+        )
+    for name, component in manifest.components.items():
+        check_architecture(name, component.targets, architecture)
+    from flowblending.runtime.devices.cuda import CudaDevice
+
+    return CudaDevice(stream=stream)

@@ -1,0 +1,142 @@
+"""Where latents live and how time is told there: what the sampler asks of a CPU or a GPU.
+
+Everything is enqueued on one stream and finishes in the order in which it was asked for. Only
+``download``, `Mark.wait`, `Probe.read` and `Watch.raise_if_bad` wait; on a CPU everything has finished when it returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from flowblending.engine.backends.tensor import Tensor
+
+Term = tuple[float, Tensor]
+
+
+class Mark(Protocol):
+    """A moment in the order of the stream, to wait for and to measure from. Made by `Device.mark`."""
+
+    def record(self) -> None:
+        """Put the mark behind everything that was enqueued so far; it may be recorded again later."""
+        ...
+
+    def reached(self) -> bool:
+        """Whether everything before the mark has finished; does not wait."""
+        ...
+
+    def wait(self) -> None:
+        """Return when everything before the mark has finished."""
+        ...
+
+
+class Watch(Protocol):
+    """Looks out for non-finite values without holding up the stream. Made by `Device.watch`."""
+
+    def reset(self) -> None:
+        """Enqueue: forget what was found so far."""
+        ...
+
+    def check(self, tensor: Tensor, index: int) -> None:
+        """Enqueue a look at a float32 tensor; ``index`` says which complaint a non-finite value calls for.
+
+        Raises:
+            FlowBlendingError: on the CPU, at once.
+        """
+        ...
+
+    def raise_if_bad(self) -> None:
+        """Wait for the stream, and complain about the lowest index that was bad.
+
+        Raises:
+            FlowBlendingError: a check found a non-finite value.
+        """
+        ...
+
+
+class Probe(Protocol):
+    """Means of absolute values, gathered on the device and read in one go. Made by `Device.probe`."""
+
+    def measure(self, index: int, tensor: Tensor, other: Tensor | None) -> None:
+        """Enqueue: number ``index`` becomes the mean of |tensor - other|, or of |tensor|; float32 tensors of one size.
+
+        Differences are taken in float32, and summed in float64 in an order that is the same every time.
+        """
+        ...
+
+    def read(self) -> tuple[float, ...]:
+        """All the numbers, after waiting for everything enqueued before; unspecified where none was measured."""
+        ...
+
+
+class Device(Protocol):
+    """Memory, copies, linear combinations and time on one stream. Used by the thread that made it."""
+
+    @property
+    def kind(self) -> str:
+        """``cpu`` or ``cuda``: what `Tensor.device` says of this device's tensors."""
+        ...
+
+    @property
+    def index(self) -> int:
+        """Which GPU, among those that CUDA shows; 0 on the CPU."""
+        ...
+
+    @property
+    def stream(self) -> int:
+        """Handle of the CUDA stream for `Engine.run`; 0 on the CPU."""
+        ...
+
+    def wait_for(self, stream: int) -> None:
+        """Enqueue: what comes next waits for what another CUDA stream was given so far."""
+        ...
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+        """Memory of unspecified content. It is the tensor's: freed, in stream order, with its last view."""
+        ...
+
+    def upload(self, array: npt.NDArray[Any]) -> Tensor:
+        """A copy of an array on the device. The array may be changed as soon as this returns."""
+        ...
+
+    def download(self, tensor: Tensor) -> npt.NDArray[Any]:
+        """A copy of a tensor as a numpy array, after waiting for everything enqueued before."""
+        ...
+
+    def rows(self, tensor: Tensor, start: int, stop: int) -> Tensor:
+        """The view ``tensor[start:stop]``."""
+        ...
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copy one tensor into another of the same size in bytes."""
+        ...
+
+    def mix(self, out: Tensor, terms: Sequence[Term]) -> None:
+        """``out = sum(coefficient * tensor)`` in float32, summed in the order given without fused operations.
+
+        CPU and GPU give the same bits. ``out`` may be the first of the terms, but no later one.
+        """
+        ...
+
+    def mark(self) -> Mark:
+        """A mark, not yet recorded."""
+        ...
+
+    def seconds(self, start: Mark, stop: Mark) -> float:
+        """The time between two marks that have been reached."""
+        ...
+
+    def watch(self, complaints: Sequence[str]) -> Watch:
+        """A watch with one sentence per index to complain with."""
+        ...
+
+    def probe(self, count: int) -> Probe:
+        """A probe for ``count`` numbers."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what was enqueued. Tensors outlive the device."""
+        ...

@@ -1,0 +1,126 @@
+"""``fb-run --dry-run``: what a run would do and cost, from the manifest alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, VAE
+from flowblending.contracts.manifest import Manifest
+from flowblending.contracts.program import Program, Run, Step
+from flowblending.engine.bundle.bundle import Bundle
+from flowblending.engine.bundle.geometry import geometry_of
+from flowblending.runtime.devices.open import device_kind
+from flowblending.runtime.jobs import Job, calibrated_schedule, compile_job
+from flowblending.runtime.program.cost import Cost, Timings, cost_of
+
+_Number = TypeVar("_Number", int, float)
+
+
+def plan_lines(bundle: Bundle, job: Job, device: str) -> list[str]:
+    """The plan, a line each: geometry, schedule, steps, cost, memory, and time if it was measured before.
+
+    Raises:
+        UsageError: a job that makes no program.
+    """
+    manifest = bundle.manifest
+    program = compile_job(job, manifest)
+    geometry, cost = geometry_of(manifest.pipeline, program.latent_shape), cost_of(program, manifest)
+    return [
+        f"bundle    {bundle.folder} ({manifest.id}), {manifest.pipeline.family}",
+        f"video     {geometry}, latents {list(geometry.latent_shape)}",
+        f"schedule  {program.schedule}{_origin(job, manifest)}, {len(program.steps)} steps, {program.solver}, "
+        f"guidance {program.guidance:g}",
+        *_steps(program),
+        _calls(cost, cached=job.cache != "off"),
+        _operations(cost),
+        f"memory    engines {_mega(cost.engine_bytes)}, latent slots {_mega(cost.slot_bytes)}",
+        _expected(cost, Timings(manifest.id, device_kind(device, manifest), program.latent_shape).read()),
+    ]
+
+
+def _origin(job: Job, manifest: Manifest) -> str:
+    calibrated = calibrated_schedule(job, manifest)
+    return "" if calibrated is None else f" (calibrated: {calibrated.runs}, {calibrated.evidence})"
+
+
+def _operations(cost: Cost) -> str:
+    flops, bounds = _range(cost.flops_least, cost.flops, _tera), _range(cost.bound, cost.bound_most, "{:.3f}x".format)
+    share = _range(cost.flops_least / cost.flops_all_large, cost.flops / cost.flops_all_large, "{:.1%}".format)
+    attention = f"{cost.attention / cost.flops:.1%} of it attention"
+    return (
+        f"FLOPs     {flops} of {_tera(cost.flops_all_large)} all-large ({share}), {attention}; speed-up bound {bounds}"
+    )
+
+
+def _calls(cost: Cost, *, cached: bool) -> str:
+    line = f"calls     large x {cost.calls[LARGE]}, small x {cost.calls[SMALL]}"
+    if any(cost.skipped.values()):
+        line += f"; the cache skips large x {cost.skipped[LARGE]}, small x {cost.skipped[SMALL]}"
+    elif cached and not any(cost.undecided.values()):
+        line += "; the cache skips nothing"
+    if any(cost.undecided.values()):
+        line += f" at most; the cache decides about large x {cost.undecided[LARGE]}, "
+        line += f"small x {cost.undecided[SMALL]} while the program runs"
+    return line
+
+
+def _steps(program: Program) -> list[str]:
+    """One line per stage, with the noise levels it covers, and with what a cache leaves of its steps."""
+    marks = "".join(_mark(step, 1 + program.guided(step)) for step in program.steps)
+    if program.choice is not None:
+        marks = "".join(mark if reuse is None else "?" for mark, reuse in zip(marks, program.choice.reuse, strict=True))
+    lines, first = [], 0
+    for index, step in enumerate(program.steps):
+        following = program.steps[index + 1 : index + 2]
+        if not any((each.model, each.guidance) == (step.model, step.guidance) for each in following):
+            noise = f"sigma {program.steps[first].sigma:.4f} to {step.sigma:.4f}"
+            scale = "" if step.guidance is None else f", guidance {step.guidance:g}"
+            computes = f", computes {marks[first : index + 1]}" if set(marks) != {"1"} else ""
+            lines.append(f"  steps {first + 1:>3}-{index + 1:<3} {step.model:<5}  {noise}{scale}{computes}")
+            first = index + 1
+    return lines
+
+
+def _mark(step: Step, branches: int) -> str:
+    """1 for a step that computes, 0 for one that does not, c for one that computes its conditional branch alone."""
+    calls = sum(len(each.branches) for each in step.instructions if isinstance(each, Run))
+    return "1" if calls == branches else "c" if calls else "0"
+
+
+def _expected(cost: Cost, seconds: dict[str, float]) -> str:
+    needed = {model for model, count in cost.calls.items() if count}
+    if not needed <= seconds.keys():
+        return "time      not measured on this machine yet"
+    most = sum(cost.calls[model] * seconds[model] for model in needed)
+    least = most - sum(cost.undecided[model] * seconds[model] for model in needed)
+    rest = seconds.get(TEXT_ENCODER, 0.0) + seconds.get(VAE, 0.0)
+    total, sampling = _range(least + rest, most + rest, _seconds), _range(least, most, _seconds)
+    return f"time      about {total} as last measured (sampling {sampling}{_reached(cost, least, most, seconds)})"
+
+
+def _reached(cost: Cost, least: float, most: float, seconds: dict[str, float]) -> str:
+    """How much faster than all-large sampling that is, and which share of what the operations allow."""
+    if LARGE not in seconds or not most or (cost.flops, cost.flops_least) == (cost.flops_all_large,) * 2:
+        return ""
+    slowest, fastest = (cost.calls_all_large * seconds[LARGE] / value for value in (most, least))
+    shares = _range(slowest / cost.bound, fastest / cost.bound_most, "{:.0%}".format)
+    return f", {_range(slowest, fastest, '{:.2f}x'.format)} all-large's speed, {shares} of the bound"
+
+
+def _range(least: _Number, most: _Number, text: Callable[[_Number], str]) -> str:
+    """One number, or two where something is decided while the program runs."""
+    low, high = text(least), text(most)
+    return high if low == high else f"{low} to {high}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s"
+
+
+def _tera(flops: int) -> str:
+    return f"{flops / 1e12:.4g} TFLOPs"
+
+
+def _mega(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

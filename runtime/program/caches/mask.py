@@ -1,0 +1,88 @@
+"""Masks: which steps run their engine, from the step's number alone. The others reuse the last velocity."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from flowblending import UsageError
+from flowblending.runtime.program.caches.policy import Decisions, Outline
+
+SCM = {
+    "slow": ((8, 3, 3, 2, 1, 1), (1, 2, 2, 2, 3)),
+    "medium": ((6, 2, 2, 2, 2, 1), (1, 3, 3, 3, 3)),
+    "fast": ((6, 1, 1, 1, 1, 1), (1, 3, 4, 5, 4)),
+    "ultra": ((4, 1, 1, 1, 1), (2, 5, 6, 7)),
+}
+"""Step computation masking: lengths of the runs of computed steps, and of the skipped ones between them, for
+``SCM_STEPS`` steps. Source: vipshop/cache-dit, src/cache_dit/caching/cache_interface.py, ``steps_mask``."""
+
+SCM_STEPS = 28
+
+
+@dataclass(frozen=True, kw_only=True)
+class StaticMask:
+    """The user's own mask.
+
+    Attributes:
+        digits: one for each step: 1 computes, 0 reuses.
+    """
+
+    digits: str
+
+    def narrow(self, decisions: Decisions, outline: Outline) -> Decisions:
+        """Leave out the steps marked 0."""
+        if len(self.digits) != outline.steps:
+            raise UsageError(
+                f"The mask has {len(self.digits)} digits, but the run has {outline.steps} steps; give one digit per "
+                "step, 1 to compute and 0 to reuse."
+            )
+        return decisions.only([digit == "1" for digit in self.digits])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scm:
+    """A mask of cache-dit: many computed steps at first, then ever longer pauses; the last step computes.
+
+    The tables are for 28 steps. For another number their bounds move in proportion, and no run of computed steps gets
+    shorter than one (cache-dit stretches them otherwise, and not alike in all its versions). The first step after a
+    switch computes as well.
+
+    Attributes:
+        name: ``slow``, ``medium``, ``fast`` or ``ultra``.
+    """
+
+    name: str
+
+    def narrow(self, decisions: Decisions, outline: Outline) -> Decisions:
+        """Leave out the steps between the table's runs."""
+        computed = [step in outline.starts for step in range(outline.steps)]
+        start = 0
+        for length, pause in itertools.zip_longest(*SCM[self.name], fillvalue=0):
+            first = start * outline.steps // SCM_STEPS
+            end = (start + length) * outline.steps // SCM_STEPS
+            for step in range(first, max(end, first + 1)):
+                computed[step] = True
+            start += length + pause
+        return decisions.only(computed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """Every N-th step of a stage, from its first on.
+
+    So TaylorSeer (arXiv 2503.06923) decides: Shenyi-Z/TaylorSeer, TaylorSeer-Wan2.1, with N = 5 (``fresh_threshold``).
+
+    Attributes:
+        every: N, at least 1.
+    """
+
+    every: int
+
+    def narrow(self, decisions: Decisions, outline: Outline) -> Decisions:
+        """Leave out the steps between."""
+        computed, since = [], 0
+        for step in range(outline.steps):
+            since = 0 if step in outline.starts else since + 1
+            computed.append(since % self.every == 0)
+        return decisions.only(computed)

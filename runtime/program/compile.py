@@ -1,0 +1,97 @@
+"""From schedule, solver, noise levels, guidance and step caches to a sampling program."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+
+from flowblending import UsageError
+from flowblending.contracts.model_sampling import ModelSampling
+from flowblending.contracts.program import Program, Step
+from flowblending.runtime.program.caches.easycache import observed, reused
+from flowblending.runtime.program.caches.policy import Outline, StepCache, decide
+from flowblending.runtime.program.caches.velocity import velocities
+from flowblending.runtime.program.noise_levels import noise_levels
+from flowblending.runtime.program.schedule import StageSchedule
+from flowblending.runtime.program.sigmas import Grid
+from flowblending.runtime.program.solver import solve
+
+
+def compile_program(
+    *,
+    schedule: StageSchedule,
+    solver: str,
+    grid: Grid,
+    latent_shape: tuple[int, int, int, int],
+    guidance: float,
+    batched: bool,
+    restart_at_switch: bool = False,
+    cache: Sequence[StepCache] = (),
+    architectures: Mapping[str, str | None] | None = None,
+    constants: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    model_sampling: Mapping[str, ModelSampling] | None = None,
+) -> Program:
+    """Compile a trajectory.
+
+    Args:
+        schedule: the model of every step, and what its stages have of their own (see
+            `flowblending.runtime.program.noise_levels`).
+        solver: ``unipc``, ``dpm++`` or ``euler``.
+        grid: noise levels of as many steps as the schedule has.
+        latent_shape: [C, F, H, W] of what is sampled.
+        guidance: scale g of classifier-free guidance, velocity = g * cond + (1 - g) * uncond (arXiv 2207.12598);
+            1 or less runs the conditional branch only, as WanPipeline, LTXPipeline and LTXConditionPipeline do.
+            Stages and models with a scale of their own take that.
+        batched: both branches in one call, uncond first, as the LTX pipelines do; else cond and then uncond in
+            two calls, as WanPipeline does.
+        restart_at_switch: forget a multistep solver's history at every stage's first step, instead of mixing the
+            clean estimates of both models.
+        cache: policies that leave out engine calls; see `flowblending.runtime.program.caches`.
+        architectures: published names of the models, for caches with constants of their own.
+        constants: those measured on the bundle, by cache and model, which go before the published ones.
+        model_sampling: by model, the guidance and the timesteps it was trained for, where a stage has none of its own.
+
+    Raises:
+        UsageError: ``guidance`` is not finite, the solver is unknown, a stage's timesteps are out of place, or a cache
+            does not fit the run.
+        ValueError: schedule and grid have different numbers of steps.
+    """
+    if not math.isfinite(guidance):
+        raise UsageError(f"The guidance scale is {guidance}, but a finite number was expected; give one such as 5.")
+    visited = noise_levels(schedule, grid, model_sampling or {})
+    outline = Outline(
+        schedule=visited.visits,
+        timesteps=visited.grid.timesteps,
+        guided=guidance > 1.0,
+        architectures=architectures or {},
+        constants=constants or {},
+    )
+    decisions = decide(cache, outline)
+    calls = velocities(visited.visits, decisions, guidance=guidance, batched=batched)
+    restarts = visited.restarts | (visited.visits.switches if restart_at_switch else frozenset())
+    solved = functools.partial(solve, solver, visited.grid.sigmas, restarts=restarts)
+    updates = solved(velocities=[each.velocity for each in calls])
+    scales = visited.visits.guidance(guidance)
+    levels = zip(visited.visits.models, visited.grid.timesteps, visited.grid.sigmas[:-1], scales, strict=True)
+    program = Program(
+        schedule=str(visited.schedule),
+        solver=solver,
+        guidance=guidance,
+        latent_shape=latent_shape,
+        steps=tuple(
+            Step(
+                model=model,
+                timestep=timestep,
+                sigma=sigma,
+                guidance=None if scale == guidance else scale,
+                instructions=(*each.calls, *update),
+            )
+            for (model, timestep, sigma, scale), each, update in zip(levels, calls, updates, strict=True)
+        ),
+    )
+    if decisions.online is None:
+        return program
+    # A step's update reads no other step's velocity, so that those of computed and skipped steps may alternate.
+    reuse = solved(velocities=[reused(each.velocity) for each in calls])
+    return observed(program, decisions.online, guided=any(outline.uncond), starts=outline.starts, reuse=reuse)

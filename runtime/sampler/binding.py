@@ -1,0 +1,227 @@
+"""A sampling program bound to engines and memory: every slot, input and engine call, each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from flowblending import FlowBlendingError
+from flowblending.contracts.graph import Precision, TensorSpec
+from flowblending.contracts.program import LATENTS, VELOCITY, Program, Run, Step
+from flowblending.engine.backends.protocol import Engine
+from flowblending.engine.backends.tensor import Tensor
+from flowblending.runtime.devices.protocol import Device, Mark
+from flowblending.runtime.sampler.online import Chooser, Sum
+
+TIMESTEP = "timestep"
+
+Conditions = Mapping[str, Mapping[str, Tensor]]
+"""Per branch (``cond``, ``uncond``): what the engines take beside latents and timestep, by input name, [1, ...]."""
+
+_FLOAT32 = np.dtype(np.float32)
+_REMEDIES = {
+    Precision.FP16: "build it in fp16-mixed, bf16 or fp32",
+    Precision.FP16_MIXED: "build it in bf16 or fp32",
+    Precision.BF16: "build it in fp32",
+    Precision.FP8: "build it in bf16 or fp32, or calibrate it with more prompts",
+    Precision.FP32: "check its checkpoint and the initial latents",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """An engine call: the latents' row is repeated into ``copies``, then the engine runs on ``tensors``."""
+
+    model: str
+    engine: Engine
+    tensors: Mapping[str, Tensor]
+    copies: tuple[Tensor, ...]
+    velocity: Tensor
+    index: int
+    start: Mark
+    stop: Mark
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoundStep:
+    """A step whose instructions are bound to memory."""
+
+    model: str
+    instructions: tuple[Call | Sum, ...]
+    stop: Mark
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binding:
+    """A program on tensors.
+
+    Attributes:
+        latents: the slot that holds noise first and the result last, fp32 [1, C, F, H, W].
+        slots: every slot by its name, that one among them.
+        steps: the program's steps.
+        complaints: for each engine call, by its index, what to say when its velocity is not finite.
+        chooser: decides about steps while the program runs, if it leaves anything to decide.
+    """
+
+    latents: Tensor
+    slots: Mapping[str, Tensor]
+    steps: tuple[BoundStep, ...]
+    complaints: tuple[str, ...]
+    chooser: Chooser | None
+
+
+def bind(program: Program, engines: Mapping[str, Engine], device: Device, conditions: Conditions) -> Binding:
+    """Allocate and bind everything that running a program takes.
+
+    Raises:
+        FlowBlendingError: an engine asks for an input that is not there, or of another shape or type.
+    """
+    memory = _Memory(engines=engines, device=device, program=program, conditions=conditions)
+    complaints: list[str] = []
+    steps = []
+    for number, step in enumerate(program.steps, start=1):
+        instructions: list[Call | Sum] = []
+        for each in step.instructions:
+            if isinstance(each, Run):
+                instructions.append(memory.call(each, step, len(complaints)))
+                complaints.append(complaint(engines[each.model], each.model, number, len(program.steps)))
+            else:
+                instructions.append(Sum.of(each, memory.slots))
+        steps.append(BoundStep(model=step.model, instructions=tuple(instructions), stop=device.mark()))
+    return Binding(
+        latents=memory.slots[LATENTS],
+        slots=memory.slots,
+        steps=tuple(steps),
+        complaints=tuple(complaints),
+        chooser=None if program.choice is None else Chooser(program.choice, memory.slots, device),
+    )
+
+
+class _Memory:
+    """Binds a program's slots and inputs to tensors, each made once."""
+
+    def __init__(
+        self,
+        *,
+        engines: Mapping[str, Engine],
+        device: Device,
+        program: Program,
+        conditions: Conditions,
+    ) -> None:
+        self._engines = engines
+        self._device = device
+        self._conditions = conditions
+        runs = [each for each in program.instructions() if isinstance(each, Run)]
+        # Slots of one batched call are rows of one buffer. So is the slot of the latents and the copies of it.
+        self._latents = device.empty(
+            (max((len(run.branches) for run in runs), default=1), *program.latent_shape), _FLOAT32
+        )
+        self._outputs: dict[tuple[str, ...], Tensor] = {}
+        self.slots = {LATENTS: device.rows(self._latents, 0, 1)}
+        for run in sorted(runs, key=lambda run: -len(run.out)):
+            self._place(run.out, program.latent_shape)
+        for name in program.slots():
+            if name not in self.slots:
+                self._place((name,), program.latent_shape)
+        self._timesteps: dict[tuple[float, int], Tensor] = {}
+        self._inputs: dict[tuple[tuple[str, ...], str], Tensor] = {}
+
+    def _place(self, names: tuple[str, ...], latent_shape: tuple[int, ...]) -> None:
+        """Give slots neighbouring rows; one that has its place already may only be used alone."""
+        if names in self._outputs:
+            return
+        if len(names) == 1 and names[0] in self.slots:
+            self._outputs[names] = self.slots[names[0]]
+            return
+        if any(name in self.slots for name in names):
+            raise ValueError(f"the slots {', '.join(names)} cannot lie side by side: one lies elsewhere already")
+        rows = self._device.empty((len(names), *latent_shape), _FLOAT32)
+        self._outputs[names] = rows
+        self.slots |= {name: self._device.rows(rows, index, index + 1) for index, name in enumerate(names)}
+
+    def call(self, run: Run, step: Step, index: int) -> Call:
+        """A run on tensors; ``index`` is its complaint."""
+        engine = self._engines.get(run.model)
+        if engine is None:
+            raise FlowBlendingError(
+                f"The program runs the {run.model} model, but only {', '.join(sorted(self._engines))} is there; "
+                "give its engine, or choose another schedule."
+            )
+        count = len(run.branches)
+        rows = self._device.rows
+        given = {LATENTS: rows(self._latents, 0, count), TIMESTEP: self._timestep(step.timestep, count)}
+        tensors = {
+            spec.name: given.get(spec.name) or self._input(run, spec, engine.spec.name) for spec in engine.spec.inputs
+        }
+        velocity = self._outputs[run.out]
+        _check(engine, tensors, velocity)
+        return Call(
+            model=run.model,
+            engine=engine,
+            tensors=tensors | {VELOCITY: velocity},
+            copies=tuple(rows(self._latents, row, row + 1) for row in range(1, count)),
+            velocity=velocity,
+            index=index,
+            start=self._device.mark(),
+            stop=self._device.mark(),
+        )
+
+    def _timestep(self, timestep: float, count: int) -> Tensor:
+        # One allocation each, not rows of a table: TensorRT wants inputs aligned to 256 bytes.
+        if (timestep, count) not in self._timesteps:
+            self._timesteps[timestep, count] = self._device.upload(np.full(count, timestep, np.float32))
+        return self._timesteps[timestep, count]
+
+    def _input(self, run: Run, spec: TensorSpec, engine: str) -> Tensor:
+        """A condition of one branch, or those of several branches one after the other."""
+        parts = []
+        for branch in run.branches:
+            given = self._conditions.get(branch, {})
+            if spec.name not in given:
+                raise FlowBlendingError(
+                    f"Engine {engine} asks for the input {spec.name}, which was not given for the branch {branch} "
+                    f"(given: {', '.join(sorted(given)) or 'nothing'}); build the bundle with this version."
+                )
+            parts.append(given[spec.name])
+        if any(part.shape != parts[0].shape for part in parts):
+            raise FlowBlendingError(
+                f"Input {spec.name} of engine {engine} has the shapes {[list(part.shape) for part in parts]} for the "
+                f"branches {', '.join(run.branches)}, but one call takes equal shapes; pad them to one length."
+            )
+        if len(parts) == 1 or not spec.shape or isinstance(spec.shape[0], int):
+            return parts[0]
+        key = (run.branches, spec.name)
+        if key not in self._inputs:
+            whole = self._device.empty((len(parts), *parts[0].shape[1:]), parts[0].dtype)
+            for row, part in enumerate(parts):
+                self._device.copy(part, self._device.rows(whole, row, row + 1))
+            self._inputs[key] = whole
+        return self._inputs[key]
+
+
+def _check(engine: Engine, tensors: Mapping[str, Tensor], velocity: Tensor) -> None:
+    """Find before the loop what the engine would find in it."""
+    sizes = engine.spec.sizes({name: tensor.shape for name, tensor in tensors.items()})
+    for spec in engine.spec.inputs:
+        if tensors[spec.name].dtype != np.dtype(spec.dtype):
+            raise FlowBlendingError(
+                f"Input {spec.name} of engine {engine.spec.name} is {tensors[spec.name].dtype}, "
+                f"but {spec.dtype} was expected; give a tensor of that type."
+            )
+    outputs = {spec.name: (spec.resolve(sizes), spec.dtype) for spec in engine.spec.outputs}
+    if outputs != {VELOCITY: (velocity.shape, "float32")}:
+        raise FlowBlendingError(
+            f"Engine {engine.spec.name} gives {outputs}, but {VELOCITY} as float32 {list(velocity.shape)} "
+            "was expected; build the bundle with this version."
+        )
+
+
+def complaint(engine: Engine, model: str, step: int, steps: int) -> str:
+    """What to say when a model's velocity is not finite at a step, counted from 1 on."""
+    precision = engine.spec.precision
+    return (
+        f"The {model} model gave a non-finite velocity at step {step} of {steps}; "
+        f"it was built in {precision}: {_REMEDIES[precision]}."
+    )

@@ -1,0 +1,121 @@
+"""``fb-export-triton``: bundles in, a model repository for NVIDIA Triton out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import flowblending
+from flowblending import UsageError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``fb-export-triton``."""
+    parser = argparse.ArgumentParser(
+        prog="fb-export-triton",
+        description="Write a model repository for NVIDIA Triton, one model per bundle.",
+        epilog="Example: fb-export-triton wan --out models --max-queue 16 --timeout 600 --priorities 2; "
+        "then: tritonserver --model-repository models",
+    )
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="folder that fb-build-engines wrote")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="REPOSITORY", help="folder; other models in it stay as they are"
+    )
+    parser.add_argument(
+        "--name", action="append", default=[], help="of the model, once per bundle (default: the bundle's folder name)"
+    )
+    parser.add_argument(
+        "--plans",
+        action="store_true",
+        help="also NAME_large and NAME_small: the two plans as models of Triton's TensorRT backend, "
+        "for a sampling loop of your own",
+    )
+    queue = parser.add_argument_group("requests that have to wait")
+    queue.add_argument(
+        "--max-queue", type=int, metavar="N", help="refuse a request when N of its priority wait (default: never)"
+    )
+    queue.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="refuse a request that waited so long (default: never)"
+    )
+    queue.add_argument(
+        "--priorities",
+        type=int,
+        metavar="N",
+        help="requests may ask for a priority from 1, served first, to N; those that do not have the middle one "
+        "(default: all are served in the order of their arrival)",
+    )
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="for onnxruntime bundles (default: auto)"
+    )
+    machine.add_argument(
+        "--gpus", metavar="0,1,...", help="the server's GPUs to use, one video at a time on each (default: all)"
+    )
+    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads of ONNX Runtime")
+    parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Write the repository that the arguments ask for."""
+    from flowblending.engine.bundle.bundle import open_bundle
+    from flowblending.runtime.devices.open import device_kind
+    from flowblending.runtime.serve.triton.config import Placement, QueuePolicy
+    from flowblending.runtime.serve.triton.repository import model_names, plan_models, video_model, write_repository
+    from flowblending.system.console import Console
+
+    queue = QueuePolicy(
+        size=_positive(arguments.max_queue, "--max-queue") or 0,
+        timeout=arguments.timeout,
+        priorities=_positive(arguments.priorities, "--priorities") or 0,
+    )
+    place = Placement(
+        device=arguments.device, gpus=_gpus(arguments.gpus), threads=_positive(arguments.threads, "--threads")
+    )
+    console = Console(quiet=arguments.quiet)
+    bundles = [open_bundle(folder) for folder in arguments.bundles]
+    models = []
+    for name, bundle in zip(model_names(arguments.bundles, arguments.name), bundles, strict=True):
+        device_kind(arguments.device, bundle.manifest)
+        models.append(video_model(name, bundle, queue, place))
+        if arguments.plans:
+            models += plan_models(name, bundle, place)
+    total = sum(file.bytes for bundle in bundles for file in bundle.files())
+    with console.progress("checking", total=total, unit="B") as advance:
+        for bundle in bundles:
+            bundle.verify(progress=advance)
+    total = sum(path.stat().st_size for model in models for path in model.links.values())
+    with console.progress("writing", total=total, unit="B") as advance:
+        write_repository(models, arguments.out, advance)
+    for model in models:
+        console.log(f"{arguments.out / model.name}")
+    console.log(f"Serve it: tritonserver --model-repository {arguments.out.absolute()}")
+
+
+def _positive(value: int | None, option: str) -> int | None:
+    if value is not None and value < 1:
+        raise UsageError(f"{value} was given to {option}, but at least 1 is needed; leave it out for no limit.")
+    return value
+
+
+def _gpus(text: str | None) -> tuple[int, ...]:
+    numbers = (text or "").split(",") if text is not None else []
+    if not all(each.strip().isdecimal() for each in numbers):
+        raise UsageError(f"GPUs {text!r} were given, but numbers were expected; give --gpus 0,1.")
+    return tuple(dict.fromkeys(map(int, numbers)))
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of ``fb-export-triton``."""
+    parsed = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    from flowblending.system.console import run_program
+
+    run_program(lambda: run(parsed))
+
+
+if __name__ == "__main__":
+    main()

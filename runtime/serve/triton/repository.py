@@ -1,0 +1,218 @@
+"""A Triton model repository on disk: one folder per model, each there as a whole or not at all.
+
+A model's folder holds its bundle, as hard links where the file system has them and as copies elsewhere. So the
+repository can be moved, mounted into a container or uploaded as it is; it takes no space beside the bundle; and a
+bundle that is built again, which replaces files and never writes into them, leaves the models that are being served
+as they were.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts.graph import LARGE, SMALL
+from flowblending.contracts.manifest import MANIFEST
+from flowblending.engine.bundle.bundle import Bundle
+from flowblending.engine.bundle.geometry import shape_profiles
+from flowblending.runtime.serve.triton.config import MARK, Placement, QueuePolicy, plan_config, video_config
+from flowblending.runtime.serve.triton.signature import BUNDLE_FOLDER, MODEL_VERSION
+
+CONFIG = "config.pbtxt"
+
+_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
+
+_MODEL = '''\
+"""Written by fb-export-triton. The model is in the package flowblending, which this Python must have."""
+
+from flowblending.runtime.serve.triton.model import VideoModel as TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model of the repository.
+
+    Attributes:
+        name: of its folder, and by which clients ask for it.
+        config: the text of its config.pbtxt.
+        texts: files to write, by their path in the model's folder.
+        links: files to link or copy, by their path in the model's folder.
+    """
+
+    name: str
+    config: str
+    texts: dict[str, str]
+    links: dict[str, Path]
+
+
+def video_model(name: str, bundle: Bundle, queue: QueuePolicy, place: Placement) -> Model:
+    """A model that makes the videos of a bundle."""
+    names = [MANIFEST, *(file.path for file in bundle.files())]
+    return Model(
+        name=name,
+        config=video_config(name, bundle.manifest, queue, place),
+        texts={f"{MODEL_VERSION}/model.py": _MODEL},
+        links={f"{MODEL_VERSION}/{BUNDLE_FOLDER}/{each}": bundle.folder / each for each in names},
+    )
+
+
+def plan_models(name: str, bundle: Bundle, place: Placement) -> list[Model]:
+    """The two transformers of a bundle as models of Triton's TensorRT backend.
+
+    Raises:
+        UsageError: they are no TensorRT plans.
+    """
+    models = []
+    for part in (LARGE, SMALL):
+        component = bundle.manifest.components[part]
+        profiles = len(shape_profiles(part, bundle.manifest.pipeline, bundle.manifest.profiles))
+        if component.backend != "tensorrt":
+            raise UsageError(
+                f"--plans was given, but {part} in {bundle.folder} is an engine of {component.backend}, which Triton "
+                "has no backend for; build the bundle with --backend tensorrt, or leave --plans out."
+            )
+        models.append(
+            Model(
+                name=f"{name}_{part}",
+                config=plan_config(f"{name}_{part}", component, place, profiles),
+                texts={},
+                links={f"{MODEL_VERSION}/{target}.plan": bundle.path(part) for target in component.targets},
+            )
+        )
+    return models
+
+
+def model_names(bundles: Sequence[Path], names: Sequence[str]) -> list[str]:
+    """A name for each bundle: those given, else the bundles' folder names.
+
+    Raises:
+        UsageError: their number differs, one occurs twice, or one cannot be a model's.
+    """
+    if names and len(names) != len(bundles):
+        raise UsageError(
+            f"{len(names)} names were given for {len(bundles)} bundles; give --name once for each bundle, in order."
+        )
+    chosen = list(names) or [bundle.absolute().name for bundle in bundles]
+    for name in chosen:
+        if not _NAME.fullmatch(name):
+            raise UsageError(f"{name!r} cannot name a model; give letters, digits, '_', '-' and '.' to --name.")
+        if chosen.count(name) > 1:
+            raise UsageError(f"Two models would be called {name}; tell them apart with --name.")
+    return chosen
+
+
+def write_repository(models: Sequence[Model], out: Path, progress: Callable[[int], None] | None = None) -> None:
+    """Write models into a repository, which is made if there is none.
+
+    A model that was exported before is replaced when the new one is whole; all other models stay as they are.
+
+    Args:
+        progress: told the bytes of every file that was linked or copied.
+
+    Raises:
+        FlowBlendingError: ``out`` or a model in it is something else, or cannot be written.
+    """
+    _check(models, out)
+    try:
+        with _workplace(out) as new:
+            for model in models:
+                _write_model(model, new / model.name, progress)
+            if out.exists():
+                for model in models:
+                    _replace(new / model.name, out / model.name, _sibling(out, "replaced"))
+            else:
+                new.rename(out)
+    except OSError as error:
+        raise FlowBlendingError(
+            f"Cannot write the repository {out} ({error.strerror or error}); choose a folder that you can write to."
+        ) from None
+
+
+def _check(models: Sequence[Model], out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise FlowBlendingError(f"{out} is a file, but the folder of a model repository was expected; choose another.")
+    if (out / MANIFEST).is_file():
+        raise FlowBlendingError(f"{out} is a bundle, which no model can be put into; choose another --out.")
+    for model in models:
+        target, config = out / model.name, out / model.name / CONFIG
+        ours = config.is_file() and config.read_text(errors="replace").startswith(MARK)
+        if target.exists() and not ours:
+            raise FlowBlendingError(
+                f"{target} exists and was not written by fb-export-triton; choose another --name, or remove it."
+            )
+
+
+def _write_model(model: Model, folder: Path, progress: Callable[[int], None] | None) -> None:
+    for name, text in {CONFIG: model.config, **model.texts}.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    for name, source in model.links.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _link(source.resolve(), path)
+        if progress is not None:
+            progress(path.stat().st_size)
+
+
+def _link(source: Path, path: Path) -> None:
+    try:
+        os.link(source, path)
+    except OSError:
+        # Another file system, or one without hard links, or a file of somebody else's.
+        shutil.copyfile(source, path)
+
+
+@contextmanager
+def _workplace(out: Path) -> Iterator[Path]:
+    """A folder beside the repository, not in it: a server that watches the repository would take it for a model."""
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    _clean_up(out)
+    new = _sibling(out, "partial")
+    new.mkdir()
+    try:
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _replace(new: Path, target: Path, aside: Path) -> None:
+    """Put a model in the place of another. A folder cannot be replaced in one call: see `_clean_up`."""
+    if not target.exists():
+        new.rename(target)
+        return
+    aside.mkdir(exist_ok=True)
+    target.rename(aside / target.name)
+    try:
+        new.rename(target)
+    except OSError:
+        (aside / target.name).rename(target)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _clean_up(out: Path) -> None:
+    """Remove what killed exports left, and put a model back that one of them had set aside."""
+    parent = out.absolute().parent
+    for leftover in [*parent.glob(f".{out.name}.replaced-*"), *parent.glob(f".{out.name}.partial-*")]:
+        process = leftover.name.rpartition("-")[2]
+        if process.isdecimal() and Path("/proc", process).exists():
+            continue
+        for model in leftover.iterdir() if ".replaced-" in leftover.name else ():
+            if not (out / model.name).exists():
+                model.rename(out / model.name)
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _sibling(out: Path, what: str) -> Path:
+    return out.absolute().parent / f".{out.name}.{what}-{os.getpid()}"

@@ -1,0 +1,112 @@
+"""What a video model in Triton takes and gives: written into config.pbtxt, read by the model, used by the client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from flowblending.contracts.manifest import Manifest
+
+MP4: Final = "mp4"
+MP4_BASE64: Final = "mp4-base64"
+FRAMES: Final = "frames"
+LATENTS: Final = "latents"
+
+RESULTS: Final = (MP4, MP4_BASE64, FRAMES, LATENTS)
+"""What a request can ask for. JSON has no place for bytes, hence base64 for clients that have only HTTP."""
+
+MODEL_VERSION: Final = "1"
+BUNDLE_FOLDER: Final = "bundle"
+"""Where a model's bundle lies in its version folder."""
+
+DEVICE: Final = "device"
+THREADS: Final = "threads"
+"""The model's parameters in config.pbtxt."""
+
+STRING: Final = "string"
+
+TYPES: Final = {
+    "bool": "TYPE_BOOL",
+    "float32": "TYPE_FP32",
+    "float64": "TYPE_FP64",
+    "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64",
+    "uint8": "TYPE_UINT8",
+    STRING: "TYPE_STRING",
+}
+"""Triton's names of numpy's types (data_types of its model_config.proto)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Port:
+    """An input or output of a model.
+
+    Attributes:
+        dtype: a key of ``TYPES``.
+        shape: -1 where any size will do.
+        optional: of an input: whether a request may leave it out.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = (1,)
+    optional: bool = False
+
+
+def inputs(manifest: Manifest) -> tuple[Port, ...]:
+    """A job (see `runtime.jobs.Job`), the initial latents in place of the seed's noise, and what to answer.
+
+    ``result`` is one or more of ``RESULTS``; ``progress`` false leaves out the responses before the last.
+    Numbers are doubles where ``fb-run`` computes with doubles, so that both give the same bits.
+    """
+    return (
+        Port(name="prompt", dtype=STRING),
+        Port(name="negative_prompt", dtype=STRING, optional=True),
+        Port(name="seed", dtype="int64", optional=True),
+        Port(name="size", dtype=STRING, optional=True),
+        Port(name="frames", dtype="int32", optional=True),
+        Port(name="steps", dtype="int32", optional=True),
+        Port(name="schedule", dtype=STRING, optional=True),
+        Port(name="guidance", dtype="float64", optional=True),
+        Port(name="batched_guidance", dtype="bool", optional=True),
+        Port(name="solver", dtype=STRING, optional=True),
+        Port(name="frame_rate", dtype="float64", optional=True),
+        Port(name="cache", dtype=STRING, optional=True),
+        Port(name="latents", dtype="float32", shape=(1, *_latents(manifest)), optional=True),
+        Port(name="result", dtype=STRING, shape=(-1,), optional=True),
+        Port(name="progress", dtype="bool", optional=True),
+    )
+
+
+def outputs(manifest: Manifest) -> tuple[Port, ...]:
+    """Of a step: ``step`` (from 1), ``steps``, ``stage`` and ``seconds``. Of the last response: what was asked for.
+
+    ``report`` comes with the last response: the schedule, seconds by stage and warnings as JSON.
+    """
+    return (
+        Port(name="step", dtype="int32"),
+        Port(name="steps", dtype="int32"),
+        Port(name="stage", dtype=STRING),
+        Port(name="seconds", dtype="float64"),
+        Port(name="video", dtype=STRING),
+        Port(name="frames", dtype="uint8", shape=(*_pixels(manifest), 3)),
+        Port(name="latents", dtype="float32", shape=(1, *_latents(manifest))),
+        Port(name="report", dtype=STRING),
+    )
+
+
+def _latents(manifest: Manifest) -> tuple[int, ...]:
+    """[C, F, H, W], as far as all videos of the bundle have them in common."""
+    return _common(end.latent_shape for each in manifest.profiles for end in (each.min, each.max))
+
+
+def _pixels(manifest: Manifest) -> tuple[int, ...]:
+    """[F, H, W], likewise."""
+    ends = (end for each in manifest.profiles for end in (each.min, each.max))
+    return _common((end.frames, end.height, end.width) for end in ends)
+
+
+def _common(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
+    return tuple(sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*shapes, strict=True))

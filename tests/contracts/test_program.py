@@ -1,0 +1,85 @@
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from flowblending import FlowBlendingError
+from flowblending.contracts.graph import LARGE, SMALL
+from flowblending.contracts.program import COND, LATENTS, UNCOND, Mix, Program, Run, Step
+
+PROGRAM = Program(
+    schedule="L1 S1",
+    solver="euler",
+    guidance=5.0,
+    latent_shape=(4, 3, 2, 5),
+    steps=(
+        Step(
+            model=LARGE,
+            timestep=1000.0,
+            sigma=1.0,
+            instructions=(
+                Run(model=LARGE, branches=(UNCOND, COND), out=(UNCOND, COND)),
+                Mix(out=LATENTS, terms=((1.0, LATENTS), (-1.25, COND), (1.0, UNCOND))),
+            ),
+        ),
+        Step(
+            model=SMALL,
+            timestep=750.0,
+            sigma=0.75,
+            instructions=(
+                Run(model=SMALL, branches=(COND,), out=(COND,)),
+                Mix(out=LATENTS, terms=((1.0, LATENTS), (-0.75, COND))),
+            ),
+        ),
+    ),
+)
+
+
+def test_slots_and_calls() -> None:
+    assert PROGRAM.slots() == (LATENTS, UNCOND, COND)
+    assert (PROGRAM.calls(LARGE), PROGRAM.calls(SMALL)) == (2, 1)
+
+
+def test_listing() -> None:
+    assert PROGRAM.listing().splitlines() == [
+        "L1 S1, euler, guidance 5",
+        "step 1: large, timestep 1000, sigma 1.000000",
+        "    uncond, cond = large(latents, uncond, cond)",
+        "    latents = +1 latents -1.25 cond +1 uncond",
+        "step 2: small, timestep 750, sigma 0.750000",
+        "    cond = small(latents, cond)",
+        "    latents = +1 latents -0.75 cond",
+    ]
+
+
+def test_json_keeps_every_digit() -> None:
+    step = dataclasses.replace(PROGRAM.steps[0], sigma=0.1 + 0.2, timestep=1000 / 3)
+    program = dataclasses.replace(PROGRAM, steps=(step, *PROGRAM.steps[1:]))
+    assert Program.from_json(json.loads(json.dumps(program.to_json()))) == program
+
+
+def test_json_names_what_is_wrong() -> None:
+    def damaged(**changes: Any) -> Any:
+        return {**json.loads(json.dumps(PROGRAM.to_json())), **changes}
+
+    with pytest.raises(FlowBlendingError, match="has format 2, but 1 was expected"):
+        Program.from_json(damaged(format=2))
+    with pytest.raises(FlowBlendingError, match="has format None"):
+        Program.from_json({})
+    with pytest.raises(FlowBlendingError, match="damaged at steps"):
+        Program.from_json(damaged(steps=[{"model": LARGE}]))
+    content = damaged()
+    content["steps"][1]["instructions"][1]["terms"][1][0] = float("nan")
+    with pytest.raises(FlowBlendingError, match=r"damaged at steps\.1\.instructions\.1"):
+        Program.from_json(content)
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [(), ((float("inf"), LATENTS),), ((1.0, COND), (2.0, COND)), ((1.0, COND), (1.0, LATENTS))],
+    ids=["empty", "infinite", "twice", "out not first"],
+)
+def test_a_mix_that_cannot_be_executed_cannot_be_made(terms: tuple[tuple[float, str], ...]) -> None:
+    with pytest.raises(ValueError, match="must"):
+        Mix(out=LATENTS, terms=terms)

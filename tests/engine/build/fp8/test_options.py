@@ -1,0 +1,94 @@
+"""What ``fb-build-engines`` is told about fp8."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.engine import cli
+from flowblending.engine.build.fp8.options import PROMPTS, Fp8Options
+from flowblending.engine.build.request import BuildRequest, rebuild_command
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Fp8Options(keep="x"), "--fp8-keep x was given, but a number of blocks was expected"),
+        (Fp8Options(keep="-1"), "--fp8-keep -1 was given"),
+        (Fp8Options(keep="medium=1"), "--fp8-keep medium=1 was given"),
+        (Fp8Options(percentile=0.0), "percentile of 0 was given"),
+        (Fp8Options(percentile=100.1), "percentile of 100.1 was given"),
+        (Fp8Options(percentile=float("nan")), "percentile of nan was given"),
+        (Fp8Options(margin=0.9), "margin of 0.9 was given, but a factor of 1 or more"),
+        (Fp8Options(margin=float("inf")), "margin of inf was given"),
+        (Fp8Options(calibration=Path("c"), steps=3), "from a file, which --fp8-steps cannot change"),
+        (Fp8Options(calibration=Path("c"), size="64x32"), "from a file, which --fp8-size cannot change"),
+    ],
+)
+def test_wrong_options(options: Fp8Options, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        options.check(("small",), "tensorrt")
+
+
+def test_options_without_fp8_are_refused() -> None:
+    Fp8Options().check((), "tensorrt")
+    with pytest.raises(UsageError, match="--fp8-margin was given, but nothing is built in fp8"):
+        Fp8Options(margin=1.2).check((), "tensorrt")
+    Fp8Options(calibration=Path("c"), keep="2").check(("large",), "onnxruntime")
+
+
+def test_attention_needs_fp8_and_a_compiler() -> None:
+    wanted = Fp8Options(attention=True)
+    wanted.check(("small",), "tensorrt-rtx")
+    with pytest.raises(UsageError, match="--fp8-attention was given, but nothing is built in fp8; add --precision fp8"):
+        wanted.check((), "tensorrt-rtx")
+    with pytest.raises(UsageError, match=r"--fp8-attention was given, but onnxruntime has no .*; leave it out, or"):
+        wanted.check(("small",), "onnxruntime")
+    # A calibration file has ranges for it, too.
+    Fp8Options(attention=True, calibration=Path("c")).check(("small",), "tensorrt")
+
+
+def test_the_options_are_in_the_command_that_builds_again(tmp_path: Path) -> None:
+    asked = BuildRequest(
+        large="Org/Large",
+        small="Org/Small",
+        out=tmp_path,
+        size=None,
+        frames=None,
+        precision="fp8",
+        backend="tensorrt-rtx",
+        targets=("sm89",),
+        fp8=Fp8Options(attention=True, keep="1"),
+    )
+    command = rebuild_command(asked)
+    given = cli.parser().parse_args(command[1:])
+    assert (given.fp8_attention, given.fp8_keep, given.target, given.teacache) == (True, "1", "sm89", False)
+    bare = rebuild_command(dataclasses.replace(asked, fp8=Fp8Options()))
+    assert not cli.parser().parse_args(bare[1:]).fp8_attention
+    assert set(command) - set(bare) == {"--fp8-attention", "--fp8-keep", "1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "large", "small"),
+    [(None, None, None), ("2", 2, 2), ("large=3", 3, None), ("large=3, small=0", 3, 0), ("4,small=1", 4, 1)],
+)
+def test_kept_blocks(text: str | None, large: int | None, small: int | None) -> None:
+    options = Fp8Options(keep=text)
+    assert (options.kept("large"), options.kept("small")) == (large, small)
+
+
+def test_prompts(tmp_path: Path) -> None:
+    assert Fp8Options().read_prompts() == PROMPTS
+    path = tmp_path / "prompts.txt"
+    path.write_text("\ufeff# not one\n a cat \n\n一只猫\n", encoding="utf-8")
+    assert Fp8Options(prompts=path).read_prompts() == ("a cat", "一只猫")
+    path.write_text("# none\n")
+    with pytest.raises(UsageError, match="holds no prompt"):
+        Fp8Options(prompts=path).read_prompts()
+    path.write_bytes(b"\xff\xfe\xfd")
+    for wrong in (path, tmp_path / "none"):
+        with pytest.raises(FlowBlendingError, match=r"Cannot read the prompts .*; give a UTF-8 text file"):
+            Fp8Options(prompts=wrong).read_prompts()

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import pytest
+
+from flowblending import UsageError
+from flowblending.contracts.manifest import Backend
+from flowblending.engine.build.precision import choose_precisions, component_precision
+
+NAMES = ("large", "small", "text_encoder", "vae_first", "vae_next")
+
+
+@pytest.mark.parametrize(
+    ("text", "backend", "expected"),
+    [
+        (None, "onnxruntime", "fp32 fp32 fp32 fp32 fp32"),
+        (None, "tensorrt", "bf16 bf16 bf16 fp32 fp32"),
+        ("fp16", "onnxruntime", "fp16 fp16 fp32 fp32 fp32"),
+        ("fp16-mixed", "onnxruntime", "fp16-mixed fp16-mixed fp32 fp32 fp32"),
+        ("small=fp16-mixed", "tensorrt", "bf16 fp16-mixed bf16 fp32 fp32"),
+        ("large=bf16,small=fp16", "tensorrt-rtx", "bf16 fp16 bf16 fp32 fp32"),
+        ("large=bf16,small=fp8", "tensorrt-rtx", "bf16 fp8 bf16 fp32 fp32"),
+        ("fp8", "onnxruntime", "fp8 fp8 fp32 fp32 fp32"),
+        ("fp16, vae=bf16", "tensorrt", "fp16 fp16 bf16 bf16 bf16"),
+        ("small=fp16,text_encoder=fp32", "tensorrt", "bf16 fp16 fp32 fp32 fp32"),
+    ],
+)
+def test_precisions(text: str | None, backend: Backend, expected: str) -> None:
+    chosen = choose_precisions(text, backend)
+    assert " ".join(component_precision(chosen, name) for name in NAMES) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fp4", "Precision 'fp4' was given, but fp32, fp16, fp16-mixed, bf16, fp8 are known"),
+        ("fp8,vae=fp8", "asks for vae=fp8, but only the transformers have that; use vae=fp32"),
+        ("text_encoder=fp8", "text_encoder=fp8, but only the transformers"),
+        ("medium=fp16", "names 'medium', but the components are large, small, text_encoder, vae"),
+        ("=fp16", "names ''"),
+        ("", "Precision '' was given"),
+        ("bf16", "ONNX Runtime has no bf16 kernels"),
+        ("text_encoder=fp16-mixed", "text_encoder=fp16-mixed, but only the transformers .*; use text_encoder=fp16,"),
+        ("fp16,vae=fp16-mixed", "asks for vae=fp16-mixed, but only the transformers have that; use vae=fp32"),
+    ],
+)
+def test_wrong_precisions(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        choose_precisions(text, "onnxruntime")

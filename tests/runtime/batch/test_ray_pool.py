@@ -1,0 +1,186 @@
+"""Many videos on a Ray cluster: a real one on this machine's CPU, whose workers are killed; and what is planned."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from flowblending import UsageError
+from flowblending.contracts.manifest import Backend, Manifest
+from flowblending.runtime.batch.cluster import ClusterOptions, Share, plan_share
+from tests.conftest import Build
+from tests.support import manifests
+from tests.support.required import unavailable
+
+pytestmark = pytest.mark.embedding
+
+NODES = [{"CPU": 8.0, "memory": 1e9}, {"CPU": 4.0, "GPU": 2.0}, {"CPU": 0.0}]
+
+
+def manifest(folder: Path, backend: Backend = "onnxruntime") -> Manifest:
+    return manifests.write(folder / "toy", backend=backend)
+
+
+def options(device: str = "auto", workers: int | None = None, threads: int | None = None) -> ClusterOptions:
+    return ClusterOptions(address="local", device=device, workers=workers, threads=threads)
+
+
+def test_a_bundle_of_plans_takes_a_gpu_per_worker(tmp_path: Path) -> None:
+    plans = manifest(tmp_path, "tensorrt")
+    share = plan_share(options(), plans, NODES)
+    assert (share.count, share.gpus, share.device) == (2, 1, "cuda")
+    assert plan_share(options(workers=1), plans, NODES).count == 1
+    with pytest.raises(UsageError, match="3 workers with a GPU each were asked for, but the Ray cluster has 2 GPUs"):
+        plan_share(options(workers=3), plans, NODES)
+    with pytest.raises(UsageError, match="the Ray cluster has 0 GPUs"):
+        plan_share(options(), plans, NODES[:1])
+    with pytest.raises(UsageError, match="--device cpu was given"):
+        plan_share(options("cpu"), plans, NODES)
+
+
+def test_workers_on_cpus_never_take_every_core(tmp_path: Path) -> None:
+    graphs = manifest(tmp_path)
+    # One per node; then two on one of them, and so many that each has a fraction of a core.
+    assert plan_share(options(), graphs, NODES) == Share(count=2, cpus=3, gpus=0, device="cpu", threads=4)
+    assert plan_share(options(workers=3), graphs, NODES) == Share(count=3, cpus=1, gpus=0, device="cpu", threads=2)
+    assert plan_share(options(workers=16), graphs, NODES) == Share(count=16, cpus=0.45, gpus=0, device="cpu", threads=1)
+    assert plan_share(options(threads=5), graphs, NODES).threads == 5
+    assert plan_share(options("cuda"), graphs, NODES).gpus == 1
+    with pytest.raises(UsageError, match="no CPU for workers"):
+        plan_share(options(), graphs, [{"GPU": 1.0}])
+
+
+def test_without_ray_the_extra_is_named(tmp_path: Path) -> None:
+    manifests.write(tmp_path / "toy")
+    (tmp_path / "prompts").write_text("one\n")
+    code = (
+        "import sys; sys.modules['ray'] = None; from flowblending.runtime.cli import main; "
+        f"main([{str(tmp_path / 'toy')!r}, '--prompts', {str(tmp_path / 'prompts')!r}, '--out', "
+        f"{str(tmp_path / 'out')!r}, '--ray', 'local'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "error: Ray is not installed; install flowblending[ray], or use --workers." in result.stderr
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A place for Ray's token, sockets and logs, whose path is short enough for sockets."""
+    if importlib.util.find_spec("ray") is None:
+        unavailable("Ray is not installed; install flowblending[ray].")
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def fb_run(home: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flowblending.runtime.cli", *map(str, arguments)]
+    environment = {**os.environ, "HOME": str(home), "TMPDIR": str(home)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_not_there(tmp_path: Path, home: Path) -> None:
+    manifests.write(tmp_path / "toy")
+    (tmp_path / "prompts").write_text("one\n")
+    for address in ("auto", "nonsense", "127.0.0.1:9", "ray://127.0.0.1:9", "127.0.0.1:99999"):
+        arguments = ("--prompts", tmp_path / "prompts", "--out", tmp_path / "out", "--ray", address)
+        result = fb_run(home, tmp_path / "toy", *arguments)
+        assert result.returncode == 1, result.stderr
+        assert f"error: Cannot connect to the Ray cluster {address} (" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def makers(home: Path) -> list[int]:
+    """The workers that make a video now, of the clusters that were started with this home."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if (process / "cmdline").read_bytes().startswith(b"ray::Maker.make") and _belongs(process, home):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def _belongs(process: Path, home: Path) -> bool:
+    """Whether the raylet that started the process has this home: Ray overwrites what the process itself would say."""
+    parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+    return f"HOME={home}\0".encode() in Path(f"/proc/{parent}/environ").read_bytes()
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def killer(home: Path, choose: Callable[[int], bool]) -> Iterator[list[int]]:
+    """While the block runs, kill every worker that is chosen; gives the list of them."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.05):
+            for pid in makers(home):
+                if pid not in killed and choose(len(killed)) and cpu_seconds(pid) > 0:
+                    killed.append(pid)
+                    os.kill(pid, signal.SIGKILL)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_killed_workers_on_a_local_cluster(build: Build, tmp_path: Path, home: Path) -> None:
+    prompts, out = tmp_path / "prompts", tmp_path / "out"
+    bundle = build("wan", size="128x96", frames=33).folder  # on which the endless prompt outlasts the killer
+    arguments = (bundle, "--prompts", prompts, "--out", out, "--ray", "local", "--workers", 2)
+    prompts.write_text("one\ntwo\n")
+    with killer(home, lambda count: count < 1) as killed:
+        result = fb_run(home, *arguments, "--steps", 100)
+    assert len(killed) == 1
+    assert result.returncode == 0, result.stderr
+    assert "the prompt is tried once again" in result.stderr
+    assert "2 made, 0 skipped, 0 failed" in result.stderr
+    whole = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert sorted(map(prompt_of, os.listdir(out))) == ["one", "two"]
+    # Run again with a prompt on which every worker dies: the two are skipped, the rest is made, nothing is left over.
+    prompts.write_text('one\ntwo\n{"prompt": "forever", "steps": 1000, "solver": "euler"}\nfour\n{broken\n')
+    # Killed workers leave temporary folders, which later ones remove.
+    stale, others = (home / f"flowblending-worker-{pid}-x" for pid in (killed[0], os.getpid()))
+    stale.mkdir()
+    others.mkdir()
+    with killer(home, lambda _: "four" in map(prompt_of, os.listdir(out))) as killed:
+        result = fb_run(home, *arguments, "--steps", 100)
+    assert len(killed) == 2
+    assert result.returncode == 1, result.stderr
+    assert "line 3 failed: worker" in result.stderr
+    assert "1 made, 2 skipped, 2 failed" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert {path: path.stat().st_mtime_ns for path in whole} == whole
+    assert sorted(map(prompt_of, os.listdir(out))) == ["four", "one", "two"]
+    assert not makers(home)
+    assert not stale.exists()
+    assert others.exists()
+
+
+def prompt_of(video: str) -> str:
+    """The first word of a video's name, which is its prompt's."""
+    return video.partition("-")[0]

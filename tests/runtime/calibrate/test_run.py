@@ -1,0 +1,503 @@
+"""fb-calibrate with closed-form engines and on a tiny bundle: each number against one that is worked out otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts.graph import LARGE, SMALL, SigmaGrid
+from flowblending.contracts.model_sampling import ModelSampling
+from flowblending.contracts.program import COND, UNCOND, Program
+from flowblending.engine.backends.function import FunctionEngine
+from flowblending.engine.backends.tensor import Tensor
+from flowblending.engine.bundle.bundle import carry_calibration, open_bundle
+from flowblending.engine.bundle.calibration import add_calibration
+from flowblending.runtime import cli
+from flowblending.runtime.calibrate import boundaries, features
+from flowblending.runtime.calibrate.divergence import measure
+from flowblending.runtime.calibrate.measure import Measures, early_ticks, late_ticks, measure_early, measure_late
+from flowblending.runtime.calibrate.prompts import read_prompts
+from flowblending.runtime.calibrate.propagation import block_ticks, measure_blocks, measure_schedules
+from flowblending.runtime.calibrate.trajectory import StepTrajectory
+from flowblending.runtime.devices.host import HostDevice
+from flowblending.runtime.golden import closed_form
+from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.program.caches.magcache import CONSTANTS
+from flowblending.runtime.program.compile import compile_program
+from flowblending.runtime.program.cost import cost_of
+from flowblending.runtime.program.schedule import StageSchedule
+from flowblending.runtime.program.sigmas import sigma_grid
+from flowblending.runtime.sampler.loop import Sampler
+from tests.conftest import Build
+from tests.support import manifests
+
+SHAPE = (1, *closed_form.LATENT)
+STEPS = 6
+LATENT_MEASURES = Measures(
+    similarity=features.similarity_measure("latent"), distance=features.distance_measure("latent")
+)
+Floats = npt.NDArray[np.float32]
+
+
+def random(seed: int) -> Floats:
+    return np.random.default_rng(seed).standard_normal(SHAPE).astype(np.float32)
+
+
+def program(runs: str, solver: str = "unipc", guidance: float = 5.0, batched: bool = False) -> Program:
+    return compile_program(
+        schedule=StageSchedule.scaled(runs, STEPS),
+        solver=solver,
+        grid=sigma_grid(SigmaGrid(kind="shifted", shift=3.0), solver, STEPS, 30),
+        latent_shape=closed_form.LATENT,
+        guidance=guidance,
+        batched=batched,
+    )
+
+
+def conditions() -> dict[str, dict[str, Tensor]]:
+    case = closed_form.Case(schedule="L1", solver="euler", guidance=5.0, batched=False)
+    return {
+        branch: {name: Tensor.of(array) for name, array in inputs.items()}
+        for branch, inputs in case.conditions(np.random.default_rng(1)).items()
+    }
+
+
+def trajectory(**options: Any) -> StepTrajectory:
+    return StepTrajectory(
+        programs={LARGE: program("L1", **options), SMALL: program("S1", **options)},
+        engines=closed_form.engines(),
+        device=HostDevice(),
+        conditions=conditions(),
+    )
+
+
+def sampled(runs: str, noise: Floats, **options: Any) -> Floats:
+    result = Sampler(closed_form.engines(), HostDevice()).sample(program(runs, **options), noise, conditions())
+    return result.latents.numpy().copy()
+
+
+def cosine(a: Floats, b: Floats) -> float:
+    x, y = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    return float(x @ y / np.sqrt((x @ x) * (y @ y)))
+
+
+@pytest.mark.parametrize("solver", ["euler", "dpm++", "unipc"])
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_walk_is_the_sampler_step_by_step_and_back_again(solver: str, batched: bool) -> None:
+    made, noise = trajectory(solver=solver, batched=batched), random(0)
+    made.start(noise)
+    for index in range(3):
+        made.evaluate(index, SMALL)  # the trajectory takes no notice of it
+        made.step(index, LARGE)
+    state = made.save()
+    for index in range(3, STEPS):
+        made.step(index, SMALL)
+    np.testing.assert_array_equal(made.latents(), sampled("L3 S3", noise, solver=solver, batched=batched))
+    made.restore(state)
+    for index, model in zip(range(3, STEPS), (SMALL, LARGE, LARGE), strict=True):
+        made.step(index, model)
+    np.testing.assert_array_equal(made.latents(), sampled("L3 S1 L2", noise, solver=solver, batched=batched))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_divergence_and_ratios_are_those_of_the_formulas(guidance: float) -> None:
+    noise, ticks = random(2), [0]
+    found = measure(trajectory(guidance=guidance), noise, [LARGE] * STEPS, lambda: ticks.append(1))
+    assert sum(ticks) == STEPS
+    assert list(found.distances) == (["cond"] if guidance == 1.0 else ["cond", "uncond", "guided"])
+    # The first step, from the engines' formulas alone; and at the second, the latents of a run of one step.
+    timesteps = [step.timestep for step in program("L1", guidance=guidance).steps]
+    given = conditions()
+
+    def velocity(model: str, branch: str, latents: Floats, timestep: float) -> npt.NDArray[np.float64]:
+        arrays = {name: tensor.numpy() for name, tensor in given[branch].items()}
+        inputs = {"latents": latents, "timestep": np.array([timestep], np.float32), **arrays}
+        return closed_form.FORMS[model](inputs)["velocity"].astype(np.float64)
+
+    small, large = (velocity(model, COND, noise, timesteps[0]) for model in (SMALL, LARGE))
+    assert found.distances["cond"]["relative_l2"][0] == pytest.approx(
+        float(np.sqrt(((small - large) ** 2).sum() / (large**2).sum())), rel=1e-6
+    )
+    assert found.distances["cond"]["rms"][0] == pytest.approx(float(np.sqrt(((small - large) ** 2).mean())), rel=1e-6)
+    assert found.distances["cond"]["cosine"][0] == pytest.approx(
+        1 - float((small * large).sum() / np.sqrt((small**2).sum() * (large**2).sum())), rel=1e-3, abs=1e-9
+    )
+    if guidance > 1.0:
+        both = [
+            5 * velocity(m, COND, noise, timesteps[0]) - 4 * velocity(m, UNCOND, noise, timesteps[0])
+            for m in (SMALL, LARGE)
+        ]
+        expected = float(np.sqrt(((both[0] - both[1]) ** 2).sum() / (both[1] ** 2).sum()))
+        assert found.distances["guided"]["relative_l2"][0] == pytest.approx(expected, rel=1e-5)
+    other = trajectory(guidance=guidance)
+    other.start(noise)
+    other.step(0, LARGE)
+    after = other.latents()
+    other.step(1, LARGE)
+    points = [noise, after, other.latents()]
+    assert list(found.caches) == ["magcache", "easycache"]
+    for model in (LARGE, SMALL):
+        # EasyCache, as in its source: how much the velocity changed per change of the latents, one step before.
+        x = [each.astype(np.float64) for each in points]
+        v = [velocity(model, COND, each, t) for each, t in zip(points, timesteps, strict=False)]
+        k = np.abs(v[1] - v[0]).mean() / np.abs(x[1] - x[0]).mean()
+        expected = k * np.abs(x[2] - x[1]).mean() / np.abs(v[1]).mean()
+        assert found.caches["easycache"][model][:3] == pytest.approx([0.0, 0.0, float(expected)], rel=1e-4)
+        norms = [
+            np.sqrt((velocity(model, COND, x, t) ** 2).sum(axis=1))
+            for x, t in zip((noise, after), timesteps, strict=False)
+        ]
+        assert found.caches["magcache"][model][:2] == pytest.approx(
+            [1.0, float((norms[1] / norms[0]).mean())], rel=1e-5
+        )
+
+
+def test_what_boundaries_are_tried_by_is_what_whole_runs_give() -> None:
+    noise, other, ticks = random(3), random(4), [0]
+
+    def tick() -> None:
+        ticks[0] += 1
+
+    def no_frames(latents: Floats) -> npt.NDArray[np.uint8]:
+        raise AssertionError(f"latents {latents.shape} need no decoder")
+
+    tried = [0, 2, 4]
+    made = trajectory()
+    divergence, early = measure_early(
+        made, noise, other_noise=other, tried=tried, measures=LATENT_MEASURES, decode=no_frames, tick=tick
+    )
+    assert ticks[0] == early_ticks(STEPS, tried) == 2 * STEPS + 6 + 4 + 2
+    large = sampled("L1", noise)
+    np.testing.assert_array_equal(early.latents, large)
+    np.testing.assert_array_equal(early.reference, features.latent_statistics(sampled("L1", other)))
+    runs = {0: "S6", 2: "L2 S4", 4: "L4 S2", 6: "L6"}
+    assert early.similarities == pytest.approx({n: cosine(sampled(each, noise), large) for n, each in runs.items()})
+    assert divergence == measure(trajectory(), noise, [LARGE] * STEPS, lambda: None)
+
+    ticks[0] = 0
+    late = measure_late(
+        made, noise, early=2, tried=[0, 1, 3, 4], all_large=early, measures=LATENT_MEASURES, decode=no_frames, tick=tick
+    )
+    assert ticks[0] == late_ticks(STEPS, 2, [0, 1, 3, 4]) == STEPS + 1 + 3
+    runs = {0: "L2 S4", 1: "L2 S3 L1", 3: "L2 S1 L3", 4: "L6"}
+    assert late.similarities == pytest.approx({n: cosine(sampled(each, noise), large) for n, each in runs.items()})
+    for count, each in runs.items():
+        np.testing.assert_array_equal(late.features[count], features.latent_statistics(sampled(each, noise)))
+
+
+def test_what_blocks_and_schedules_do_to_the_video_is_what_whole_runs_give() -> None:
+    noise, ticks = random(5), [0]
+
+    def tick() -> None:
+        ticks[0] += 1
+
+    def decode(latents: Floats) -> npt.NDArray[np.uint8]:
+        values = np.clip(128 + 40 * latents[0, :3], 0, 255).astype(np.uint8)  # three channels as colours
+        return values.transpose(1, 2, 3, 0)
+
+    def error(runs: str) -> npt.NDArray[np.float64]:
+        return (decode(sampled(runs, noise)).astype(float) - decode(sampled("L1", noise))).ravel() / 255
+
+    made = trajectory()
+    divergence, squares, latents = measure_blocks(made, noise, [0, 2, 3], decode, tick)
+    assert ticks[0] == block_ticks(STEPS, [0, 2, 3]) == STEPS + 6 + 4 + 3
+    assert divergence == measure(trajectory(), noise, [LARGE] * STEPS, lambda: None)
+    np.testing.assert_array_equal(latents, sampled("L1", noise))
+    runs = ("S2 L4", "L2 S1 L3", "L3 S3")
+    assert squares == pytest.approx([float(np.mean(error(each) ** 2)) for each in runs])
+    assert min(squares) > 1e-5
+
+    schedules = {"L2 S1 L1 S2": [LARGE, LARGE, SMALL, LARGE, SMALL, SMALL], "S6": [SMALL] * 6}
+    ticks[0] = 0
+    found = measure_schedules(made, noise, schedules, all_large=latents, decode=decode, tick=tick)
+    assert ticks[0] == 2 * STEPS
+    assert found == pytest.approx({each: float(np.mean(error(each) ** 2)) for each in schedules})
+
+
+def test_a_model_that_gives_no_numbers_is_named_with_its_step() -> None:
+    engines = closed_form.engines()
+    spec = engines[SMALL].spec
+    engines[SMALL] = FunctionEngine(spec, lambda arrays: {"velocity": np.full_like(arrays["latents"], np.nan)})
+    made = StepTrajectory(
+        programs={LARGE: program("L1"), SMALL: program("S1")},
+        engines=engines,
+        device=HostDevice(),
+        conditions=conditions(),
+    )
+    made.start(random(0))
+    made.step(0, LARGE)
+    with pytest.raises(FlowBlendingError, match="The small model gave a non-finite velocity at step 2 of 6"):
+        made.evaluate(1, SMALL)
+
+
+def test_boundaries() -> None:
+    assert boundaries.candidates(50, 5) == [0, 10, 20, 30, 40, 50]
+    assert boundaries.candidates(3, 10) == [0, 1, 2, 3]
+    # 10 would do, but 20 falls below again: the similarity has to stay.
+    assert boundaries.early_boundary({0: 0.5, 10: 0.97, 20: 0.95, 30: 0.96, 50: 1.0}) == 30
+    assert boundaries.early_boundary({0: 0.5, 10: 0.9, 50: 1.0}) == 50
+    assert boundaries.late_boundary({0: 9.0, 10: 4.1, 20: 4.0, 30: 3.0}, all_large=3.0, noise=1.0) == 20
+    assert boundaries.late_boundary({0: 4.0, 10: 4.0}, all_large=3.0, noise=1.0) == 0
+    assert boundaries.proxy_boundaries([9, 5, 2, 1, 1, 2, 3, 5]) == (2, 2)
+    assert boundaries.proxy_boundaries([1, 1, 1]) == (0, 0)
+    assert boundaries.three_stages(10, 4, 2) == "L4 S4 L2"
+    assert boundaries.three_stages(10, 0, 0) == "S10"
+    assert boundaries.three_stages(10, 6, 4) == boundaries.three_stages(10, 10, 0) == "L10"
+
+
+def test_frechet_distance() -> None:
+    generator = np.random.default_rng(5)
+    a, b = generator.normal(size=(40, 3)), generator.normal(1.0, 2.0, size=(40, 3))
+    split = features.frechet([a[:10], a[10:]], [b[:25], b[25:]])
+    # tr (C_a C_b)^(1/2) by the eigenvalues of the product itself.
+    one, other = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    shared = np.sqrt(np.linalg.eigvals(one @ other)).sum().real
+    whole = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(one) + np.trace(other) - 2 * shared
+    assert split == pytest.approx(float(whole), rel=1e-9)
+    # Fewer samples than twice the dimensions: variances alone.
+    few, others = a[:5], b[:5]
+    expected = ((few.mean(0) - others.mean(0)) ** 2 + (few.std(0) - others.std(0)) ** 2).sum()
+    assert features.frechet([few], [others]) == pytest.approx(float(expected))
+    assert features.frechet([few], [few]) == 0.0
+    assert features.frechet_noise([few], [others]) == pytest.approx(0.0, abs=1e-9)  # one prompt can only be drawn again
+    assert features.frechet_noise([few, a[5:10]], [others, b[5:10]]) > 0
+
+
+def test_schedules_scale_with_the_steps() -> None:
+    assert str(StageSchedule.scaled("L4 S4 L2", 10)) == "L4 S4 L2"
+    assert str(StageSchedule.scaled("L4 S4 L2", 50)) == "L20 S20 L10"
+    assert str(StageSchedule.scaled("L4 S4 L2", 5)) == "L2 S2 L1"
+    assert str(StageSchedule.scaled("L4 S4 L2", 1)) == "S1"
+    with pytest.raises(UsageError, match="0 steps were asked for"):
+        StageSchedule.scaled("L1", 0)
+
+
+def test_every_prompt_has_noise_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "p.txt"
+    path.write_text('a\n# b\n{"prompt": "c", "seed": 5}\nd\n{"prompt": "e", "seed": "x"}\n')
+    lines = read_prompts(path, Job(prompt="", seed=5))
+    assert [(line.number, line.job and line.job.seed) for line in lines] == [(1, 5), (3, 5), (4, 8), (5, None)]
+
+
+def test_prompts_may_come_through_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("a cat\na dog\n",))
+    writer.start()
+    lines = read_prompts(pipe, Job(prompt="", seed=5))
+    writer.join()
+    assert [(line.job.prompt, line.job.seed) for line in lines if line.job is not None] == [("a cat", 5), ("a dog", 6)]
+
+
+def test_a_calibration_becomes_part_of_the_bundle(tmp_path: Path) -> None:
+    manifests.write(tmp_path / "b")
+    bundle = open_bundle(tmp_path / "b")
+    job = Job(prompt="x", steps=10)
+    assert compile_job(job, bundle.manifest).schedule == "L4 S4 L2"
+    add_calibration(bundle, {"why": "first"}, runs="L1 S3 L1")
+    again = add_calibration(bundle, {"why": "second"}, caches={"magcache": {LARGE: [1.0, 0.9], SMALL: [1.0, 0.5]}})
+    read = open_bundle(tmp_path / "b")
+    assert read.manifest == again.manifest
+    read.verify()
+    assert [json.loads((read.folder / f"calibration-{n}.json").read_text())["why"] for n in (1, 2)] == [
+        "first",
+        "second",
+    ]
+    assert compile_job(job, read.manifest).schedule == "L2 S6 L2"
+    assert compile_job(Job(prompt="x", steps=10, schedule="LSL"), read.manifest).schedule == "L4 S4 L2"
+    assert read.manifest.id == bundle.manifest.id
+    assert job.file_stem(read.manifest.edition) != job.file_stem(bundle.manifest.edition)
+    # What a killed calibration leaves is no harm; evidence that the manifest names has to be whole.
+    (read.folder / "calibration-3.json.part").write_text("{")
+    (read.folder / "calibration-3.json").write_text("{}")
+    read.verify()
+    # A bundle built anew from the same parts keeps it, another does not.
+    (tmp_path / "new").mkdir()
+    assert carry_calibration(read, bundle.manifest, tmp_path / "new") == read.manifest
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["calibration-1.json", "calibration-2.json"]
+    other = bundle.manifest.model_copy(update={"id": "0" * 16})
+    assert carry_calibration(read, other, tmp_path / "new") == other
+    (read.folder / "calibration-1.json").write_text("{}")
+    with pytest.raises(FlowBlendingError, match=r"calibration-1\.json has 2 bytes"):
+        read.verify()
+    assert carry_calibration(read, bundle.manifest, tmp_path / "new") == bundle.manifest
+
+
+def test_magcache_takes_the_constants_of_the_bundle(tmp_path: Path) -> None:
+    manifests.write(tmp_path / "b")
+    bundle = open_bundle(tmp_path / "b")
+    job = Job(prompt="x", steps=10, schedule="L10", cache="magcache")
+    with pytest.raises(UsageError, match="measure its own with fb-calibrate BUNDLE --prompts FILE --cache magcache"):
+        compile_job(job, bundle.manifest)
+    ratios = [1.0, 0.99, 0.99, 0.99, 0.97, 0.97, 0.97, 0.9, 0.99, 0.8]
+    manifest = add_calibration(bundle, {}, caches={"magcache": {LARGE: ratios, SMALL: ratios}}).manifest
+    computed = "".join(
+        "1" if step.instructions[0].__class__.__name__ == "Run" else "0" for step in compile_job(job, manifest).steps
+    )
+    # |1 - product| from step 3 on: .01, .03, .08 (+ .0494), .0968 ..., by hand: at most 0.12 and 4 in a row.
+    expected, product, error, skipped = "11", 1.0, 0.0, 0
+    for each in ratios[2:]:
+        product, skipped = product * each, skipped + 1
+        error += abs(1 - product)
+        skip = error < 0.12 and skipped <= 4
+        expected += "01"[not skip]
+        if not skip:
+            product, error, skipped = 1.0, 0.0, 0
+    assert computed == expected
+    assert "0" in computed[2:]
+    assert all(len(each.ratios) == 50 for each in CONSTANTS.values())
+
+
+@pytest.fixture
+def main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """``fb-calibrate`` in this process: the exit code, and what went to standard error."""
+    from flowblending.runtime.calibrate import cli
+
+    def call(*arguments: object) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as exit_:
+            cli.main([str(each) for each in arguments])
+        return int(exit_.value.code or 0), capsys.readouterr().err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "code", "message"),
+    [
+        (None, (), 1, "Cannot read the prompt file"),
+        ("\n", (), 2, "holds no prompt; write one prompt a line"),
+        ('a\n{"prompt": ""}\n', (), 2, "Line 2 of"),
+        (
+            'a\n{"prompt": "b", "steps": 7}\n',
+            (),
+            2,
+            "asks for 7 steps of unipc with guidance 5 for 64x32, 9 frames, but the first line for",
+        ),
+        ("a\n", ("--steps", "2"), 2, "2 steps were asked for, but a schedule of three stages needs at least 3"),
+        ("a\n", ("--steps", "0"), 2, "0 steps were asked for"),
+        ("a\n", ("--threshold", "1.5"), 2, "The threshold is 1.5"),
+        ("a\n", ("--parts", "1"), 2, "1 parts were asked for"),
+        ("a\n", ("--cache", "magcache", "--proxy-only"), 2, "--cache measures constants and chooses no schedule"),
+        ("a\n", ("--budget", "0.05"), 2, "all-small sampling costs 10.0%; give --budget at least that"),
+        ("a\n", ("--budget", "60"), 2, "The budget is 60, but a share above 0, up to 1, or seconds were expected"),
+        ("a\n", ("--budget", "soon"), 2, "The budget is soon, but a share"),
+        ("a\n", ("--budget", "nans"), 2, "The budget is nans, but a share"),
+        ("a\n", ("--budget", "9s", "--device", "cpu"), 2, "large was not measured on this machine yet; run fb-run"),
+        ("a\n", ("--switches", "0"), 2, "0 switches were allowed"),
+        ("a\n", ("--switches", "2"), 2, "--switches does nothing for schedules without a --budget; leave it out"),
+        ("a\n", ("--budget", "0.6", "--threshold", "0.1"), 2, "--threshold does nothing for --budget; leave it out"),
+        ("a\n", ("--proxy-only", "--similarity", "clip:x"), 2, "--similarity does nothing for --proxy-only"),
+        ('{"prompt": "a", "schedule": "L2 S2"}\n', (), 2, "sets its schedule, which fb-calibrate is to find out"),
+        ("a\n", ("--plot", "none/x.png"), 1, "Cannot write none/x.png"),
+        ("a\n", ("--similarity", "dino", "--device", "cpu"), 2, "The features 'dino' are unknown; give latent, "),
+        ("a\n", ("--distance", "nowhere:f", "--device", "cpu"), 2, "nowhere:f cannot be imported (ModuleNotFoundError"),
+    ],
+)
+def test_what_cannot_be_calibrated(
+    tmp_path: Path,
+    main: Callable[..., tuple[int, str]],
+    lines: str | None,
+    options: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    manifests.write(tmp_path / "b")
+    before = (tmp_path / "b" / "manifest.json").read_bytes()
+    if lines is not None:
+        (tmp_path / "prompts.txt").write_text(lines)
+    plot = () if "--plot" in options else ("--plot", tmp_path / "x.png")
+    found, errors = main(tmp_path / "b", "--prompts", tmp_path / "prompts.txt", *options, *plot)
+    assert found == code
+    (error,) = (line for line in errors.splitlines() if line.startswith("error: "))
+    assert message in error
+    assert (tmp_path / "b" / "manifest.json").read_bytes() == before
+    assert not (tmp_path / "b.work").exists()
+
+
+def test_a_distilled_model_cannot_be_calibrated(tmp_path: Path, main: Callable[..., tuple[int, str]]) -> None:
+    manifest = manifests.write(tmp_path / "b")
+    small = manifest.components["small"].model_copy(update={"sampling": ModelSampling(guidance=1.0)})
+    changed = manifest.model_copy(update={"components": {**manifest.components, "small": small}})
+    (tmp_path / "b" / "manifest.json").write_text(changed.model_dump_json())
+    (tmp_path / "prompts.txt").write_text("a\n")
+    code, errors = main(tmp_path / "b", "--prompts", tmp_path / "prompts.txt", "--no-plot")
+    assert code == 2
+    assert "The bundle's small model has timesteps or a guidance scale of its own, but fb-calibrate compares" in errors
+    assert not (tmp_path / "b.work").exists()
+
+
+@pytest.mark.slow
+def test_a_bundle_is_calibrated_and_run(
+    build: Build, tmp_path: Path, main: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(build("wan").folder, tmp_path / "wan")
+    (tmp_path / "prompts.txt").write_text('a cat\n{"prompt": "rain", "seed": 3}\n')
+    (tmp_path / "look.py").write_text(
+        "def mean(frames):\n    assert frames.dtype.name == 'uint8' and frames.shape[1:] == (48, 32, 3)\n"
+        "    return frames.reshape(len(frames), -1).mean(1, keepdims=True) + 1\n"
+    )
+    options = ("wan", "--prompts", "prompts.txt", "--steps", "4", "--device", "cpu")
+    named = ("--similarity", "look:mean", "--distance", "look:mean", "--parts", "2")
+    code, told = main(*options, *named, "--blended")
+    assert code == 0, told
+    bundle = open_bundle(tmp_path / "wan")
+    bundle.verify()
+    evidence = json.loads((tmp_path / "wan" / "calibration-1.json").read_text())
+    assert (tmp_path / "calibration.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    # Positive features of one dimension have a cosine of 1: the small model takes over at once.
+    assert evidence["early"]["chosen"] == 0
+    assert [each["mean"] for each in evidence["early"]["tried"]] == pytest.approx([1.0] * 3)
+    assert compile_job(Job(prompt="x", steps=4), bundle.manifest).schedule == evidence["schedule"]
+    assert "fb-run takes it from now on" in told
+
+    # A second run finds what was measured, and adds nothing to it.
+    measured = {path: path.stat().st_mtime_ns for path in (tmp_path / "wan.work").iterdir()}
+    assert main(*options, *named, "--blended", "--no-plot")[0] == 0
+    assert main(*options, "--proxy-only", "--no-plot")[0] == 0
+    assert main(*options, "--cache", "magcache", "--cache", "easycache")[0] == 0
+    code, told = main(*options, "--budget", "0.75", "--proxy-only", "--no-plot")
+    assert code == 0, told
+    found = json.loads((tmp_path / "wan" / "calibration-5.json").read_text())["budget"]
+    assert found["chosen"] == min(found["tried"], key=lambda each: each["predicted"])["schedule"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "wan.work").iterdir()} == measured
+
+    # Under a budget, of operations and then of time; the second finds what the first measured.
+    blocks = (*options, "--parts", "2")
+    code, told = main(*blocks, "--budget", "0.75")
+    assert code == 0, told
+    found = json.loads((tmp_path / "wan" / "calibration-6.json").read_text())
+    assert found["early"] is None
+    assert found["budget"]["chosen"] == found["schedule"]
+    assert found["budget"]["three_stages"] in [each["schedule"] for each in found["budget"]["tried"]]
+    assert [each["first_step"] for each in found["budget"]["blocks"]] == [1, 3]
+    program = compile_job(Job(prompt="x", steps=4), open_bundle(tmp_path / "wan").manifest)
+    assert program.schedule == found["schedule"]
+    assert sum(step.model == SMALL for step in program.steps) == found["budget"]["small_steps"]
+    assert cost_of(program, bundle.manifest).bound >= 1 / 0.75
+    # fb-run's videos are as far from one another; and it measures what a budget in seconds needs.
+    made = []
+    for runs in (found["schedule"], "L4"):
+        with pytest.raises(SystemExit):
+            cli.main(["wan", "--prompt=rain", "--seed=3", "--steps=4", f"--schedule={runs}", f"--out={runs}.npy"])
+        made.append(np.load(tmp_path / f"{runs}.npy").astype(float) / 255)
+    (tried,) = (each for each in found["budget"]["tried"] if each["schedule"] == found["schedule"])
+    assert tried["prompts"][1] == pytest.approx(-10 * np.log10(np.mean((made[0] - made[1]) ** 2)), abs=0.01)
+    code, told = main(*blocks, "--budget", "1000s", "--no-plot")
+    assert code == 0, told
+    assert json.loads((tmp_path / "wan" / "calibration-7.json").read_text())["schedule"] == "L4"
+    again = json.loads((tmp_path / "wan" / "calibration-2.json").read_text())
+    assert {**again, "number": 1} == evidence
+    manifest = open_bundle(tmp_path / "wan").manifest
+    job = Job(prompt="x", steps=4, schedule="L4", cache="magcache:1000,9")
+    assert compile_job(job, manifest).calls(LARGE) == 2  # the first step's two branches; the rest is left out

@@ -1,0 +1,227 @@
+"""The GPU device. Without a GPU: its import, its error and its kernels' compilation; with one: numpy's results."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from types import SimpleNamespace
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from flowblending import FlowBlendingError
+from flowblending.contracts.graph import GraphSpec, Precision, TensorSpec
+from flowblending.contracts.program import COND, LATENTS, UNCOND, VELOCITY, Mix, Program, Run, Step
+from flowblending.engine.backends.tensor import CUDA, Tensor
+from flowblending.runtime.devices.cuda import MAX_TERMS, CudaDevice, kernel_names, kernel_source
+from flowblending.runtime.devices.host import HostDevice
+from flowblending.runtime.devices.protocol import Device
+from flowblending.runtime.sampler.loop import Sampler
+
+pytest.importorskip("cuda.core")
+
+LATENT = (16, 5, 6, 7)
+SHAPE = (1, *LATENT)
+
+
+def random(seed: int, shape: tuple[int, ...] = SHAPE) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[CudaDevice]:
+    try:
+        made = CudaDevice()
+    except FlowBlendingError as error:
+        pytest.skip(str(error))
+    yield made
+    made.close()
+
+
+def test_importing_needs_no_cuda() -> None:
+    # In a process of its own: here, cuda.core is imported already.
+    code = "import sys, flowblending.runtime.devices.cuda\n"
+    code += "print('cuda.core' in sys.modules or 'cuda.bindings' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
+
+
+def test_no_gpu_is_one_sentence() -> None:
+    # CUDA shows no GPU where CUDA_VISIBLE_DEVICES names none, also on a machine that has one.
+    code = (
+        "from flowblending import FlowBlendingError\n"
+        "from flowblending.runtime.devices.cuda import CudaDevice\n"
+        "try:\n    CudaDevice()\nexcept FlowBlendingError as error:\n    print(error)"
+    )
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    message = subprocess.check_output([sys.executable, "-c", code], text=True, env=environment)
+    assert message.startswith("No NVIDIA GPU 0 can be used (")
+    assert message.endswith("install NVIDIA's driver, or use --device cpu.\n")
+
+
+@pytest.mark.parametrize("architecture", ["compute_75", "compute_89", "compute_120"])
+def test_kernels_compile(architecture: str) -> None:
+    # NVRTC itself needs no driver, cuda.core's Program does.
+    text = compile_to_ptx(kernel_source(), architecture)
+    assert re.findall(r"\.entry (\w+)\(", text) == kernel_names()
+    # A fused multiply-add would round once where the CPU rounds twice.
+    assert "mul.f32" in text or "mul.rn.f32" in text
+    assert "fma." not in text
+
+
+def compile_to_ptx(source: str, architecture: str) -> str:
+    from cuda.bindings import nvrtc
+
+    try:
+        _, program = nvrtc.nvrtcCreateProgram(source.encode(), b"kernels.cu", 0, [], [])
+    except RuntimeError as error:
+        pytest.skip(f"NVRTC is not installed ({str(error).splitlines()[0]})")
+    options = [f"--gpu-architecture={architecture}".encode(), b"--fmad=false"]
+    (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+    assert status == nvrtc.nvrtcResult.NVRTC_SUCCESS
+    text = bytes(nvrtc.nvrtcGetPTXSize(program)[1])
+    nvrtc.nvrtcGetPTX(program, text)
+    return text.decode()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, MAX_TERMS, MAX_TERMS + 1, 2 * MAX_TERMS + 3])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_mix_equals_the_cpu_bit_for_bit(device: CudaDevice, count: int, in_place: bool) -> None:
+    host = HostDevice()
+    arrays = [random(seed) for seed in range(count)]
+    factors = [0.1 * (seed + 1) * (-1) ** seed for seed in range(count)]
+    results = []
+    for each in (host, device):
+        tensors = [each.upload(array) for array in arrays]
+        out = tensors[0] if in_place else each.empty(SHAPE, np.dtype(np.float32))
+        each.mix(out, list(zip(factors, tensors, strict=True)))
+        results.append(each.download(out))
+    np.testing.assert_array_equal(results[1], results[0])
+
+
+def test_mix_of_a_video(device: CudaDevice) -> None:
+    # More elements than threads: the grid's stride is at work.
+    shape = (1, 16, 21, 60, 104)
+    x, v = random(0, shape), random(1, shape)
+    out = device.upload(x)
+    device.mix(out, [(1.0, out), (-0.02, device.upload(v))])
+    np.testing.assert_array_equal(device.download(out), x + np.float32(-0.02) * v)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1, 1), (1, 16, 21, 60, 104)])
+def test_probe_is_numpys_mean_and_the_same_every_time(device: CudaDevice, shape: tuple[int, ...]) -> None:
+    a, b = random(0, shape), random(1, shape)
+    probe = device.probe(2)
+    found = []
+    for _ in range(3):
+        probe.measure(0, device.upload(a), device.upload(b))
+        probe.measure(1, device.upload(a), None)
+        found.append(probe.read())
+    assert found[0] == found[1] == found[2]
+    assert found[0] == pytest.approx((np.abs(a - b).mean(dtype=np.float64), np.abs(a).mean(dtype=np.float64)))
+
+
+def test_rows_copy_and_types(device: CudaDevice) -> None:
+    tensor = device.empty((3, *SHAPE[1:]), np.dtype(np.float32))
+    assert tensor.device == CUDA
+    assert tensor.address % 256 == 0
+    for index in range(3):
+        device.copy(device.upload(random(index)), device.rows(tensor, index, index + 1))
+    np.testing.assert_array_equal(device.download(device.rows(tensor, 1, 3)), np.concatenate([random(1), random(2)]))
+    ids = np.arange(7, dtype=np.int64)[None]
+    np.testing.assert_array_equal(device.download(device.upload(ids)), ids)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_watch_remembers_the_first_bad_index(device: CudaDevice, value: float) -> None:
+    watch = device.watch(["zero", "one", "two", "three"])
+    good, bad = random(0), random(0)
+    bad.reshape(-1)[-1] = value
+    tensors = [device.upload(array) for array in (good, bad)]
+    for index, bad_here in enumerate([0, 0, 1, 1]):
+        watch.check(tensors[bad_here], index)
+    with pytest.raises(FlowBlendingError, match=r"^two$"):
+        watch.raise_if_bad()
+    watch.reset()
+    watch.check(tensors[0], 0)
+    watch.raise_if_bad()
+
+
+def test_marks_measure_time(device: CudaDevice) -> None:
+    start, stop = device.mark(), device.mark()
+    x = device.upload(random(0))
+    start.record()
+    for _ in range(100):
+        device.mix(x, [(0.5, x)])
+    stop.record()
+    stop.wait()
+    assert stop.reached()
+    assert 0 < device.seconds(start, stop) < 1
+
+
+class Decay:
+    """An engine for v = -x that works on either device, and can be told to fail at a call."""
+
+    spec = GraphSpec(
+        name="large",
+        precision=Precision.FP16,
+        inputs=(TensorSpec(name=LATENTS, dtype="float32", shape=("batch", 16, "frames", "height", "width")),),
+        outputs=(TensorSpec(name=VELOCITY, dtype="float32", shape=("batch", 16, "frames", "height", "width")),),
+    )
+
+    def __init__(self, device: Device, bad_call: int = 0) -> None:
+        self._device = device
+        self._bad_call = bad_call
+        self._calls = 0
+
+    def run(self, tensors: Mapping[str, Tensor], stream: int) -> None:
+        assert stream == self._device.stream
+        self._calls += 1
+        factor = float("inf") if self._calls == self._bad_call else -1.0
+        self._device.mix(tensors[VELOCITY], [(factor, tensors[LATENTS])])
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def decay_program(branches: tuple[str, ...]) -> Program:
+    steps = []
+    for sigma in (1.0, 0.75, 0.5, 0.25):
+        run = Run(model="large", branches=branches, out=branches)
+        mix = Mix(out=LATENTS, terms=((1.0, LATENTS), *((-0.25 / len(branches), branch) for branch in branches)))
+        steps.append(Step(model="large", timestep=1000 * sigma, sigma=sigma, instructions=(run, mix)))
+    return Program(schedule="L4", solver="euler", guidance=1.0, latent_shape=LATENT, steps=tuple(steps))
+
+
+@pytest.mark.parametrize("branches", [(COND,), (UNCOND, COND)])
+def test_sampling_equals_the_cpu_bit_for_bit(device: CudaDevice, branches: tuple[str, ...]) -> None:
+    program, start, told = decay_program(branches), random(0), []
+    results = []
+    for each in (HostDevice(), device):
+        result = Sampler({"large": Decay(each)}, each).sample(
+            program, start, {}, on_step=lambda event: told.append(event.index)
+        )
+        results.append(each.download(result.latents))
+        assert 0 < result.engine_seconds < result.loop_seconds
+    np.testing.assert_array_equal(results[1], results[0])
+    assert told == [0, 1, 2, 3] * 2
+
+
+def test_sampling_names_the_first_bad_step(device: CudaDevice) -> None:
+    sampler = Sampler({"large": Decay(device, bad_call=3)}, device)
+    with pytest.raises(FlowBlendingError, match=r"The large model .* step 3 of 4; it was built in fp16"):
+        sampler.sample(decay_program((COND,)), random(0), {})
+
+
+def test_streams_of_others_are_used(device: CudaDevice) -> None:
+    protocol = SimpleNamespace(__cuda_stream__=lambda: (0, device.stream))
+    for stream in (device.stream, protocol, SimpleNamespace(handle=device.stream)):
+        borrowed = CudaDevice(stream=stream)
+        assert borrowed.stream == device.stream
+        x: Tensor = borrowed.upload(random(0))
+        borrowed.mix(x, [(2.0, x)])
+        np.testing.assert_array_equal(device.download(x), 2 * random(0))
+        borrowed.close()
+    # The stream is still the lender's.
+    device.close()

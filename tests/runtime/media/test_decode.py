@@ -1,0 +1,146 @@
+"""The decoder with closed-form engines: hand-over of caches from frame to frame, and inputs drawn in order."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from flowblending.contracts.graph import VAE, VAE_FIRST, VAE_NEXT, Dim, GraphSpec, Precision, TensorSpec
+from flowblending.engine.backends.function import Arrays, FunctionEngine
+from flowblending.engine.backends.tensor import Tensor
+from flowblending.runtime.devices.host import HostDevice
+from flowblending.runtime.media.decode import Decoder
+from flowblending.runtime.media.noise import TorchNormal
+from tests.support.manifests import PIPELINE
+
+Floats = npt.NDArray[np.float32]
+Seen = list[Mapping[str, Tensor]]
+"""The tensors of each call, kept, so that no memory comes back at the same address by chance."""
+
+LATENTS = np.random.default_rng(0).standard_normal((1, 3, 4, 2, 5)).astype(np.float32)
+CLIP: tuple[Dim, ...] = (1, 3, "frames", "height", "width")
+FRAME: tuple[Dim, ...] = (1, 3, 1, "height", "width")
+PIXELS: tuple[Dim, ...] = (1, 3, "2*height", "2*width")
+
+
+def graph(name: str, inputs: Mapping[str, tuple[Dim, ...]], outputs: Mapping[str, tuple[Dim, ...]]) -> GraphSpec:
+    given, made = (
+        tuple(TensorSpec(name=each, dtype="float32", shape=shape) for each, shape in tensors.items())
+        for tensors in (inputs, outputs)
+    )
+    return GraphSpec(name=name, precision=Precision.FP32, inputs=given, outputs=made)
+
+
+class Scribbler(FunctionEngine):
+    """Spoils its outputs before it reads its inputs, as an engine may, and adds what it was given to ``seen``."""
+
+    def __init__(self, spec: GraphSpec, function: Callable[[Arrays], Arrays], seen: Seen) -> None:
+        super().__init__(spec, function)
+        self._seen = seen
+
+    def run(self, tensors: Mapping[str, Tensor], stream: int) -> None:
+        for output in self.spec.outputs:
+            tensors[output.name].numpy().fill(np.nan)
+        self._seen.append(tensors)
+        super().run(tensors, stream)
+
+
+def enlarge(latents: Floats) -> Floats:
+    return latents[:, :, 0].repeat(2, axis=-2).repeat(2, axis=-1)
+
+
+def step(arrays: Arrays) -> Arrays:
+    """y[k] = x[k] + y[k-1]/2 is remembered small, z[k] = x[k] - z[k-1]/4 large; frames are both and twice z."""
+    latents = arrays["latents"]
+    first = "cache_00" not in arrays
+    small = latents if first else latents + np.float32(0.5) * arrays["cache_00"]
+    large = enlarge(latents) if first else enlarge(latents) - np.float32(0.25) * arrays["cache_01"]
+    frames = np.stack([enlarge(small) + large] + ([] if first else [2 * large]), axis=2)
+    return {"frames": frames, "cache_00_next": small, "cache_01_next": large}
+
+
+def stepwise(seen: Seen) -> Decoder:
+    caches = {"cache_00": FRAME, "cache_01": PIXELS}
+    after = {f"{name}_next": shape for name, shape in caches.items()}
+    engines = {
+        name: Scribbler(graph(name, inputs, {"frames": (1, 3, count, *PIXELS[2:]), **after}), step, seen)
+        for name, inputs, count in ((VAE_FIRST, {"latents": FRAME}, 1), (VAE_NEXT, {"latents": FRAME, **caches}, 2))
+    }
+    return Decoder(engines=engines, device=HostDevice(), pipeline=PIPELINE)
+
+
+def test_caches_are_handed_from_frame_to_frame() -> None:
+    chunks = list(stepwise([]).decode(Tensor.of(LATENTS), TorchNormal(0)))
+    assert [chunk.shape for chunk in chunks] == [(3, 1, 4, 10), *[(3, 2, 4, 10)] * 3]
+    for index, chunk in enumerate(chunks):
+        past = [enlarge(LATENTS[:, :, each : each + 1])[0] for each in range(index + 1)]
+        y = sum(0.5 ** (index - each) * x for each, x in enumerate(past))
+        z = sum((-0.25) ** (index - each) * x for each, x in enumerate(past))
+        np.testing.assert_allclose(chunk[:, 0], y + z, rtol=1e-5, atol=1e-6)
+        if index:
+            np.testing.assert_allclose(chunk[:, 1], 2 * z, rtol=1e-5, atol=1e-6)
+
+
+def test_two_sets_of_caches_take_turns() -> None:
+    seen: Seen = []
+    list(stepwise(seen).decode(Tensor.of(LATENTS), TorchNormal(0)))
+    for cache in ("cache_00", "cache_01"):
+        written = [tensors[f"{cache}_next"].address for tensors in seen]
+        read = [tensors[cache].address for tensors in seen[1:]]
+        assert read == written[:-1]
+        assert written == [*written[:2], *written[:2]]
+        assert len(set(written)) == 2
+
+
+def test_frames_leave_as_soon_as_they_are_decoded() -> None:
+    seen: Seen = []
+    chunks = stepwise(seen).decode(Tensor.of(LATENTS), TorchNormal(0))
+    for count in range(1, 5):
+        next(chunks)
+        assert len(seen) == count
+
+
+def whole(inputs: Mapping[str, tuple[Dim, ...]], arrays: dict[str, Floats], scale: float | None) -> Decoder:
+    """A decoder of the whole clip that brightens it, and copies its inputs into ``arrays``."""
+
+    def function(given: Arrays) -> Arrays:
+        arrays.update({name: array.copy() for name, array in given.items()})
+        return {"frames": given["latents"] + np.float32(0.5)}
+
+    engine = FunctionEngine(graph(VAE, {"latents": CLIP, **inputs}, {"frames": CLIP}), function)
+    pipeline = dataclasses.replace(PIPELINE, decode_timestep=0.05, decode_noise_scale=scale)
+    return Decoder(engines={VAE: engine}, device=HostDevice(), pipeline=pipeline)
+
+
+def test_noise_continues_the_stream_of_the_initial_latents() -> None:
+    inputs: dict[str, tuple[Dim, ...]] = {
+        "timestep": (1,),
+        "noise_scale": (1,),
+        "noise": CLIP,
+        "spatial_noise_00": ("height", "width"),
+        "spatial_noise_01": ("2*height", "2*width"),
+    }
+    given: dict[str, Floats] = {}
+    ours, reference = TorchNormal(7), TorchNormal(7)
+    ours.normal(LATENTS.shape)
+    (frames,) = whole(inputs, given, 0.025).decode(Tensor.of(LATENTS), ours)
+    np.testing.assert_array_equal(frames, LATENTS[0] + np.float32(0.5))
+
+    reference.normal(LATENTS.shape)
+    for name, shape in (("noise", LATENTS.shape), ("spatial_noise_00", (2, 5)), ("spatial_noise_01", (4, 10))):
+        np.testing.assert_array_equal(given[name], reference.normal(shape), err_msg=name)
+    np.testing.assert_array_equal(given["timestep"], np.array([0.05], np.float32))
+    np.testing.assert_array_equal(given["noise_scale"], np.array([0.025], np.float32))
+    np.testing.assert_array_equal(ours.normal((3,)), reference.normal((3,)))
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(None, 0.05), (0.0, 0.0)])
+def test_a_noise_scale_that_is_not_given_is_the_timestep(scale: float | None, expected: float) -> None:
+    given: dict[str, Floats] = {}
+    decoder = whole({"timestep": (1,), "noise_scale": (1,)}, given, scale)
+    list(decoder.decode(Tensor.of(LATENTS), TorchNormal(0)))
+    np.testing.assert_array_equal(given["noise_scale"], np.array([expected], np.float32))

@@ -1,0 +1,183 @@
+"""Video files: read back with PyAV, numpy and Pillow, and what is left on disk when writing fails."""
+
+import json
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from diffusers.video_processor import VideoProcessor
+from PIL import Image
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.runtime.media import video
+from flowblending.runtime.media.video import VideoWriter, check_output, open_writer, to_uint8
+
+METADATA: dict[str, str | int | float] = {
+    "prompt": '一只猫 🐱 & a "dog"',
+    "seed": 2**40,
+    "schedule": "L2 S1 L1",
+    "bundle": "0123456789abcdef",
+}
+WIDTH, HEIGHT, COUNT = 48, 32, 9
+
+
+def clip() -> npt.NDArray[np.float32]:
+    """Smooth moving colours, some beyond [-1, 1]: float32 [3, F, H, W]."""
+    c, f, y, x = np.meshgrid(np.arange(3), np.arange(COUNT), np.arange(HEIGHT), np.arange(WIDTH), indexing="ij")
+    return (1.1 * np.sin(x / 40 + f / 9 + c) * np.cos(y / 30 + c)).astype(np.float32)
+
+
+def write(path: Path | str, frames: npt.NDArray[np.float32], frame_rate: float = 16.0) -> None:
+    """One frame first, then four at a time, as a decoder gives them."""
+    with opened(path, frame_rate) as writer:
+        writer.write(frames[:, :1])
+        for start in range(1, COUNT, 4):
+            writer.write(frames[:, start : start + 4])
+
+
+def opened(path: Path | str, frame_rate: float = 16.0) -> VideoWriter:
+    return open_writer(path, width=WIDTH, height=HEIGHT, frame_rate=frame_rate, metadata=METADATA)
+
+
+def test_conversion_equals_diffusers() -> None:
+    # Every rounding case: a fine ramp over [-1.2, 1.2].
+    frames = np.linspace(-1.2, 1.2, 3 * 5 * 64 * 64, dtype=np.float32).reshape(3, 5, 64, 64)
+    images = VideoProcessor().postprocess_video(torch.from_numpy(frames)[None], output_type="pil")[0]
+    np.testing.assert_array_equal(to_uint8(frames), np.stack([np.asarray(image) for image in images]))
+
+
+@pytest.mark.parametrize("frame_rate", [16.0, 25.0, 23.976])
+def test_mp4(tmp_path: Path, frame_rate: float) -> None:
+    path = tmp_path / "made" / "on the way" / "video.mp4"
+    frames = clip()
+    write(path, frames, frame_rate)
+    assert [each.name for each in path.parent.iterdir()] == ["video.mp4"]
+    content = path.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+    with av.open(str(path)) as container:
+        assert container.metadata["title"] == METADATA["prompt"]
+        assert json.loads(container.metadata["comment"]) == METADATA
+        stream = container.streams.video[0]
+        assert (stream.width, stream.height, stream.frames) == (WIDTH, HEIGHT, COUNT)
+        assert stream.codec_context.name == "h264"
+        assert stream.pix_fmt == "yuv420p"
+        assert float(stream.average_rate or 0) == pytest.approx(frame_rate, rel=1e-5)
+        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    # Chroma is halved and compression lossy: within a few levels of 255 on average, and no colour shifted.
+    difference = decoded.astype(int) - to_uint8(frames)
+    assert np.abs(difference).mean() < 3
+    assert np.abs(difference.mean(axis=(0, 1, 2))).max() < 2
+
+
+def test_npy(tmp_path: Path) -> None:
+    frames = clip()
+    write(tmp_path / "video.npy", frames)
+    np.testing.assert_array_equal(np.load(tmp_path / "video.npy"), to_uint8(frames))
+
+
+@pytest.mark.parametrize("name", ["frames", "frames.v2/"])
+def test_pngs(tmp_path: Path, name: str) -> None:
+    frames = clip()
+    write(f"{tmp_path}/{name}", frames)
+    images = sorted((tmp_path / name).iterdir())
+    assert [each.name for each in images] == [f"frame_{index:04d}.png" for index in range(1, COUNT + 1)]
+    for path, expected in zip(images, to_uint8(frames), strict=True):
+        image = Image.open(path)
+        image.verify()
+        assert json.loads(image.info["Comment"]) == METADATA
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "video.npy", "frames/"])
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, FlowBlendingError])
+def test_nothing_is_left_after_a_failure(tmp_path: Path, name: str, failure: type[BaseException]) -> None:
+    with pytest.raises(failure), opened(f"{tmp_path}/{name}") as writer:
+        writer.write(clip())
+        raise failure
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_keeps_the_older_video(tmp_path: Path) -> None:
+    path = tmp_path / "video.npy"
+    write(path, clip())
+    before = path.read_bytes()
+    with pytest.raises(FlowBlendingError, match="non-finite pixel from frame 10 on"), opened(path) as writer:
+        writer.write(clip())
+        writer.write(np.full((3, 1, HEIGHT, WIDTH), np.nan, np.float32))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+    write(path, -clip())
+    np.testing.assert_array_equal(np.load(path), to_uint8(-clip()))
+
+
+@contextmanager
+def files_limited_to(size: int) -> Iterator[None]:
+    """Let writing beyond ``size`` bytes fail, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "video.npy", "frames/"])
+def test_full_disk(tmp_path: Path, name: str) -> None:
+    noise = np.random.default_rng(0).uniform(-1, 1, (3, COUNT, HEIGHT, WIDTH)).astype(np.float32)
+    with files_limited_to(3000), pytest.raises(FlowBlendingError, match=r"Cannot write .*File too large"):
+        write(f"{tmp_path}/{name}", noise)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_targets(tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "frame_0001.png").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.mp4").mkdir()
+    cases = {
+        "video.avi": "suffix .avi is unknown",
+        "frames": "exists already",
+        "file": "exists already",
+        "folder.mp4": "is a folder",
+        "file/video.mp4": "writable folder",
+    }
+    for name, message in cases.items():
+        with pytest.raises(FlowBlendingError, match=message):
+            check_output(tmp_path / name, width=WIDTH, height=HEIGHT)
+    with pytest.raises(UsageError, match="needs even sizes"):
+        check_output(tmp_path / "video.mp4", width=33, height=HEIGHT)
+    check_output(tmp_path / "video.npy", width=33, height=HEIGHT)
+    with pytest.raises(FlowBlendingError, match=r"Cannot write /proc/.*video\.mp4|Cannot write to /proc"):
+        opened("/proc/none/video.mp4")
+
+
+def test_mp4_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(FlowBlendingError, match=r"install flowblending\[video\]"):
+        opened(tmp_path / "video.mp4")
+    write(tmp_path / "video.npy", clip())
+    write(tmp_path / "frames", clip())
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_mp4_without_x264(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # PyAV of a distribution that leaves GPL parts out.
+    monkeypatch.setattr(video, "_X264", "libx264-that-is-not-there")
+    with pytest.raises(FlowBlendingError, match=r"has no x264 encoder"):
+        opened(tmp_path / "video.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+def test_misuse_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least one frame"), opened(tmp_path / "video.npy"):
+        pass
+    with pytest.raises(ValueError, match="frames have shape"), opened(tmp_path / "video.npy") as writer:
+        writer.write(np.zeros((3, 1, HEIGHT, WIDTH + 1), np.float32))
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
+from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_schedule
+
+from flowblending import UsageError
+from flowblending.contracts.graph import SigmaGrid
+from flowblending.runtime.program.sigmas import Grid, sigma_grid
+
+STEPS = [1, 2, 3, 7, 20, 30, 50]
+LTX_090 = SigmaGrid(
+    kind="dynamic-shift", base_shift=0.95, max_shift=2.05, base_tokens=1024, max_tokens=4096, shift_terminal=0.1
+)
+LTX_095 = SigmaGrid(kind="linear-quadratic")
+UNIPC = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+
+
+def check(grid: Grid, sigmas: torch.Tensor, timesteps: torch.Tensor) -> None:
+    """Bit for bit: float32 values and integers alike are exact in float64."""
+    assert grid.sigmas == tuple(sigmas.double().tolist())
+    assert grid.timesteps == tuple(timesteps.double().tolist())
+
+
+@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("shift", [1.0, 3.0, 3.3, 5.0, 8.0])
+def test_shifted_is_the_schedulers_own(shift: float, steps: int) -> None:
+    grid = SigmaGrid(kind="shifted", shift=shift)
+
+    unipc = UniPCMultistepScheduler(flow_shift=shift, **UNIPC)
+    unipc.set_timesteps(steps)
+    check(sigma_grid(grid, "unipc", steps, 0), unipc.sigmas, unipc.timesteps)
+
+    for dpm in (
+        DPMSolverMultistepScheduler.from_config(unipc.config),
+        DPMSolverMultistepScheduler(flow_shift=shift, **UNIPC),
+    ):
+        dpm.set_timesteps(steps)
+        check(sigma_grid(grid, "dpm++", steps, 0), dpm.sigmas, dpm.timesteps)
+
+    euler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    euler.set_timesteps(steps)
+    check(sigma_grid(grid, "euler", steps, 0), euler.sigmas, euler.timesteps)
+
+
+@pytest.mark.parametrize("steps", STEPS[1:])
+@pytest.mark.parametrize("tokens", [24, 1881, 6144, 13376])
+def test_dynamic_shift_is_that_of_the_ltx_pipeline(tokens: int, steps: int) -> None:
+    euler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_image_seq_len=1024,
+        max_image_seq_len=4096,
+        base_shift=0.95,
+        max_shift=2.05,
+        shift_terminal=0.1,
+    )
+    unipc = UniPCMultistepScheduler.from_config(euler.config, **UNIPC)
+    for name, scheduler in (("euler", euler), ("unipc", unipc)):
+        mu = calculate_shift(tokens, 1024, 4096, 0.95, 2.05)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu)
+        check(sigma_grid(LTX_090, name, steps, tokens), scheduler.sigmas, scheduler.timesteps)
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_linear_quadratic_is_that_of_the_ltx_condition_pipeline(steps: int) -> None:
+    euler = FlowMatchEulerDiscreteScheduler()
+    euler.set_timesteps(timesteps=linear_quadratic_schedule(steps) * 1000)
+    check(sigma_grid(LTX_095, "euler", steps, 1881), euler.sigmas, euler.timesteps)
+
+
+@pytest.mark.parametrize(
+    ("grid", "solver"), [(LTX_090, "dpm++"), (LTX_095, "dpm++"), (LTX_095, "unipc")], ids=["090-dpm", "095-dpm", "095"]
+)
+def test_where_no_class_exists_the_euler_grid_starts_just_below_one(grid: SigmaGrid, solver: str) -> None:
+    euler, other = sigma_grid(grid, "euler", 20, 1881), sigma_grid(grid, solver, 20, 1881)
+    assert other.timesteps == euler.timesteps
+    assert other.sigmas[1:] == euler.sigmas[1:]
+    assert 1.0 - other.sigmas[0] == pytest.approx(1e-6, rel=0.02)
+
+
+def test_wan_timesteps_are_the_known_ones() -> None:
+    timesteps = sigma_grid(SigmaGrid(kind="shifted", shift=3.0), "unipc", 50, 0).timesteps
+    assert timesteps[:3] == (999, 993, 986)
+    assert (timesteps[20], timesteps[40], timesteps[-1]) == (818, 429, 60)
+
+
+def test_one_dynamic_step_goes_from_noise_to_the_result() -> None:
+    """The scheduler divides 0 by 0 here."""
+    assert sigma_grid(LTX_090, "euler", 1, 1881) == Grid(sigmas=(1.0, 0.0), timesteps=(1000.0,))
+
+
+def test_refuses_in_one_sentence() -> None:
+    wan = SigmaGrid(kind="shifted", shift=8.0)
+    with pytest.raises(UsageError, match="The solver heun is unknown; choose one of unipc, dpm\\+\\+, euler"):
+        sigma_grid(wan, "heun", 50, 0)
+    for steps in (0, -1):
+        with pytest.raises(UsageError, match=f"{steps} steps were asked for, but at least 1 is needed"):
+            sigma_grid(wan, "unipc", steps, 0)
+    with pytest.raises(UsageError, match="400000 steps are so many that neighbouring noise levels are equal"):
+        sigma_grid(wan, "unipc", 400_000, 0)

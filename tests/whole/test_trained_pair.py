@@ -1,0 +1,80 @@
+"""The trained pair that the repository carries: what it promises, and that it is an ordinary diffusers checkpoint."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLLTXVideo
+from safetensors import safe_open
+
+from benchmarks.schedules.run import CHECKPOINTS, FRAMES, SIZE
+from benchmarks.shapes.evaluate import reconstruct
+from flowblending.engine.build.build import BuildRequest, build_bundle
+from flowblending.runtime.jobs import Job
+from flowblending.system.console import Console
+from tests.support import diffusers_reference
+from tests.whole.test_parity import FRAME_TOLERANCE, our_frames
+
+ROOT = Path(__file__).parents[2]
+PAIR = ROOT / CHECKPOINTS
+
+
+def test_it_fits_into_twenty_megabytes_of_fp16() -> None:
+    files = [file for file in PAIR.rglob("*") if file.is_file()]
+    assert 1e6 < sum(file.stat().st_size for file in files) < 20e6
+    weights = [file for file in files if file.suffix == ".safetensors"]
+    assert len(weights) == 5
+    for file in weights:
+        with safe_open(file, "pt") as opened:
+            assert {opened.get_tensor(name).dtype for name in opened.keys()} == {torch.float16}, file  # noqa: SIM118
+
+
+@pytest.mark.slow
+def test_the_vae_gives_unseen_clips_back() -> None:
+    vae = AutoencoderKLLTXVideo.from_pretrained(PAIR / "large/vae", torch_dtype=torch.float32).eval()
+    assert reconstruct(vae, 32, held_out=False).psnr > 30
+    assert reconstruct(vae, 32, held_out=True).psnr > 29
+
+
+@pytest.mark.slow
+def test_its_video_is_that_of_diffusers(tmp_path: Path) -> None:
+    request = BuildRequest(
+        large=str(PAIR / "large"),
+        small=str(PAIR / "small"),
+        out=tmp_path / "bundle",
+        size=SIZE,
+        frames=FRAMES,
+        precision=None,
+        backend="onnxruntime",
+        targets=(),
+    )
+    bundle = build_bundle(request, Console(quiet=True))
+    job = Job(prompt="a red circle that moves up on a gray background", schedule="LSL", steps=10, seed=5)
+    _, expected = diffusers_reference.run(PAIR, bundle.manifest, job, decode=True)
+    assert expected is not None
+    assert np.abs(our_frames(bundle, job).clip(-1, 1) - expected).max() < FRAME_TOLERANCE
+
+
+@pytest.mark.slow
+def test_it_keeps_the_claims_of_the_method(tmp_path: Path) -> None:
+    """Half of the prompts and of the steps that the README's table has, which is too few for two of the claims."""
+    options = ("--prompts", "32", "--steps", "20", "--threads", "1", "--out", str(tmp_path))
+    command = [sys.executable, "-m", "benchmarks.schedules", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "schedules.json").read_text())
+    missed = {claim["text"] for claim in content["claims"] if not claim["holds"]}
+    assert len(content["claims"]) == 10
+    assert missed <= {"LLL is well above SSS in Fréchet distance", "LSL is within 2 % of LLL in adherence"}
+    rows = {row["name"]: row for row in content["rows"]}
+    assert rows["LLL"]["frechet"] < rows["LSL"]["frechet"] < rows["SSS"]["frechet"]
+    large, blended, small = (rows[name]["measures"]["attributes"]["value"] for name in ("LLL", "LSL", "SSS"))
+    assert large > 0.95
+    assert large - blended < 0.4 * (large - small)
+    assert 0.12 < rows["SSS"]["flops"] < 0.2
