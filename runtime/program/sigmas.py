@@ -8,6 +8,7 @@ or where 1 - sigma = 1e-6 loses its leading digits.
 
 from __future__ import annotations
 
+import bisect
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,7 @@ class Grid:
     train_timesteps: int = 1000
 
 
-def sigma_grid(grid: SigmaGrid, solver: str, steps: int, tokens: int) -> Grid:
+def sigma_grid(grid: SigmaGrid, solver: str, steps: int, tokens: int, video: str = "this video") -> Grid:
     """The noise levels of a run.
 
     Where the solver's diffusers class can make the grid, the result is that class's: ``shifted`` with any solver
@@ -52,15 +53,28 @@ def sigma_grid(grid: SigmaGrid, solver: str, steps: int, tokens: int) -> Grid:
         solver: ``unipc``, ``dpm++`` or ``euler``.
         steps: number of model calls.
         tokens: latent frames x height x width in patches, which the dynamic shift depends on.
+        video: that has so many, for messages.
 
     Raises:
-        UsageError: the solver is unknown, ``steps`` is not positive, or there are so many steps that float32
-            cannot tell their sigmas apart.
+        UsageError: the solver is unknown, ``steps`` is not positive, or there are so many steps, or tokens under a
+            dynamic shift, that float32 cannot tell the sigmas apart.
     """
     if solver not in SOLVERS:
         raise UsageError(f"The solver {solver} is unknown; choose one of {', '.join(SOLVERS)}.")
     if steps < 1:
         raise UsageError(f"{steps} steps were asked for, but at least 1 is needed; give a positive number of steps.")
+    sigmas, timesteps = _levels(grid, solver, steps, tokens)
+    if not _fall(sigmas):
+        raise UsageError(_too_close(grid, solver, steps, tokens, video))
+    return Grid(
+        sigmas=tuple(sigmas.tolist()),
+        timesteps=tuple(timesteps.astype(np.float64).tolist()),
+        train_timesteps=grid.train_timesteps,
+    )
+
+
+def _levels(grid: SigmaGrid, solver: str, steps: int, tokens: int) -> tuple[Array, Array]:
+    """Sigmas float32 with the last one, 0, and timesteps."""
     if solver == DPM and grid.kind == "shifted":
         sigmas, timesteps = _dpm(grid, steps)
     elif solver == UNIPC and grid.kind in ("shifted", "dynamic-shift"):
@@ -69,13 +83,31 @@ def sigma_grid(grid: SigmaGrid, solver: str, steps: int, tokens: int) -> Grid:
         sigmas, timesteps = _euler(grid, steps, tokens)
         if solver != EULER:
             sigmas[0] = min(sigmas[0], np.float32(1.0 - BELOW_ONE))
-    sigmas = np.append(sigmas.astype(np.float32), np.float32(0.0))
-    if not np.all(np.diff(sigmas) < 0):
-        raise UsageError(f"{steps} steps are so many that neighbouring noise levels are equal; ask for far fewer.")
-    return Grid(
-        sigmas=tuple(sigmas.tolist()),
-        timesteps=tuple(timesteps.astype(np.float64).tolist()),
-        train_timesteps=grid.train_timesteps,
+    return np.append(sigmas.astype(np.float32), np.float32(0.0)), timesteps
+
+
+def _fall(sigmas: Array) -> bool:
+    return bool(np.all(np.diff(sigmas) < 0))
+
+
+def _too_close(grid: SigmaGrid, solver: str, steps: int, tokens: int, video: str) -> str:
+    """Why neighbouring noise levels are equal, and what there is to do.
+
+    A dynamic shift moves the levels of large videos towards 1: at exp(mu) from about 2^23 on, float32 has no numbers
+    between them. The classes differ in where they round.
+    """
+
+    def works(other: str, fewer: int) -> bool:
+        return _fall(_levels(grid, other, steps, fewer)[0])
+
+    if grid.kind != "dynamic-shift" or not works(solver, 1):
+        return f"{steps} steps are so many that neighbouring noise levels are equal; ask for far fewer."
+    most = bisect.bisect_left(range(1, tokens), True, key=lambda fewer: not works(solver, fewer))
+    others = [f"--solver {other}" for other in SOLVERS if works(other, tokens)]
+    remedies = [*others, f"a video of at most {most} tokens (latent frames x height x width)"]
+    return (
+        f"For {video} with its {tokens} latent tokens, the checkpoint's dynamic shift moves {steps} steps of {solver} "
+        f"so close to noise level 1 that neighbouring ones are equal; give {' or '.join(remedies)}."
     )
 
 
@@ -131,7 +163,9 @@ def _shift(sigmas: Array, shift: float) -> Array:
 
 def _exponential_shift(sigmas: Array, mu: float) -> Array:
     """The static shift by exp(mu), written as diffusers computes it (``_time_shift_exponential``)."""
-    return math.exp(mu) / (math.exp(mu) + (1 / sigmas - 1))
+    # Beyond, all sigmas are 1 in float64 as well, and float32 overflows.
+    shift = math.exp(min(mu, 80.0))
+    return shift / (shift + (1 / sigmas - 1))
 
 
 def _mu(grid: SigmaGrid, tokens: int) -> float:
@@ -143,9 +177,9 @@ def _mu(grid: SigmaGrid, tokens: int) -> float:
 def _stretch(sigmas: Array, terminal: float | None) -> Array:
     """Stretch 1 - sigma so that the last sigma is ``terminal`` (``stretch_shift_to_terminal``).
 
-    A single step has no last sigma beside its first: diffusers divides 0 by 0 there, and here it stays as it is.
+    Where the last sigma is 1, as that of a single step is, diffusers divides 0 by 0; here they stay as they are.
     """
-    if not terminal or len(sigmas) == 1:
+    if not terminal or sigmas[-1] == 1:
         return sigmas
     alphas = 1 - sigmas
     stretched: Array = 1 - alphas / (alphas[-1] / sigmas.dtype.type(1 - terminal))

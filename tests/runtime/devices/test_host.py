@@ -44,11 +44,11 @@ def test_mix_equals_numpy_bit_for_bit(device: Device, count: int, in_place: bool
 def test_rescale_equals_numpy(device: Device, share: float, offset: float) -> None:
     velocity, reference = random(0) + np.float32(offset), 3 * random(1) - np.float32(offset)
     ratio = reference.astype(np.float64).std() / velocity.astype(np.float64).std()
-    tensors = [device.upload(array) for array in (velocity, reference)]
-    device.rescale(*tensors, share)
+    out, like = (device.upload(array) for array in (velocity, reference))
+    device.rescale(out, like, share)
     expected = velocity * np.float32(share * ratio + 1 - share)
-    np.testing.assert_allclose(device.download(tensors[0]), expected, rtol=2e-7)
-    np.testing.assert_array_equal(device.download(tensors[1]), reference)
+    np.testing.assert_allclose(device.download(out), expected, rtol=2e-7)
+    np.testing.assert_array_equal(device.download(like), reference)
 
 
 def test_what_does_not_vary_is_left_alone(device: Device) -> None:

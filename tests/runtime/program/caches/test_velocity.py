@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -215,14 +216,14 @@ def test_a_rescaled_velocity_is_what_is_kept(solver: str, order: int, share: flo
     mask, full = "1110100100" + "101101" + "1001", "1000100000" + "100001" + "1000"
     for batched in (False, True):
         for cache, computed in ((f"mask:{mask}", mask), ("off", "1" * 20)):
-            options = {"solver": solver, "batched": batched, "rescale": share}
+            made = functools.partial(plan, "L10 S6 L4", solver=solver, batched=batched, rescale=share)
             taylor = "" if cache == "off" else f"+taylor:{order}"
-            program = plan("L10 S6 L4", cache + taylor, **options)
+            program = made(cache + taylor)
             found, calls = execute(program, bent)
             expected, counted = reference(program, bent, computed, order=order)
             np.testing.assert_allclose(found, expected, rtol=1e-10)
             assert calls == counted
-        program = plan("L10 S6 L4", f"mask:{mask}+taylor:{order}+guidance:3,1001", **options)
+        program = made(f"mask:{mask}+taylor:{order}+guidance:3,1001")
         found, calls = execute(program, bent)
         expected, counted = reference(program, bent, mask, order=order, full=full)
         np.testing.assert_allclose(found, expected, rtol=1e-10)
