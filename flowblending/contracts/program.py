@@ -15,8 +15,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter, ValidationError
-
 from flowblending import FlowBlendingError, UsageError
 
 LATENTS = "latents"
@@ -244,6 +242,8 @@ class Program:
         Raises:
             FlowBlendingError: the data is damaged or of another format.
         """
+        from pydantic import TypeAdapter, ValidationError
+
         if content.get("format") not in cls.READABLE:
             raise FlowBlendingError(
                 f"The sampling program has format {content.get('format')}, but {cls.FORMAT} was expected; "
