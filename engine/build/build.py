@@ -31,6 +31,7 @@ from flowblending.engine.store.store import DISK_FULL, open_store
 from flowblending.system.console import Console
 
 if TYPE_CHECKING:
+    from flowblending.export.families.tokenizer import TokenizerFile
     from flowblending.export.graph.exportable import Part
 
 __all__ = ["BuildRequest", "build_bundle", "rebuild_command"]
@@ -56,8 +57,10 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     request.fp8.check(fp8_models(precisions), request.backend)
     prompt = request.fp8.read_prompts()[0]
     with console.phase("Reading checkpoints"):
-        pipeline, parts, signals, tokenizer = _plan(request)
+        pipeline, parts, signals, source = _plan(request)
         profiles = plan_profiles(pipeline, request.size, request.frames)
+    console.log(f"tokenizer: {source.origin}")
+    tokenizer = source.content
     old = _existing(request.out)
     try:
         with write_bundle(request.out) as folder:
@@ -97,11 +100,11 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     return Bundle(folder=request.out, manifest=manifest)
 
 
-def _plan(request: BuildRequest) -> tuple[PipelineSpec, tuple[Part, ...], dict[str, Part], bytes]:
+def _plan(request: BuildRequest) -> tuple[PipelineSpec, tuple[Part, ...], dict[str, Part], TokenizerFile]:
     """What to build: the pipeline's constants, every component, TeaCache's signals by model, and the tokenizer."""
     from flowblending.export.checkpoint.checkpoint import check_pair, open_checkpoint, open_transformer
     from flowblending.export.families.registry import family_of
-    from flowblending.export.families.t5 import tokenizer_file
+    from flowblending.export.families.tokenizer import read_tokenizer
 
     large = open_checkpoint(request.large)
     large_transformer = large.folder / "transformer"
@@ -115,7 +118,7 @@ def _plan(request: BuildRequest) -> tuple[PipelineSpec, tuple[Part, ...], dict[s
     )
     folders = {LARGE: large_transformer, SMALL: small_transformer} if request.teacache else {}
     signals = {model: family.signal(folder, f"{model}_signal") for model, folder in folders.items()}
-    return family.describe(large), parts, signals, tokenizer_file(large)
+    return family.describe(large), parts, signals, read_tokenizer(large)
 
 
 def _existing(out: Path) -> Bundle | None:
