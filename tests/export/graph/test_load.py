@@ -42,7 +42,7 @@ def test_equals_from_pretrained(
     model: tuple[Any, Path], precision: Precision, streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, folder = model
-    monkeypatch.setattr(weights, "LARGE", 2000)
+    monkeypatch.setattr(weights, "STREAMED_BYTES", 2000)
     stock = kind.from_pretrained(folder, torch_dtype=TORCH_DTYPES[precision])
     found = load_model(kind, folder, precision, streamed=streamed)
     expected = dict(stock.named_parameters()) | dict(stock.named_buffers())
@@ -76,7 +76,7 @@ def test_text_encoders_equal_from_pretrained(
     tensors |= {f"{name}.weight": table + index for index, name in enumerate(tables.split())}
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     stock = kind.from_pretrained(tmp_path, dtype=TORCH_DTYPES[precision])
-    monkeypatch.setattr(weights, "LARGE", 2000)
+    monkeypatch.setattr(weights, "STREAMED_BYTES", 2000)
     found = load_encoder(kind, tmp_path, precision)
     expected, ours = (dict(model.named_parameters(remove_duplicate=False)) for model in (stock, found))
     assert list(ours) == list(expected)

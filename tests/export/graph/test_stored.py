@@ -127,7 +127,7 @@ def test_of_a_table_the_rows_that_are_asked_for_are_held(tmp_path: Path, monkeyp
 def test_a_trajectory_in_torch_computes_with_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transformer = wan_transformer(3)
     transformer.save_pretrained(tmp_path)
-    monkeypatch.setattr(weights, "LARGE", 2000)
+    monkeypatch.setattr(weights, "STREAMED_BYTES", 2000)
     models = {name: load_transformer(tmp_path, name, 8, Precision.FP32) for name in (LARGE, SMALL)}
     assert sum(stored_of(each) is not None for each in models[LARGE].module.parameters()) > 5
     drawn = models[LARGE].inputs({"batch": 1, "frames": 2, "height": 4, "width": 6}, torch.Generator().manual_seed(0))
