@@ -59,6 +59,9 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     with console.phase("Reading checkpoints"):
         pipeline, parts, signals, source = _plan(request)
         profiles = plan_profiles(pipeline, request.size, request.frames)
+        left_out = [line for part in parts for line in part.check()]
+    for line in left_out:
+        console.warn(line)
     console.log(f"tokenizer: {source.origin}")
     tokenizer = source.content
     old = _existing(request.out)
