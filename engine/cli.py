@@ -265,6 +265,7 @@ def _summary(bundle: Bundle, console: Console) -> None:
     from flowblending.engine.build.proof.report import read_report
     from flowblending.engine.build.proof.table import show_report
     from flowblending.engine.bundle.video_choice import listed
+    from flowblending.system.shell import command
 
     rows = [
         (
@@ -288,8 +289,8 @@ def _summary(bundle: Bundle, console: Console) -> None:
     if report is not None:
         show_report(report, console)
         if report.left and any(component.targets for component in bundle.manifest.components.values()):
-            console.log(f"Finish the proof on the GPU: fb-build-engines --prove {bundle.folder}")
-    console.log(f'Run it: fb-run {bundle.folder} --prompt "..."')
+            console.log(f"Finish the proof on the GPU: {command('fb-build-engines', '--prove', bundle.folder)}")
+    console.log(f'Run it: {command("fb-run", bundle.folder)} --prompt "..."')
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

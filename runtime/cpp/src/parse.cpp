@@ -66,6 +66,15 @@ std::vector<std::string> texts(const Node& node) {
   return found;
 }
 
+// A word as a shell takes it, whatever it holds.
+std::string quoted(const std::string& word) {
+  const char* const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./_-";
+  if (!word.empty() && word.find_first_not_of(plain) == std::string::npos) return word;
+  std::string text = "'";
+  for (const char letter : word) text += letter == '\'' ? std::string("'\"'\"'") : std::string(1, letter);
+  return text + "'";
+}
+
 // A file of the bundle; never one outside it.
 File file(const Node& node) {
   File found;
@@ -231,7 +240,7 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
   });
   root.at("tokenizer").each([&](const Node& each) { manifest.files.push_back(file(each)); });
   root.at("rebuild").each(
-      [&](const Node& each) { manifest.rebuild += (manifest.rebuild.empty() ? "" : " ") + each.text(); });
+      [&](const Node& each) { manifest.rebuild += (manifest.rebuild.empty() ? "" : " ") + quoted(each.text()); });
   return manifest;
 }
 

@@ -124,6 +124,7 @@ static void bundles(const std::string& bundle, const std::string& scratch) {
   expect(fb::Bundle::open(scratch, fb::Verify::sizes).ok(), "sizes alone do not show it");
   write(scratch + "/small.json", altered + " ");
   refused(open(manifest), fb::Code::bad_file, "were expected; rebuild with: python -m");
+  refused(open(with(manifest, "\"DIR\"", "\"it's a DIR\"")), fb::Code::bad_file, "--out 'it'\"'\"'s a DIR'");
   std::remove((scratch + "/small.json").c_str());
   refused(open(manifest), fb::Code::bad_file, "is missing from the bundle");
 
