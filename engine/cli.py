@@ -67,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
         help="tensorrt compiles on the GPU that will run it; tensorrt-rtx also ahead of time, without a GPU; "
         "onnxruntime runs on CPUs and GPUs (default: %(default)s)",
     )
+    parser.add_argument(
+        "--pipeline",
+        metavar="CLASS",
+        help="diffusers pipeline class to run the checkpoints with, if it is not the one that their model_index.json "
+        "names: LTX-Video 0.9.5 is published as LTXPipeline and meant for LTXConditionPipeline",
+    )
     parser.add_argument("--target", metavar="SM,...", help="tensorrt-rtx: GPU architectures, such as sm89,sm120")
     distilled = parser.add_argument_group("a model that was distilled to few steps")
     for model in ("large", "small"):
@@ -228,6 +234,7 @@ def build(arguments: argparse.Namespace) -> None:
         precision=arguments.precision,
         backend=arguments.backend,
         targets=split_targets(arguments.target),
+        pipeline=arguments.pipeline,
         sampling={model: sampling for model, sampling in model_sampling.items() if sampling is not None},
         teacache=arguments.teacache,
         fp8=Fp8Options(
