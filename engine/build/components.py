@@ -21,7 +21,7 @@ from flowblending.engine.backends.backend import Backend, Fp8AttentionError
 from flowblending.engine.backends.onnxruntime import backend as onnxruntime
 from flowblending.engine.backends.protocol import ShapeProfile, ends
 from flowblending.engine.build.fp8.builder import Fp8Builder
-from flowblending.engine.build.fp8.calibrate import Calibrator, Pair
+from flowblending.engine.build.fp8.calibrate import Pair, RangeCalibrator
 from flowblending.engine.build.precision import base_precision, component_precision, fp8_models
 from flowblending.engine.build.proof.component import gather, note_no_fp8_attention, note_verified
 from flowblending.engine.build.request import BuildRequest
@@ -85,7 +85,7 @@ class ComponentBuilder:
             source=self.request.large,
         )
         options, console = self.request.fp8, self.console
-        calibrator = Calibrator(pair, options, folder=self.folder, old=old, store=self.store, console=console)
+        calibrator = RangeCalibrator(pair, options, folder=self.folder, old=old, store=self.store, console=console)
         base = base_precision(self.request.backend)
         fp8 = Fp8Builder(pair, options, base=base, calibrator=calibrator, console=console)
         fp8.check()
@@ -178,7 +178,7 @@ class ComponentBuilder:
             "graph": sources_sha256("export", "**/*.py"),
             "pipeline": f"{self.pipeline.pipeline}, {self.pipeline.text_length} tokens",
             "precision": str(precision),
-            # What of the graph depends on data: see `Calibrator.key`.
+            # What of the graph depends on data: see `RangeCalibrator.key`.
             "calibration": "none",
             "shapes": "any" if self._backend.any_size else repr(self._shapes(part.name)),
             "back end": f"{self._backend.name} {self._backend.version()}",
@@ -217,9 +217,9 @@ class ComponentBuilder:
         return None
 
     def _export(self, part: Part, precision: Precision, work: Path, fp8: Fp8Builder | None) -> ExportedGraph:
-        from flowblending.export.verify.reference_outputs import Recorder
+        from flowblending.export.verify.reference_outputs import ReferenceRecorder
 
-        recorder = Recorder(part, ends(self._shapes(part.name)))
+        recorder = ReferenceRecorder(part, ends(self._shapes(part.name)))
         if fp8 is not None:
             graph, parity = fp8.export(recorder.part, work)
         else:
