@@ -15,6 +15,7 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.manifest import CalibratedSchedule, Geometry, Manifest
 from flowblending.contracts.program import Program
 from flowblending.engine.bundle.video_choice import choose_geometry
+from flowblending.runtime.media.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.program.caches.parse import parse_cache
 from flowblending.runtime.program.compile import compile_program
 from flowblending.runtime.program.schedule import AUTO, StageSchedule
@@ -36,6 +37,9 @@ class Job:
         batched_guidance: both guidance branches in one call of the engine.
         solver: ``unipc``, ``dpm++`` or ``euler``.
         frame_rate: of the video, in frames per second.
+        guidance_rescale: share of guidance rescale (arXiv 2305.08891), 0 for none, up to 1.
+        decode_timestep: what a timestep-conditioned VAE decoder (LTX-Video's from 0.9.1 on) is told, from 0 to 1.
+        decode_noise_scale: the share of noise in the latents that such a decoder sees, from 0 to 1.
         cache: which engine calls to leave out, such as ``taylor:1``; see `flowblending.runtime.program.caches`.
     """
 
@@ -51,6 +55,9 @@ class Job:
     solver: str | None = None
     frame_rate: float | None = None
     cache: str = "off"
+    guidance_rescale: float | None = None
+    decode_timestep: float | None = None
+    decode_noise_scale: float | None = None
 
     def file_stem(self, edition: str) -> str:
         """A readable file name for the job's video on a bundle: the same for the same video, else another.
@@ -83,13 +90,24 @@ def job_geometry(job: Job, manifest: Manifest) -> Geometry:
     return choose_geometry(manifest, job.size, job.frames)
 
 
+def job_conditioning(job: Job, manifest: Manifest) -> DecodeConditioning:
+    """What a timestep-conditioned decoder is told for a job.
+
+    Raises:
+        UsageError: the job says it of a decoder that is not conditioned, or says what is no share.
+    """
+    return decode_conditioning(manifest.pipeline, job.decode_timestep, job.decode_noise_scale)
+
+
 def compile_job(job: Job, manifest: Manifest) -> Program:
     """The sampling program of a job on a bundle; runs nothing.
 
     Raises:
-        UsageError: size, frames, steps, schedule, solver, guidance or cache that make no program.
+        UsageError: size, frames, steps, schedule, solver, guidance or cache that make no program, or options that the
+            bundle's decoder does not have.
     """
     pipeline = manifest.pipeline
+    job_conditioning(job, manifest)
     steps = pipeline.steps if job.steps is None else job.steps
     if steps > pipeline.grid.train_timesteps:
         raise UsageError(
@@ -112,6 +130,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
         latent_shape=latent_shape,
         guidance=pipeline.guidance if job.guidance is None else job.guidance,
         batched=pipeline.batched_guidance if job.batched_guidance is None else job.batched_guidance,
+        guidance_rescale=pipeline.guidance_rescale if job.guidance_rescale is None else job.guidance_rescale,
         cache=parse_cache(job.cache),
         architectures={name: component.architecture for name, component in manifest.components.items()},
         constants=None if manifest.calibration is None else manifest.calibration.caches,

@@ -17,8 +17,9 @@ from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.devices.protocol import Device
-from flowblending.runtime.jobs import Job
+from flowblending.runtime.jobs import Job, job_conditioning
 from flowblending.runtime.media.decode import Decoder, Frames
+from flowblending.runtime.media.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.media.prompt import Tokenizer
 from flowblending.runtime.media.video import to_uint8
@@ -185,23 +186,28 @@ class Pipeline:
         """The components that decoding takes."""
         return [name for name in self.bundle.manifest.components if name.startswith(VAE)]
 
-    def decode(self, latents: Tensor, generator: TorchNormal) -> Iterator[Frames]:
-        """Chunks of frames float32 [3, f, H, W] in [-1, 1]; see `Decoder`."""
-        engines = {name: self.engine(name) for name in self.decoders()}
-        return Decoder(engines=engines, device=self.device, pipeline=self.bundle.manifest.pipeline).decode(
-            latents, generator
-        )
+    def decode(
+        self, latents: Tensor, generator: TorchNormal, conditioning: DecodeConditioning | None = None
+    ) -> Iterator[Frames]:
+        """Chunks of frames float32 [3, f, H, W] in [-1, 1]; see `Decoder`.
 
-    def pixels(self, latents: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.uint8]:
-        """The whole video of latents whose initial noise was of a seed, [F, H, W, 3].
+        Args:
+            conditioning: of a timestep-conditioned decoder; None for the bundle's.
+        """
+        engines = {name: self.engine(name) for name in self.decoders()}
+        told = decode_conditioning(self.bundle.manifest.pipeline) if conditioning is None else conditioning
+        return Decoder(engines=engines, device=self.device, conditioning=told).decode(latents, generator)
+
+    def pixels(self, latents: npt.NDArray[np.float32], job: Job) -> npt.NDArray[np.uint8]:
+        """The whole video of a job's latents, [F, H, W, 3].
 
         Raises:
             FlowBlendingError: the decoder gave a non-finite pixel.
         """
-        generator = TorchNormal(seed)
+        generator = TorchNormal(job.seed)
         generator.normal(latents.shape)  # a decoder that adds noise draws on after the initial latents
         chunks = []
-        for chunk in self.decode(self.device.upload(latents), generator):
+        for chunk in self.decode(self.device.upload(latents), generator, job_conditioning(job, self.bundle.manifest)):
             if not np.isfinite(chunk).all():
                 raise FlowBlendingError("The VAE decoder gave a non-finite pixel; build it in bf16 or fp32.")
             chunks.append(to_uint8(chunk))

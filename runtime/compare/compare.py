@@ -90,7 +90,7 @@ class Comparison:
         kept = None if figures is None else files.read_latents(trail=alone)
         if figures is None or kept is None:
             return self._make(job, variant, files, reference)
-        frames = self._pipeline.pixels(kept[0], job.seed)
+        frames = self._pipeline.pixels(kept[0], job)
         if kept[1] is not None:
             self._keep(job, Reference(frames=frames, latents=kept[0], trail=kept[1]))
         return self._ask(files, figures, frames, job, reference, scorers=missing, sets=sets)
@@ -104,9 +104,7 @@ class Comparison:
             if kept is None or kept[1] is None:
                 self._make(job, variant, files, None)
             else:
-                self._keep(
-                    job, Reference(frames=self._pipeline.pixels(kept[0], job.seed), latents=kept[0], trail=kept[1])
-                )
+                self._keep(job, Reference(frames=self._pipeline.pixels(kept[0], job), latents=kept[0], trail=kept[1]))
         assert self._reference is not None
         return self._reference
 
@@ -125,7 +123,7 @@ class Comparison:
         )
         files.write_latents(made.latents, made.trail if reference is None else None)
         start = time.perf_counter()
-        frames = self._pipeline.pixels(made.latents, job.seed)
+        frames = self._pipeline.pixels(made.latents, job)
         decoding = time.perf_counter() - start
         self._write_video(frames, job, files, made)
         if reference is None:

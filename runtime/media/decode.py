@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.contracts.graph import VAE, VAE_FIRST, VAE_NEXT, PipelineSpec
+from flowblending.contracts.graph import VAE, VAE_FIRST, VAE_NEXT
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.protocol import Device
+from flowblending.runtime.media.decode_conditioning import DecodeConditioning
 from flowblending.runtime.media.noise import TorchNormal
 
 Frames = npt.NDArray[np.float32]
@@ -30,12 +31,12 @@ class Decoder:
     Attributes:
         engines: ``vae``, or ``vae_first`` and ``vae_next``.
         device: where the engines and the latents are.
-        pipeline: noise scale and timestep of a timestep-conditioned decoder.
+        conditioning: of a timestep-conditioned decoder.
     """
 
     engines: Mapping[str, Engine]
     device: Device
-    pipeline: PipelineSpec
+    conditioning: DecodeConditioning
 
     def decode(self, latents: Tensor, noise: TorchNormal) -> Iterator[Frames]:
         """Chunks of frames, float32 [3, f, height, width] in [-1, 1], in order.
@@ -53,9 +54,7 @@ class Decoder:
     def _whole(self, latents: Tensor, noise: TorchNormal) -> Frames:
         engine = self.engines[VAE]
         sizes = dict(zip(("frames", "height", "width"), latents.shape[2:], strict=True))
-        timestep = self.pipeline.decode_timestep or 0.0
-        scale = self.pipeline.decode_noise_scale
-        scalars = {"timestep": timestep, "noise_scale": timestep if scale is None else scale}
+        scalars = {"timestep": self.conditioning.timestep, "noise_scale": self.conditioning.noise_scale}
         tensors = {LATENTS: latents}
         for spec in engine.spec.inputs:
             if spec.name in scalars:

@@ -34,6 +34,10 @@ from flowblending.export.graph.load import check_model
 CONDITION = "LTXConditionPipeline"
 TEXT_LENGTH = {"LTXPipeline": 128, CONDITION: 256}
 
+DECODE_TIMESTEP, DECODE_NOISE_SCALE = 0.05, 0.025
+"""What the authors run a timestep-conditioned decoder with, and the examples of diffusers' documentation (0.9.1 and
+later). The pipelines' own defaults, 0.0 and None, leave the decoder's last denoising step out."""
+
 _ARCHITECTURES: Mapping[tuple[object, ...], str] = {(28, 32, 64): LTX_2B}
 """By number of layers, number of heads, and width of a head."""
 
@@ -61,7 +65,10 @@ class Ltx:
         )
 
     def describe(self, checkpoint: Checkpoint) -> PipelineSpec:
-        """The defaults of the pipeline's ``__call__``, and what its components' configurations say."""
+        """The defaults of the pipeline's ``__call__``, and what its components' configurations say.
+
+        What the decoder is told is the authors' choice and not the class's; see `DECODE_TIMESTEP`.
+        """
         transformer, vae = checkpoint.config(TRANSFORMER), checkpoint.config(VAE)
         mean, std = vae_statistics(checkpoint)
         scaling = vae.get("scaling_factor", 1.0)
@@ -78,9 +85,8 @@ class Ltx:
             latents_std=tuple(value / scaling for value in std),
             text_length=TEXT_LENGTH[checkpoint.pipeline],
             clean_prompt=False,
-            # The pipelines' decode_noise_scale is None by default, which means: as decode_timestep.
-            decode_noise_scale=0.0 if conditioned else None,
-            decode_timestep=0.0 if conditioned else None,
+            decode_noise_scale=DECODE_NOISE_SCALE if conditioned else None,
+            decode_timestep=DECODE_TIMESTEP if conditioned else None,
             grid=_grid(checkpoint),
             solver="euler",
             steps=50,
