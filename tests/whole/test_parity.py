@@ -214,9 +214,9 @@ def test_frames_of_a_conditioned_decoder_equal_diffusers(
 @pytest.mark.parametrize(
     "case",
     [
-        {"schedule": "LLL", "guidance_rescale": 0.7},
-        {"schedule": "LSL", "guidance_rescale": 1.0, "guidance": 7.0},
-        {"schedule": "L1 S2 L1 S2", "guidance_rescale": 0.3, "batched_guidance": False},
+        {"schedule": "LLL", "guidance_rescale": 0.7, "guidance": 40.0},
+        {"schedule": "LSL", "guidance_rescale": 1.0, "guidance": 20.0},
+        {"schedule": "L1 S2 L1 S2", "guidance_rescale": 0.3, "guidance": 40.0, "batched_guidance": False},
         {"schedule": "LSL", "guidance_rescale": 0.7, "guidance": 1.0},
     ],
     ids=lambda case: "-".join(map(str, case.values())),
@@ -230,8 +230,9 @@ def test_guidance_rescale_equals_diffusers(
     found = ours(bundle, job)
     assert diffusers_reference.relative_error(found, expected) < LATENT_TOLERANCE
     plain = ours(bundle, dataclasses.replace(job, guidance_rescale=None))
-    changed = diffusers_reference.relative_error(plain, expected) > 10 * LATENT_TOLERANCE
-    assert changed == (case.get("guidance") != 1.0)
+    # Random weights hardly tell the branches apart, so that only a high scale shows what is rescaled.
+    changed = diffusers_reference.relative_error(plain, expected)
+    assert changed < LATENT_TOLERANCE if case["guidance"] == 1.0 else changed > 10 * LATENT_TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["wan", "ltx"])
