@@ -103,8 +103,8 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
     """The sampling program of a job on a bundle; runs nothing.
 
     Raises:
-        UsageError: size, frames, steps, schedule, solver, guidance or cache that make no program, or options that the
-            bundle's decoder does not have.
+        UsageError: size, frames, steps, schedule, solver, guidance or cache that make no program, or options that
+            would do nothing in this run.
     """
     pipeline = manifest.pipeline
     job_conditioning(job, manifest)
@@ -123,7 +123,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
     else:
         text = "LSL" if _is_auto(job) else job.schedule
         schedule = StageSchedule.parse(text, steps, pipeline.early, pipeline.late)
-    return compile_program(
+    program = compile_program(
         schedule=schedule,
         solver=solver,
         grid=sigma_grid(pipeline.grid, solver, steps, pipeline.tokens(latent_shape), str(geometry)),
@@ -136,6 +136,12 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
         constants=None if manifest.calibration is None else manifest.calibration.caches,
         model_sampling={name: each.sampling for name, each in manifest.components.items() if each.sampling is not None},
     )
+    if job.guidance_rescale and not program.guidance_rescale:
+        raise UsageError(
+            f"A guidance rescale of {job.guidance_rescale:g} was given, but no step of this run is guided; leave it out, "
+            "or give a guidance scale above 1."
+        )
+    return program
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -217,7 +217,6 @@ def test_frames_of_a_conditioned_decoder_equal_diffusers(
         {"schedule": "LLL", "guidance_rescale": 0.7, "guidance": 40.0},
         {"schedule": "LSL", "guidance_rescale": 1.0, "guidance": 20.0},
         {"schedule": "L1 S2 L1 S2", "guidance_rescale": 0.3, "guidance": 40.0, "batched_guidance": False},
-        {"schedule": "LSL", "guidance_rescale": 0.7, "guidance": 1.0},
     ],
     ids=lambda case: "-".join(map(str, case.values())),
 )
@@ -232,7 +231,7 @@ def test_guidance_rescale_equals_diffusers(
     plain = ours(bundle, dataclasses.replace(job, guidance_rescale=None))
     # Random weights hardly tell the branches apart, so that only a high scale shows what is rescaled.
     changed = diffusers_reference.relative_error(plain, expected)
-    assert changed < LATENT_TOLERANCE if case["guidance"] == 1.0 else changed > 10 * LATENT_TOLERANCE
+    assert changed > 10 * LATENT_TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["wan", "ltx"])
