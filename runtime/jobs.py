@@ -138,8 +138,8 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
     )
     if job.guidance_rescale and not program.guidance_rescale:
         raise UsageError(
-            f"A guidance rescale of {job.guidance_rescale:g} was given, but no step of this run is guided; leave it out, "
-            "or give a guidance scale above 1."
+            f"A guidance rescale of {job.guidance_rescale:g} was given, but no step of this run is guided; leave it "
+            "out, or give a guidance scale above 1."
         )
     return program
 

@@ -115,17 +115,16 @@ def test_guidance_rescale_is_the_jobs_or_the_bundles(tmp_path: Path) -> None:
     assert compile_job(replace(job, guidance=1.0), rescaled).guidance_rescale == 0.0
     for guidance, schedule in ((1.0, "LSL"), (5.0, "L2:g1 S2:g0")):
         unguided = replace(job, guidance=guidance, schedule=schedule, guidance_rescale=0.7)
-        with pytest.raises(
-            UsageError, match=r"A guidance rescale of 0\.7 was given, but no step of this run is guided"
-        ):
+        with pytest.raises(UsageError, match=r"A guidance rescale of 0\.7 was given, but no step of this run is"):
             compile_job(unguided, manifest)
 
 
 def test_options_of_a_decoder_that_has_none_are_refused_before_work(tmp_path: Path) -> None:
     manifest = manifests.write(tmp_path / "bundle")
-    for option in ({"decode_timestep": 0.05}, {"decode_noise_scale": 0.0}):
+    plain = Job(prompt="x", steps=4)
+    for job in (replace(plain, decode_timestep=0.05), replace(plain, decode_noise_scale=0.0)):
         with pytest.raises(UsageError, match="this bundle's VAE decoder takes neither a timestep nor noise"):
-            compile_job(Job(prompt="x", steps=4, **option), manifest)
+            compile_job(job, manifest)
     pipeline = replace(manifest.pipeline, decode_timestep=0.05, decode_noise_scale=0.025)
     conditioned = manifest.model_copy(update={"pipeline": pipeline})
     job = Job(prompt="x", steps=4, decode_timestep=0.1)
