@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from flowblending.contracts.graph import GraphSpec
-from flowblending.engine.backends.onnxruntime import BoundWeight, OrtEngine
+from flowblending.engine.backends.onnxruntime.run import BoundWeight, OrtEngine
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import CPU, Tensor
 from flowblending.runtime.devices.protocol import Device

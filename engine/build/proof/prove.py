@@ -21,9 +21,9 @@ from flowblending import FlowBlendingError
 from flowblending.contracts.program import TIMESTEP
 from flowblending.contracts.proof import Sizes
 from flowblending.engine.backends.gpu import check_architecture, gpu_architecture
-from flowblending.engine.backends.protocol import Engine
+from flowblending.engine.backends.protocol import Engine, InspectedEngine
+from flowblending.engine.backends.registry import gpu_components
 from flowblending.engine.backends.tensor import CPU
-from flowblending.engine.backends.tensorrt.run import TrtEngine
 from flowblending.engine.build.proof.claims import allowed_on
 from flowblending.engine.build.proof.pair import (
     LATENTS,
@@ -83,7 +83,7 @@ def check_device(bundle: Bundle) -> None:
     Raises:
         FlowBlendingError: in one sentence, with what to do.
     """
-    plans = {name: each for name, each in bundle.manifest.components.items() if each.backend != "onnxruntime"}
+    plans = {name: bundle.manifest.components[name] for name in gpu_components(bundle.manifest)}
     architecture = gpu_architecture()
     if plans and architecture is None:
         targets = sorted({target for each in plans.values() for target in each.targets})
@@ -140,7 +140,7 @@ def inspect(request: ProveRequest, progress: Callable[[str], None]) -> ProveResu
         for name in bundle.manifest.components:
             progress(f"running {name}")
             engine = pipeline.engine(name)
-            if isinstance(engine, TrtEngine):
+            if isinstance(engine, InspectedEngine):
                 device_bytes[name], layers[name] = engine.device_bytes(), engine.layers()
             reference = request.reference_outputs.get(name)
             differences[name] = _judge(engine, device, sizes_of(bundle.manifest, name), reference)
