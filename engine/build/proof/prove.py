@@ -46,6 +46,7 @@ from flowblending.engine.bundle.bundle import TRAJECTORY, Bundle, open_bundle
 from flowblending.runtime.devices.open import AUTO, open_device
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.system.shell import command
 from flowblending.system.subprocess_call import EndedError, call_in_subprocess
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -89,7 +90,8 @@ def check_device(bundle: Bundle) -> None:
         targets = sorted({target for each in plans.values() for target in each.targets})
         raise FlowBlendingError(
             f"{bundle.folder} holds plans for {' and '.join(targets) or 'an NVIDIA GPU'}, which only such a GPU can "
-            f"prove, and no CUDA driver or NVIDIA GPU was found; run fb-build-engines --prove {bundle.folder} there."
+            f"prove, and no CUDA driver or NVIDIA GPU was found; run "
+            f"{command('fb-build-engines', '--prove', bundle.folder)} there."
         )
     for name, each in plans.items():
         check_architecture(name, each.targets, architecture)
