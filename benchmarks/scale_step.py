@@ -86,7 +86,7 @@ def observe(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]
 
     from flowblending.engine.backends.tensor import Tensor
     from flowblending.engine.build.fp8.graphs import observed_graph
-    from flowblending.engine.build.fp8.trajectories_worker import Loader
+    from flowblending.engine.build.fp8.loader import Loader
     from flowblending.export.graph.exportable import Part
     from flowblending.runtime.devices.host import HostDevice
 
