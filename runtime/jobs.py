@@ -15,7 +15,7 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.manifest import CalibratedSchedule, Geometry, Manifest
 from flowblending.contracts.program import Program
 from flowblending.engine.bundle.video_choice import choose_geometry
-from flowblending.runtime.media.decode_conditioning import DecodeConditioning, decode_conditioning
+from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.program.caches.parse import parse_cache
 from flowblending.runtime.program.compile import compile_program
 from flowblending.runtime.program.schedule import AUTO, StageSchedule

@@ -16,10 +16,10 @@ from flowblending.engine.backends.registry import open_engine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.video_choice import check_latent_shape
+from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.jobs import Job, job_conditioning
 from flowblending.runtime.media.decode import Decoder, Frames
-from flowblending.runtime.media.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.media.prompt import Tokenizer
 from flowblending.runtime.media.video import to_uint8

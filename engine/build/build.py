@@ -133,7 +133,7 @@ def plan_build(request: BuildRequest) -> BuildPlan:
         FlowBlendingError: a checkpoint that is not there, or cannot be used; a pair that does not fit.
     """
     from flowblending.export.checkpoint.checkpoint import check_pair, open_checkpoint, open_transformer
-    from flowblending.export.checkpoint.pipeline_class import check_class, describe_class, run_with
+    from flowblending.export.families.pipeline_class import check_class, describe_class, run_with
     from flowblending.export.families.registry import row_of
     from flowblending.export.families.tokenizer import read_tokenizer
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from flowblending.contracts.graph import VAE, VAE_FIRST, VAE_NEXT
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
+from flowblending.runtime.decode_conditioning import DecodeConditioning
 from flowblending.runtime.devices.protocol import Device
-from flowblending.runtime.media.decode_conditioning import DecodeConditioning
 from flowblending.runtime.media.noise import TorchNormal
 
 Frames = npt.NDArray[np.float32]

@@ -7,8 +7,8 @@ import pytest
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import LARGE, SMALL, WAN_T2V_1_3B, WAN_T2V_14B, SigmaGrid
+from flowblending.runtime.decode_conditioning import DecodeConditioning
 from flowblending.runtime.jobs import Job, compile_job, job_conditioning, read_jobs
-from flowblending.runtime.media.decode_conditioning import DecodeConditioning
 from tests.support import manifests
 
 DEFAULTS = Job(prompt="", seed=7, steps=4)

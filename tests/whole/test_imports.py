@@ -18,6 +18,7 @@ GROUND = {"contracts", "system"}
 ENGINE = {*GROUND, "engine/backends", "engine/bundle"}
 """What of the engine is there when a bundle runs."""
 SAMPLING = {*ENGINE, "runtime/program", "runtime/devices", "runtime/sampler", "runtime/media", "runtime/jobs"}
+SAMPLING |= {"runtime/decode_conditioning"}
 RUN = {*SAMPLING, "runtime/pipeline", "runtime/generate"}
 
 PACKAGES: dict[str, set[str]] = {
@@ -33,9 +34,10 @@ PACKAGES: dict[str, set[str]] = {
     "engine/store": GROUND,
     "runtime/program": GROUND,
     "runtime/measures": GROUND,
-    "runtime/jobs": {*GROUND, "engine/bundle", "runtime/program"},
+    "runtime/decode_conditioning": GROUND,
+    "runtime/jobs": {*GROUND, "engine/bundle", "runtime/decode_conditioning", "runtime/program"},
     "runtime/devices": {*GROUND, "engine/backends"},
-    "runtime/media": {*GROUND, "engine/backends", "runtime/devices"},
+    "runtime/media": {*GROUND, "engine/backends", "runtime/decode_conditioning", "runtime/devices"},
     "runtime/sampler": {*GROUND, "engine/backends", "runtime/devices", "runtime/program"},
     "runtime/events": {"runtime/devices", "runtime/media", "runtime/sampler"},
     "runtime/pipeline": SAMPLING,

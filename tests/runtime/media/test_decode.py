@@ -10,9 +10,9 @@ import numpy.typing as npt
 from flowblending.contracts.graph import VAE, VAE_FIRST, VAE_NEXT, Dim, GraphSpec, Precision, TensorSpec
 from flowblending.engine.backends.function import Arrays, FunctionEngine
 from flowblending.engine.backends.tensor import Tensor
+from flowblending.runtime.decode_conditioning import DecodeConditioning
 from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.media.decode import Decoder
-from flowblending.runtime.media.decode_conditioning import DecodeConditioning
 from flowblending.runtime.media.noise import TorchNormal
 
 Floats = npt.NDArray[np.float32]

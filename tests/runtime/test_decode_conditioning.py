@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from flowblending import UsageError
-from flowblending.runtime.media.decode_conditioning import DecodeConditioning, decode_conditioning
+from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from tests.support.manifests import PIPELINE
 
 LTX = dataclasses.replace(PIPELINE, decode_timestep=0.05, decode_noise_scale=0.025)
