@@ -21,7 +21,8 @@ from flowblending.runtime.calibrate.signal import Signal, open_signals
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.sampler.binding import BoundStep, Call, Conditions, bind, complaint
+from flowblending.runtime.refusals import non_finite_velocity
+from flowblending.runtime.sampler.binding import BoundStep, Call, Conditions, bind
 from flowblending.runtime.sampler.loop import call
 
 Floats = npt.NDArray[np.float32]
@@ -138,7 +139,7 @@ class StepTrajectory:
     def _complaints(self) -> list[str]:
         """Of every engine call, in the order in which they were bound."""
         return [
-            complaint(each.engine, each.model, number, self.steps)
+            non_finite_velocity(each.model, each.engine.spec.precision, step=number, steps=self.steps)
             for steps in self._bound.values()
             for number, step in enumerate(steps, start=1)
             for each in step.instructions
