@@ -14,7 +14,7 @@ from flowblending import UsageError
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
-    from flowblending.runtime.jobs import Job, Line
+    from flowblending.runtime.jobs import Job, PromptLine
     from flowblending.runtime.pipeline import Pipeline
     from flowblending.system.console import Console
 
@@ -273,7 +273,7 @@ def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     return 0
 
 
-def _lines(arguments: argparse.Namespace) -> list[Line]:
+def _lines(arguments: argparse.Namespace) -> list[PromptLine]:
     """The lines of the prompt file that this run makes."""
     from flowblending.runtime.batch.tasks import Shard
     from flowblending.runtime.jobs import read_jobs

@@ -19,7 +19,7 @@ from transformers.initialization import no_init_weights
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import Precision
 from flowblending.export.graph.exportable import TORCH_DTYPES
-from flowblending.export.graph.stored import LARGE, Stored, find_stored, leave_in_file
+from flowblending.export.graph.stored import STREAMED_BYTES, Stored, find_stored, leave_in_file
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 Encoder = TypeVar("Encoder", T5EncoderModel, UMT5EncoderModel)
@@ -165,7 +165,7 @@ def _set(model: torch.nn.Module, name: str, stored: Stored, *, streamed: bool) -
     owner = model.get_submodule(path)
     if own in owner._buffers:
         owner._buffers[own] = stored.read()
-    elif streamed and stored.nbytes >= LARGE:
+    elif streamed and stored.nbytes >= STREAMED_BYTES:
         parameter = torch.nn.Parameter(torch.empty(0, dtype=stored.dtype), requires_grad=False)
         leave_in_file(parameter, stored)
         owner._parameters[own] = parameter

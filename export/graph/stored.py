@@ -22,7 +22,7 @@ import torch
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.model_files import stored_tensors
 
-LARGE = 1 << 20
+STREAMED_BYTES = 1 << 20
 """Bytes in its file from which on a weight stays there. The smaller ones of a 14B model are 20 MB together."""
 
 _READ = 1 << 24

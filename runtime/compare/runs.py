@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
-from flowblending.runtime.jobs import Job, Line, calibrated_schedule, compile_job, job_geometry, plain_jobs
+from flowblending.runtime.jobs import Job, PromptLine, calibrated_schedule, compile_job, job_geometry, plain_jobs
 from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.program.schedule import AUTO
 
@@ -76,7 +76,7 @@ def _schedule(text: str) -> str:
     return AUTO if found == AUTO.upper() else found
 
 
-def prompts_of(lines: Sequence[Line], path: Path) -> list[Job]:
+def prompts_of(lines: Sequence[PromptLine], path: Path) -> list[Job]:
     """The prompts of a file, each once.
 
     Raises:

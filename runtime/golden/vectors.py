@@ -63,14 +63,14 @@ class _Recorder(HostDevice):
     def watch(self, complaints: Sequence[str]) -> HostWatch:
         recorder = self
 
-        class Watch(HostWatch):
+        class RecordingWatch(HostWatch):
             """Sees the velocity of every engine call."""
 
             def check(self, tensor: Tensor, index: int) -> None:
                 super().check(tensor, index)
                 recorder.written.append(tensor.numpy().copy())
 
-        return Watch(complaints)
+        return RecordingWatch(complaints)
 
 
 def trace(program: Program, engines: Mapping[str, Engine], latents: Array, conditions: Conditions) -> Array:

@@ -16,7 +16,7 @@ from flowblending.runtime.events import FinishedEvent, WarningEvent
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.run import VideoRun
 from flowblending.runtime.sampler.loop import StepEvent
-from flowblending.runtime.serve.triton.request import Arrays, Request, read_request
+from flowblending.runtime.serve.triton.request import Arrays, VideoRequest, read_request
 from flowblending.runtime.serve.triton.signature import FRAMES, LATENTS, MP4, MP4_BASE64
 from flowblending.system.scratch import scratch
 
@@ -77,7 +77,7 @@ def _step(event: StepEvent) -> Arrays:
     }
 
 
-def _files(request: Request) -> list[str]:
+def _files(request: VideoRequest) -> list[str]:
     """What the decoded frames are written to: nothing where only the latents were asked for."""
     names = []
     if {MP4, MP4_BASE64} & set(request.results):
@@ -87,7 +87,7 @@ def _files(request: Request) -> list[str]:
     return names
 
 
-def _result(request: Request, latents: npt.NDArray[np.float32], folder: Path) -> Arrays:
+def _result(request: VideoRequest, latents: npt.NDArray[np.float32], folder: Path) -> Arrays:
     result: dict[str, npt.NDArray[np.generic]] = {}
     if LATENTS in request.results:
         result["latents"] = latents

@@ -16,7 +16,7 @@ from flowblending import UsageError
 from flowblending.runtime.batch.tasks import Batch, Shard, Task
 from flowblending.runtime.batch.worker import WorkerConfig
 from flowblending.runtime.batch.workers import plan_workers, run_workers, sweep
-from flowblending.runtime.jobs import Job, Line
+from flowblending.runtime.jobs import Job, PromptLine
 from tests.conftest import Build
 from tests.support.store_process import Recorder
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.embedding
 
 def batch(folder: Path, prompts: Sequence[str]) -> tuple[Batch, Recorder]:
     console = Recorder()
-    lines = [Line(number=number, job=Job(prompt=prompt)) for number, prompt in enumerate(prompts, start=1)]
+    lines = [PromptLine(number=number, job=Job(prompt=prompt)) for number, prompt in enumerate(prompts, start=1)]
     return Batch(lines, folder, "bundle", console), console
 
 

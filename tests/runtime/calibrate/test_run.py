@@ -65,7 +65,7 @@ def program(runs: str, solver: str = "unipc", guidance: float = 5.0, batched: bo
 
 
 def conditions() -> dict[str, dict[str, Tensor]]:
-    case = closed_form.Case(schedule="L1", solver="euler", guidance=5.0, batched=False)
+    case = closed_form.ClosedFormCase(schedule="L1", solver="euler", guidance=5.0, batched=False)
     return {
         branch: {name: Tensor.of(array) for name, array in inputs.items()}
         for branch, inputs in case.conditions(np.random.default_rng(1)).items()

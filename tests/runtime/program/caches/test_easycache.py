@@ -18,7 +18,7 @@ from flowblending.engine.backends.function import Arrays, FunctionEngine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.dry_run import plan_lines
-from flowblending.runtime.golden.closed_form import FORMS, LATENT, Case, bundle_id, engines
+from flowblending.runtime.golden.closed_form import FORMS, LATENT, ClosedFormCase, bundle_id, engines
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.program.caches.easycache import EasyCache, EasyMask
 from flowblending.runtime.program.caches.parse import parse_cache
@@ -36,7 +36,7 @@ Array = npt.NDArray[np.float64]
 GRID = SigmaGrid(kind="shifted", shift=3.0)
 NOISE = np.random.default_rng(0).standard_normal((1, *LATENT)).astype(np.float32)
 RANDOM = np.random.default_rng(1)
-GIVEN = Case(schedule="L1", solver="euler", guidance=5.0, batched=False).conditions(RANDOM)
+GIVEN = ClosedFormCase(schedule="L1", solver="euler", guidance=5.0, batched=False).conditions(RANDOM)
 
 
 def stages(text: str) -> StageSchedule:
