@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
+from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
@@ -66,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="run both guidance branches in one call, or one after the other (default: the family's)",
     )
-    how.add_argument("--solver", choices=("unipc", "dpm++", "euler"), help="(default: the family's)")
+    how.add_argument("--solver", type=SOLVERS.argument, metavar=METAVAR, help="(default: the family's)")
     how.add_argument(
         "--cache",
         default="off",

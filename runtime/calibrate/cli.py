@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
+from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
@@ -46,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--frames", type=int, metavar="N", help="of the videos (default: the bundle's first)")
     how.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the family's)")
     how.add_argument("--guidance", type=float, metavar="G", help="guidance scale (default: the family's)")
-    how.add_argument("--solver", choices=("unipc", "dpm++", "euler"), help="(default: the family's)")
+    how.add_argument("--solver", type=SOLVERS.argument, metavar=METAVAR, help="(default: the family's)")
     how.add_argument(
         "--seed",
         type=int,
