@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,13 +22,11 @@ from flowblending.contracts.model_sampling import ModelSampling
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-EVIDENCE = re.compile(r"calibration-[0-9]+\.json(\.part)?")
-"""Names of what ``fb-calibrate`` measured, and of what it has not finished writing."""
+EVIDENCE = re.compile(r"calibration-[0-9]+\.json")
+"""Names of what ``fb-calibrate`` measured."""
 
 PROOFS = (".proof.json", ".golden.npz")
 """How the names of files end that prove a component."""
-
-Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 
 class _Frozen(BaseModel):
@@ -90,7 +88,7 @@ class Component(_Frozen):
     """
 
     spec: GraphSpec
-    backend: Backend
+    backend: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     backend_version: str
     targets: tuple[str, ...] = ()
     files: tuple[BundleFile, ...] = Field(min_length=1)

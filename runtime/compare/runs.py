@@ -39,7 +39,7 @@ class Variant:
         return self.schedule if self.cache == OFF else f"{self.schedule} + {self.cache}"
 
     def job(self, prompt: Job) -> Job:
-        """The job of a prompt, made this variant."""
+        """The job of a prompt, made this way."""
         return dataclasses.replace(prompt, schedule=self.schedule, cache=self.cache)
 
 

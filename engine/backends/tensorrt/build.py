@@ -7,26 +7,23 @@ the system kills it for want of memory, somebody is left to say so.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import GraphSpec
+from flowblending.engine.backends.backend import PlanInfo
 from flowblending.engine.backends.protocol import ShapeProfile
-from flowblending.engine.backends.tensorrt.compile import PlanInfo, PlanRequest, compile_plan
+from flowblending.engine.backends.tensorrt.compile import PlanRequest, compile_plan
 from flowblending.engine.backends.tensorrt.library import load
 from flowblending.engine.backends.tensorrt.targets import check_targets
 from flowblending.system.subprocess_call import EndedError, answer, call_in_subprocess
-
-if TYPE_CHECKING:
-    from flowblending.contracts.manifest import Backend
+from flowblending.system.whole_file import whole_file
 
 
 def build_plan(
     *,
-    library: Backend,
+    library: str,
     onnx: Path,
     spec: GraphSpec,
     profiles: Sequence[ShapeProfile],
@@ -51,21 +48,17 @@ def build_plan(
             no size, memory ran out, or the compiler refuses; its own words are in the message.
         OSError: ``out`` cannot be written.
     """
-    temporary = out.with_name(f"{out.name}.{os.getpid()}.partial")
-    request = PlanRequest(
-        library=library,
-        onnx=onnx.absolute(),
-        spec=spec,
-        profiles=tuple(profiles),
-        targets=check_targets(library, targets),
-        out=temporary.absolute(),
-    )
-    try:
-        info = _compile_in_subprocess(request, progress)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return info
+    targets = check_targets(library, targets)
+    with whole_file(out) as temporary:
+        request = PlanRequest(
+            library=library,
+            onnx=onnx.absolute(),
+            spec=spec,
+            profiles=tuple(profiles),
+            targets=targets,
+            out=temporary,
+        )
+        return _compile_in_subprocess(request, progress)
 
 
 def _compile_in_subprocess(request: PlanRequest, progress: Callable[[str], None]) -> PlanInfo:

@@ -6,7 +6,6 @@ It is about the bundle and no part of it: it may be deleted, and `prove` adds to
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,10 +17,12 @@ from flowblending import FlowBlendingError
 from flowblending.contracts.manifest import Component, Manifest
 from flowblending.contracts.proof import Facts, Proof, Sizes, read_proof
 from flowblending.engine.backends.protocol import ends
+from flowblending.engine.backends.registry import BACKENDS
 from flowblending.engine.build.proof.claims import FAILED, OPEN, Claim, allowed_on, component_claims, runs_as_torch
 from flowblending.engine.build.proof.pair import PairFacts, pair_claims
 from flowblending.engine.bundle.bundle import REPORT, Bundle
 from flowblending.engine.bundle.geometry import shape_profiles
+from flowblending.system.whole_file import replace_file
 
 FORMAT = 2
 
@@ -144,11 +145,12 @@ def _claims(
 ) -> Sequence[Claim]:
     claims = component_claims(proof, component, sizes_of(manifest, name))
     if proof.plan is None and inspected is None:
-        # The graph that was compared is what ONNX Runtime runs.
+        # The graph that was compared is the engine.
         return claims
-    targets = " or ".join(component.targets) or "NVIDIA"
     if inspected is None:
-        return [*claims, runs_as_torch(name, None, 0, f"needs a GPU of {targets}")]
+        needs = f"a GPU of {' or '.join(component.targets) or 'NVIDIA'}"
+        run = needs if BACKENDS.get(component.backend).needs_gpu else "fb-build-engines --prove"
+        return [*claims, runs_as_torch(name, None, 0, f"needs {run}")]
     found = inspected.differences.get(name)
     allowed = allowed_on(inspected.device, proof.compared.allowed)
     where = f"on {inspected.device}" if found is not None else "it gives finite values, and nothing of torch was kept"
@@ -179,16 +181,12 @@ def write_report(report: BuildReport, folder: Path) -> None:
         FlowBlendingError: it cannot be written.
     """
     path = folder / REPORT
-    temporary = path.with_name(f".{REPORT}.{os.getpid()}")
     try:
-        temporary.write_text(report.model_dump_json(indent=1) + "\n")
-        temporary.replace(path)
+        replace_file(path, (report.model_dump_json(indent=1) + "\n").encode())
     except OSError as error:
         raise FlowBlendingError(
             f"Cannot write {path} ({error.strerror}); make the bundle's folder writable, or copy it."
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_report(bundle: Bundle) -> BuildReport | None:

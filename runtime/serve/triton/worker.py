@@ -51,7 +51,7 @@ def answer(pipeline: Pipeline, arrays: Arrays, respond: Respond, cancelled: Call
     request = read_request(arrays, pipeline.bundle.manifest)
     warnings: list[str] = []
     with scratch() as folder:
-        files = [Path(folder, name) for name in _files(request)]
+        files = [folder / name for name in _files(request)]
         run = VideoRun(pipeline, request.job, latents=request.latents, outputs=files, decode=bool(files))
         with contextlib.closing(run.events()) as events:
             for event in events:
@@ -63,7 +63,7 @@ def answer(pipeline: Pipeline, arrays: Arrays, respond: Respond, cancelled: Call
                     case StepEvent() if request.progress:
                         respond(_step(event))
                     case FinishedEvent():
-                        result = _result(request, pipeline.device.download(event.sample.latents), Path(folder))
+                        result = _result(request, pipeline.device.download(event.sample.latents), folder)
                         report = {**run.metadata, "seconds": event.seconds, "warnings": warnings}
                         respond({**result, "report": _string(json.dumps(report))}, last=True)
 
