@@ -17,7 +17,7 @@ import pytest
 import flowblending
 from flowblending import FramesEvent, LatentsEvent
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
-from flowblending.runtime.batch.cluster import Maker, Setting, RenderedVideo
+from flowblending.runtime.batch.cluster import Maker, RenderedVideo, Setting
 from flowblending.runtime.batch.messages import Finished, MessageConsole
 from flowblending.runtime.batch.tasks import Task
 from flowblending.runtime.batch.worker import make
