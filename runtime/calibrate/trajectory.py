@@ -24,7 +24,6 @@ from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.refusals import non_finite_velocity
 from flowblending.runtime.sampler.binding import BoundStep, Conditions, EngineCall, bind
 from flowblending.runtime.sampler.executor import Executor
-from flowblending.runtime.sampler.online import Sum
 
 Floats = npt.NDArray[np.float32]
 State = Mapping[str, Floats]
@@ -65,7 +64,9 @@ class StepTrajectory:
         self._binding = bind(joined, engines, device, conditions)
         bound = {LARGE: self._binding.steps[: self.steps], SMALL: self._binding.steps[self.steps :]}
         self._calls = {model: [_calls(step) for step in steps] for model, steps in bound.items()}
-        self._updates = [[each for each in step.instructions if isinstance(each, Sum)] for step in bound[LARGE]]
+        self._updates = [
+            [each for each in step.instructions if not isinstance(each, EngineCall)] for step in bound[LARGE]
+        ]
         runs = [each for each in joined.instructions() if isinstance(each, Run)]
         self._velocities = {branch: slot for run in runs for branch, slot in zip(run.branches, run.out, strict=True)}
         self._state = [name for name in self._binding.slots if name not in self._velocities.values()]

@@ -9,12 +9,12 @@ import numpy as np
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import TensorSpec
-from flowblending.contracts.program import LATENTS, VELOCITY, Program, Run, Step
+from flowblending.contracts.program import LATENTS, VELOCITY, Mix, Program, Run, Step
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.protocol import Device, Mark
 from flowblending.runtime.refusals import non_finite_velocity
-from flowblending.runtime.sampler.online import Chooser, Sum
+from flowblending.runtime.sampler.online import Chooser, Rescaling, Sum
 
 TIMESTEP = "timestep"
 
@@ -43,7 +43,7 @@ class BoundStep:
     """A step whose instructions are bound to memory."""
 
     model: str
-    instructions: tuple[EngineCall | Sum, ...]
+    instructions: tuple[EngineCall | Sum | Rescaling, ...]
     stop: Mark
 
 
@@ -76,14 +76,16 @@ def bind(program: Program, engines: Mapping[str, Engine], device: Device, condit
     complaints: list[str] = []
     steps = []
     for number, step in enumerate(program.steps, start=1):
-        instructions: list[EngineCall | Sum] = []
+        instructions: list[EngineCall | Sum | Rescaling] = []
         for each in step.instructions:
             if isinstance(each, Run):
                 instructions.append(memory.call(each, step, len(complaints)))
                 precision = engines[each.model].spec.precision
                 complaints.append(non_finite_velocity(each.model, precision, step=number, steps=len(program.steps)))
-            else:
+            elif isinstance(each, Mix):
                 instructions.append(Sum.of(each, memory.slots))
+            else:
+                instructions.append(Rescaling.of(each, memory.slots))
         steps.append(BoundStep(model=step.model, instructions=tuple(instructions), stop=device.mark()))
     return Binding(
         latents=memory.slots[LATENTS],

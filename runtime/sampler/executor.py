@@ -1,4 +1,4 @@
-"""Executes bound instructions: the one place where a program's engine calls and mixes are enqueued.
+"""Executes bound instructions: the one place where a program's engine calls, mixes and rescalings are enqueued.
 
 Who decides which instructions come next is not known here: a run executes a step after the other (`loop`), a
 calibration goes back and forth between steps and models (`calibrate.trajectory`).
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.sampler.binding import Binding, EngineCall
-from flowblending.runtime.sampler.online import Sum
+from flowblending.runtime.sampler.online import Rescaling, Sum
 
 
 class Executor:
@@ -36,7 +36,7 @@ class Executor:
         self.calls.clear()
         self._device.copy(latents, self._latents)
 
-    def execute(self, instructions: Iterable[EngineCall | Sum]) -> None:
+    def execute(self, instructions: Iterable[EngineCall | Rescaling | Sum]) -> None:
         """Enqueue instructions.
 
         Raises:
@@ -46,7 +46,7 @@ class Executor:
             if isinstance(each, EngineCall):
                 self._call(each)
             else:
-                self._device.mix(each.out, each.terms)
+                each.enqueue(self._device)
 
     def raise_if_bad(self) -> None:
         """Wait for everything enqueued, and complain about the first velocity that was not finite.
