@@ -14,7 +14,6 @@ import pytest
 from flowblending.contracts.graph import LARGE, SMALL, Precision
 from flowblending.contracts.manifest import Manifest
 from flowblending.engine.backends.tensor import Tensor
-from flowblending.engine.build.proof.default_program import default_program
 from flowblending.engine.build.proof.pair import (
     ALLOWED,
     Floats,
@@ -25,13 +24,13 @@ from flowblending.engine.build.proof.pair import (
     slots_of,
     unmeasured,
 )
+from flowblending.engine.build.proof.report_build import default_program
 from flowblending.export.verify.verify import TOLERANCE
 from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.golden.closed_form import CASES, FORMS, ClosedFormCase, engines
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.sampler.loop import Sampler
 from tests.support.manifests import spec, write
-from tests.support.plans import ignore
 
 LIMITS = {LARGE: 1e-2, SMALL: 5e-2}
 
@@ -56,7 +55,7 @@ def program_of(manifest: Manifest, **options: Any) -> Mapping[str, Any]:
 
 
 def test_the_runtime_tells_the_default_program(manifest: Manifest) -> None:
-    found = default_program(manifest, ignore)
+    found = default_program(manifest)
     assert found == program_of(manifest)
     assert found["schedule"] == "L20 S20 L10"
     assert slots_of(found) == len(compile_job(Job(prompt=""), manifest).slots())
