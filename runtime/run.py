@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Sequence
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending.contracts.graph import TEXT_ENCODER, VAE
-from flowblending.contracts.manifest import Geometry
+from flowblending.contracts.manifest import Geometry, Manifest
 from flowblending.contracts.program import Program
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.geometry import geometry_of
@@ -34,10 +35,10 @@ from flowblending.runtime.events import (
 )
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.media.latents import save_latents
-from flowblending.runtime.media.metadata import video_metadata
 from flowblending.runtime.media.noise import TorchNormal, draw_latents
 from flowblending.runtime.media.video import check_output, open_writer
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.sampler.binding import Conditions
 from flowblending.runtime.sampler.loop import AHEAD, SampleResult
 from flowblending.runtime.stage_times import LOADING, VIDEO, Clock
@@ -201,6 +202,22 @@ class VideoRun:
                 yield event
             with clock.measure(VIDEO):
                 files.close()
+
+
+def video_metadata(
+    manifest: Manifest, job: Job, program: Program, given: npt.NDArray[np.float32] | None = None
+) -> dict[str, str]:
+    """The metadata of a job's video; initial latents that were given are known by their digest."""
+    noise = {"seed": str(job.seed)} if given is None else {"latents_sha256": sha256(given.tobytes()).hexdigest()}
+    return {
+        "prompt": job.prompt,
+        **noise,
+        "schedule": program.schedule,
+        "solver": program.solver,
+        "guidance": f"{program.guidance:g}",
+        "bundle": manifest.id,
+        **({} if job.cache == OFF else {"cache": job.cache}),
+    }
 
 
 def decoded(
