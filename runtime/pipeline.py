@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.jobs import Job, job_conditioning
 from flowblending.runtime.media.decode import Decoder, Frames
-from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.media.noise import TorchNormal, draw_latents
 from flowblending.runtime.media.prompt import Tokenizer
 from flowblending.runtime.media.video import to_uint8
 from flowblending.runtime.sampler.binding import Conditions
@@ -188,7 +188,7 @@ class Pipeline:
 
     def decode(
         self, latents: Tensor, generator: TorchNormal, conditioning: DecodeConditioning | None = None
-    ) -> Iterator[Frames]:
+    ) -> Generator[Frames, None, None]:
         """Chunks of frames float32 [3, f, H, W] in [-1, 1]; see `Decoder`.
 
         Args:
@@ -204,11 +204,6 @@ class Pipeline:
         Raises:
             FlowBlendingError: the decoder gave a non-finite pixel.
         """
-        generator = TorchNormal(job.seed)
-        generator.normal(latents.shape)  # a decoder that adds noise draws on after the initial latents
-        chunks = []
-        for chunk in self.decode(self.device.upload(latents), generator, job_conditioning(job, self.bundle.manifest)):
-            if not np.isfinite(chunk).all():
-                raise FlowBlendingError("The VAE decoder gave a non-finite pixel; build it in bf16 or fp32.")
-            chunks.append(to_uint8(chunk))
-        return np.concatenate(chunks)
+        _, generator = draw_latents(job.seed, latents.shape[1:])
+        chunks = self.decode(self.device.upload(latents), generator, job_conditioning(job, self.bundle.manifest))
+        return np.concatenate([to_uint8(chunk) for chunk in chunks])
