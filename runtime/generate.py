@@ -16,13 +16,13 @@ import numpy.typing as npt
 from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, VAE
 from flowblending.contracts.program import LATENTS, Program
 from flowblending.engine.bundle.geometry import geometry_of
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.latents import save_latents
 from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.media.tensor_file import write_tensors
 from flowblending.runtime.media.video import check_output, open_writer
+from flowblending.runtime.options import OFF, Job
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.program.cost import Timings
 from flowblending.runtime.sampler.loop import SampleResult
 from flowblending.system.console import Console

@@ -26,9 +26,9 @@ from flowblending.runtime.compare.notes import busy_note, calibration_notes, for
 from flowblending.runtime.compare.report import Case, Clip, Divergence, Report, Run, Values, in_use
 from flowblending.runtime.compare.runs import Variant
 from flowblending.runtime.compare.scoring import Asked, Scorer
-from flowblending.runtime.jobs import Job, job_geometry
+from flowblending.runtime.jobs import job_geometry
 from flowblending.runtime.measures.similarity import psnr_of
-from flowblending.runtime.program.caches.parse import OFF
+from flowblending.runtime.options import OFF, Job
 
 Scores = Mapping[str, Mapping[str, float]]
 

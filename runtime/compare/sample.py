@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from flowblending.contracts.program import Program
 from flowblending.runtime.generate import video_metadata
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.cost import flops_of
 

@@ -25,8 +25,9 @@ from flowblending.engine.build.fp8.trajectories import Graph, HeldWeight, Measur
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.devices.open import AUTO, open_device
 from flowblending.runtime.devices.protocol import Device
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.sampler.binding import TIMESTEP
 from flowblending.runtime.sampler.loop import Sampler

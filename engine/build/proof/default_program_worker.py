@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from flowblending.contracts.manifest import Manifest
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from flowblending.system.subprocess_call import answer
 
 

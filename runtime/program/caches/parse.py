@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from flowblending import UsageError
+from flowblending.runtime.options import OFF
 from flowblending.runtime.program.caches.easycache import FIRST, THRESHOLD, EasyCache, EasyMask
 from flowblending.runtime.program.caches.guidance import GuidanceSkip
 from flowblending.runtime.program.caches.magcache import MagCache
@@ -14,7 +15,6 @@ from flowblending.runtime.program.caches.policy import StepCache
 from flowblending.runtime.program.caches.taylor import MAX_ORDER, Taylor
 from flowblending.runtime.program.caches.teacache import TeaCache
 
-OFF = "off"
 FORMS = (
     "off, mask:1101..., scm:fast, interval:5, magcache, teacache, easycache, easycache-static, taylor:1, guidance:5, "
     "or several joined by +"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -42,19 +42,26 @@ class Cancelled(Exception):
     """Nobody waits for the answer any more."""
 
 
-def answer(pipeline: Pipeline, arrays: Arrays, respond: Respond, cancelled: Callable[[], bool]) -> None:
+def answer(
+    pipeline: Pipeline,
+    arrays: Arrays,
+    respond: Respond,
+    cancelled: Callable[[], bool],
+    parameters: Iterable[str] = (),
+) -> None:
     """Serve one request: a response per step, then one with the result.
 
     Args:
         arrays: the request's inputs.
         respond: sends one response; see `signature.outputs`.
         cancelled: whether the client has gone; asked between the steps and between decoded chunks.
+        parameters: names of what came beside the inputs.
 
     Raises:
         Cancelled: the client has gone; what was under way has finished.
         FlowBlendingError: the request is wrong, or the work failed.
     """
-    request = read_request(arrays, pipeline.bundle.manifest)
+    request = read_request(arrays, pipeline.bundle.manifest, parameters)
     program = compile_job(request.job, pipeline.bundle.manifest)
     _stop_if(cancelled)
     clock, warnings = Clock(), list[str]()

@@ -20,7 +20,7 @@ import pytest
 
 from flowblending.runtime.golden import vectors as golden
 from flowblending.runtime.golden.closed_form import CASES
-from flowblending.runtime.jobs import Job
+from flowblending.runtime.options import Job
 from tests.conftest import SEVERAL, Build
 from tests.support.required import unavailable
 

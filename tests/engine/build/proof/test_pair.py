@@ -25,7 +25,8 @@ from flowblending.engine.build.proof.pair import (
     unmeasured,
 )
 from flowblending.export.verify.verify import TOLERANCE
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from tests.support.manifests import spec, write
 from tests.support.plans import ignore
 
