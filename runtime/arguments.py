@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from flowblending.runtime import options
-from flowblending.runtime.option import Option
-from flowblending.runtime.option_values import COMMAND_LINE, read_options, read_value
+from flowblending.runtime.option import CLIENT, Option
+from flowblending.runtime.option_values import CLIENT_LINE, COMMAND_LINE, read_options, read_value
 from flowblending.runtime.options import DEVICE, THREADS
 
 
@@ -51,7 +51,10 @@ def given(arguments: argparse.Namespace, program: str) -> dict[str, Any]:
     """
     offered = (option.name for option in options.options() if program in option.programs)
     values = {name: getattr(arguments, name) for name in offered}
-    return read_options({name: value for name, value in values.items() if value is not None}, COMMAND_LINE)
+    return read_options(
+        {name: value for name, value in values.items() if value is not None},
+        CLIENT_LINE if program == CLIENT else COMMAND_LINE,
+    )
 
 
 def check_machine(arguments: argparse.Namespace) -> None:
@@ -75,7 +78,7 @@ def _add(group: Group, option: Option, program: str, *, required: bool = False) 
     if option.kind is bool:
         settings["action"] = argparse.BooleanOptionalAction
     else:
-        settings["type"] = option.kind
+        settings["type"] = option.kind if option.registry is None or program == CLIENT else option.registry.argument
         if option.choices:
             settings["choices"] = option.choices
         elif option.metavar is not None:

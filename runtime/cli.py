@@ -19,7 +19,7 @@ from flowblending.runtime.options import HOW, MACHINE, OUTPUT, WHAT, Job
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
     from flowblending.runtime.pipeline import Pipeline
-    from flowblending.runtime.prompt_file import Line
+    from flowblending.runtime.prompt_file import PromptLine
     from flowblending.system.console import Console
 
 DEFAULT_OUT = Path("video.mp4")
@@ -227,7 +227,7 @@ def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     return 0
 
 
-def _lines(arguments: argparse.Namespace, console: Console) -> list[Line]:
+def _lines(arguments: argparse.Namespace, console: Console) -> list[PromptLine]:
     """The lines of the prompt file that this run makes."""
     from flowblending.runtime.batch.tasks import Shard
     from flowblending.runtime.prompt_file import read_jobs

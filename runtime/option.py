@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
+
+from flowblending.system.registry import Registry
 
 RUN: Final = "fb-run"
 CALIBRATE: Final = "fb-calibrate"
@@ -35,6 +37,7 @@ class Option:
         least: the smallest value, itself allowed.
         most: the largest value.
         choices: all values that there are, if they are few.
+        registry: of the names that there are, to which installed packages may add.
         example: a value for messages.
         blank: what to say of a text without a visible letter; empty where it may be blank.
         aliases: names that other programs have for it, which messages know.
@@ -55,6 +58,7 @@ class Option:
     least: float | None = None
     most: float | None = None
     choices: tuple[str, ...] = ()
+    registry: Registry[Any] | None = None
     example: object
     blank: str = ""
     aliases: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import numbers
@@ -26,11 +27,13 @@ class FrontEnd:
         noun: what it calls one of them.
         name: how one is named; ``{option}`` is the flag and ``{name}`` the field.
         given: how one is given a value.
+        here: whether the job is run by this installation, whose packages may have registered names.
     """
 
     noun: str
     name: str
     given: str
+    here: bool = True
 
     def call(self, option: Option) -> str:
         """The option's name."""
@@ -50,6 +53,7 @@ class FrontEnd:
 
 
 COMMAND_LINE: Final = FrontEnd(noun="option", name="{option}", given="{option} {text}")
+CLIENT_LINE: Final = dataclasses.replace(COMMAND_LINE, here=False)
 PROMPT_FILE: Final = FrontEnd(noun="option", name="{name}", given='"{name}": {json}')
 PYTHON: Final = FrontEnd(noun="argument", name="{name}", given="{name}={python}")
 TRITON: Final = FrontEnd(noun="input", name="{name}", given='"{name}": {json}')
@@ -94,6 +98,8 @@ def read_value(value: object, option: Option, front: FrontEnd) -> Any:
         )
     if isinstance(found, str):
         _check_text(found, option, front)
+        if option.registry is not None and front.here:
+            option.registry.get(found)
     return found
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypedDict, get_args, get_origin, get_type_hints
 
 from flowblending.runtime.option import CALIBRATE, CLIENT, COMPARE, RUN, Option
+from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
 
 _ONE_VIDEO: Final = frozenset({RUN, CLIENT})
 
@@ -30,7 +31,6 @@ AUTO: Final = "auto"
 """The schedule that a bundle was calibrated to, or LSL."""
 OFF: Final = "off"
 """No step cache."""
-SOLVERS: Final = ("unipc", "dpm++", "euler")
 DEVICES: Final = ("auto", "cpu", "cuda")
 
 MOST_SEED: Final = 2**64 - 1
@@ -172,7 +172,8 @@ class Job:
             section=HOW,
             help="method of integration",
             usual="the family's",
-            choices=SOLVERS,
+            metavar=METAVAR,
+            registry=SOLVERS,
             example="unipc",
             aliases=("sampler", "scheduler", "sample_solver", "sampler_name"),
         ),

@@ -25,7 +25,7 @@ _PIECE = re.compile(r"[\[\]{},\s]+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class PromptLine:
     """A line of a prompt file, or an entry of its array.
 
     Attributes:
@@ -41,7 +41,7 @@ class Line:
     given: frozenset[str] = frozenset()
 
 
-def read_jobs(path: Path, defaults: Job, tell: Callable[[str], None] | None = None) -> list[Line]:
+def read_jobs(path: Path, defaults: Job, tell: Callable[[str], None] | None = None) -> list[PromptLine]:
     """The jobs of a prompt file, which may be a pipe and is read once; see `parse_jobs`.
 
     Raises:
@@ -56,7 +56,7 @@ def read_jobs(path: Path, defaults: Job, tell: Callable[[str], None] | None = No
     return parse_jobs(text, path, defaults, tell)
 
 
-def parse_jobs(text: str, path: Path, defaults: Job, tell: Callable[[str], None] | None = None) -> list[Line]:
+def parse_jobs(text: str, path: Path, defaults: Job, tell: Callable[[str], None] | None = None) -> list[PromptLine]:
     """The jobs of a prompt file's text: a prompt a line, or a JSON object a line with a job's fields.
 
     One JSON array of texts or of objects is taken for as many lines; VBench's own list is one. A line or an entry
@@ -90,7 +90,7 @@ def parse_jobs(text: str, path: Path, defaults: Job, tell: Callable[[str], None]
     return lines
 
 
-def plain_jobs(lines: Sequence[Line], path: Path, reason: str) -> list[Job]:
+def plain_jobs(lines: Sequence[PromptLine], path: Path, reason: str) -> list[Job]:
     """The jobs of all lines, where schedule and cache are not a line's to say.
 
     Args:
@@ -171,7 +171,7 @@ def _goes_on(text: str, start: int, line: str) -> bool:
     return True
 
 
-def _lines(text: str, defaults: Job) -> Iterator[Line]:
+def _lines(text: str, defaults: Job) -> Iterator[PromptLine]:
     # Not splitlines: a JSON string may hold Unicode's own line separators.
     for number, line in enumerate(text.split("\n"), start=1):
         content = line.strip()
@@ -182,7 +182,7 @@ def _lines(text: str, defaults: Job) -> Iterator[Line]:
             if isinstance(entry, list):
                 raise UsageError("The line is a JSON array, but one prompt or object a line was expected; split it.")
         except UsageError as error:
-            yield Line(number=number, error=str(error))
+            yield PromptLine(number=number, error=str(error))
         else:
             yield _line(number, entry, defaults)
 
@@ -194,7 +194,7 @@ def _json(text: str) -> Any:
         raise UsageError(f"The line is no JSON object ({error}); write one object or one prompt a line.") from None
 
 
-def _line(number: int, entry: str | dict[str, Any], defaults: Job) -> Line:
+def _line(number: int, entry: str | dict[str, Any], defaults: Job) -> PromptLine:
     """A prompt, or an object with a job's fields, as a line."""
     try:
         values = {"prompt": entry} if isinstance(entry, str) else _values(entry)
@@ -202,9 +202,9 @@ def _line(number: int, entry: str | dict[str, Any], defaults: Job) -> Line:
         if "prompt" not in fields:
             raise UsageError('The line has no prompt; write {"prompt": "..."}.')
     except UsageError as error:
-        return Line(number=number, error=str(error))
+        return PromptLine(number=number, error=str(error))
     job = make_job({each.name: getattr(defaults, each.name) for each in dataclasses.fields(defaults)} | fields)
-    return Line(number=number, job=job, given=frozenset(fields))
+    return PromptLine(number=number, job=job, given=frozenset(fields))
 
 
 def _values(entry: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.runtime.generate import generate
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.prompt_file import Line
+from flowblending.runtime.prompt_file import PromptLine
 from flowblending.system.console import Console
 
 SUFFIX = ".mp4"
@@ -78,7 +78,7 @@ class Batch:
         FlowBlendingError: the folder cannot be made.
     """
 
-    def __init__(self, lines: Sequence[Line], folder: Path, edition: str, console: Console) -> None:
+    def __init__(self, lines: Sequence[PromptLine], folder: Path, edition: str, console: Console) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

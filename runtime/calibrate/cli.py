@@ -218,12 +218,12 @@ def _calibrator(
 ) -> Calibrator:
     from flowblending.runtime.calibrate.features import distance_measure, similarity_measure
     from flowblending.runtime.calibrate.measure import Measures
-    from flowblending.runtime.calibrate.run import Calibrator, Request
+    from flowblending.runtime.calibrate.run import CalibrationRequest, Calibrator
     from flowblending.runtime.calibrate.work import Work
 
     folder: Path = pipeline.bundle.folder.resolve()
     work = Work(folder=arguments.work or folder.with_name(f"{folder.name}.work"))
-    request = Request(
+    request = CalibrationRequest(
         parts=arguments.parts,
         threshold=arguments.threshold,
         measures=Measures(

@@ -11,13 +11,13 @@ from flowblending.contracts.manifest import Manifest
 from flowblending.engine.bundle.geometry import geometry_of
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import MOST_SEED, Job
-from flowblending.runtime.prompt_file import Line, plain_jobs, read_jobs
+from flowblending.runtime.prompt_file import PromptLine, plain_jobs, read_jobs
 
 LEAST_STEPS = 3
 """One for each stage."""
 
 
-def read_prompts(path: Path, defaults: Job, tell: Callable[[str], None] | None = None) -> list[Line]:
+def read_prompts(path: Path, defaults: Job, tell: Callable[[str], None] | None = None) -> list[PromptLine]:
     """The lines of a prompt file, each with noise of its own: line N without a seed takes the default and N - 1 more.
 
     With one noise for all, the results would differ by their prompts alone, and distances between sets say little.
@@ -43,7 +43,7 @@ def _seed(first: int, number: int) -> int:
     return (first + number - 1) % (MOST_SEED + 1)
 
 
-def check_jobs(lines: Sequence[Line], path: Path, manifest: Manifest) -> list[Job]:
+def check_jobs(lines: Sequence[PromptLine], path: Path, manifest: Manifest) -> list[Job]:
     """The jobs of a prompt file, which must share all but prompt and seed, so that steps can be compared.
 
     Raises:

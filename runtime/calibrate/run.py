@@ -56,7 +56,7 @@ OTHER_NOISE = 1_000_003
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class CalibrationRequest:
     """What to measure.
 
     Attributes:
@@ -82,7 +82,7 @@ class Calibrator:
     """Measures prompts with a bundle's engines; finished measurements are read from the work folder."""
 
     pipeline: Pipeline
-    request: Request
+    request: CalibrationRequest
     work: Work
     console: Console
 

@@ -17,7 +17,7 @@ from flowblending.runtime.options import AUTO, HOW, MACHINE, OUTPUT, WHAT, Job, 
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
-    from flowblending.runtime.compare.report import Report
+    from flowblending.runtime.compare.report import ComparisonReport
     from flowblending.runtime.compare.runs import Variant
     from flowblending.runtime.compare.scoring import Asked
     from flowblending.system.console import Console
@@ -227,7 +227,7 @@ def _compare_videos(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _show(report: Report, console: Console) -> None:
+def _show(report: ComparisonReport, console: Console) -> None:
     """The table's chief columns, on the terminal."""
     from flowblending.runtime.compare.columns import BOUND, SMOOTHNESS, WHOLE
     from flowblending.runtime.compare.report import cell, text_of

@@ -24,7 +24,7 @@ from flowblending.runtime.option import CALIBRATE, CLIENT, COMPARE, PROGRAMS, RU
 from flowblending.runtime.option_values import COMMAND_LINE, PROMPT_FILE, PYTHON, TRITON, make_job, read_options
 from flowblending.runtime.options import HOW, Job, JobOptions
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.program.solver import SOLVERS
+from flowblending.runtime.program.solvers.registry import SOLVERS
 from flowblending.runtime.prompt_file import parse_jobs
 from flowblending.runtime.serve.triton import client_cli
 from flowblending.runtime.serve.triton.config import Placement, QueuePolicy, video_config
@@ -132,7 +132,7 @@ def test_every_option_can_be_told_about_and_its_example_is_allowed() -> None:
         for front in (COMMAND_LINE, PROMPT_FILE, PYTHON, TRITON):
             assert read_options({option.name: option.example}, front) == {option.name: option.example}
             assert front.give(option).count(front.call(option)) == 1
-    assert next(each.choices for each in options.options() if each.name == "solver") == SOLVERS
+    assert next(each.registry for each in options.options() if each.name == "solver") is SOLVERS
 
 
 def test_what_a_program_offers() -> None:
@@ -161,7 +161,7 @@ WRONG: list[tuple[dict[str, object], str]] = [
     ({"guidance": 10**400}, "guidance is 1000000000"),
     ({"guidance": False}, "guidance is False, but a finite number"),
     ({"batched_guidance": 1}, "batched_guidance is 1, but true or false was expected; give batched_guidance=True"),
-    ({"solver": "heun"}, "solver is 'heun', but unipc, dpm++ or euler was expected; give solver='unipc'"),
+    ({"solver": "heun"}, "The solver heun is unknown; choose one of unipc, dpm++, euler."),
     ({"size": (64, 32)}, "size is (64, 32), but a text was expected; give size='832x480'"),
     ({"prompt": "\u200b \n"}, "The prompt is empty; say what the video shows."),
     ({"prompt": "\ud83d"}, "prompt is not valid Unicode; write it in UTF-8."),

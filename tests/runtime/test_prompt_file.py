@@ -7,7 +7,7 @@ import pytest
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.runtime.options import Job
-from flowblending.runtime.prompt_file import Line, read_jobs
+from flowblending.runtime.prompt_file import PromptLine, read_jobs
 
 DEFAULTS = Job(prompt="", seed=7, steps=4)
 
@@ -80,13 +80,13 @@ def test_one_array_of_texts_or_objects(tmp_path: Path, indent: int | None) -> No
     entries = ["# one", {"prompt": "two", "seed": 3, "frame_rate": 24}, "[three]"]
     lines = read_jobs(write(tmp_path, json.dumps(entries, indent=indent)), DEFAULTS)
     assert lines == [
-        Line(number=1, job=Job(prompt="# one", seed=7, steps=4), given=frozenset({"prompt"})),
-        Line(
+        PromptLine(number=1, job=Job(prompt="# one", seed=7, steps=4), given=frozenset({"prompt"})),
+        PromptLine(
             number=2,
             job=Job(prompt="two", seed=3, steps=4, frame_rate=24.0),
             given=frozenset({"prompt", "seed", "frame_rate"}),
         ),
-        Line(number=3, job=Job(prompt="[three]", seed=7, steps=4), given=frozenset({"prompt"})),
+        PromptLine(number=3, job=Job(prompt="[three]", seed=7, steps=4), given=frozenset({"prompt"})),
     ]
 
 
@@ -108,7 +108,10 @@ def test_the_list_of_vbench(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (json.dumps({"prompt": "a cat", "seed": 3}, indent=2), "Line 1 of the prompt file .* is a piece of a JSON"),
+        (
+            json.dumps({"prompt": "a cat", "seed": 3}, indent=2),
+            "Line 1 of the prompt file .* is a piece of a JSON",
+        ),
         ('{"prompt": "a",\n "seed": 3}\n', "Line 1 of .* is a piece of a JSON document"),
         ('a cat\n{"prompt": "a",\n "seed": 3}\n', "Line 2 of .* is a piece of a JSON document"),
         (json.dumps({"prompts": ["a", "b"]}, indent=2), "Line 1 of .* is a piece of a JSON document"),

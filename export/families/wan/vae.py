@@ -27,7 +27,7 @@ from flowblending import FlowBlendingError
 from flowblending.contracts.graph import VAE, VAE_FIRST, VAE_NEXT, GraphSpec, Precision, TensorSpec
 from flowblending.export.checkpoint.checkpoint import Checkpoint, component_files
 from flowblending.export.graph.exportable import Exportable, Part, Tensors
-from flowblending.export.graph.load import load_model, twin
+from flowblending.export.graph.load import check_model, load_model, twin
 
 
 def check_decoder(checkpoint: Checkpoint) -> None:
@@ -57,7 +57,13 @@ def decoder_parts(checkpoint: Checkpoint) -> tuple[Part, Part]:
     folder = checkpoint.folder / VAE
     sources = component_files(checkpoint, VAE)
     return (
-        Part(name=VAE_FIRST, sources=sources, load=lambda precision: _load(folder, VAE_FIRST, precision)),
+        Part(
+            name=VAE_FIRST,
+            sources=sources,
+            load=lambda precision: _load(folder, VAE_FIRST, precision),
+            check=lambda: check_model(AutoencoderKLWan, folder),
+        ),
+        # Of the same files, which one look is enough for.
         Part(name=VAE_NEXT, sources=sources, load=lambda precision: _load(folder, VAE_NEXT, precision)),
     )
 

@@ -19,7 +19,7 @@ Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class VideoRequest:
     """What a client asks for.
 
     Attributes:
@@ -35,7 +35,7 @@ class Request:
     progress: bool
 
 
-def read_request(arrays: Arrays, manifest: Manifest, parameters: Iterable[str] = ()) -> Request:
+def read_request(arrays: Arrays, manifest: Manifest, parameters: Iterable[str] = ()) -> VideoRequest:
     """The request that the input tensors make.
 
     Args:
@@ -59,7 +59,7 @@ def read_request(arrays: Arrays, manifest: Manifest, parameters: Iterable[str] =
     if "prompt" not in fields:
         raise UsageError("The request has no prompt; give one as a string in the input prompt.")
     progress = arrays.get("progress")
-    return Request(
+    return VideoRequest(
         job=make_job(fields),
         latents=arrays.get("latents"),
         results=_results(arrays.get("result")),
