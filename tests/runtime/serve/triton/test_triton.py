@@ -64,7 +64,7 @@ def program(module: str, *arguments: object) -> subprocess.CompletedProcess[str]
 
 def tensors(**values: object) -> Arrays:
     """Inputs as a client sends them."""
-    types = {"seed": np.int64, "frames": np.int32, "steps": np.int32, "guidance": np.float64, "frame_rate": np.float64}
+    types = {"seed": np.uint64, "frames": np.int32, "steps": np.int32, "guidance": np.float64, "frame_rate": np.float64}
     found: dict[str, npt.NDArray[np.generic]] = {}
     for name, value in values.items():
         if isinstance(value, np.ndarray):
