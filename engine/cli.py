@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
+from flowblending.engine.backends.registry import BACKENDS
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
     from flowblending.system.console import Console
 
 CACHE_VARIABLE = "FLOWBLENDING_CACHE_DIR"
-BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,10 +62,10 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--backend",
-        choices=BACKENDS,
+        type=BACKENDS.argument,
+        metavar="{" + ",".join(BACKENDS.built_in) + "}",
         default="tensorrt",
-        help="tensorrt compiles on the GPU that will run it; tensorrt-rtx also ahead of time, without a GPU; "
-        "onnxruntime runs on CPUs and GPUs (default: %(default)s)",
+        help="; ".join(f"{name} {BACKENDS.get(name).help}" for name in BACKENDS.built_in) + " (default: %(default)s)",
     )
     parser.add_argument("--target", metavar="SM,...", help="tensorrt-rtx: GPU architectures, such as sm89,sm120")
     distilled = parser.add_argument_group("a model that was distilled to few steps")

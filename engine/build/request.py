@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flowblending.contracts.manifest import Backend
 from flowblending.contracts.model_sampling import ModelSampling, write_number
 from flowblending.engine.build.fp8.options import Fp8Options
 
@@ -25,7 +24,7 @@ class BuildRequest:
     size: str | None
     frames: int | str | None
     precision: str | None
-    backend: Backend
+    backend: str
     targets: tuple[str, ...]
     sampling: Mapping[str, ModelSampling] = field(default_factory=dict)
     teacache: bool = False

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flowblending import FlowBlendingError
 from flowblending.engine.backends.gpu import check_architecture, gpu_architecture
+from flowblending.engine.backends.registry import gpu_components
 from flowblending.engine.build.proof.pair import PairFacts, allowed
 from flowblending.engine.build.proof.report import BuildReport, Inspected, make_report, read_report, write_report
 from flowblending.engine.bundle.bundle import TRAJECTORY, Bundle, open_bundle
@@ -52,7 +53,7 @@ def check_device(bundle: Bundle) -> None:
     Raises:
         FlowBlendingError: in one sentence, with what to do.
     """
-    plans = {name: each for name, each in bundle.manifest.components.items() if each.backend != "onnxruntime"}
+    plans = {name: bundle.manifest.components[name] for name in gpu_components(bundle.manifest)}
     architecture = gpu_architecture()
     if plans and architecture is None:
         targets = sorted({target for each in plans.values() for target in each.targets})
