@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypedDict, get_args, get_origin, get_type_hints
 
 from flowblending.runtime.option import CALIBRATE, CLIENT, COMPARE, RUN, Option
+from flowblending.runtime.program.caches.registry import cache_help
 from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
 
 _ONE_VIDEO: Final = frozenset({RUN, CLIENT})
@@ -182,9 +183,7 @@ class Job:
         str,
         Option(
             section=HOW,
-            help="leave out engine calls: mask:1101... (a digit a step), scm:slow|medium|fast|ultra, interval:N, "
-            "magcache, teacache, easycache-static, each with +taylor:ORDER to extrapolate and +guidance:N for the "
-            "unconditional branch; or easycache, which decides on the way",
+            help=cache_help(),
             usual="off",
             metavar="POLICY",
             example="scm:slow",

@@ -26,6 +26,7 @@ class BuildRequest:
     precision: str | None
     backend: str
     targets: tuple[str, ...]
+    pipeline: str | None = None
     sampling: Mapping[str, ModelSampling] = field(default_factory=dict)
     teacache: bool = False
     fp8: Fp8Options = field(default_factory=Fp8Options)
@@ -48,6 +49,7 @@ def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
         "--precision": request.precision,
         "--backend": request.backend,
         "--target": ",".join(request.targets) or None,
+        "--pipeline": request.pipeline,
     }
     for model, each in request.sampling.items():
         options[f"--{model}-timesteps"] = ",".join(map(write_number, each.timesteps)) or None

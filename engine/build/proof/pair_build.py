@@ -155,4 +155,4 @@ def _operations(manifest: Manifest, program: Mapping[str, Any]) -> float:
 
 
 def _runs(program: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [each for step in program["steps"] for each in step["instructions"] if "terms" not in each]
+    return [each for step in program["steps"] for each in step["instructions"] if "branches" in each]
