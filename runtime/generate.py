@@ -21,8 +21,9 @@ from flowblending.runtime.media.latents import save_latents
 from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.media.tensor_file import write_tensors
 from flowblending.runtime.media.video import check_output, open_writer
-from flowblending.runtime.options import OFF, Job
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.program.cost import Timings
 from flowblending.runtime.sampler.loop import SampleResult
 from flowblending.system.console import Console

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypedDict, get_args, get_origin, get_type_hints
 
 from flowblending.runtime.option import CALIBRATE, CLIENT, COMPARE, RUN, Option
+from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.program.caches.registry import cache_help
 from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
 
@@ -30,8 +31,6 @@ MACHINE: Final = "machine"
 
 AUTO: Final = "auto"
 """The schedule that a bundle was calibrated to, or LSL."""
-OFF: Final = "off"
-"""No step cache."""
 DEVICES: Final = ("auto", "cpu", "cuda")
 
 MOST_SEED: Final = 2**64 - 1

@@ -14,7 +14,8 @@ from pathlib import Path
 from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
 from flowblending.runtime.jobs import calibrated_schedule, compile_job, job_geometry
-from flowblending.runtime.options import AUTO, OFF, Job
+from flowblending.runtime.options import AUTO, Job
+from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.prompt_file import PromptLine, plain_jobs
 
 REFERENCE = "LLL"

@@ -9,13 +9,11 @@ import numpy as np
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import Precision, TensorSpec
-from flowblending.contracts.program import LATENTS, VELOCITY, Mix, Program, Run, Step
+from flowblending.contracts.program import LATENTS, TIMESTEP, VELOCITY, Mix, Program, Run, Step
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.protocol import Device, Mark
 from flowblending.runtime.sampler.online import Chooser, Rescaling, Sum
-
-TIMESTEP = "timestep"
 
 Conditions = Mapping[str, Mapping[str, Tensor]]
 """Per branch (``cond``, ``uncond``): what the engines take beside latents and timestep, by input name, [1, ...]."""

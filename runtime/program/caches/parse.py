@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from flowblending import UsageError
-from flowblending.runtime.options import OFF
 from flowblending.runtime.program.caches.cache import Cache, Decides
 from flowblending.runtime.program.caches.policy import StepCache
 from flowblending.runtime.program.caches.registry import CACHES
+
+OFF = "off"
 
 
 def parse_cache(text: str) -> tuple[StepCache, ...]:
