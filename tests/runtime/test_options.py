@@ -104,7 +104,7 @@ def test_one_more_option_is_in_prompt_files_the_api_and_triton(tmp_path: Path) -
 
     with sampler(tmp_path) as opened:
         generation = opened.generate("x", shininess=5)  # type: ignore[call-arg]  # known while the test runs
-        assert generation._job == ToyJob(prompt="x", shininess=5)
+        assert generation._run._job == ToyJob(prompt="x", shininess=5)
         with pytest.raises(UsageError) as caught:
             opened.generate("x", shininess=10)  # type: ignore[call-arg]
         assert str(caught.value) == sentence % "shininess=4"

@@ -19,9 +19,27 @@ ENGINE = {*GROUND, "engine/backends", "engine/bundle"}
 """What of the engine is there when a bundle runs."""
 OPTIONS = {"runtime/option", "runtime/options", "runtime/option_values"}
 """What a job may say; standard library only."""
-SAMPLING = {*ENGINE, *OPTIONS, "runtime/program", "runtime/devices", "runtime/sampler", "runtime/media", "runtime/jobs"}
 FRONT = {"runtime/arguments", "runtime/prompt_file"}
-RUN = {*SAMPLING, *FRONT, "runtime/pipeline", "runtime/generate"}
+"""Ways in for it."""
+SAMPLING = {
+    *ENGINE,
+    *OPTIONS,
+    "runtime/program",
+    "runtime/devices",
+    "runtime/refusals",
+    "runtime/sampler",
+    "runtime/media",
+    "runtime/jobs",
+}
+RUN = {
+    *SAMPLING,
+    *FRONT,
+    "runtime/events",
+    "runtime/pipeline",
+    "runtime/stage_times",
+    "runtime/run",
+    "runtime/generate",
+}
 
 PACKAGES: dict[str, set[str]] = {
     "contracts": set(),
@@ -43,13 +61,16 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/prompt_file": OPTIONS,
     "runtime/jobs": {*GROUND, "engine/bundle", "runtime/options", "runtime/program"},
     "runtime/devices": {*GROUND, "engine/backends"},
-    "runtime/media": {*GROUND, "engine/backends", "runtime/devices"},
-    "runtime/sampler": {*GROUND, "engine/backends", "runtime/devices", "runtime/program"},
+    "runtime/refusals": GROUND,
+    "runtime/media": {*GROUND, "engine/backends", "runtime/devices", "runtime/refusals"},
+    "runtime/sampler": {*GROUND, "engine/backends", "runtime/devices", "runtime/program", "runtime/refusals"},
     "runtime/events": {"runtime/devices", "runtime/media", "runtime/sampler"},
     "runtime/pipeline": SAMPLING,
-    "runtime/generate": {*SAMPLING, "runtime/pipeline"},
+    "runtime/stage_times": {*SAMPLING, "runtime/pipeline"},
+    "runtime/run": {*SAMPLING, "runtime/events", "runtime/pipeline", "runtime/stage_times"},
+    "runtime/generate": {*SAMPLING, "runtime/events", "runtime/pipeline", "runtime/stage_times", "runtime/run"},
     "runtime/dry_run": {*ENGINE, "runtime/devices", "runtime/jobs", "runtime/options", "runtime/program"},
-    "runtime/api": {*RUN, "runtime/events"},
+    "runtime/api": RUN,
     "runtime/golden": RUN,
     "runtime/calibrate": {*RUN, "runtime/measures"},
     "runtime/compare": {*RUN, "runtime/measures", "runtime/calibrate"},
