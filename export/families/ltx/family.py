@@ -46,16 +46,18 @@ class Ltx:
     """The family ``ltx``; see ``flowblending.export.graph.exportable.Family``."""
 
     def advise(self, checkpoint: Checkpoint) -> str | None:
-        """That an LTXPipeline whose scheduler has no dynamic shift is probably LTX-Video 0.9.5.
+        """That an LTXPipeline with a conditioned decoder and a scheduler without shift is probably LTX-Video 0.9.5.
 
         diffusers' script convert_ltx_to_diffusers.py writes that version so, but its authors and diffusers' examples
-        run it with LTXConditionPipeline.
+        run it with LTXConditionPipeline. 0.9.1 has a dynamic shift.
         """
-        shifting = checkpoint.config("scheduler").get("use_dynamic_shifting", False)
-        if checkpoint.published is not None or checkpoint.pipeline == CONDITION or shifting:
+        scheduler = checkpoint.config("scheduler")
+        shifting = scheduler.get("use_dynamic_shifting", False) or scheduler.get("shift", 1.0) != 1.0
+        conditioned = checkpoint.config(VAE).get("timestep_conditioning", False)
+        if checkpoint.published is not None or checkpoint.pipeline == CONDITION or shifting or not conditioned:
             return None
         return (
-            f"{checkpoint.folder} is published as {checkpoint.pipeline}, but its scheduler has no dynamic shift, like "
+            f"{checkpoint.folder} is published as {checkpoint.pipeline}, but its scheduler has no shift, like "
             f"that of LTX-Video 0.9.5, which is meant for {CONDITION}; if it is that version, give "
             f"--pipeline {CONDITION}."
         )
