@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from flowblending import FlowBlendingError
+from flowblending.export.checkpoint.model_family import family_row
 from flowblending.export.checkpoint.model_files import model_files, read_json, read_tensor, weights_sha256
-from flowblending.export.families.registry import pipeline_classes, row_of
 
 __all__ = [
     "MODEL_INDEX",
@@ -160,7 +160,7 @@ def vae_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[flo
 
 def vae_factors(checkpoint: Checkpoint) -> tuple[int, int]:
     """Video frames and pixels per latent frame and pixel, as the VAE classes derive them from their configuration."""
-    return row_of(checkpoint).vae_factors(checkpoint.config("vae"))
+    return family_row(checkpoint.folder, checkpoint.pipeline).vae_factors(checkpoint.config("vae"))
 
 
 def _locate(source: str, weights: Sequence[str]) -> Path:
@@ -196,12 +196,8 @@ def _download(source: str, patterns: list[str]) -> Path:
 def _read_index(folder: Path) -> Checkpoint:
     if not (folder / MODEL_INDEX).is_file():
         raise _foreign(folder, "no model_index.json")
-    pipeline = read_json(folder / MODEL_INDEX).get("_class_name")
-    if pipeline not in pipeline_classes():
-        raise FlowBlendingError(
-            f"{folder} is a checkpoint of {pipeline}, which is not supported; give one of "
-            f"{', '.join(pipeline_classes())}."
-        )
+    pipeline = str(read_json(folder / MODEL_INDEX).get("_class_name"))
+    family_row(folder, pipeline)
     return Checkpoint(folder=folder, pipeline=pipeline)
 
 

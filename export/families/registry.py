@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flowblending import FlowBlendingError
+from flowblending.export.checkpoint.checkpoint import Checkpoint
+from flowblending.export.checkpoint.model_family import FAMILIES, ModelFamily, family_row
 from flowblending.export.families.ltx.row import LTX
-from flowblending.export.families.model_family import ModelFamily
 from flowblending.export.families.wan.row import WAN
-from flowblending.system.registry import Registry
 
 if TYPE_CHECKING:
-    from flowblending.export.checkpoint.checkpoint import Checkpoint
     from flowblending.export.graph.exportable import Family
 
-FAMILIES: Registry[ModelFamily] = Registry("model family", "flowblending.families", (WAN, LTX))
-
-
-def pipeline_classes() -> tuple[str, ...]:
-    """Every diffusers pipeline class that some family covers."""
-    return tuple(name for row in FAMILIES.rows() for name in row.pipelines)
+for row in (WAN, LTX):
+    FAMILIES.register(row)
 
 
 def row_of(checkpoint: Checkpoint) -> ModelFamily:
@@ -28,13 +22,7 @@ def row_of(checkpoint: Checkpoint) -> ModelFamily:
     Raises:
         FlowBlendingError: none does.
     """
-    for row in FAMILIES.rows():
-        if checkpoint.pipeline in row.pipelines:
-            return row
-    raise FlowBlendingError(
-        f"{checkpoint.folder} is a checkpoint of {checkpoint.pipeline}, which is not supported; give one of "
-        f"{', '.join(pipeline_classes())}."
-    )
+    return family_row(checkpoint.folder, checkpoint.pipeline)
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
@@ -43,4 +31,5 @@ def family_of(checkpoint: Checkpoint) -> Family:
     Raises:
         FlowBlendingError: none does.
     """
-    return row_of(checkpoint).load()
+    family: Family = row_of(checkpoint).load()
+    return family

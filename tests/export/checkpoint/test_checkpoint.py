@@ -27,8 +27,9 @@ from flowblending.export.checkpoint.checkpoint import (
     vae_statistics,
     weights_sha256,
 )
+from flowblending.export.checkpoint.model_family import pipeline_classes
 from flowblending.export.checkpoint.model_files import read_tensor
-from flowblending.export.families.registry import pipeline_classes, row_of
+from flowblending.export.families.registry import row_of
 
 Edit = Callable[[Path], None]
 VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
