@@ -12,6 +12,8 @@ from flowblending.export.families.wan.row import WAN
 if TYPE_CHECKING:
     from flowblending.export.graph.exportable import Family
 
+__all__ = ["FAMILIES", "family_of", "row_of"]
+
 for row in (WAN, LTX):
     FAMILIES.register(row)
 
