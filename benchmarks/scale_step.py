@@ -51,13 +51,11 @@ def load(checkpoint: Path, precision: Precision) -> Exportable:
 
 def export(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]:
     """Trace, quantise where asked for, and write."""
-    from flowblending.export.checkpoint.model_family import FAMILIES
     from flowblending.export.checkpoint.model_files import read_json
-    from flowblending.export.families import registry  # fills the table
+    from flowblending.export.families.registry import FAMILIES
     from flowblending.export.fp8.layers import block_layers, kept_blocks, quantise
     from flowblending.export.graph.trace import trace_graph, write_graph
 
-    assert registry
     for row in FAMILIES.rows():
         row.load()  # so that their libraries count as there before
     before = anonymous_bytes("self")
