@@ -27,7 +27,8 @@ from flowblending.export.checkpoint.model_family import FAMILIES, pipeline_class
 from flowblending.export.families.registry import family_of
 from flowblending.runtime.calibrate.divergence import DivergenceRecorder, series_names
 from flowblending.runtime.devices.open import device_kind
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from flowblending.runtime.program.caches.registry import CACHES, measured_caches
 from flowblending.runtime.program.sigmas import sigma_grid
 from flowblending.runtime.program.solvers.registry import SOLVERS, solve
