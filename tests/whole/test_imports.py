@@ -17,8 +17,23 @@ GROUND = {"contracts", "system"}
 """What the stages write for one another, and what any of them needs of the operating system. They know nobody."""
 ENGINE = {*GROUND, "engine/backends", "engine/bundle"}
 """What of the engine is there when a bundle runs."""
-SAMPLING = {*ENGINE, "runtime/program", "runtime/devices", "runtime/sampler", "runtime/media", "runtime/jobs"}
-RUN = {*SAMPLING, "runtime/pipeline", "runtime/generate"}
+SAMPLING = {
+    *ENGINE,
+    "runtime/program",
+    "runtime/devices",
+    "runtime/refusals",
+    "runtime/sampler",
+    "runtime/media",
+    "runtime/jobs",
+}
+RUN = {
+    *SAMPLING,
+    "runtime/events",
+    "runtime/pipeline",
+    "runtime/stage_times",
+    "runtime/run",
+    "runtime/generate",
+}
 
 PACKAGES: dict[str, set[str]] = {
     "contracts": set(),
@@ -35,13 +50,16 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/measures": GROUND,
     "runtime/jobs": {*GROUND, "engine/bundle", "runtime/program"},
     "runtime/devices": {*GROUND, "engine/backends"},
-    "runtime/media": {*GROUND, "engine/backends", "runtime/devices"},
-    "runtime/sampler": {*GROUND, "engine/backends", "runtime/devices", "runtime/program"},
+    "runtime/refusals": GROUND,
+    "runtime/media": {*GROUND, "engine/backends", "runtime/devices", "runtime/refusals"},
+    "runtime/sampler": {*GROUND, "engine/backends", "runtime/devices", "runtime/program", "runtime/refusals"},
     "runtime/events": {"runtime/devices", "runtime/media", "runtime/sampler"},
     "runtime/pipeline": SAMPLING,
-    "runtime/generate": {*SAMPLING, "runtime/pipeline"},
+    "runtime/stage_times": {*SAMPLING, "runtime/pipeline"},
+    "runtime/run": {*SAMPLING, "runtime/events", "runtime/pipeline", "runtime/stage_times"},
+    "runtime/generate": {*SAMPLING, "runtime/events", "runtime/pipeline", "runtime/stage_times", "runtime/run"},
     "runtime/dry_run": {*ENGINE, "runtime/devices", "runtime/jobs", "runtime/program"},
-    "runtime/api": {*RUN, "runtime/events"},
+    "runtime/api": RUN,
     "runtime/golden": RUN,
     "runtime/calibrate": {*RUN, "runtime/measures"},
     "runtime/compare": {*RUN, "runtime/measures", "runtime/calibrate"},
