@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flowblending.export.checkpoint.checkpoint import Checkpoint
-from flowblending.export.checkpoint.model_family import FAMILIES, ModelFamily, family_row
+from flowblending import FlowBlendingError
 from flowblending.export.families.ltx.row import LTX
+from flowblending.export.families.model_family import ModelFamily
 from flowblending.export.families.wan.row import WAN
+from flowblending.system.registry import Registry
 
 if TYPE_CHECKING:
+    from flowblending.export.checkpoint.checkpoint import Checkpoint
     from flowblending.export.graph.exportable import Family
 
-__all__ = ["FAMILIES", "family_of", "row_of"]
+FAMILIES: Registry[ModelFamily] = Registry("model family", "flowblending.families", (WAN, LTX))
 
-for row in (WAN, LTX):
-    FAMILIES.register(row)
+
+def pipeline_classes() -> tuple[str, ...]:
+    """Every diffusers pipeline class that some family covers."""
+    return tuple(name for row in FAMILIES.rows() for name in row.pipelines)
 
 
 def row_of(checkpoint: Checkpoint) -> ModelFamily:
@@ -24,7 +28,18 @@ def row_of(checkpoint: Checkpoint) -> ModelFamily:
     Raises:
         FlowBlendingError: none does.
     """
-    return family_row(checkpoint.folder, checkpoint.pipeline)
+    for row in FAMILIES.rows():
+        if checkpoint.pipeline in row.pipelines:
+            return row
+    raise FlowBlendingError(
+        f"{checkpoint.folder} is a checkpoint of {checkpoint.pipeline}, which is not supported; give one of "
+        f"{', '.join(pipeline_classes())}."
+    )
+
+
+def vae_factors(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Video frames and pixels per latent frame and pixel, as the VAE classes derive them from their configuration."""
+    return row_of(checkpoint).vae_factors(checkpoint.config("vae"))
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
@@ -33,5 +48,4 @@ def family_of(checkpoint: Checkpoint) -> Family:
     Raises:
         FlowBlendingError: none does.
     """
-    family: Family = row_of(checkpoint).load()
-    return family
+    return row_of(checkpoint).load()

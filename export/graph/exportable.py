@@ -70,7 +70,7 @@ class Part:
 
 
 class Family(Protocol):
-    """What the pipelines of a model family consist of; `ModelFamily.load` makes one."""
+    """What the pipelines of a model family consist of; see `flowblending.export.families.model_family.ModelFamily`."""
 
     def advise(self, checkpoint: Checkpoint) -> str | None:
         """What to tell someone who builds this checkpoint with its pipeline class; None for nothing."""

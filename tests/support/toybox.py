@@ -18,7 +18,7 @@ from flowblending.engine.backends.backend import Backend, Compiled, PlanInfo
 from flowblending.engine.backends.function import FunctionEngine
 from flowblending.engine.backends.protocol import Engine, ShapeProfile
 from flowblending.export.checkpoint.checkpoint import Checkpoint
-from flowblending.export.checkpoint.model_family import ModelFamily
+from flowblending.export.families.model_family import ModelFamily
 from flowblending.export.families.wan.row import WAN
 from flowblending.runtime.program.caches.cache import Cache, Measurement, View
 from flowblending.runtime.program.caches.policy import Decisions, Outline

@@ -22,9 +22,8 @@ from flowblending.contracts.program import COND, LATENTS, VELOCITY, Run
 from flowblending.engine.backends.registry import BACKENDS, can_use_gpu, check_targets, compile_engine, open_engine
 from flowblending.engine.backends.tensor import CPU, Tensor
 from flowblending.engine.build.precision import choose_precisions
-from flowblending.export.checkpoint.checkpoint import open_checkpoint, vae_factors
-from flowblending.export.checkpoint.model_family import FAMILIES, pipeline_classes
-from flowblending.export.families.registry import family_of
+from flowblending.export.checkpoint.checkpoint import open_checkpoint
+from flowblending.export.families.registry import FAMILIES, family_of, pipeline_classes, vae_factors
 from flowblending.runtime.calibrate.divergence import DivergenceRecorder, series_names
 from flowblending.runtime.devices.open import device_kind
 from flowblending.runtime.jobs import compile_job
@@ -129,7 +128,7 @@ def test_facts_of_a_back_end_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_family_is_detected_by_its_pipeline_class_and_plans(toy_pair: Path) -> None:
-    checkpoint = open_checkpoint(str(toy_pair / "large"))
+    checkpoint = open_checkpoint(str(toy_pair / "large"), pipeline_classes())
     assert pipeline_classes()[-1] == "ToyPipeline"
     assert vae_factors(checkpoint) == (4, 8)
     family = family_of(checkpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from flowblending.export.checkpoint.model_family import ModelFamily
+from flowblending.export.families.model_family import ModelFamily
 
 if TYPE_CHECKING:
     from flowblending.export.graph.exportable import Family

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from flowblending import UsageError
 from flowblending.export.checkpoint.checkpoint import MODEL_INDEX, Checkpoint
-from flowblending.export.checkpoint.model_family import pipeline_classes
+from flowblending.export.families.registry import pipeline_classes
 
 
 def check_class(asked: str | None) -> None:
