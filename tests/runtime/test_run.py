@@ -25,9 +25,9 @@ from flowblending.runtime.events import (
     SamplingEvent,
 )
 from flowblending.runtime.generate import generate
-from flowblending.runtime.jobs import Job
 from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.media.video import to_uint8
+from flowblending.runtime.options import Job
 from flowblending.runtime.run import VideoRun
 from flowblending.runtime.sampler.loop import StepEvent, Trajectory
 from flowblending.system.console import Console

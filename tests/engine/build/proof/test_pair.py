@@ -28,7 +28,8 @@ from flowblending.engine.build.proof.report_build import default_program
 from flowblending.export.verify.verify import TOLERANCE
 from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.golden.closed_form import CASES, FORMS, ClosedFormCase, engines
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from flowblending.runtime.sampler.loop import Sampler
 from tests.support.manifests import spec, write
 
