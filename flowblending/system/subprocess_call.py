@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from typing import IO, Any
 
 from flowblending import FlowBlendingError
+from flowblending.system.signals import leave_signals_to_parent
 
 _PR_SET_PDEATHSIG = 1
 
@@ -94,8 +95,8 @@ def answer(descriptor: int, work: Callable[[Any, Callable[[str], None]], object]
         descriptor: of the connection.
         work: takes the request and a function to report progress to, and returns anything but a string.
     """
-    # Ctrl-C goes to the parent too, which ends this process; so does the parent's death, however it came.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The parent ends this process when it has to end itself; so does the parent's death, however it came.
+    leave_signals_to_parent()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     connection = Connection(descriptor)
     try:

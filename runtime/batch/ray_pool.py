@@ -29,6 +29,7 @@ from flowblending.runtime.batch.messages import Failed, Ready, Unable
 from flowblending.runtime.batch.tasks import Batch, Task
 from flowblending.runtime.batch.workers import CRASHES
 from flowblending.system.console import Board, Console
+from flowblending.system.signals import own_handlers
 from flowblending.system.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def _connected(ray: Any, address: str, console: Console) -> Iterator[None]:
     try:
         with console.phase("connecting to Ray"):
             _knock(address)
-            ray.init(address=address, **quiet)
+            with own_handlers():
+                ray.init(address=address, **quiet)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise FlowBlendingError(
             f"Cannot connect to the Ray cluster {address} ({_first_line(error)}); "

@@ -17,6 +17,7 @@ from flowblending.runtime.batch.tasks import Task
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.generate import generate
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.system.signals import leave_signals_to_parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +52,9 @@ class _Stop:
 
 
 def serve(config: WorkerConfig, connection: Connection) -> None:
-    """The worker's process: ignores Ctrl-C, and ends when it is terminated or told so."""
+    """The worker's process: ignores Ctrl-C and SIGHUP, and ends when it is terminated or told so."""
     stop = _Stop()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_parent()
     signal.signal(signal.SIGTERM, stop)
     if config.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = config.gpu

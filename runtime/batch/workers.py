@@ -24,6 +24,7 @@ from flowblending.runtime.batch.messages import Doing, Failed, Finished, Message
 from flowblending.runtime.batch.tasks import Batch, Task
 from flowblending.runtime.batch.worker import WorkerConfig, serve
 from flowblending.system.console import Board, Console
+from flowblending.system.signals import ignored_by_children
 from flowblending.system.temporary import sweep
 
 CRASHES: Final = 3
@@ -137,7 +138,7 @@ class _ProcessWorker:
         self.start()
 
     def start(self) -> None:
-        """Start the process. It ignores Ctrl-C from its first moment: the one that gives it work ends it."""
+        """Start the process. It ignores Ctrl-C and SIGHUP from its first moment: this process ends it."""
         self.ready = False
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
@@ -145,11 +146,8 @@ class _ProcessWorker:
         self._process: BaseProcess = context.Process(
             target=serve, args=(self._config, theirs), name=self.name, daemon=True
         )
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with ignored_by_children():
             self._process.start()
-        finally:
-            signal.signal(signal.SIGINT, before)
         theirs.close()
 
     def give(self, batch: Batch, *, alone: bool) -> None:
