@@ -26,7 +26,7 @@ from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.program.cost import Timings
 from flowblending.runtime.sampler.loop import SampleResult
 from flowblending.system.console import Console
-from flowblending.system.whole_file import check_target
+from flowblending.system.output import check_file
 
 _Item = TypeVar("_Item")
 
@@ -108,7 +108,7 @@ def generate(
     if out is not None:
         check_output(out, width=geometry.width, height=geometry.height)
     if latents_out is not None:
-        check_target(latents_out)
+        check_file(latents_out)
     with clock.measure(LOADING), console.phase("loading engines") as report:
         for name in _needed(pipeline, program):
             report(name)
@@ -155,7 +155,7 @@ def write_inputs(
     Raises:
         FlowBlendingError: a job that makes no program, latents that do not fit, or a file that cannot be written.
     """
-    check_target(out)
+    check_file(out)
     program = compile_job(job, pipeline.bundle.manifest)
     initial = _initial(pipeline, program, TorchNormal(job.seed), latents)
     with console.phase("encoding the prompt"):
