@@ -73,6 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
         write_repository,
     )
     from flowblending.system.console import Console
+    from flowblending.system.shell import command
 
     queue = QueuePolicy(
         size=_positive(arguments.max_queue, "--max-queue") or 0,
@@ -100,7 +101,7 @@ def run(arguments: argparse.Namespace) -> None:
         write_repository(models, arguments.out, advance)
     for model in models:
         console.log(f"{arguments.out / model.name}")
-    console.log(f"Serve it: tritonserver --model-repository {arguments.out.absolute()}")
+    console.log(f"Serve it: {command('tritonserver', '--model-repository', arguments.out.absolute())}")
 
 
 def _positive(value: int | None, option: str) -> int | None:
