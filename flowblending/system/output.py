@@ -12,7 +12,7 @@ import os
 import stat
 from pathlib import Path
 
-from flowblending import FlowBlendingError, UsageError
+from flowblending import DiskError, FlowBlendingError, UsageError
 from flowblending.system.temporary import NEW, temporary_folder
 
 _LINKS = 40
@@ -26,6 +26,18 @@ _KINDS = {
     stat.S_IFCHR: "device",
     stat.S_IFBLK: "device",
 }
+
+
+_OF_THE_NAME = {
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTEMPTY,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+    errno.EILSEQ,
+    errno.ELOOP,
+}
+"""What is wrong with one name alone; everything else, other files there meet as well."""
 
 
 def check_file(path: Path, *, parents: bool = False) -> None:
@@ -43,7 +55,7 @@ def check_file(path: Path, *, parents: bool = False) -> None:
     if kind not in {None, "file"}:
         raise UsageError(f"{path} is a {kind}, but a file was expected; give another name.")
     if not parents and not target.parent.is_dir():
-        raise cannot_write(path, f"{path.parent} is no folder")
+        raise cannot_write(path, OSError(errno.ENOTDIR, f"{path.parent} is no folder"))
     _try(path, target)
 
 
@@ -108,7 +120,7 @@ def resolve(path: Path) -> Path:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             target.lstat()
     except OSError as error:
-        raise cannot_write(path, error.strerror or str(error)) from None
+        raise cannot_write(path, error) from None
     if target.parts[:2] == ("/", "proc"):
         raise UsageError(f"{path} is a process's open file, not a place for one; name a file or a folder.")
     return target
@@ -125,9 +137,11 @@ def _end_of_links(path: Path) -> Path:
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
 
 
-def cannot_write(path: Path, why: str) -> FlowBlendingError:
-    """The sentence for a file that cannot be written."""
-    return FlowBlendingError(f"Cannot write {path} ({why}); give another name, or free some space there.")
+def cannot_write(path: Path, why: OSError | str) -> FlowBlendingError:
+    """The sentence for a file that cannot be written; a `DiskError` unless its name is what is wrong."""
+    reason = why if isinstance(why, str) else why.strerror or str(why)
+    kind = FlowBlendingError if isinstance(why, str) or why.errno in _OF_THE_NAME else DiskError
+    return kind(f"Cannot write {path} ({reason}); give another name, or free some space there.")
 
 
 def _kind(target: Path) -> str | None:
@@ -147,13 +161,13 @@ def _try(path: Path, target: Path) -> None:
             raise cannot_write(path, "it is a mount point, which nothing can replace")
         home = next(each for each in target.parents if os.path.lexists(each))
         if not home.is_dir():
-            raise cannot_write(path, f"{home} is no folder")
+            raise OSError(errno.ENOTDIR, f"{home} is no folder")
         with temporary_folder(home / target.relative_to(home).parts[0]) as folder:
             trial = folder / NEW / target.relative_to(home)
             trial.parent.mkdir(parents=True)
             trial.touch()
     except OSError as error:
-        raise cannot_write(path, error.strerror or str(error)) from None
+        raise cannot_write(path, error) from None
 
 
 def _is_mount(target: Path) -> bool:

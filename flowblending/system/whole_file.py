@@ -98,7 +98,7 @@ def write_whole(path: Path, content: bytes) -> None:
     try:
         replace_file(path, content)
     except OSError as error:
-        raise cannot_write(path, error.strerror or str(error)) from None
+        raise cannot_write(path, error) from None
 
 
 def flush(path: Path) -> None:

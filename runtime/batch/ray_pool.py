@@ -26,7 +26,7 @@ from flowblending.runtime.batch.cluster import (
     plan_share,
 )
 from flowblending.runtime.batch.messages import Failed, Ready, Unable
-from flowblending.runtime.batch.tasks import Batch, Task
+from flowblending.runtime.batch.tasks import Batch, Cause, Task, cause_of
 from flowblending.runtime.batch.workers import CRASHES
 from flowblending.system.console import Board, Console
 from flowblending.system.signals import own_handlers
@@ -183,18 +183,22 @@ class _Pool:
             self._console.warn(f"{worker.name} cannot work: {answer.why}")
             self.workers.remove(worker)
             return
+        if isinstance(answer, Failed) and answer.cause in {Cause.DEVICE, Cause.DISK}:
+            # The node's own, where videos are not kept: another one may do better.
+            self._bury(worker, batch, answer.why.rstrip("."))
+            return
         task, worker.task = worker.task, None
         assert task is not None
         worker.crashes = 0
         if isinstance(answer, Failed):
-            batch.failed(task, answer.why)
+            batch.failed(task, answer.why, answer.cause)
             return
         for line in answer.warnings:
             self._console.warn(f"line {task.number}: {line}")
         try:
             write_whole(task.out, answer.content)
         except FlowBlendingError as error:
-            batch.failed(task, str(error))
+            batch.failed(task, str(error), cause_of(error))
         else:
             batch.made(task, answer.seconds)
 

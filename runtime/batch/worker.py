@@ -13,7 +13,7 @@ from pathlib import Path
 from flowblending import FlowBlendingError
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.runtime.batch.messages import Failed, Finished, Message, MessageConsole, Ready, Unable
-from flowblending.runtime.batch.tasks import Task
+from flowblending.runtime.batch.tasks import Cause, Task, cause_of
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.generate import generate
 from flowblending.runtime.pipeline import Pipeline
@@ -102,5 +102,7 @@ def make(pipeline: Pipeline, task: Task, console: MessageConsole) -> Finished | 
     try:
         outcome = generate(pipeline, task.job, task.out, console)
     except FlowBlendingError as error:
-        return Failed(why=str(error))
+        return Failed(why=str(error), cause=cause_of(error))
+    except MemoryError:
+        return Failed(why="Memory ran out; use fewer workers, or make a smaller video.", cause=Cause.MEMORY)
     return Finished(seconds=outcome.seconds["total"])

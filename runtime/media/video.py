@@ -63,7 +63,7 @@ class VideoWriter:
                 self._sink.put(frame)
                 self._count += 1
         except OSError as error:
-            raise _cannot_write(self._path, error) from None
+            raise cannot_write(self._path, error) from None
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +79,7 @@ class VideoWriter:
             with self._whole:
                 self._finish()
         except OSError as error:
-            raise _cannot_write(self._path, error) from None
+            raise cannot_write(self._path, error) from None
 
     def _finish(self) -> None:
         try:
@@ -125,7 +125,7 @@ def open_writer(path: str | Path, *, width: int, height: int, frame_rate: float,
                 else:
                     sink = _Mp4(temporary, (height, width), frame_rate, metadata)
         except OSError as error:
-            raise _cannot_write(path, error) from None
+            raise cannot_write(path, error) from None
         whole = stack.pop_all()
     return VideoWriter(path, whole, sink, (height, width))
 
@@ -196,10 +196,6 @@ def _is_folder(path: str | Path) -> bool:
 
 def _is_mp4(path: str | Path) -> bool:
     return not _is_folder(path) and Path(path).suffix.lower() == _MP4
-
-
-def _cannot_write(path: Path, error: OSError) -> FlowBlendingError:
-    return cannot_write(path, error.strerror or str(error))
 
 
 class _Sink(Protocol):
