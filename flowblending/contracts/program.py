@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from flowblending import FlowBlendingError, UsageError
 
 LATENTS = "latents"
+TIMESTEP = "timestep"
 VELOCITY = "velocity"
 COND = "cond"
 UNCOND = "uncond"

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -120,25 +120,13 @@ def test_an_error_that_a_library_makes_of_the_signal_is_the_signal() -> None:
 
 
 CALLS = """
-import os, sys
 from flowblending.system.console import run_program
 from flowblending.system.subprocess_call import call_in_subprocess
+from tests.support.subprocess_work import busy
 def tell(what):
     print(what, flush=True)
-run_program(lambda: call_in_subprocess("tests.system.test_signals", None, tell))
+run_program(lambda: call_in_subprocess(busy, None, tell))
 """
-
-
-def serve(descriptor: int) -> None:
-    """A subprocess that is busy."""
-    from flowblending.system.subprocess_call import answer
-
-    def work(_: object, report: Callable[[str], None]) -> None:
-        report("ready")
-        report(str(os.getpid()))
-        time.sleep(60)
-
-    answer(descriptor, work)
 
 
 @pytest.mark.parametrize("number", [*ENDING, signal.SIGKILL])

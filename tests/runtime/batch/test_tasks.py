@@ -15,8 +15,9 @@ from flowblending import DeviceError, FlowBlendingError, OutOfMemoryError, Usage
 from flowblending.runtime.batch import tasks, worker
 from flowblending.runtime.batch.messages import Failed
 from flowblending.runtime.batch.tasks import Batch, Cause, Task, run_batch
-from flowblending.runtime.jobs import Job, PromptLine
 from flowblending.runtime.media.video import open_writer
+from flowblending.runtime.options import Job
+from flowblending.runtime.prompt_file import PromptLine
 from tests.support.mounts import mounted
 from tests.support.store_process import Recorder
 
