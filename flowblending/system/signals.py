@@ -60,8 +60,8 @@ def stop_on_signals() -> Iterator[StopSignals]:
 
 
 def leave_signals_to_parent() -> None:
-    """Ignore what the terminal and supervisors send to a whole group of processes: the parent ends this one."""
-    for each in (signal.SIGINT, *_ENDING):
+    """Ignore what a terminal sends to a whole group of processes: the parent ends this one when it has to end."""
+    for each in (signal.SIGINT, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
 
 
