@@ -38,7 +38,7 @@ JOB = Job(
     seed=11,
     steps=5,
     schedule="L2 S2 L1",
-    cache="mask:11011+taylor:1",
+    cache="mask:10111+guidance:2,1001",
 )
 
 
