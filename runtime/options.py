@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import re
 import types
@@ -254,6 +253,8 @@ class Job:
         Args:
             edition: of the bundle's manifest.
         """
+        import hashlib  # takes longer than all of this file, and --help needs none
+
         words = re.sub(r"[^\w]+", "-", self.prompt.lower()).strip("-")[:40].strip("-")
         content = json.dumps([edition, dataclasses.asdict(self)], sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:12]
