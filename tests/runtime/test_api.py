@@ -39,7 +39,8 @@ def test_importing_the_package_is_instant_and_loads_nothing() -> None:
     ("options", "message"),
     [
         ({"device": "gpu"}, "device is 'gpu', but auto, cpu or cuda was expected; give device='cpu'"),
-        ({"threads": 0}, "threads is 0, but a whole number of threads, at least 1, was expected; give threads=2"),
+        ({"threads": 0}, "threads is 0, but a whole number of threads from 1 to 4096 was expected; give threads=2"),
+        ({"threads": 4097}, "threads is 4097, but a whole number of threads from 1 to 4096 was expected"),
         ({"device": "cpu", "stream": "5"}, "The stream is a str, but a CUDA stream was expected"),
         ({"device": "cpu", "stream": 5}, "A CUDA stream was given, but the bundle runs on the CPU"),
     ],
@@ -50,6 +51,13 @@ def test_wrong_arguments(tmp_path: Path, options: dict[str, object], message: st
         flowblending.open(tmp_path / "toy", **options)  # type: ignore[arg-type]  # what the check is for
     with pytest.raises(FlowBlendingError, match="is no bundle"):
         flowblending.open(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"toy", ["toy"], "", " ", "a\0b"], ids=repr)
+def test_what_names_no_folder_is_no_bundle(wrong: object) -> None:
+    message = f"bundle is {wrong!r}, but the path of a bundle's folder was expected; give bundle='wan-bundle'"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        flowblending.open(wrong)  # type: ignore[arg-type]  # what the check is for
 
 
 @pytest.fixture(scope="module")
