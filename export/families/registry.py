@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.checkpoint import Checkpoint
+from flowblending.export.checkpoint.naming import shown
 from flowblending.export.families.ltx.family import Ltx
 from flowblending.export.families.wan.family import Wan
 from flowblending.export.graph.exportable import Family
@@ -22,5 +23,6 @@ def family_of(checkpoint: Checkpoint) -> Family:
             return family
     known = ", ".join(name for family in FAMILIES for name in family.pipelines)
     raise FlowBlendingError(
-        f"{checkpoint.folder} is a checkpoint of {checkpoint.pipeline}, which is not supported; give one of {known}."
+        f"{shown(checkpoint.folder)} is a checkpoint of {checkpoint.pipeline}, which is not supported; "
+        f"give one of {known}."
     )

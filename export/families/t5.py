@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, T5EncoderModel, UMT5EncoderModel
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import TEXT_ENCODER, GraphSpec, Precision, TensorSpec
 from flowblending.export.checkpoint.checkpoint import Checkpoint, component_files
+from flowblending.export.checkpoint.naming import shown
 from flowblending.export.graph.exportable import Exportable, Part, Tensors
 from flowblending.export.graph.load import check_encoder, load_encoder
 
@@ -70,8 +71,8 @@ def text_encoder_part(
     kind = checkpoint.config(TEXT_ENCODER).get("model_type")
     if kind not in ENCODERS:
         raise FlowBlendingError(
-            f"The text encoder of {checkpoint.folder} is of type {kind}, but {' or '.join(ENCODERS)} was expected; "
-            "give a checkpoint whose text encoder is one of these."
+            f"The text encoder of {shown(checkpoint.folder)} is of type {kind}, but {' or '.join(ENCODERS)} was "
+            "expected; give a checkpoint whose text encoder is one of these."
         )
     padding = _Padding(length=text_length, zeroed=zero_padding, attended=attend_padding)
     return Part(
@@ -97,7 +98,8 @@ def tokenizer_file(checkpoint: Checkpoint) -> bytes:
         content: str = reference.backend_tokenizer.to_str()
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise FlowBlendingError(
-            f"Cannot read the tokenizer in {folder} ({_first_line(error)}); give a complete diffusers checkpoint."
+            f"Cannot read the tokenizer in {shown(folder)} ({_first_line(error)}); give a complete diffusers "
+            "checkpoint."
         ) from error
     alone = Tokenizer.from_str(content)
     for length in (16, 128):
@@ -109,8 +111,8 @@ def tokenizer_file(checkpoint: Checkpoint) -> bytes:
         ):
             if (found.ids, found.attention_mask) != (ids, mask):
                 raise FlowBlendingError(
-                    f"The tokenizer in {folder} cannot be used without transformers, as tokenizer.json alone reads "
-                    f"{prompt[:24]!r} differently; give a checkpoint with a T5 or UMT5 tokenizer."
+                    f"The tokenizer in {shown(folder)} cannot be used without transformers, as tokenizer.json alone "
+                    f"reads {prompt[:24]!r} differently; give a checkpoint with a T5 or UMT5 tokenizer."
                 )
     return content.encode()
 

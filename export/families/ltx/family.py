@@ -24,6 +24,7 @@ from flowblending.export.checkpoint.checkpoint import (
     vae_factors,
     vae_statistics,
 )
+from flowblending.export.checkpoint.naming import shown
 from flowblending.export.families.ltx.signal import load_signal
 from flowblending.export.families.ltx.transformer import load_transformer
 from flowblending.export.families.ltx.vae import vae_part
@@ -88,7 +89,7 @@ class Ltx:
         for field in ("patch_size", "patch_size_t"):
             if config.get(field, 1) != 1:
                 raise FlowBlendingError(
-                    f"{folder} has {field} {config[field]}, but the LTX pipelines of diffusers run 1 only; "
+                    f"{shown(folder)} has {field} {config[field]}, but the LTX pipelines of diffusers run 1 only; "
                     "give a transformer with patches of one latent pixel."
                 )
         return Part(
@@ -152,8 +153,8 @@ def _grid(checkpoint: Checkpoint) -> SigmaGrid:
     for field, value in expected.items():
         if (config.get(field, value) or None) != (value or None):
             raise FlowBlendingError(
-                f"The scheduler of {checkpoint.folder} has {field} {config[field]}, but {value} was expected for "
-                f"{checkpoint.pipeline}; correct scheduler/scheduler_config.json."
+                f"The scheduler of {shown(checkpoint.folder)} has {field} {config[field]}, but {value} was expected "
+                f"for {checkpoint.pipeline}; correct scheduler/scheduler_config.json."
             )
     if checkpoint.pipeline == CONDITION:
         return SigmaGrid(kind="linear-quadratic")
