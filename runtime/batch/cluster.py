@@ -164,7 +164,7 @@ class Maker:
                 self._board.put.remote(self._setting.name, message)
 
         with scratch() as folder:
-            out = Path(folder) / name
+            out = folder / name
             result = make(self._pipeline, Task(number=number, job=job, out=out), MessageConsole(tell))
             if isinstance(result, Finished):
                 return RenderedVideo(content=out.read_bytes(), warnings=tuple(warnings), seconds=result.seconds)

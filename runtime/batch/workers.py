@@ -7,10 +7,8 @@ with it that another needs.
 from __future__ import annotations
 
 import contextlib
-import glob
 import multiprocessing
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -26,6 +24,7 @@ from flowblending.runtime.batch.messages import Doing, Failed, Finished, Message
 from flowblending.runtime.batch.tasks import Batch, Task
 from flowblending.runtime.batch.worker import WorkerConfig, serve
 from flowblending.system.console import Board, Console
+from flowblending.system.temporary import sweep
 
 CRASHES: Final = 3
 """A worker that has died so many times without a video between is not started again."""
@@ -216,12 +215,3 @@ def _ended(workers: list[_ProcessWorker]) -> Iterator[None]:
                 worker.end(deadline)
             if worker.task is not None:
                 sweep(worker.task.out)
-
-
-def sweep(out: Path) -> None:
-    """Remove what a killed worker has left of a video: the temporary files of `video.open_writer`."""
-    for path in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from flowblending.runtime.compare.scoring import Scorer, SetScorer
 from flowblending.runtime.measures.networks import Features, Frames
 from flowblending.runtime.measures.similarity import Likeness, Smoothness
 from flowblending.runtime.media.video import from_uint8, open_writer
+from flowblending.system.whole_file import whole_file
 
 Frame = npt.NDArray[np.uint8]
 
@@ -179,13 +180,11 @@ def place(video: ExistingVideo, first: ExistingVideo, target: Path) -> None:
             for frame in frames_of(video):
                 writer.write(from_uint8(frame[None]))
         return
-    temporary = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(video.path, temporary)
-        temporary.replace(target)
+        with whole_file(target) as temporary:
+            shutil.copyfile(video.path, temporary)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise FlowBlendingError(
             f"Cannot write {target} ({error.strerror}); free some space there, or give another --out."
         ) from None

@@ -6,7 +6,6 @@ It is about the bundle and no part of it: it may be deleted, and `prove` adds to
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from flowblending.engine.build.proof.claims import FAILED, OPEN, Claim, allowed_
 from flowblending.engine.build.proof.pair import PairFacts, pair_claims
 from flowblending.engine.bundle.bundle import REPORT, Bundle
 from flowblending.engine.bundle.geometry import shape_profiles
+from flowblending.system.whole_file import replace_file
 
 FORMAT = 2
 
@@ -179,16 +179,12 @@ def write_report(report: BuildReport, folder: Path) -> None:
         FlowBlendingError: it cannot be written.
     """
     path = folder / REPORT
-    temporary = path.with_name(f".{REPORT}.{os.getpid()}")
     try:
-        temporary.write_text(report.model_dump_json(indent=1) + "\n")
-        temporary.replace(path)
+        replace_file(path, (report.model_dump_json(indent=1) + "\n").encode())
     except OSError as error:
         raise FlowBlendingError(
             f"Cannot write {path} ({error.strerror}); make the bundle's folder writable, or copy it."
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_report(bundle: Bundle) -> BuildReport | None:

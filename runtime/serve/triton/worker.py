@@ -70,7 +70,7 @@ def answer(pipeline: Pipeline, arrays: Arrays, respond: Respond, cancelled: Call
         initial = noise.normal((1, *program.latent_shape)) if given is None else given
         metadata = video_metadata(pipeline, request.job, program, given)
         # Opened before the long work, so that what keeps a video from being written is known before it.
-        with _writers(pipeline, request, program, metadata, Path(folder)) as writers:
+        with _writers(pipeline, request, program, metadata, folder) as writers:
             with clock.measure(TEXT_ENCODER):
                 conditions = pipeline.encode(request.job, program, warnings.append)
             sample = _sample(pipeline, program, initial, conditions, on_step)
