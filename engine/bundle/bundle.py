@@ -176,6 +176,22 @@ def bundle_id(
     return digest.hexdigest()[:16]
 
 
+def check_out(out: Path) -> Path:
+    """The folder that a bundle will be written to, before any work is done for it.
+
+    Raises:
+        FlowBlendingError: ``out`` holds something that is no bundle.
+        UsageError: it is the folder that this runs in.
+    """
+    # A link is followed, so that the bundle lies on the disk that the user means.
+    out = out.resolve()
+    if out in (Path.cwd(), *Path.cwd().parents):
+        raise UsageError(f"{out} is the folder that this runs in, which cannot be replaced; choose another --out.")
+    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise FlowBlendingError(f"{out} exists and is no bundle; choose another --out or remove it.")
+    return out
+
+
 @contextmanager
 def write_bundle(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes ``out`` when the block ends well and vanishes when it does not.
@@ -185,12 +201,7 @@ def write_bundle(out: Path) -> Iterator[Path]:
     Raises:
         FlowBlendingError: ``out`` holds something that is no bundle, or its parent cannot be written.
     """
-    # A link is followed, so that the bundle lies on the disk that the user means.
-    out = out.resolve()
-    if out in (Path.cwd(), *Path.cwd().parents):
-        raise UsageError(f"{out} is the folder that this runs in, which cannot be replaced; choose another --out.")
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise FlowBlendingError(f"{out} exists and is no bundle; choose another --out or remove it.")
+    out = check_out(out)
     failure: BaseException | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

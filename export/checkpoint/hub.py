@@ -34,10 +34,10 @@ _READERS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file of a repository: its size in bytes, and what its contents are known by (SHA-256 of a large one)."""
+    """A file of a repository: its size in bytes, and its SHA-256, which the hub knows of large ones."""
 
     size: int
-    checksum: str
+    checksum: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +85,14 @@ class Repository:
             FlowBlendingError: the hub does not give them, or a file is none of safetensors.
         """
         missing = [name for name in self._weights(self.wanted) if not (self.folder / name).is_symlink()]
+        known = {name: checksum for name in missing if (checksum := self.files[name].checksum) is not None}
         with ThreadPoolExecutor(_READERS) as pool:
-            for _ in pool.map(self._stand_in, missing):
+            for _ in pool.map(self._stand_in, known):
                 pass
-        self.checksums.update({self.folder / name: self.files[name].checksum for name in missing})
+        self.checksums.update({self.folder / name: checksum for name, checksum in known.items()})
+        small = [name for name in missing if name not in known]
+        if small:
+            _link(self.folder, _download(self.address, self.commit, small), small)
 
     def left(self, components: Sequence[str]) -> int:
         """Bytes of the weights of these folders that are not here yet."""
@@ -193,7 +197,7 @@ def open_repository(address: Address, wanted: Sequence[str], scratch: Path) -> R
     files = {
         sibling.rfilename: RemoteFile(
             size=sibling.size or 0,
-            checksum=str(sibling.lfs.sha256 if sibling.lfs is not None else sibling.blob_id),
+            checksum=None if sibling.lfs is None else sibling.lfs.sha256,
         )
         for sibling in info.siblings or ()
     }
@@ -203,14 +207,20 @@ def open_repository(address: Address, wanted: Sequence[str], scratch: Path) -> R
     folder = scratch / f"models--{address.repository.replace('/', '--')}" / "snapshots" / commit
     (folder / address.inside).mkdir(parents=True)
     for path in files:
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if snapshot is not None and (snapshot / path).is_file():
-            target.symlink_to((snapshot / path).resolve())
-        elif target.suffix in WEIGHT_SUFFIXES:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        if path.endswith(WEIGHT_SUFFIXES):
             # So that messages can name what there is.
-            target.touch()
+            (folder / path).touch()
+    if snapshot is not None:
+        _link(folder, snapshot, [path for path in files if (snapshot / path).is_file()])
     return Repository(address=address, commit=commit, files=files, folder=folder, wanted=wanted)
+
+
+def cache_folder() -> Path:
+    """Where weights are fetched to."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
 
 
 def small_files(names: Iterable[str], inside: str) -> list[str]:
@@ -227,6 +237,13 @@ def small_files(names: Iterable[str], inside: str) -> list[str]:
         if read or folder == TOKENIZER:
             found.append(name)
     return found
+
+
+def _link(folder: Path, snapshot: Path, names: Iterable[str]) -> None:
+    """Let files of the cache stand in a folder."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to((snapshot / name).resolve())
 
 
 def _statistics(header: bytes) -> list[tuple[int, int]]:
