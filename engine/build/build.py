@@ -60,9 +60,11 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
         with console.phase("Reading checkpoints"):
             sources = find_sources(request, looked_at)
             plan = make_plan(request, sources.large.folder, sources.small.folder)
-            left_out = check_plan(plan, sources)
-        for line in left_out:
+            left_out = check_plan(request, plan, sources)
+        for line in (*plan.advice, *left_out):
             console.warn(line)
+        console.log(f"pipeline: {plan.pipeline_class}")
+        console.log(f"tokenizer: {plan.tokenizer.origin}")
         try:
             with write_bundle(request.out) as folder:
                 with open_store(request.cache, folder, console) as store:
@@ -75,7 +77,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
                         store=store,
                     )
                     plan = _fetched(plan, sources, builder, precisions, old)
-                    made = builder.components(plan.parts, precisions, plan.tokenizer, old)
+                    made = builder.components(plan.parts, precisions, plan.tokenizer.content, old)
                 bundle = _described(builder, plan, made, old)
                 add_report(bundle, {part.name: part for part in plan.parts}, prompt, old, console)
         except OSError as error:
@@ -109,9 +111,9 @@ def _described(
         name: component.model_copy(update={"sampling": request.sampling.get(name)})
         for name, component in made[0].items()
     }
-    (folder / TOKENIZER).write_bytes(plan.tokenizer)
+    (folder / TOKENIZER).write_bytes(plan.tokenizer.content)
     manifest = Manifest(
-        id=bundle_id(plan.pipeline, plan.profiles, components.values(), plan.tokenizer),
+        id=bundle_id(plan.pipeline, plan.profiles, components.values(), plan.tokenizer.content),
         pipeline=plan.pipeline,
         profiles=plan.profiles,
         components=components,

@@ -17,19 +17,32 @@ from flowblending.engine.build.request import BuildRequest
 from flowblending.engine.bundle.geometry import plan_profiles
 
 if TYPE_CHECKING:
+    from flowblending.export.checkpoint.checkpoint import Checkpoint
     from flowblending.export.checkpoint.source import Source
+    from flowblending.export.families.tokenizer import TokenizerFile
     from flowblending.export.graph.exportable import Part
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to build: the pipeline's constants, sizes, every component, TeaCache's signals by model, the tokenizer."""
+    """What to build.
+
+    Attributes:
+        pipeline: the pipeline's constants.
+        pipeline_class: which class that is, and who says so.
+        profiles: the sizes.
+        parts: every component.
+        signals: TeaCache's, by model.
+        advice: what to tell the user.
+    """
 
     pipeline: PipelineSpec
+    pipeline_class: str
     profiles: tuple[VideoProfile, ...]
     parts: tuple[Part, ...]
     signals: Mapping[str, Part]
-    tokenizer: bytes
+    tokenizer: TokenizerFile
+    advice: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +95,10 @@ def find_sources(request: BuildRequest, scratch: Path) -> Sources:
         FlowBlendingError: one is not there, or its configurations are not those of a checkpoint that can be built.
     """
     from flowblending.export.checkpoint.checkpoint import open_checkpoint, open_transformer
+    from flowblending.export.checkpoint.pipeline_class import check_class
     from flowblending.export.checkpoint.source import LARGE_WEIGHTS, SMALL_HEADERS, locate
 
+    check_class(request.pipeline)
     sources = Sources(
         large=locate(request.large, LARGE_WEIGHTS, scratch / LARGE),
         small=locate(request.small, SMALL_HEADERS, scratch / SMALL),
@@ -100,32 +115,33 @@ def make_plan(request: BuildRequest, large_folder: Path, small_folder: Path) -> 
     Raises:
         FlowBlendingError: one cannot be built, or not at the sizes that were asked for.
     """
-    from flowblending.export.checkpoint.checkpoint import TRANSFORMER, open_checkpoint, open_transformer
+    from flowblending.export.checkpoint.pipeline_class import describe_class
     from flowblending.export.families.registry import family_of
-    from flowblending.export.families.t5 import tokenizer_file
+    from flowblending.export.families.tokenizer import read_tokenizer
 
-    large = open_checkpoint(large_folder)
-    large_transformer = large.folder / TRANSFORMER
-    small_transformer, _ = open_transformer(small_folder, large)
-    family = family_of(large)
-    pipeline = family.describe(large)
+    pair = _open_pair(request, large_folder, small_folder)
+    family = family_of(pair.large)
+    pipeline = family.describe(pair.large)
     profiles = plan_profiles(pipeline, request.size, request.frames)
+    folders = {LARGE: pair.large_transformer, SMALL: pair.small_transformer}
     parts = (
-        family.transformer(large, large_transformer, LARGE),
-        family.transformer(large, small_transformer, SMALL),
-        *family.parts(large),
+        *(family.transformer(pair.large, folder, model) for model, folder in folders.items()),
+        *family.parts(pair.large),
     )
-    folders = {LARGE: large_transformer, SMALL: small_transformer} if request.teacache else {}
+    signals = folders if request.teacache else {}
+    advice = [family.advise(each) for each in (pair.large, pair.small) if each is not None]
     return Plan(
         pipeline=pipeline,
+        pipeline_class=describe_class(pair.large),
         profiles=profiles,
         parts=parts,
-        signals={model: family.signal(folder, f"{model}_signal") for model, folder in folders.items()},
-        tokenizer=tokenizer_file(large),
+        signals={model: family.signal(folder, f"{model}_signal") for model, folder in signals.items()},
+        tokenizer=read_tokenizer(pair.large),
+        advice=tuple(dict.fromkeys(each for each in advice if each is not None)),
     )
 
 
-def check_plan(plan: Plan, sources: Sources) -> tuple[str, ...]:
+def check_plan(request: BuildRequest, plan: Plan, sources: Sources) -> tuple[str, ...]:
     """Compare the checkpoints with one another and their headers with their classes.
 
     Returns:
@@ -134,11 +150,41 @@ def check_plan(plan: Plan, sources: Sources) -> tuple[str, ...]:
     Raises:
         FlowBlendingError: they cannot be a pair, or the parts of one do not fit together, or its weights not its class.
     """
-    from flowblending.export.checkpoint.checkpoint import TRANSFORMER, check_pair, open_checkpoint, open_transformer
+    from flowblending.export.checkpoint.checkpoint import check_pair
     from flowblending.export.checkpoint.together import check_together
 
-    large = open_checkpoint(sources.large.folder)
-    folder, small = open_transformer(sources.small.folder, large)
-    check_pair(large, large.folder / TRANSFORMER, folder, small)
-    check_together(large, plan.tokenizer)
+    pair = _open_pair(request, sources.large.folder, sources.small.folder)
+    check_pair(pair.large, pair.large_transformer, pair.small_transformer, pair.small)
+    check_together(pair.large, plan.tokenizer.content)
     return tuple(line for part in plan.parts for line in part.check())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OpenPair:
+    """Two checkpoints, to be run with the pipeline class that was asked for.
+
+    Attributes:
+        small: the pipeline that the small transformer came from; None where it was given alone.
+    """
+
+    large: Checkpoint
+    large_transformer: Path
+    small_transformer: Path
+    small: Checkpoint | None
+
+
+def _open_pair(request: BuildRequest, large_folder: Path, small_folder: Path) -> _OpenPair:
+    from flowblending.export.checkpoint.checkpoint import TRANSFORMER, open_checkpoint, open_transformer
+    from flowblending.export.checkpoint.pipeline_class import run_with
+    from flowblending.export.families.registry import row_of
+
+    published = open_checkpoint(large_folder)
+    able = row_of(published).pipelines
+    large = run_with(published, request.pipeline, able)
+    small_transformer, small = open_transformer(small_folder, large)
+    return _OpenPair(
+        large=large,
+        large_transformer=large.folder / TRANSFORMER,
+        small_transformer=small_transformer,
+        small=None if small is None else run_with(small, request.pipeline, able),
+    )

@@ -26,10 +26,10 @@ from flowblending.export.checkpoint.model_files import (
 )
 from flowblending.export.checkpoint.naming import listed, shown
 from flowblending.export.checkpoint.quantised import quantised_by_config
+from flowblending.export.families.registry import pipeline_classes, row_of
 
 __all__ = [
     "MODEL_INDEX",
-    "PIPELINES",
     "TRANSFORMER",
     "Checkpoint",
     "check_pair",
@@ -42,9 +42,6 @@ __all__ = [
     "vae_statistics",
     "weights_sha256",
 ]
-
-PIPELINES = ("WanPipeline", "LTXPipeline", "LTXConditionPipeline")
-"""Every pipeline class that some family covers; told here too, so that no other one is downloaded."""
 
 TRANSFORMER = "transformer"
 MODEL_INDEX = "model_index.json"
@@ -65,11 +62,13 @@ class Checkpoint:
 
     Attributes:
         folder: holds ``model_index.json`` and one folder per component.
-        pipeline: the class that ``model_index.json`` names; one of ``PIPELINES``.
+        pipeline: the class that it is run with; one that some family covers.
+        published: the class that ``model_index.json`` names, where that is another one.
     """
 
     folder: Path
     pipeline: str
+    published: str | None = None
 
     def config(self, component: str) -> dict[str, Any]:
         """The configuration of a component (``transformer``, ``vae``, ``scheduler``, ...)."""
@@ -168,7 +167,8 @@ def check_pair(large: Checkpoint, large_transformer: Path, small_transformer: Pa
         # noise levels: the transformer of one runs under the other, but on inputs that it was not trained on.
         raise FlowBlendingError(
             f"The large checkpoint is a {large.pipeline} but the small one is a {small.pipeline}, and each gives its "
-            f"transformer different inputs; choose two checkpoints of one pipeline class."
+            f"transformer different inputs; choose two checkpoints of one pipeline class, or name the class that runs "
+            f"both: --pipeline {large.pipeline}."
         )
     for field, ours, theirs in _compared(large, large_transformer, small_transformer, small):
         if not _same(ours, theirs):
@@ -200,15 +200,7 @@ def vae_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[flo
 
 def vae_factors(checkpoint: Checkpoint) -> tuple[int, int]:
     """Video frames and pixels per latent frame and pixel, as the VAE classes derive them from their configuration."""
-    config = checkpoint.config("vae")
-    if config.get("_class_name") == "AutoencoderKLWan":
-        # The published configurations predate these two settings.
-        return int(config.get("scale_factor_temporal", 4)), int(config.get("scale_factor_spatial", 8))
-    halvings = sum(config.get("spatio_temporal_scaling", ()))
-    return (
-        int(config.get("temporal_compression_ratio") or config.get("patch_size_t", 1) * 2**halvings),
-        int(config.get("spatial_compression_ratio") or config.get("patch_size", 1) * 2**halvings),
-    )
+    return row_of(checkpoint).vae_factors(checkpoint.config("vae"))
 
 
 def _read_index(folder: Path) -> Checkpoint:
@@ -216,10 +208,10 @@ def _read_index(folder: Path) -> Checkpoint:
         raise _foreign(folder, "no model_index.json")
     index = read_json(folder / MODEL_INDEX)
     pipeline = index.get("_class_name")
-    if pipeline not in PIPELINES:
+    if pipeline not in pipeline_classes():
         raise FlowBlendingError(
             f"{shown(folder)} is a checkpoint of {pipeline}, which is not supported; give one of "
-            f"{', '.join(PIPELINES)}."
+            f"{', '.join(pipeline_classes())}."
         )
     # A component that is absent stands in the index as [null, null]. Without a second transformer, a boundary between
     # the two means nothing: the script that converts Wan writes one for every version.

@@ -70,16 +70,10 @@ class Part:
 
 
 class Family(Protocol):
-    """A model family: which pipelines it covers and what they consist of."""
+    """What the pipelines of a model family consist of; see `flowblending.export.families.model_family.ModelFamily`."""
 
-    @property
-    def name(self) -> str:
-        """``wan`` or ``ltx``."""
-        ...
-
-    @property
-    def pipelines(self) -> tuple[str, ...]:
-        """The diffusers pipeline classes that it covers, as ``model_index.json`` names them."""
+    def advise(self, checkpoint: Checkpoint) -> str | None:
+        """What to tell someone who builds this checkpoint with its pipeline class; None for nothing."""
         ...
 
     def describe(self, checkpoint: Checkpoint) -> PipelineSpec:

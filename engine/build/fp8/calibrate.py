@@ -20,6 +20,7 @@ from flowblending import UsageError
 from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, PipelineSpec
 from flowblending.contracts.manifest import BundleFile, Geometry
 from flowblending.engine.build.fp8.graphs import Rows, observed_graph, plain_graph
+from flowblending.engine.build.fp8.loader import Graph
 from flowblending.engine.build.fp8.options import MARGIN, PERCENTILE, SCHEDULE, Fp8Options
 from flowblending.engine.build.fp8.room import (
     available_memory,
@@ -28,7 +29,7 @@ from flowblending.engine.build.fp8.room import (
     on_gpu,
     sampled_geometry,
 )
-from flowblending.engine.build.fp8.trajectories import Graph, RangesRequest, Trajectories, TrajectoryRanges, measure
+from flowblending.engine.build.fp8.trajectories import RangesRequest, Trajectories, TrajectoryRanges, measure
 from flowblending.engine.bundle.bundle import Bundle, describe_file
 from flowblending.engine.store.store import Order, Store
 from flowblending.system.checksum import sources_sha256

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import LTXVideoTransformer3DModel
@@ -25,6 +24,7 @@ from flowblending.export.checkpoint.checkpoint import (
     vae_statistics,
 )
 from flowblending.export.checkpoint.naming import shown
+from flowblending.export.families.ltx.row import LTX
 from flowblending.export.families.ltx.signal import load_signal
 from flowblending.export.families.ltx.transformer import load_transformer
 from flowblending.export.families.ltx.vae import vae_part
@@ -39,12 +39,23 @@ _ARCHITECTURES: Mapping[tuple[object, ...], str] = {(28, 32, 64): LTX_2B}
 """By number of layers, number of heads, and width of a head."""
 
 
-@dataclass(frozen=True)
 class Ltx:
     """The family ``ltx``; see ``flowblending.export.graph.exportable.Family``."""
 
-    name: str = "ltx"
-    pipelines: tuple[str, ...] = tuple(TEXT_LENGTH)
+    def advise(self, checkpoint: Checkpoint) -> str | None:
+        """That an LTXPipeline whose scheduler has no dynamic shift is probably LTX-Video 0.9.5.
+
+        diffusers' script convert_ltx_to_diffusers.py writes that version so, but its authors and diffusers' examples
+        run it with LTXConditionPipeline.
+        """
+        shifting = checkpoint.config("scheduler").get("use_dynamic_shifting", False)
+        if checkpoint.published is not None or checkpoint.pipeline == CONDITION or shifting:
+            return None
+        return (
+            f"{shown(checkpoint.folder)} is published as {checkpoint.pipeline}, but its scheduler has no dynamic "
+            f"shift, like that of LTX-Video 0.9.5, which is meant for {CONDITION}; if it is that version, give "
+            f"--pipeline {CONDITION}."
+        )
 
     def describe(self, checkpoint: Checkpoint) -> PipelineSpec:
         """The defaults of the pipeline's ``__call__``, and what its components' configurations say."""
@@ -54,7 +65,7 @@ class Ltx:
         temporal, spatial = vae_factors(checkpoint)
         conditioned = vae.get("timestep_conditioning", False)
         return PipelineSpec(
-            family=self.name,
+            family=LTX.name,
             pipeline=checkpoint.pipeline,
             latent_channels=transformer["in_channels"],
             temporal_factor=temporal,

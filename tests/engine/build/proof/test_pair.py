@@ -13,7 +13,6 @@ import pytest
 
 from flowblending.contracts.graph import LARGE, SMALL, Precision
 from flowblending.contracts.manifest import Manifest
-from flowblending.engine.build.proof.default_program import default_program
 from flowblending.engine.build.proof.pair import (
     ALLOWED,
     Floats,
@@ -24,10 +23,10 @@ from flowblending.engine.build.proof.pair import (
     slots_of,
     unmeasured,
 )
+from flowblending.engine.build.proof.report_build import default_program
 from flowblending.export.verify.verify import TOLERANCE
 from flowblending.runtime.jobs import Job, compile_job
 from tests.support.manifests import spec, write
-from tests.support.plans import ignore
 
 LIMITS = {LARGE: 1e-2, SMALL: 5e-2}
 
@@ -52,7 +51,7 @@ def program_of(manifest: Manifest, **options: Any) -> Mapping[str, Any]:
 
 
 def test_the_runtime_tells_the_default_program(manifest: Manifest) -> None:
-    found = default_program(manifest, ignore)
+    found = default_program(manifest)
     assert found == program_of(manifest)
     assert found["schedule"] == "L20 S20 L10"
     assert slots_of(found) == len(compile_job(Job(prompt=""), manifest).slots())
