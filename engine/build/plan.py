@@ -152,10 +152,11 @@ def check_plan(request: BuildRequest, plan: Plan, sources: Sources) -> tuple[str
     """
     from flowblending.export.checkpoint.checkpoint import check_pair
     from flowblending.export.checkpoint.together import check_together
+    from flowblending.export.families.tokenizer import largest_id
 
     pair = _open_pair(request, sources.large.folder, sources.small.folder)
     check_pair(pair.large, pair.large_transformer, pair.small_transformer, pair.small)
-    check_together(pair.large, plan.tokenizer.content)
+    check_together(pair.large, largest_id(plan.tokenizer.content))
     return tuple(line for part in plan.parts for line in part.check())
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tokenizers import Tokenizer
-
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.checkpoint import TRANSFORMER, Checkpoint, vae_statistics
 from flowblending.export.checkpoint.naming import shown
 
 
-def check_together(checkpoint: Checkpoint, tokenizer: bytes) -> None:
+def check_together(checkpoint: Checkpoint, last: int) -> None:
     """Compare what each component gives with what the next one takes, from configurations and the tokenizer.
 
     Args:
-        tokenizer: the content of ``tokenizer.json``.
+        last: the largest id that the tokenizer gives.
 
     Raises:
         FlowBlendingError: names two components, and both numbers.
@@ -27,7 +25,6 @@ def check_together(checkpoint: Checkpoint, tokenizer: bytes) -> None:
                 f"{wanted}; give a checkpoint whose components belong to one another."
             )
     rows = checkpoint.config("text_encoder").get("vocab_size")
-    last = max(Tokenizer.from_str(tokenizer.decode()).get_vocab(with_added_tokens=True).values(), default=0)
     if rows is not None and last >= rows:
         raise FlowBlendingError(
             f"The components of {shown(checkpoint.folder)} do not fit together: the tokenizer gives ids up to "

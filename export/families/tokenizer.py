@@ -86,6 +86,11 @@ def read_tokenizer(checkpoint: Checkpoint) -> TokenizerFile:
     return TokenizerFile(content=content.encode(), origin=f"{source}{_compared(ours, theirs, stock, version, own)}")
 
 
+def largest_id(content: bytes) -> int:
+    """The largest id that a ``tokenizer.json`` gives."""
+    return max(Tokenizer.from_str(content.decode()).get_vocab(with_added_tokens=True).values(), default=0)
+
+
 def _own(path: Path, stock: Any) -> str | None:
     """The checkpoint's own file, if it is complete: one that ends prompts and pads them as the model expects."""
     if not path.is_file():

@@ -12,7 +12,7 @@ import pytest
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.checkpoint import open_checkpoint
 from flowblending.export.checkpoint.together import check_together
-from flowblending.export.families.tokenizer import read_tokenizer
+from flowblending.export.families.tokenizer import largest_id, read_tokenizer
 
 
 @pytest.fixture(params=["wan", "ltx"])
@@ -23,7 +23,7 @@ def large(request: pytest.FixtureRequest, checkpoints: Callable[[str], Path], tm
 
 def test_a_whole_pipeline_fits_together(large: Path) -> None:
     checkpoint = open_checkpoint(large)
-    check_together(checkpoint, read_tokenizer(checkpoint).content)
+    check_together(checkpoint, largest_id(read_tokenizer(checkpoint).content))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_every_joint(large: Path, component: str, fields: tuple[str, ...], says:
     path.write_text(json.dumps(config | {field: 5}))
     checkpoint = open_checkpoint(large)
     with pytest.raises(FlowBlendingError) as caught:
-        check_together(checkpoint, read_tokenizer(checkpoint).content)
+        check_together(checkpoint, largest_id(read_tokenizer(checkpoint).content))
     assert says.format(value=5) in str(caught.value)
     assert str(caught.value).startswith(f"The components of {large} do not fit together: ")
     assert "\n" not in str(caught.value)
@@ -57,4 +57,4 @@ def test_statistics_of_another_number_of_channels(checkpoints: Callable[[str], P
     path.write_text(json.dumps(config | {"latents_mean": config["latents_mean"][:7]}))
     checkpoint = open_checkpoint(large)
     with pytest.raises(FlowBlendingError, match="VAE's statistics is 7, but that of its latent channels is 16;"):
-        check_together(checkpoint, read_tokenizer(checkpoint).content)
+        check_together(checkpoint, largest_id(read_tokenizer(checkpoint).content))
