@@ -6,30 +6,45 @@ comes from it belong to one thread at a time.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, Unpack
 
 import numpy as np
 
-from flowblending import FlowBlendingError, UsageError
-from flowblending.contracts.graph import LARGE, TEXT_ENCODER
+from flowblending import UsageError
+from flowblending.contracts.graph import LARGE
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import COND, UNCOND, Program
-from flowblending.engine.backends.tensor import CPU, CUDA, Tensor
+from flowblending.engine.backends.tensor import CPU, Tensor
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.devices.arrays import Array, Shape, adopt, stream_handle
 from flowblending.runtime.devices.foreign import ForeignArray, ForeignStream
 from flowblending.runtime.devices.open import AUTO, open_device
-from flowblending.runtime.events import Embedding, Event, FramesEvent, LatentsEvent, LoadEvent
-from flowblending.runtime.jobs import Job, compile_job, job_geometry
-from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.events import Embedding, Event, FramesEvent, LatentsEvent, LoadEvent, WarningEvent
+from flowblending.runtime.jobs import job_geometry
+from flowblending.runtime.media.noise import draw_latents
+from flowblending.runtime.option_values import PYTHON, make_job, read_options, read_value
+from flowblending.runtime.options import DEVICE, THREADS, Job, JobOptions
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.run import VideoRun, decoded
 from flowblending.runtime.sampler.binding import Conditions
-from flowblending.runtime.sampler.loop import AHEAD, SampleResult, StepEvent
+from flowblending.runtime.sampler.loop import StepEvent
+
+__all__ = [
+    "Embedding",
+    "FramesEvent",
+    "Generation",
+    "LatentsEvent",
+    "LoadEvent",
+    "StepEvent",
+    "VideoSampler",
+    "open",
+]
 
 
 class Generation:
@@ -47,18 +62,19 @@ class Generation:
     """
 
     def __init__(self, pipeline: Pipeline, job: Job, noise: Tensor | None, embeddings: Conditions) -> None:
-        self._pipeline = pipeline
-        self._job = job
+        self._run = VideoRun(pipeline, job, latents=noise, embeddings=embeddings)
         self.noise: Final = noise
         self.embeddings: Final = embeddings
-        self.program: Final[Program] = compile_job(job, pipeline.bundle.manifest)
-        self.frame_rate: Final[float] = pipeline.frame_rate(job)
+        self.program: Final[Program] = self._run.program
+        self.frame_rate: Final[float] = self._run.frame_rate
 
     def __iter__(self) -> Generator[Event, None, None]:
-        generator = TorchNormal(self._job.seed)
-        result = yield from self._sample(generator)
-        yield LatentsEvent(latents=Array(result.latents, self._pipeline.device), seconds=result.loop_seconds)
-        yield from _decode(self._pipeline, result.latents, generator)
+        with contextlib.closing(self._run.events()) as events:
+            for event in events:
+                if isinstance(event, WarningEvent):
+                    _warn(event.message)
+                elif isinstance(event, Event):
+                    yield event
 
     def latents(self) -> Array:
         """Sample without decoding: float32 [1, C, F, H, W], normalised as the transformers see them.
@@ -66,19 +82,11 @@ class Generation:
         Raises:
             FlowBlendingError: a model gave a non-finite velocity, an engine failed, or the sampler has been closed.
         """
-        for event in self:
-            if isinstance(event, LatentsEvent):
-                return event.latents
+        with contextlib.closing(iter(self)) as events:
+            for event in events:
+                if isinstance(event, LatentsEvent):
+                    return event.latents
         raise AssertionError("sampling ends with its latents")
-
-    def _sample(self, generator: TorchNormal) -> Generator[LoadEvent | StepEvent, None, SampleResult]:
-        pipeline = self._pipeline
-        noise = generator.normal((1, *self.program.latent_shape)) if self.noise is None else self.noise
-        texts = [branch for branch in self.program.branches() if branch not in self.embeddings]
-        yield from _load(pipeline, [TEXT_ENCODER] if texts else [])
-        yield from _load(pipeline, sorted({step.model for step in self.program.steps}))
-        conditions = pipeline.encode(self._job, self.program, _warn, self.embeddings)
-        return (yield from pipeline.prepare(self.program, conditions).follow(noise, ahead=AHEAD))
 
 
 class VideoSampler:
@@ -117,54 +125,26 @@ class VideoSampler:
         prompt: str | Embedding,
         *,
         negative_prompt: str | Embedding | None = None,
-        seed: int = 0,
-        size: str | None = None,
-        frames: int | None = None,
-        steps: int | None = None,
-        schedule: str = "auto",
-        guidance: float | None = None,
-        batched_guidance: bool | None = None,
-        solver: str | None = None,
-        frame_rate: float | None = None,
-        cache: str = "off",
         noise: ForeignArray | None = None,
+        **options: Unpack[JobOptions],
     ) -> Generation:
         """A video to be made; see `Generation`. None means the default of the bundle's family.
 
         Args:
             prompt: what the video shows; a text, or its embedding.
             negative_prompt: what it should not show.
-            seed: of the noise, which is the one diffusers draws for the same seed on the CPU.
-            size: such as ``832x480``, and
-            frames: of the video: one that the bundle was built for.
-            steps: sampling steps.
-            schedule: ``auto`` (what the bundle was calibrated to, or LSL), ``LSL``, or ``L20 S20 L10``, whose stages
-                may have a guidance scale and timesteps of their own: ``S20:g1:t750,625``.
-            guidance: scale of classifier-free guidance; 1 or less turns it off.
-            batched_guidance: both guidance branches in one call of the engine.
-            solver: ``unipc``, ``dpm++`` or ``euler``.
-            frame_rate: of the video, in frames per second.
-            cache: which engine calls to leave out, such as ``taylor:1`` or ``scm:slow+guidance:5``.
             noise: initial latents in place of the seed's, float32 [1, C, F, H, W], of the video's size. They are read
                 where they are, when the video is made, and left as they are.
+            options: further fields of a `Job`: seed, size, frames, steps, schedule, guidance, batched_guidance,
+                solver, cache and frame_rate.
 
         Raises:
             UsageError: an option or an array that does not fit.
         """
-        job = Job(
-            prompt=prompt if isinstance(prompt, str) else "",
-            negative_prompt=negative_prompt if isinstance(negative_prompt, str) else None,
-            seed=seed,
-            size=size,
-            frames=frames,
-            steps=steps,
-            schedule=schedule,
-            guidance=guidance,
-            batched_guidance=batched_guidance,
-            solver=solver,
-            frame_rate=frame_rate,
-            cache=cache,
-        )
+        texts = {"prompt": prompt, "negative_prompt": negative_prompt}
+        given = {name: text for name, text in texts.items() if not isinstance(text, Embedding)}
+        fields = read_options({**given, **options}, PYTHON, beside=["noise"])
+        job = make_job({"prompt": "", **fields})
         embeddings = {}
         for branch, text, name in ((COND, prompt, "prompt"), (UNCOND, negative_prompt, "negative prompt")):
             if isinstance(text, Embedding):
@@ -188,9 +168,8 @@ class VideoSampler:
         channels = self.manifest.pipeline.latent_channels
         tensor = self._latents(latents, "array of latents", (1, channels, None, None, None))
         check_latent_shape(self.manifest, tensor.shape[1:])
-        generator = TorchNormal(seed)
-        generator.normal(tensor.shape)
-        return _decode(self._pipeline, tensor, generator)
+        _, generator = draw_latents(read_options({"seed": seed}, PYTHON)["seed"], tensor.shape[1:])
+        return decoded(self._pipeline, tensor, generator)
 
     def close(self) -> None:
         """Wait for what is running, and close the engines. Arrays that were handed out stay. Twice is harmless."""
@@ -244,38 +223,13 @@ def open(
         UsageError: a wrong argument.
         FlowBlendingError: the bundle is missing, damaged or altered, or its libraries or its GPU are not here.
     """
-    if device not in (AUTO, CPU, CUDA):
-        raise UsageError(f"The device is {device!r}, but {AUTO}, {CPU} or {CUDA} was expected; give one of them.")
-    if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads were asked for, but at least 1 is needed; try threads=2.")
+    read_value(device, DEVICE, PYTHON)
+    threads = read_value(threads, THREADS, PYTHON)
     handle = None if stream is None else stream_handle(stream)
     opened = open_bundle(Path(bundle))
     opened.verify()
     place = open_device(device, opened.manifest, handle)
     return VideoSampler(Pipeline(bundle=opened, device=place, threads=threads), stream)
-
-
-def _load(pipeline: Pipeline, names: Sequence[str]) -> Generator[LoadEvent, None, None]:
-    """Open engines, naming each before."""
-    for name in names:
-        if not pipeline.is_open(name):
-            yield LoadEvent(component=name)
-            pipeline.engine(name)
-
-
-def _decode(
-    pipeline: Pipeline, latents: Tensor, generator: TorchNormal
-) -> Generator[LoadEvent | FramesEvent, None, None]:
-    """Decode, with the generator that the initial latents were drawn from."""
-    yield from _load(pipeline, pipeline.decoders())
-    first = 0
-    for frames in pipeline.decode(latents, generator):
-        if not np.isfinite(frames).all():
-            raise FlowBlendingError(
-                f"The VAE decoder gave a non-finite pixel from frame {first + 1} on; build it in bf16 or fp32."
-            )
-        yield FramesEvent(first=first, frames=frames)
-        first += frames.shape[1]
 
 
 def _warn(message: str) -> None:
