@@ -95,15 +95,18 @@ def find_sources(request: BuildRequest, scratch: Path) -> Sources:
         FlowBlendingError: one is not there, or its configurations are not those of a checkpoint that can be built.
     """
     from flowblending.export.checkpoint.checkpoint import open_checkpoint, open_transformer
-    from flowblending.export.checkpoint.pipeline_class import check_class
     from flowblending.export.checkpoint.source import LARGE_WEIGHTS, SMALL_HEADERS, locate
+    from flowblending.export.families.pipeline_class import check_class
+    from flowblending.export.families.registry import pipeline_classes
 
     check_class(request.pipeline)
     sources = Sources(
         large=locate(request.large, LARGE_WEIGHTS, scratch / LARGE),
         small=locate(request.small, SMALL_HEADERS, scratch / SMALL),
     )
-    open_transformer(sources.small.folder, open_checkpoint(sources.large.folder, whole=False), whole=False)
+    classes = pipeline_classes()
+    large = open_checkpoint(sources.large.folder, classes, whole=False)
+    open_transformer(sources.small.folder, large, classes, whole=False)
     sources.large.read_headers()
     sources.small.read_headers()
     return sources
@@ -113,9 +116,9 @@ def make_plan(request: BuildRequest, large_folder: Path, small_folder: Path) -> 
     """What to build of the checkpoints in two folders.
 
     Raises:
-        FlowBlendingError: one cannot be built, or not at the sizes that were asked for.
+        FlowBlendingError: one cannot be built, or not at the sizes that were asked for, or they cannot be a pair.
     """
-    from flowblending.export.checkpoint.pipeline_class import describe_class
+    from flowblending.export.families.pipeline_class import describe_class
     from flowblending.export.families.registry import family_of
     from flowblending.export.families.tokenizer import read_tokenizer
 
@@ -142,20 +145,18 @@ def make_plan(request: BuildRequest, large_folder: Path, small_folder: Path) -> 
 
 
 def check_plan(request: BuildRequest, plan: Plan, sources: Sources) -> tuple[str, ...]:
-    """Compare the checkpoints with one another and their headers with their classes.
+    """Compare the components of the large checkpoint with one another, and the headers of all with their classes.
 
     Returns:
         Lines about tensors that are left out.
 
     Raises:
-        FlowBlendingError: they cannot be a pair, or the parts of one do not fit together, or its weights not its class.
+        FlowBlendingError: components do not fit together, or weights not their class.
     """
-    from flowblending.export.checkpoint.checkpoint import check_pair
     from flowblending.export.checkpoint.together import check_together
     from flowblending.export.families.tokenizer import largest_id
 
     pair = _open_pair(request, sources.large.folder, sources.small.folder)
-    check_pair(pair.large, pair.large_transformer, pair.small_transformer, pair.small)
     check_together(pair.large, largest_id(plan.tokenizer.content))
     return tuple(line for part in plan.parts for line in part.check())
 
@@ -176,16 +177,19 @@ class _OpenPair:
 
 def _open_pair(request: BuildRequest, large_folder: Path, small_folder: Path) -> _OpenPair:
     from flowblending.export.checkpoint.checkpoint import TRANSFORMER, open_checkpoint, open_transformer
-    from flowblending.export.checkpoint.pipeline_class import run_with
-    from flowblending.export.families.registry import row_of
+    from flowblending.export.families.pair import check_pair
+    from flowblending.export.families.pipeline_class import run_with
+    from flowblending.export.families.registry import pipeline_classes, row_of
 
-    published = open_checkpoint(large_folder)
+    published = open_checkpoint(large_folder, pipeline_classes())
     able = row_of(published).pipelines
     large = run_with(published, request.pipeline, able)
-    small_transformer, small = open_transformer(small_folder, large)
-    return _OpenPair(
+    small_transformer, small = open_transformer(small_folder, large, pipeline_classes())
+    pair = _OpenPair(
         large=large,
         large_transformer=large.folder / TRANSFORMER,
         small_transformer=small_transformer,
         small=None if small is None else run_with(small, request.pipeline, able),
     )
+    check_pair(pair.large, pair.large_transformer, pair.small_transformer, pair.small)
+    return pair

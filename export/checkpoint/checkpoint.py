@@ -1,12 +1,11 @@
-"""Reading diffusers checkpoints: which files make a component, whether two can be a pair.
+"""Reading diffusers checkpoints: which files make a component.
 
 Loads neither torch nor diffusers, so that a wrong argument is answered at once and before any download.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,19 +25,16 @@ from flowblending.export.checkpoint.model_files import (
 )
 from flowblending.export.checkpoint.naming import listed, shown
 from flowblending.export.checkpoint.quantised import quantised_by_config
-from flowblending.export.families.registry import pipeline_classes, row_of
 
 __all__ = [
     "MODEL_INDEX",
     "TRANSFORMER",
     "Checkpoint",
-    "check_pair",
     "component_files",
     "model_files",
     "open_checkpoint",
     "open_transformer",
     "read_json",
-    "vae_factors",
     "vae_statistics",
     "weights_sha256",
 ]
@@ -84,17 +80,18 @@ class Checkpoint:
         return weights_listing({path.name for path in (self.folder / component).iterdir()}) is not None
 
 
-def open_checkpoint(folder: str | Path, *, whole: bool = True) -> Checkpoint:
+def open_checkpoint(folder: str | Path, classes: Collection[str] | None = None, *, whole: bool = True) -> Checkpoint:
     """A whole pipeline.
 
     Args:
         folder: with ``model_index.json``; see `flowblending.export.checkpoint.source` for those of the hub.
+        classes: pipeline classes that are supported; None takes any.
         whole: look at the files of weights, too, and not only at configurations.
 
     Raises:
         FlowBlendingError: it is no diffusers pipeline, one of another class, quantised, or incomplete.
     """
-    checkpoint = _read_index(Path(folder))
+    checkpoint = _read_index(Path(folder), classes)
     folder = checkpoint.folder
     for component in COMPONENTS:
         check_there(folder / component / "config.json")
@@ -107,20 +104,23 @@ def open_checkpoint(folder: str | Path, *, whole: bool = True) -> Checkpoint:
     return checkpoint
 
 
-def open_transformer(source: str | Path, of: Checkpoint, *, whole: bool = True) -> tuple[Path, Checkpoint | None]:
+def open_transformer(
+    source: str | Path, of: Checkpoint, classes: Collection[str] | None = None, *, whole: bool = True
+) -> tuple[Path, Checkpoint | None]:
     """A transformer to run in the pipeline ``of``: its folder, and the pipeline that it came from, if any.
 
     Args:
         source: a pipeline folder, which may lack what a transformer alone does not need, a transformer folder
             (``config.json`` and weights), or a folder with one of the name ``transformer``.
         of: the pipeline that the transformer is to run in.
+        classes: as for ``open_checkpoint``.
         whole: look at the file of weights, too.
 
     Raises:
         FlowBlendingError: as for ``open_checkpoint``, or the folder holds another kind of model.
     """
     folder = Path(source)
-    checkpoint = _read_index(folder) if (folder / MODEL_INDEX).is_file() else None
+    checkpoint = _read_index(folder, classes) if (folder / MODEL_INDEX).is_file() else None
     inner = folder / TRANSFORMER
     found = inner if checkpoint is not None or (inner / "config.json").is_file() else folder
     if checkpoint is None and not (found / "config.json").is_file():
@@ -148,37 +148,6 @@ def component_files(checkpoint: Checkpoint, component: str) -> tuple[Path, ...]:
     return model_files(checkpoint.folder / component)
 
 
-def check_pair(large: Checkpoint, large_transformer: Path, small_transformer: Path, small: Checkpoint | None) -> None:
-    """Refuse a pair that cannot share latents or text.
-
-    What can be seen from the configurations: two VAEs of one architecture and equal statistics count as the same.
-
-    Args:
-        large: the pipeline that text encoder, VAE and scheduler are taken from.
-        large_transformer: folder of the large transformer.
-        small_transformer: folder of the small transformer.
-        small: the pipeline that the small transformer came from; None where it was given alone.
-
-    Raises:
-        FlowBlendingError: names the first field that differs, and both values.
-    """
-    if small is not None and small.pipeline != large.pipeline:
-        # LTXPipeline and LTXConditionPipeline place frames at different times (rotary coordinates) and draw other
-        # noise levels: the transformer of one runs under the other, but on inputs that it was not trained on.
-        raise FlowBlendingError(
-            f"The large checkpoint is a {large.pipeline} but the small one is a {small.pipeline}, and each gives its "
-            f"transformer different inputs; choose two checkpoints of one pipeline class, or name the class that runs "
-            f"both: --pipeline {large.pipeline}."
-        )
-    for field, ours, theirs in _compared(large, large_transformer, small_transformer, small):
-        if not _same(ours, theirs):
-            raise FlowBlendingError(
-                f"The two checkpoints cannot be a pair: {field} is {_show(ours)} in the large one "
-                f"({shown(large.folder)}) but {_show(theirs)} in the small one ({shown(small_transformer)}); "
-                "choose two that share latents and text."
-            )
-
-
 def vae_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the VAE's latents, one per channel.
 
@@ -198,20 +167,16 @@ def vae_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[flo
     return found[0], found[1]
 
 
-def vae_factors(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Video frames and pixels per latent frame and pixel, as the VAE classes derive them from their configuration."""
-    return row_of(checkpoint).vae_factors(checkpoint.config("vae"))
-
-
-def _read_index(folder: Path) -> Checkpoint:
+def _read_index(folder: Path, classes: Collection[str] | None) -> Checkpoint:
     if not (folder / MODEL_INDEX).is_file():
         raise _foreign(folder, "no model_index.json")
     index = read_json(folder / MODEL_INDEX)
     pipeline = index.get("_class_name")
-    if pipeline not in pipeline_classes():
+    if not isinstance(pipeline, str):
+        raise FlowBlendingError(f"{shown(folder / MODEL_INDEX)} names no pipeline class (_class_name); {EXPECTED}.")
+    if classes is not None and pipeline not in classes:
         raise FlowBlendingError(
-            f"{shown(folder)} is a checkpoint of {pipeline}, which is not supported; give one of "
-            f"{', '.join(pipeline_classes())}."
+            f"{shown(folder)} is a checkpoint of {pipeline}, which is not supported; give one of {', '.join(classes)}."
         )
     # A component that is absent stands in the index as [null, null]. Without a second transformer, a boundary between
     # the two means nothing: the script that converts Wan writes one for every version.
@@ -259,54 +224,3 @@ def _foreign(folder: Path, lacks: str) -> FlowBlendingError:
     if config.is_file():
         return FlowBlendingError(f"{name} is one component of a checkpoint, not a whole pipeline; {EXPECTED}.")
     return FlowBlendingError(f"{name} is no diffusers checkpoint, as it has {lacks}; {EXPECTED}.")
-
-
-def _compared(
-    large: Checkpoint, large_transformer: Path, small_transformer: Path, small: Checkpoint | None
-) -> Iterator[tuple[str, object, object]]:
-    """Fields that must agree, with the value of each side."""
-    ours, theirs = (read_json(folder / "config.json") for folder in (large_transformer, small_transformer))
-    for field in ("_class_name", "in_channels", "patch_size", "patch_size_t", "text_dim", "caption_channels"):
-        yield f"the transformer's {field.strip('_')}", ours.get(field), theirs.get(field)
-    # The classes take no out_channels for as many as in_channels.
-    of_ours, of_theirs = (config.get("out_channels") or config.get("in_channels") for config in (ours, theirs))
-    yield "the transformer's out_channels", of_ours, of_theirs
-    if small is None:
-        return
-    if small.has("vae"):
-        yield from _compared_vaes(large, small)
-    if small.has("text_encoder"):
-        yield from _fields("text_encoder", ("model_type", "d_model", "vocab_size"), large, small)
-
-
-def _compared_vaes(large: Checkpoint, small: Checkpoint) -> Iterator[tuple[str, object, object]]:
-    yield from _fields("vae", ("_class_name", "z_dim", "latent_channels", "scaling_factor"), large, small)
-    yield "the VAE's compression (frames, pixels)", vae_factors(large), vae_factors(small)
-    if not all(small.config("vae").get(name) for name in STATISTICS) and not small.has_weights("vae"):
-        return
-    statistics = zip(vae_statistics(large), vae_statistics(small), strict=True)
-    for name, both in zip(STATISTICS, statistics, strict=True):
-        yield f"the number of the VAE's {name}", len(both[0]), len(both[1])
-        for channel, (mean, other) in enumerate(zip(*both, strict=True)):
-            yield f"the VAE's {name}[{channel}]", mean, other
-
-
-def _fields(
-    component: str, names: Sequence[str], large: Checkpoint, small: Checkpoint
-) -> Iterator[tuple[str, object, object]]:
-    ours, theirs = large.config(component), small.config(component)
-    for name in names:
-        yield f"the {component}'s {name.strip('_')}", ours.get(name), theirs.get(name)
-
-
-def _same(ours: object, theirs: object) -> bool:
-    if isinstance(ours, float) and isinstance(theirs, float):
-        # The same statistics may have been stored in fp32 once and in bf16 (8 bits) once.
-        return math.isclose(ours, theirs, rel_tol=2**-8, abs_tol=1e-6)
-    return ours == theirs
-
-
-def _show(value: object) -> str:
-    if value is None:
-        return "missing"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from flowblending import FlowBlendingError
+from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.model_sampling import ModelSampling
-from flowblending.engine.build.build import BuildRequest, build_bundle
+from flowblending.engine.build.build import BuildRequest, build_bundle, rebuild_command
+from flowblending.engine.build.plan import Plan, make_plan
 from flowblending.engine.build.proof.report import read_report
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
 from tests.conftest import IN_PLANS, Build
@@ -38,9 +39,44 @@ def request(pair: Path, out: Path) -> BuildRequest:
     )
 
 
+def plan(asked: BuildRequest) -> Plan:
+    """What is read of two folders."""
+    return make_plan(asked, Path(asked.large), Path(asked.small))
+
+
 def said(lines: Sequence[str]) -> list[str]:
     """What a build says of components and the disk, and not of what it reads."""
     return [line for line in lines if not line.startswith(("pipeline: ", "tokenizer: "))]
+
+
+@pytest.mark.parametrize("which", ["large", "small", "both"])
+def test_a_checkpoint_published_under_another_class(
+    checkpoints: Callable[[str], Path], tmp_path: Path, which: str
+) -> None:
+    """As LTX-Video 0.9.5: the components of LTXConditionPipeline under an index that names LTXPipeline."""
+    pair = tmp_path / "pair"
+    for name in ("large", "small"):
+        shutil.copytree(checkpoints("ltx-condition") / "large", pair / name)
+    expected = plan(request(pair, tmp_path / "bundle"))
+    for name in ("large", "small") if which == "both" else (which,):
+        index = pair / name / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "LTXPipeline"}))
+    asked = dataclasses.replace(request(pair, tmp_path / "bundle"), pipeline="LTXConditionPipeline")
+    found = plan(asked)
+    assert found.pipeline == expected.pipeline
+    assert found.pipeline.text_length == 256
+    named = "as --pipeline says; model_index.json names LTXPipeline" if which != "small" else "as model_index.json says"
+    assert found.pipeline_class == f"LTXConditionPipeline, {named}"
+    assert found.advice == ()
+    assert rebuild_command(asked)[-2:] == ("--pipeline", "LTXConditionPipeline")
+    if which == "both":
+        (advice,) = set(plan(dataclasses.replace(asked, pipeline=None)).advice[:1])
+        assert "give --pipeline LTXConditionPipeline" in advice
+    else:
+        with pytest.raises(FlowBlendingError, match="or name the class that runs both: --pipeline LTX"):
+            plan(dataclasses.replace(asked, pipeline=None))
+    with pytest.raises(UsageError, match=r"--pipeline WanPipeline was given, but .* is a checkpoint of LTX"):
+        plan(dataclasses.replace(asked, pipeline="WanPipeline"))
 
 
 def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flowblending import FlowBlendingError
-from flowblending.export.checkpoint.checkpoint import check_pair, open_checkpoint, open_transformer, vae_statistics
+from flowblending.export.checkpoint.checkpoint import open_checkpoint, open_transformer, vae_statistics
 from flowblending.export.checkpoint.model_files import stored_tensors, weights_sha256
 from flowblending.export.checkpoint.source import (
     LARGE_WEIGHTS,
@@ -21,6 +21,8 @@ from flowblending.export.checkpoint.source import (
     Source,
     locate,
 )
+from flowblending.export.families.pair import check_pair
+from flowblending.export.families.registry import pipeline_classes
 from tests.support.hub_server import COMMIT, Hub, serve, use
 
 NAME = "Lightricks/LTX-Video-0.9.1"
@@ -249,7 +251,7 @@ def test_an_unknown_pipeline_costs_one_file(hub: Hub, repository: Path, tmp_path
     index = json.loads((repository / "model_index.json").read_text())
     (repository / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
     with pytest.raises(FlowBlendingError, match=rf"^{NAME} is a checkpoint of FluxPipeline, which is not supported"):
-        open_checkpoint(find(NAME, tmp_path).folder)
+        open_checkpoint(find(NAME, tmp_path).folder, pipeline_classes())
     assert hub.weights() == 0
 
 
