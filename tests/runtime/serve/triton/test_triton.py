@@ -297,6 +297,7 @@ WRONG_EXPORTS: list[tuple[tuple[str, ...], int, str]] = [
     (("toy", "--timeout", "-1"), 2, "A timeout of -1 seconds"),
     (("toy", "--timeout", "nan"), 2, "A timeout of nan seconds"),
     (("toy", "--priorities", "101"), 2, "101 priorities were asked for"),
+    (("toy", "--gpus", "0", "--device", "cpu"), 2, "--gpus was given with --device cpu"),
     (("toy", "--gpus", "0,x"), 2, "GPUs '0,x' were given"),
     (("toy", "--threads", "0"), 2, "--threads is 0, but a whole number of threads"),
     (("toy", "--plans"), 2, "large in toy is an engine of onnxruntime, which Triton has no backend for"),
@@ -354,7 +355,9 @@ class Served:
     def ask(
         self, model: str, values: Mapping[str, object], *, priority: int = 0, timeout: float | None = None
     ) -> Generator[Arrays]:
-        return responses(self.server.url, model, tensors(**{"progress": True, **values}), priority=priority, timeout=timeout)
+        return responses(
+            self.server.url, model, tensors(**{"progress": True, **values}), priority=priority, timeout=timeout
+        )
 
     def latents(self, model: str = "wan", /, **values: object) -> npt.NDArray[np.float32]:
         (*_, last) = self.ask(model, {**SHORT, "result": "latents", **values})
