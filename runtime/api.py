@@ -24,6 +24,7 @@ from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.engine.backends.tensor import CPU, Tensor
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.engine.bundle.video_choice import check_latent_shape
+from flowblending.runtime.decode_conditioning import decode_conditioning
 from flowblending.runtime.devices.arrays import Array, Shape, adopt, stream_handle
 from flowblending.runtime.devices.foreign import ForeignArray, ForeignStream
 from flowblending.runtime.devices.open import AUTO, open_device
@@ -159,8 +160,8 @@ class VideoSampler:
             negative_prompt: what it should not show.
             noise: initial latents in place of the seed's, float32 [1, C, F, H, W], of the video's size. They are read
                 where they are, when the video is made, and left as they are.
-            options: further fields of a `Job`: seed, size, frames, steps, schedule, guidance, batched_guidance,
-                solver, cache and frame_rate.
+            options: further fields of a `Job`: seed, size, frames, steps, schedule, guidance,
+                guidance_rescale, batched_guidance, solver, cache, decode_timestep, decode_noise_scale and frame_rate.
 
         Raises:
             UsageError: an option or an array that does not fit.
@@ -178,22 +179,34 @@ class VideoSampler:
             latents = self._latents(noise, "noise", (1, *job_geometry(job, self.manifest).latent_shape))
         return Generation(self._pipeline, job, latents, embeddings)
 
-    def decode(self, latents: ForeignArray, *, seed: int = 0) -> Iterator[LoadEvent | FramesEvent]:
+    def decode(
+        self,
+        latents: ForeignArray,
+        *,
+        seed: int = 0,
+        decode_timestep: float | None = None,
+        decode_noise_scale: float | None = None,
+    ) -> Iterator[LoadEvent | FramesEvent]:
         """Decode latents, float32 [1, C, F, H, W], normalised as the transformers see them.
 
         Args:
             latents: of a video that the bundle was built for; read where they are.
             seed: of the noise that some decoders add (LTX-Video's); the seed that the latents were made with gives
                 the frames that iterating over the generation gives.
+            decode_timestep: what a timestep-conditioned decoder is told, from 0 to 1; None for the bundle's.
+            decode_noise_scale: the share of noise in the latents that such a decoder sees, likewise.
 
         Raises:
-            UsageError: an array that does not fit.
+            UsageError: an array that does not fit, or options that the bundle's decoder does not have.
         """
         channels = self.manifest.pipeline.latent_channels
         tensor = self._latents(latents, "array of latents", (1, channels, None, None, None))
         check_latent_shape(self.manifest, tensor.shape[1:])
-        _, generator = draw_latents(read_options({"seed": seed}, PYTHON)["seed"], tensor.shape[1:])
-        return decoded(self._pipeline, tensor, generator)
+        told = {"decode_timestep": decode_timestep, "decode_noise_scale": decode_noise_scale}
+        read = read_options({"seed": seed, **told}, PYTHON)
+        _, generator = draw_latents(read["seed"], tensor.shape[1:])
+        conditioning = decode_conditioning(self.manifest.pipeline, *(read[name] for name in told))
+        return decoded(self._pipeline, tensor, generator, conditioning)
 
     def close(self) -> None:
         """Wait for what is running, and close the engines. Arrays that were handed out stay. Twice is harmless."""

@@ -16,7 +16,9 @@ from flowblending.engine.backends.registry import open_engine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.video_choice import check_latent_shape
+from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.devices.protocol import Device
+from flowblending.runtime.jobs import job_conditioning
 from flowblending.runtime.media.decode import Decoder, Frames
 from flowblending.runtime.media.noise import TorchNormal, draw_latents
 from flowblending.runtime.media.prompt import Tokenizer
@@ -173,18 +175,24 @@ class Pipeline:
         """The components that decoding takes."""
         return [name for name in self.bundle.manifest.components if name.startswith(VAE)]
 
-    def decode(self, latents: Tensor, generator: TorchNormal) -> Generator[Frames, None, None]:
-        """Chunks of frames float32 [3, f, H, W] in [-1, 1]; see `Decoder`."""
-        engines = {name: self.engine(name) for name in self.decoders()}
-        return Decoder(engines=engines, device=self.device, pipeline=self.bundle.manifest.pipeline).decode(
-            latents, generator
-        )
+    def decode(
+        self, latents: Tensor, generator: TorchNormal, conditioning: DecodeConditioning | None = None
+    ) -> Generator[Frames, None, None]:
+        """Chunks of frames float32 [3, f, H, W] in [-1, 1]; see `Decoder`.
 
-    def pixels(self, latents: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.uint8]:
-        """The whole video of latents whose initial noise was of a seed, [F, H, W, 3].
+        Args:
+            conditioning: of a timestep-conditioned decoder; None for the bundle's.
+        """
+        engines = {name: self.engine(name) for name in self.decoders()}
+        told = decode_conditioning(self.bundle.manifest.pipeline) if conditioning is None else conditioning
+        return Decoder(engines=engines, device=self.device, conditioning=told).decode(latents, generator)
+
+    def pixels(self, latents: npt.NDArray[np.float32], job: Job) -> npt.NDArray[np.uint8]:
+        """The whole video of a job's latents, [F, H, W, 3].
 
         Raises:
             FlowBlendingError: the decoder gave a non-finite pixel.
         """
-        _, generator = draw_latents(seed, latents.shape[1:])
-        return np.concatenate([to_uint8(chunk) for chunk in self.decode(self.device.upload(latents), generator)])
+        _, generator = draw_latents(job.seed, latents.shape[1:])
+        chunks = self.decode(self.device.upload(latents), generator, job_conditioning(job, self.bundle.manifest))
+        return np.concatenate([to_uint8(chunk) for chunk in chunks])

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from flowblending.export.families.tokenizer import TokenizerFile
     from flowblending.export.graph.exportable import Part
 
-__all__ = ["BuildRequest", "build_bundle", "rebuild_command"]
+__all__ = ["BuildRequest", "build_bundle", "plan_build", "rebuild_command"]
 
 TOKENIZER = "tokenizer.json"
 
@@ -59,7 +59,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     request.fp8.check(fp8_models(precisions), request.backend)
     prompt = request.fp8.read_prompts()[0]
     with console.phase("Reading checkpoints"):
-        plan = _plan(request)
+        plan = plan_build(request)
         pipeline, parts, signals, tokenizer = plan.pipeline, plan.parts, plan.signals, plan.tokenizer.content
         profiles = plan_profiles(pipeline, request.size, request.frames)
         left_out = [line for part in parts for line in part.check()]
@@ -107,7 +107,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _BuildPlan:
+class BuildPlan:
     """What to build.
 
     Attributes:
@@ -126,18 +126,24 @@ class _BuildPlan:
     advice: tuple[str, ...]
 
 
-def _plan(request: BuildRequest) -> _BuildPlan:
-    from flowblending.export.checkpoint.checkpoint import check_pair, open_checkpoint, open_transformer
-    from flowblending.export.checkpoint.pipeline_class import check_class, describe_class, run_with
-    from flowblending.export.families.registry import row_of
+def plan_build(request: BuildRequest) -> BuildPlan:
+    """Read what a build needs of its checkpoints beside weights.
+
+    Raises:
+        FlowBlendingError: a checkpoint that is not there, or cannot be used; a pair that does not fit.
+    """
+    from flowblending.export.checkpoint.checkpoint import open_checkpoint, open_transformer
+    from flowblending.export.families.pair import check_pair
+    from flowblending.export.families.pipeline_class import check_class, describe_class, run_with
+    from flowblending.export.families.registry import pipeline_classes, row_of
     from flowblending.export.families.tokenizer import read_tokenizer
 
     check_class(request.pipeline)
-    published = open_checkpoint(request.large)
+    published = open_checkpoint(request.large, pipeline_classes())
     row = row_of(published)
     large = run_with(published, request.pipeline, row.pipelines)
     large_transformer = large.folder / "transformer"
-    small_transformer, small = open_transformer(request.small, large)
+    small_transformer, small = open_transformer(request.small, large, pipeline_classes())
     if small is not None:
         small = run_with(small, request.pipeline, row.pipelines)
     check_pair(large, large_transformer, small_transformer, small)
@@ -150,7 +156,7 @@ def _plan(request: BuildRequest) -> _BuildPlan:
     folders = {LARGE: large_transformer, SMALL: small_transformer} if request.teacache else {}
     signals = {model: family.signal(folder, f"{model}_signal") for model, folder in folders.items()}
     advice = [family.advise(each) for each in (large, small) if each is not None]
-    return _BuildPlan(
+    return BuildPlan(
         pipeline=family.describe(large),
         pipeline_class=describe_class(large),
         parts=parts,

@@ -20,7 +20,6 @@ from flowblending.export.checkpoint.checkpoint import (
     Checkpoint,
     model_files,
     read_json,
-    vae_factors,
     vae_statistics,
 )
 from flowblending.export.families.ltx.row import LTX
@@ -34,6 +33,10 @@ from flowblending.export.graph.load import check_model
 CONDITION = "LTXConditionPipeline"
 TEXT_LENGTH = {"LTXPipeline": 128, CONDITION: 256}
 
+DECODE_TIMESTEP, DECODE_NOISE_SCALE = 0.05, 0.025
+"""What the authors run a timestep-conditioned decoder with, and the examples of diffusers' documentation (0.9.1 and
+later). The pipelines' own defaults, 0.0 and None, leave the decoder's last denoising step out."""
+
 _ARCHITECTURES: Mapping[tuple[object, ...], str] = {(28, 32, 64): LTX_2B}
 """By number of layers, number of heads, and width of a head."""
 
@@ -42,26 +45,31 @@ class Ltx:
     """The family ``ltx``; see ``flowblending.export.graph.exportable.Family``."""
 
     def advise(self, checkpoint: Checkpoint) -> str | None:
-        """That an LTXPipeline whose scheduler has no dynamic shift is probably LTX-Video 0.9.5.
+        """That an LTXPipeline with a conditioned decoder and a scheduler without shift is probably LTX-Video 0.9.5.
 
         diffusers' script convert_ltx_to_diffusers.py writes that version so, but its authors and diffusers' examples
-        run it with LTXConditionPipeline.
+        run it with LTXConditionPipeline. 0.9.1 has a dynamic shift.
         """
-        shifting = checkpoint.config("scheduler").get("use_dynamic_shifting", False)
-        if checkpoint.published is not None or checkpoint.pipeline == CONDITION or shifting:
+        scheduler = checkpoint.config("scheduler")
+        shifting = scheduler.get("use_dynamic_shifting", False) or scheduler.get("shift", 1.0) != 1.0
+        conditioned = checkpoint.config(VAE).get("timestep_conditioning", False)
+        if checkpoint.published is not None or checkpoint.pipeline == CONDITION or shifting or not conditioned:
             return None
         return (
-            f"{checkpoint.folder} is published as {checkpoint.pipeline}, but its scheduler has no dynamic shift, like "
+            f"{checkpoint.folder} is published as {checkpoint.pipeline}, but its scheduler has no shift, like "
             f"that of LTX-Video 0.9.5, which is meant for {CONDITION}; if it is that version, give "
             f"--pipeline {CONDITION}."
         )
 
     def describe(self, checkpoint: Checkpoint) -> PipelineSpec:
-        """The defaults of the pipeline's ``__call__``, and what its components' configurations say."""
+        """The defaults of the pipeline's ``__call__``, and what its components' configurations say.
+
+        What the decoder is told is the authors' choice and not the class's; see `DECODE_TIMESTEP`.
+        """
         transformer, vae = checkpoint.config(TRANSFORMER), checkpoint.config(VAE)
         mean, std = vae_statistics(checkpoint)
         scaling = vae.get("scaling_factor", 1.0)
-        temporal, spatial = vae_factors(checkpoint)
+        temporal, spatial = LTX.vae_factors(checkpoint.config("vae"))
         conditioned = vae.get("timestep_conditioning", False)
         return PipelineSpec(
             family=LTX.name,
@@ -74,9 +82,8 @@ class Ltx:
             latents_std=tuple(value / scaling for value in std),
             text_length=TEXT_LENGTH[checkpoint.pipeline],
             clean_prompt=False,
-            # The pipelines' decode_noise_scale is None by default, which means: as decode_timestep.
-            decode_noise_scale=0.0 if conditioned else None,
-            decode_timestep=0.0 if conditioned else None,
+            decode_noise_scale=DECODE_NOISE_SCALE if conditioned else None,
+            decode_timestep=DECODE_TIMESTEP if conditioned else None,
             grid=_grid(checkpoint),
             solver="euler",
             steps=50,
@@ -115,7 +122,7 @@ class Ltx:
                 name,
                 precision,
                 text_length=TEXT_LENGTH[checkpoint.pipeline],
-                factors=vae_factors(checkpoint),
+                factors=LTX.vae_factors(checkpoint.config("vae")),
                 causal=checkpoint.pipeline == CONDITION,
             ),
             check=lambda: check_model(LTXVideoTransformer3DModel, folder),

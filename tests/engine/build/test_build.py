@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from flowblending import FlowBlendingError
+from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.model_sampling import ModelSampling
-from flowblending.engine.build.build import BuildRequest, build_bundle
+from flowblending.engine.build.build import BuildRequest, build_bundle, plan_build, rebuild_command
 from flowblending.engine.build.proof.report import read_report
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
 from tests.conftest import IN_PLANS, Build
@@ -36,6 +36,36 @@ def request(pair: Path, out: Path) -> BuildRequest:
         backend="onnxruntime",
         targets=(),
     )
+
+
+@pytest.mark.parametrize("which", ["large", "small", "both"])
+def test_a_checkpoint_published_under_another_class(
+    checkpoints: Callable[[str], Path], tmp_path: Path, which: str
+) -> None:
+    """As LTX-Video 0.9.5: the components of LTXConditionPipeline under an index that names LTXPipeline."""
+    pair = tmp_path / "pair"
+    for name in ("large", "small"):
+        shutil.copytree(checkpoints("ltx-condition") / "large", pair / name)
+    expected = plan_build(request(pair, tmp_path / "bundle"))
+    for name in ("large", "small") if which == "both" else (which,):
+        index = pair / name / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "LTXPipeline"}))
+    asked = dataclasses.replace(request(pair, tmp_path / "bundle"), pipeline="LTXConditionPipeline")
+    found = plan_build(asked)
+    assert found.pipeline == expected.pipeline
+    assert found.pipeline.text_length == 256
+    said = "as --pipeline says; model_index.json names LTXPipeline" if which != "small" else "as model_index.json says"
+    assert found.pipeline_class == f"LTXConditionPipeline, {said}"
+    assert found.advice == ()
+    assert rebuild_command(asked)[-2:] == ("--pipeline", "LTXConditionPipeline")
+    if which == "both":
+        (advice,) = set(plan_build(dataclasses.replace(asked, pipeline=None)).advice[:1])
+        assert "give --pipeline LTXConditionPipeline" in advice
+    else:
+        with pytest.raises(FlowBlendingError, match="or name the class that runs both: --pipeline LTX"):
+            plan_build(dataclasses.replace(asked, pipeline=None))
+    with pytest.raises(UsageError, match=r"--pipeline WanPipeline was given, but .* is a checkpoint of LTX"):
+        plan_build(dataclasses.replace(asked, pipeline="WanPipeline"))
 
 
 def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(
