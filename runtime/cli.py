@@ -105,6 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         _dry_run(arguments, bundle, console)
         return 0
+    _check_outputs(arguments)
     if arguments.emit_program is not None:
         _emit_program(arguments, bundle)
         if arguments.prompt is None and arguments.prompts is None:
@@ -137,7 +138,7 @@ def _check(arguments: argparse.Namespace) -> None:
     check_machine(arguments)
     given(arguments, RUN)
     out = _out(arguments)
-    if arguments.prompts is not None and out.suffix in VIDEO_SUFFIXES:
+    if arguments.prompts is not None and out.suffix.lower() in VIDEO_SUFFIXES:
         raise UsageError(f"--out {out} names one video, but --prompts makes a folder of them; name a folder.")
     options = {"--save-latents": arguments.save_latents, "--emit-program": arguments.emit_program}
     named = {"--out": out, **options, "--emit-inputs": arguments.emit_inputs}
@@ -150,6 +151,20 @@ def _check(arguments: argparse.Namespace) -> None:
             raise UsageError(
                 f"{named[name]} lies in the bundle, which holds nothing but engines; choose another place."
             )
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse names that cannot be written, before there is anything to write."""
+    from flowblending.runtime.media.video import check_video_name
+    from flowblending.system.output import check_file, check_folder
+
+    for path in (arguments.emit_program, arguments.emit_inputs, arguments.save_latents):
+        if path is not None:
+            check_file(path)
+    if arguments.prompts is not None:
+        check_folder(_out(arguments))
+    elif arguments.prompt is not None and arguments.emit_inputs is None:
+        check_video_name(_out(arguments))
 
 
 def _out(arguments: argparse.Namespace) -> Path:

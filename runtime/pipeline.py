@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from flowblending import FlowBlendingError, UsageError
+from flowblending import DeviceError, FlowBlendingError, UsageError
 from flowblending.contracts.graph import TEXT_ENCODER, VAE
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.engine.backends.protocol import Engine
@@ -53,20 +53,24 @@ class Pipeline:
         """An engine of the bundle by its component's name, opened if it is not yet.
 
         Raises:
-            FlowBlendingError: the engine cannot be opened, or the pipeline has been closed.
+            DeviceError: the engine cannot be opened.
+            FlowBlendingError: the pipeline has been closed.
         """
         if self._closed:
             raise FlowBlendingError(f"The bundle {self.bundle.folder} has been closed; open it again.")
         if name not in self._engines:
             component = self.bundle.manifest.components[name]
-            self._engines[name] = open_engine(
-                backend=component.backend,
-                path=self.bundle.path(name),
-                spec=component.spec,
-                device=self.device.kind,
-                stream=self.device.stream,
-                threads=self.threads,
-            )
+            try:
+                self._engines[name] = open_engine(
+                    backend=component.backend,
+                    path=self.bundle.path(name),
+                    spec=component.spec,
+                    device=self.device.kind,
+                    stream=self.device.stream,
+                    threads=self.threads,
+                )
+            except FlowBlendingError as error:
+                raise DeviceError(str(error)) from None
         return self._engines[name]
 
     def close(self) -> None:

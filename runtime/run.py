@@ -44,7 +44,7 @@ from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.sampler.binding import Conditions
 from flowblending.runtime.sampler.loop import AHEAD, SampleResult
 from flowblending.runtime.stage_times import LOADING, VIDEO, Clock
-from flowblending.system.whole_file import check_target
+from flowblending.system.output import check_file
 
 
 class VideoRun:
@@ -147,7 +147,7 @@ class VideoRun:
         for path in self._outputs:
             check_output(path, width=self.geometry.width, height=self.geometry.height)
         if self._latents_out is not None:
-            check_target(self._latents_out)
+            check_file(self._latents_out)
 
     def _texts(self) -> list[str]:
         """The branches whose text is encoded."""

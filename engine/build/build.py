@@ -24,6 +24,7 @@ from flowblending.engine.bundle.bundle import (
     Bundle,
     bundle_id,
     carry_calibration,
+    check_bundle_place,
     describe_file,
     open_bundle,
     write_bundle,
@@ -52,6 +53,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
             verification, a compiler error, a claim of the report that does not hold, a full disk. Nothing is left at
             ``out`` that was not there.
     """
+    check_bundle_place(request.out)
     targets = backends.check_targets(request.backend, request.targets)
     request = dataclasses.replace(request, targets=targets)
     precisions = choose_precisions(request.precision, request.backend)

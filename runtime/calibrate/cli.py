@@ -189,12 +189,12 @@ def _check_targets(arguments: argparse.Namespace, bundle: Bundle) -> None:
     """Find out before hours of work whether its results can be written."""
     from flowblending.contracts.manifest import MANIFEST
     from flowblending.runtime.calibrate.plot import check_plotting
-    from flowblending.system.whole_file import check_target
+    from flowblending.system.output import check_file
 
-    check_target(bundle.folder / MANIFEST)
+    check_file(bundle.folder / MANIFEST)
     if not arguments.no_plot and not arguments.cache:
         check_plotting()
-        check_target(arguments.plot)
+        check_file(arguments.plot)
 
 
 def _defaults(arguments: argparse.Namespace) -> Job:

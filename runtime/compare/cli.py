@@ -167,6 +167,7 @@ def _planned(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     if arguments.bundle.resolve() in (out.resolve(), *out.resolve().parents):
         raise UsageError(f"{out} lies in the bundle, which holds nothing but engines; choose another place.")
     check_machine(arguments)
+    _check_outputs(arguments)
     calibration = bundle.manifest.calibration
     schedules = SCHEDULES if calibration is None or calibration.schedule is None else f"{SCHEDULES},{AUTO}"
     if arguments.schedules is not None:
@@ -185,6 +186,14 @@ def _planned(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     return jobs, variants
 
 
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    from flowblending.system.output import check_folder
+
+    check_folder(arguments.out)
+    if arguments.vbench is not None:
+        check_folder(arguments.vbench)
+
+
 def _job(arguments: argparse.Namespace) -> Job:
     return make_job({"prompt": "", **given(arguments, COMPARE)})
 
@@ -193,12 +202,13 @@ def _compare_videos(arguments: argparse.Namespace, console: Console) -> int:
     from flowblending.runtime.compare import existing
     from flowblending.runtime.compare.assemble import labels_of, of_videos
     from flowblending.runtime.compare.figures import VIDEOS
-    from flowblending.runtime.compare.layout import prepare, write
+    from flowblending.runtime.compare.layout import prepare, words_of, write
     from flowblending.runtime.compare.sets import set_distances
 
     out: Path = arguments.out
     if arguments.fvd is not None:
         raise UsageError("--fvd compares sets of videos, but --videos single ones; leave it out.")
+    _check_outputs(arguments)
     videos = existing.open_all(arguments.videos)
     unknown = [video.path for video in videos if "prompt" not in video.about]
     if arguments.judge is not None and unknown:
@@ -215,7 +225,7 @@ def _compare_videos(arguments: argparse.Namespace, console: Console) -> int:
             seen.append(existing.look(videos, asked.scorers, asked.sets, video))
     for index, video in enumerate(videos, start=1):
         suffix = video.path.suffix if video.fits(videos[0]) else ".mp4"
-        placed.append(f"{VIDEOS}/{index}-{video.path.stem}{suffix}")
+        placed.append(f"{VIDEOS}/{index}-{words_of(video.path.stem)}{suffix.lower()}")
         existing.place(video, videos[0], out / placed[-1])
     labels = labels_of(videos)
     features = dict(zip(labels, (each.features for each in seen), strict=True))

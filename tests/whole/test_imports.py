@@ -119,7 +119,7 @@ LIBRARIES = {
 }
 RULES = Rules(
     packages=PACKAGES,
-    face=("FlowBlendingError", "UsageError", "__version__"),
+    face=("DeviceError", "DiskError", "FlowBlendingError", "OutOfMemoryError", "UsageError", "__version__"),
     libraries=LIBRARIES,
     # A function that a user names.
     dynamic=("runtime/measures/function.py",),

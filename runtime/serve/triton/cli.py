@@ -65,7 +65,13 @@ def run(arguments: argparse.Namespace) -> None:
     from flowblending.engine.bundle.bundle import open_bundle
     from flowblending.runtime.devices.open import device_kind
     from flowblending.runtime.serve.triton.config import Placement, QueuePolicy
-    from flowblending.runtime.serve.triton.repository import model_names, plan_models, video_model, write_repository
+    from flowblending.runtime.serve.triton.repository import (
+        check_repository,
+        model_names,
+        plan_models,
+        video_model,
+        write_repository,
+    )
     from flowblending.system.console import Console
     from flowblending.system.shell import command
 
@@ -84,6 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
         models.append(video_model(name, bundle, queue, place))
         if arguments.plans:
             models += plan_models(name, bundle, place)
+    check_repository(models, arguments.out)
     total = sum(file.bytes for bundle in bundles for file in bundle.files())
     with console.progress("checking", total=total, unit="B") as advance:
         for bundle in bundles:
