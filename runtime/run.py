@@ -44,6 +44,7 @@ from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.sampler.binding import Conditions
 from flowblending.runtime.sampler.loop import AHEAD, SampleResult
 from flowblending.runtime.stage_times import LOADING, VIDEO, Clock
+from flowblending.runtime.unused import unused_options
 from flowblending.system.output import check_file
 
 
@@ -100,6 +101,13 @@ class VideoRun:
         self._decode = decode
         self._open_first = open_first
         self._ahead = ahead
+        self._unused = unused_options(
+            job,
+            self.program,
+            pipeline.bundle.manifest,
+            timed=decode and (not outputs or any(path.suffix.lower() == ".mp4" for path in outputs)),
+            latents_given=latents is not None,
+        )
         self._check_files()
 
     @cached_property
@@ -123,7 +131,8 @@ class VideoRun:
         """Make the video, anew with every call.
 
         Yields:
-            A `LoadEvent` before an engine is opened; `EncodeEvent`; `WarningEvent` about the prompt; `SamplingEvent`;
+            A `WarningEvent` about every option that does nothing; a `LoadEvent` before an engine is opened;
+            `EncodeEvent`; `WarningEvent` about the prompt; `SamplingEvent`;
             a `StepEvent` for every step that has finished; `LatentsEvent`, when those are written too; `FramesEvent`
             for frames that were decoded and written; `FinishedEvent`, when every output is whole.
 
@@ -134,6 +143,8 @@ class VideoRun:
         clock, pipeline = Clock(), self._pipeline
         self._check_files()  # again: they may have come to be since
         latents, generator = self.start()
+        for line in self._unused:
+            yield WarningEvent(message=line)
         yield from _opened(pipeline, self._needed(), clock)
         result = yield from self._sampled(latents, clock)
         if self._latents_out is not None:

@@ -124,12 +124,14 @@ def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
     from flowblending.runtime.compare.figures import LATENTS, VIDEOS
     from flowblending.runtime.compare.layout import lay_out, prepare
     from flowblending.runtime.compare.make import make_all
-    from flowblending.runtime.devices.open import open_device
+    from flowblending.runtime.devices.open import device_kind, open_device
     from flowblending.runtime.pipeline import Pipeline
+    from flowblending.runtime.unused import unused_threads
 
     out: Path = arguments.out
     bundle = open_bundle(arguments.bundle)
     jobs, variants = _planned(arguments, bundle, console)
+    unused_threads(arguments.threads, device_kind(arguments.device, bundle.manifest), bundle.manifest, console.warn)
     total = sum(file.bytes for file in bundle.files())
     with console.progress("checking the bundle", total=total, unit="B") as advance:
         bundle.verify(progress=advance)

@@ -26,6 +26,7 @@ from flowblending.runtime.events import (
     LoadEvent,
     RunEvent,
     SamplingEvent,
+    WarningEvent,
 )
 from flowblending.runtime.generate import generate
 from flowblending.runtime.media.decode import Decoder, Frames
@@ -142,6 +143,16 @@ def test_slots_and_conditions_go_before_anything_is_decoded(pipeline: ToyPipelin
             trajectories.append(weakref.ref(event.trajectory))
         if isinstance(event, LatentsEvent):
             assert [each() for each in trajectories] == [None]
+
+
+def test_an_option_that_does_nothing_is_told_first(pipeline: ToyPipeline, out: Path) -> None:
+    job = dataclasses.replace(JOB, negative_prompt="y", guidance=1.0)
+    first, *rest = a_run(pipeline, out, job).events()
+    assert isinstance(first, WarningEvent)
+    assert first.message == "the negative prompt does nothing, because no step has guidance above 1."
+    assert not any(isinstance(event, WarningEvent) for event in rest)
+    guided = dataclasses.replace(job, guidance=3.0)
+    assert not any(isinstance(event, WarningEvent) for event in a_run(pipeline, out / "guided", guided).events())
 
 
 def test_nothing_is_written_or_opened_of_a_job_that_is_refused(pipeline: ToyPipeline, out: Path) -> None:

@@ -38,6 +38,7 @@ RUN = {
     "runtime/events",
     "runtime/pipeline",
     "runtime/stage_times",
+    "runtime/unused",
     "runtime/run",
     "runtime/generate",
 }
@@ -68,8 +69,9 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/sampler": {*GROUND, "engine/backends", "runtime/devices", "runtime/program", "runtime/refusals"},
     "runtime/events": {"runtime/devices", "runtime/media", "runtime/sampler"},
     "runtime/pipeline": SAMPLING,
+    "runtime/unused": {*ENGINE, "runtime/options", "runtime/program"},
     "runtime/stage_times": {*SAMPLING, "runtime/pipeline"},
-    "runtime/run": {*SAMPLING, "runtime/events", "runtime/pipeline", "runtime/stage_times"},
+    "runtime/run": {*SAMPLING, "runtime/events", "runtime/pipeline", "runtime/stage_times", "runtime/unused"},
     "runtime/generate": {*SAMPLING, "runtime/events", "runtime/pipeline", "runtime/stage_times", "runtime/run"},
     "runtime/dry_run": {*ENGINE, "runtime/devices", "runtime/jobs", "runtime/options", "runtime/program"},
     "runtime/api": RUN,
