@@ -22,6 +22,7 @@ from flowblending.export.checkpoint.checkpoint import (
     read_json,
     vae_statistics,
 )
+from flowblending.export.checkpoint.naming import shown
 from flowblending.export.families.ltx.row import LTX
 from flowblending.export.families.ltx.signal import load_signal
 from flowblending.export.families.ltx.transformer import load_transformer
@@ -56,7 +57,7 @@ class Ltx:
         if checkpoint.published is not None or checkpoint.pipeline == CONDITION or shifting or not conditioned:
             return None
         return (
-            f"{checkpoint.folder} is published as {checkpoint.pipeline}, but its scheduler has no shift, like "
+            f"{shown(checkpoint.folder)} is published as {checkpoint.pipeline}, but its scheduler has no shift, like "
             f"that of LTX-Video 0.9.5, which is meant for {CONDITION}; if it is that version, give "
             f"--pipeline {CONDITION}."
         )
@@ -106,7 +107,7 @@ class Ltx:
         for field in ("patch_size", "patch_size_t"):
             if config.get(field, 1) != 1:
                 raise FlowBlendingError(
-                    f"{folder} has {field} {config[field]}, but the LTX pipelines of diffusers run 1 only; "
+                    f"{shown(folder)} has {field} {config[field]}, but the LTX pipelines of diffusers run 1 only; "
                     "give a transformer with patches of one latent pixel."
                 )
         return Part(
@@ -170,8 +171,8 @@ def _grid(checkpoint: Checkpoint) -> SigmaGrid:
     for field, value in expected.items():
         if (config.get(field, value) or None) != (value or None):
             raise FlowBlendingError(
-                f"The scheduler of {checkpoint.folder} has {field} {config[field]}, but {value} was expected for "
-                f"{checkpoint.pipeline}; correct scheduler/scheduler_config.json."
+                f"The scheduler of {shown(checkpoint.folder)} has {field} {config[field]}, but {value} was expected "
+                f"for {checkpoint.pipeline}; correct scheduler/scheduler_config.json."
             )
     if checkpoint.pipeline == CONDITION:
         return SigmaGrid(kind="linear-quadratic")
