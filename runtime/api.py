@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, Unpack
@@ -68,19 +69,31 @@ class Generation:
     """
 
     def __init__(self, pipeline: Pipeline, job: Job, noise: Tensor | None, embeddings: Conditions) -> None:
-        self._run = VideoRun(pipeline, job, latents=noise, embeddings=embeddings)
+        self._planned = functools.partial(VideoRun, pipeline, job, latents=noise, embeddings=embeddings)
+        self._run = self._planned()
         self.noise: Final = noise
         self.embeddings: Final = embeddings
         self.program: Final[Program] = self._run.program
         self.frame_rate: Final[float] = self._run.frame_rate
 
     def __iter__(self) -> Generator[Event, None, None]:
-        with contextlib.closing(self._run.events()) as events:
+        return _told(self._run)
+
+    def save(self, path: str | os.PathLike[str], on_event: Callable[[Event], object] | None = None) -> None:
+        """Make the video and write it, as fb-run would: whole, or not at all.
+
+        Args:
+            path: ``video.mp4``, ``frames.npy`` (uint8 [F, H, W, 3]), or a new folder for PNG files.
+            on_event: called with every event that iterating would yield.
+
+        Raises:
+            UsageError: a path that no video can have.
+            FlowBlendingError: as `latents`, or the file cannot be written.
+        """
+        with contextlib.closing(_told(self._planned(outputs=(Path(path),)))) as events:
             for event in events:
-                if isinstance(event, WarningEvent):
-                    _warn(event.message)
-                elif isinstance(event, Event):
-                    yield event
+                if on_event is not None:
+                    on_event(event)
 
     def latents(self) -> Array:
         """Sample without decoding: float32 [1, C, F, H, W], normalised as the transformers see them.
@@ -93,6 +106,16 @@ class Generation:
                 if isinstance(event, LatentsEvent):
                     return event.latents
         raise AssertionError("sampling ends with its latents")
+
+
+def _told(run: VideoRun) -> Generator[Event, None, None]:
+    """What the API tells of a run's events; warnings become Python's."""
+    with contextlib.closing(run.events()) as events:
+        for event in events:
+            if isinstance(event, WarningEvent):
+                _warn(event.message)
+            elif isinstance(event, Event):
+                yield event
 
 
 class VideoSampler:

@@ -242,6 +242,29 @@ def test_models_that_ask_for_a_mask_are_given_one(build: Build) -> None:
         np.testing.assert_array_equal(np.concatenate(at_once, axis=1), np.concatenate(later, axis=1))
 
 
+@pytest.mark.slow
+def test_a_video_is_saved_as_fb_run_writes_it(sampler: flowblending.VideoSampler, bundle: Path, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours.npy", tmp_path / "theirs.npy"
+    events: list[object] = []
+    sampler.generate("a cat", steps=2, seed=3).save(ours, events.append)
+    command = ["--prompt", "a cat", "--steps", "2", "--seed", "3", "--threads", "1", "--out", str(theirs), "--quiet"]
+    subprocess.run([sys.executable, "-m", "flowblending.runtime.cli", str(bundle), *command], check=True)
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert sum(isinstance(event, StepEvent) for event in events) == 2
+
+
+@pytest.mark.slow
+def test_a_video_that_cannot_be_saved_is_refused_before_work(
+    sampler: flowblending.VideoSampler, tmp_path: Path
+) -> None:
+    events: list[object] = []
+    for name in ("video.avi", f"{'x' * 300}.mp4"):
+        with pytest.raises(flowblending.FlowBlendingError):
+            sampler.generate("a cat", steps=2).save(tmp_path / name, events.append)
+    assert events == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def examples() -> list[str]:
     """The Python code on the page about embedding."""
     page = Path(__file__).parents[2] / "docs" / "embedding.md"
