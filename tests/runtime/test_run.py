@@ -102,8 +102,9 @@ def test_noise_that_does_not_look_like_noise_is_told_before_the_work(pipeline: T
     found = {}
     for name, given in (("noise", noise), ("large", noise * 3), ("shifted", noise + 2), ("constant", noise * 0)):
         events = VideoRun(pipeline, JOB, latents=given, embeddings=NO_TEXT, decode=False).events()
-        warnings = itertools.takewhile(lambda event: isinstance(event, WarningEvent), events)
-        found[name] = [event.message for event in warnings if "look like noise" in event.message]
+        early = itertools.takewhile(lambda event: isinstance(event, WarningEvent), events)
+        warnings = [event.message for event in early if isinstance(event, WarningEvent)]
+        found[name] = [message for message in warnings if "look like noise" in message]
         events.close()
     assert [len(messages) for messages in found.values()] == [0, 1, 1, 1]
     assert "the noise given does not look like noise: standard deviation 3" in found["large"][0]
