@@ -7,8 +7,11 @@ comes from it belong to one thread at a time.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
+import os
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, Unpack
@@ -29,8 +32,8 @@ from flowblending.runtime.devices.open import AUTO, open_device
 from flowblending.runtime.events import Embedding, Event, FramesEvent, LatentsEvent, LoadEvent, WarningEvent
 from flowblending.runtime.jobs import job_geometry
 from flowblending.runtime.media.noise import draw_latents
-from flowblending.runtime.option_values import PYTHON, make_job, read_options, read_value
-from flowblending.runtime.options import DEVICE, THREADS, Job, JobOptions
+from flowblending.runtime.option_values import PYTHON, is_blank, make_job, read_options, read_value, shown
+from flowblending.runtime.options import DEVICE, TEXT, THREADS, Job, JobOptions
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.run import VideoRun, decoded
 from flowblending.runtime.sampler.binding import Conditions
@@ -48,6 +51,9 @@ __all__ = [
 ]
 
 
+_ENCODE: Final = dataclasses.replace(PYTHON, several="for text in texts: sampler.encode(text)")
+
+
 class Generation:
     """A video to be made. Nothing has run yet: iterate over it, or ask for its latents.
 
@@ -63,19 +69,31 @@ class Generation:
     """
 
     def __init__(self, pipeline: Pipeline, job: Job, noise: Tensor | None, embeddings: Conditions) -> None:
-        self._run = VideoRun(pipeline, job, latents=noise, embeddings=embeddings)
+        self._planned = functools.partial(VideoRun, pipeline, job, latents=noise, embeddings=embeddings)
+        self._run = self._planned()
         self.noise: Final = noise
         self.embeddings: Final = embeddings
         self.program: Final[Program] = self._run.program
         self.frame_rate: Final[float] = self._run.frame_rate
 
     def __iter__(self) -> Generator[Event, None, None]:
-        with contextlib.closing(self._run.events()) as events:
+        return _told(self._run)
+
+    def save(self, path: str | os.PathLike[str], on_event: Callable[[Event], object] | None = None) -> None:
+        """Make the video and write it, as fb-run would: whole, or not at all.
+
+        Args:
+            path: ``video.mp4``, ``frames.npy`` (uint8 [F, H, W, 3]), or a new folder for PNG files.
+            on_event: called with every event that iterating would yield.
+
+        Raises:
+            UsageError: a path that no video can have.
+            FlowBlendingError: as `latents`, or the file cannot be written.
+        """
+        with contextlib.closing(_told(self._planned(outputs=(Path(path),)))) as events:
             for event in events:
-                if isinstance(event, WarningEvent):
-                    _warn(event.message)
-                elif isinstance(event, Event):
-                    yield event
+                if on_event is not None:
+                    on_event(event)
 
     def latents(self) -> Array:
         """Sample without decoding: float32 [1, C, F, H, W], normalised as the transformers see them.
@@ -88,6 +106,16 @@ class Generation:
                 if isinstance(event, LatentsEvent):
                     return event.latents
         raise AssertionError("sampling ends with its latents")
+
+
+def _told(run: VideoRun) -> Generator[Event, None, None]:
+    """What the API tells of a run's events; warnings become Python's."""
+    with contextlib.closing(run.events()) as events:
+        for event in events:
+            if isinstance(event, WarningEvent):
+                _warn(event.message)
+            elif isinstance(event, Event):
+                yield event
 
 
 class VideoSampler:
@@ -116,7 +144,15 @@ class VideoSampler:
         return self._pipeline.device.stream
 
     def encode(self, text: str) -> Embedding:
-        """Run the text encoder once, for any number of videos. Warns when the text is too long, and is cut."""
+        """Run the text encoder once, for any number of videos. Warns when the text is too long, and is cut.
+
+        Args:
+            text: of a prompt, or of a negative prompt, which may be empty.
+
+        Raises:
+            UsageError: it is no text.
+        """
+        text = read_value(text, TEXT, _ENCODE)
         tensors, device = self._pipeline.embed(text, _warn), self._pipeline.device
         device.close()  # waits: what is handed out is complete
         return Embedding(text=Array(tensors["text"], device), mask=Array(tensors["text_mask"], device))
@@ -132,7 +168,7 @@ class VideoSampler:
         """A video to be made; see `Generation`. None means the default of the bundle's family.
 
         Args:
-            prompt: what the video shows; a text, or its embedding.
+            prompt: what the video shows; one text that is not blank, or its embedding. Several videos are a loop.
             negative_prompt: what it should not show.
             noise: initial latents in place of the seed's, float32 [1, C, F, H, W], of the video's size. They are read
                 where they are, when the video is made, and left as they are.
@@ -236,13 +272,24 @@ def open(
         UsageError: a wrong argument.
         FlowBlendingError: the bundle is missing, damaged or altered, or its libraries or its GPU are not here.
     """
-    read_value(device, DEVICE, PYTHON)
+    folder = _folder(bundle)
+    device = read_value(device, DEVICE, PYTHON)
     threads = read_value(threads, THREADS, PYTHON)
     handle = None if stream is None else stream_handle(stream)
-    opened = open_bundle(Path(bundle))
+    opened = open_bundle(folder)
     opened.verify()
     place = open_device(device, opened.manifest, handle)
     return VideoSampler(Pipeline(bundle=opened, device=place, threads=threads), stream)
+
+
+def _folder(bundle: object) -> Path:
+    path = os.fspath(bundle) if isinstance(bundle, os.PathLike) else bundle
+    if not isinstance(path, str) or is_blank(path) or "\0" in path:
+        raise UsageError(
+            f"bundle is {shown(bundle)}, but the path of a bundle's folder was expected; give bundle='wan-bundle', for "
+            "example."
+        )
+    return Path(path)
 
 
 def _warn(message: str) -> None:

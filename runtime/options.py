@@ -34,6 +34,8 @@ DEVICES: Final = ("auto", "cpu", "cuda")
 
 MOST_SEED: Final = 2**64 - 1
 MAX_FRAME_RATE: Final = 1000
+MOST_THREADS: Final = 4096
+"""More than any machine has; ONNX Runtime makes as many as it is told to, until the system gives no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,7 +302,14 @@ THREADS: Final = Option(
     metavar="N",
     unit="threads",
     least=1,
+    most=MOST_THREADS,
     example=2,
+)
+TEXT: Final = Option(
+    name="text",
+    section=WHAT,
+    help="to be encoded",
+    example="A cat walks on the grass",
 )
 
 
