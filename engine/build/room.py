@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from flowblending.export.graph.exportable import Part
 
 _SHARED = (
-    "the disk has no room for the weights twice, so the bundle shares the cache's files: fb-run reads them, but the onnx "
-    "package and Polygraphy do so only in a copy of the bundle (cp -r) or after fb-build-engines --prune all"
+    "the disk has no room for the weights twice, so the bundle shares the cache's files: fb-run reads them, but the "
+    "onnx package and Polygraphy do so only in a copy of the bundle (cp -r) or after fb-build-engines --prune all"
 )
 
 RANGES = "ranges"
