@@ -223,6 +223,19 @@ def test_a_repository_holds_its_bundles_without_a_second_copy(toy: Bundle, tmp_p
     open_bundle(inside).verify()
 
 
+def test_weights_are_copies_where_there_is_room(toy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle that is served remains one that onnx reads, which opens no weights with several names."""
+    toy.folder.joinpath("large.onnx.data").write_bytes(b"1" * 1000)
+    served = model("a", toy)
+    served.links["1/bundle/large.onnx.data"] = toy.folder / "large.onnx.data"
+    for free, names in ((2000, 1), (1999, 2)):
+        monkeypatch.setattr(shutil, "disk_usage", Mock(return_value=Mock(free=free)))
+        write_repository([served], tmp_path / f"{free}")
+        path = tmp_path / f"{free}" / "a" / "1" / "bundle" / "large.onnx.data"
+        assert path.read_bytes() == b"1" * 1000
+        assert path.stat().st_nlink == names
+
+
 def test_files_are_copied_where_links_are_not_possible(
     toy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
