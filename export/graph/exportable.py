@@ -57,12 +57,14 @@ class Part:
         name: the component's name in the bundle.
         sources: files that determine the graph and its weights (configuration and weight files), for its key.
         load: reads the weights and builds the module in a precision; the memory is the caller's to release.
+        revision: of the code that says what the graph computes, such as ``wan transformer 1``; part of the key.
         architecture: of a transformer: its published name, if `flowblending.contracts.graph` has one.
     """
 
     name: str
     sources: tuple[Path, ...]
     load: Callable[[Precision], Exportable]
+    revision: str
     architecture: str | None = None
 
 

@@ -19,6 +19,9 @@ from flowblending.engine.backends.tensorrt.weights import map_weights
 if TYPE_CHECKING:
     from flowblending.contracts.manifest import Backend
 
+REVISION = 1
+"""Raised when this package asks the compiler for another plan of the same graph and sizes."""
+
 _MEMORY = re.compile(r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|bad_alloc|insufficient memory", re.I)
 _NOT_FUSED = "not supported by a dedicated kernel"
 

@@ -19,6 +19,9 @@ from flowblending.contracts.graph import GraphSpec, PipelineSpec
 from flowblending.contracts.manifest import Geometry
 from flowblending.system.subprocess_call import EndedError, call_in_subprocess
 
+REVISION = 1
+"""Raised when the same pair, prompts and options give other ranges: the observed graphs, and all that samples."""
+
 _MODULE = "flowblending.engine.build.fp8.trajectories_worker"
 
 

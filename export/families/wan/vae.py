@@ -12,6 +12,7 @@ The caches are fp32 in every precision, as all inputs and outputs are; at 832x48
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +29,9 @@ from flowblending.contracts.graph import VAE, VAE_FIRST, VAE_NEXT, GraphSpec, Pr
 from flowblending.export.checkpoint.checkpoint import Checkpoint, component_files
 from flowblending.export.graph.exportable import Exportable, Part, Tensors
 from flowblending.export.graph.load import load_model, twin
+
+REVISION = 1
+"""Raised when this file makes other graphs."""
 
 
 def check_decoder(checkpoint: Checkpoint) -> None:
@@ -56,9 +60,10 @@ def decoder_parts(checkpoint: Checkpoint) -> tuple[Part, Part]:
     check_decoder(checkpoint)
     folder = checkpoint.folder / VAE
     sources = component_files(checkpoint, VAE)
+    revision = f"wan vae {REVISION}"
     return (
-        Part(name=VAE_FIRST, sources=sources, load=lambda precision: _load(folder, VAE_FIRST, precision)),
-        Part(name=VAE_NEXT, sources=sources, load=lambda precision: _load(folder, VAE_NEXT, precision)),
+        Part(name=VAE_FIRST, sources=sources, load=partial(_load, folder, VAE_FIRST), revision=revision),
+        Part(name=VAE_NEXT, sources=sources, load=partial(_load, folder, VAE_NEXT), revision=revision),
     )
 
 
