@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.contracts.fp8_calibration import Calibration
+from flowblending.contracts.fp8_calibration import Fp8Calibration
 
 
-def ratios(one: Calibration, other: Calibration, model: str) -> npt.NDArray[np.float64]:
+def ratios(one: Fp8Calibration, other: Fp8Calibration, model: str) -> npt.NDArray[np.float64]:
     """Each layer's percentile in one by that in the other, without the margins; infinite where that is zero."""
     ours, theirs = one.models[model].layers, other.models[model].layers
     with np.errstate(divide="ignore"):
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("one", type=Path)
     parser.add_argument("other", type=Path)
     arguments = parser.parse_args()
-    one, other = Calibration.read(arguments.one), Calibration.read(arguments.other)
+    one, other = Fp8Calibration.read(arguments.one), Fp8Calibration.read(arguments.other)
     for name in other.models:
         found = ratios(one, other, name)
         print(

@@ -28,7 +28,7 @@ from benchmarks.random_checkpoint import MODELS, element_count, write_model
 from benchmarks.scale_step import anonymous_bytes
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import LARGE, TEXT_ENCODER, Precision
-from flowblending.engine.build.disk import Step, check_disk, need
+from flowblending.engine.build.disk import ComponentDisk, check_disk, need
 from flowblending.system.console import Console, run_program
 
 GIGA = 1e9
@@ -127,7 +127,7 @@ def run_case(name: str, work: Path, layers: int | None, console: Console) -> dic
     work.mkdir(parents=True, exist_ok=True)
     # The checkpoint goes when the graph is written, and the plan comes after that.
     after = 2 * graph if case.target is not None else 0
-    needed = need([Step(kept=0, beside=int(max(2 * elements + graph, after)))])
+    needed = need([ComponentDisk(kept=0, beside=int(max(2 * elements + graph, after)))])
     console.log(f"{name}: {check_disk(needed, work, work)}")
     folder = work / name
     shutil.rmtree(folder, ignore_errors=True)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
+from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
-    from flowblending.runtime.jobs import Job, Line
+    from flowblending.runtime.jobs import Job, PromptLine
     from flowblending.runtime.pipeline import Pipeline
     from flowblending.system.console import Console
 
@@ -66,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="run both guidance branches in one call, or one after the other (default: the family's)",
     )
-    how.add_argument("--solver", choices=("unipc", "dpm++", "euler"), help="(default: the family's)")
+    how.add_argument("--solver", type=SOLVERS.argument, metavar=METAVAR, help="(default: the family's)")
     how.add_argument(
         "--cache",
         default="off",
@@ -272,7 +273,7 @@ def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     return 0
 
 
-def _lines(arguments: argparse.Namespace) -> list[Line]:
+def _lines(arguments: argparse.Namespace) -> list[PromptLine]:
     """The lines of the prompt file that this run makes."""
     from flowblending.runtime.batch.tasks import Shard
     from flowblending.runtime.jobs import read_jobs

@@ -119,7 +119,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class PromptLine:
     """A line of a prompt file: its number, and the job, or why there is none."""
 
     number: int
@@ -127,7 +127,7 @@ class Line:
     error: str | None = None
 
 
-def read_jobs(path: Path, defaults: Job) -> list[Line]:
+def read_jobs(path: Path, defaults: Job) -> list[PromptLine]:
     """The jobs of a prompt file; see `read_prompt_file` and `parse_jobs`."""
     return parse_jobs(read_prompt_file(path), path, defaults)
 
@@ -146,7 +146,7 @@ def read_prompt_file(path: Path) -> str:
         raise FlowBlendingError(f"Cannot read the prompt file {path} ({error}); give a UTF-8 text file.") from None
 
 
-def parse_jobs(text: str, path: Path, defaults: Job) -> list[Line]:
+def parse_jobs(text: str, path: Path, defaults: Job) -> list[PromptLine]:
     """The jobs of a prompt file's text: one prompt a line, or one JSON object a line with a job's fields.
 
     A line that is no job is returned with its error, so that the others still run. Empty lines and
@@ -161,7 +161,7 @@ def parse_jobs(text: str, path: Path, defaults: Job) -> list[Line]:
     return lines
 
 
-def plain_jobs(lines: Sequence[Line], path: Path, reason: str) -> list[Job]:
+def plain_jobs(lines: Sequence[PromptLine], path: Path, reason: str) -> list[Job]:
     """The jobs of all lines, where schedule and cache are not a line's to say.
 
     Args:
@@ -185,7 +185,7 @@ def plain_jobs(lines: Sequence[Line], path: Path, reason: str) -> list[Job]:
     return jobs
 
 
-def _lines(text: str, defaults: Job) -> Iterator[Line]:
+def _lines(text: str, defaults: Job) -> Iterator[PromptLine]:
     # Not splitlines: a JSON string may hold Unicode's own line separators.
     for number, line in enumerate(text.split("\n"), start=1):
         content = line.strip()
@@ -193,9 +193,9 @@ def _lines(text: str, defaults: Job) -> Iterator[Line]:
             continue
         try:
             fields = _parse(content) if content.startswith("{") else {"prompt": content}
-            yield Line(number=number, job=dataclasses.replace(defaults, **fields))
+            yield PromptLine(number=number, job=dataclasses.replace(defaults, **fields))
         except UsageError as error:
-            yield Line(number=number, error=str(error))
+            yield PromptLine(number=number, error=str(error))
 
 
 def _parse(text: str) -> dict[str, Any]:

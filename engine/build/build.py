@@ -58,6 +58,9 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     with console.phase("Reading checkpoints"):
         pipeline, parts, signals, tokenizer = _plan(request)
         profiles = plan_profiles(pipeline, request.size, request.frames)
+        left_out = [line for part in parts for line in part.check()]
+    for line in left_out:
+        console.warn(line)
     old = _existing(request.out)
     try:
         with write_bundle(request.out) as folder:

@@ -20,7 +20,7 @@ from flowblending.engine.backends.protocol import ShapeProfile, ends
 from flowblending.engine.backends.tensorrt.attention import Fp8AttentionError
 from flowblending.engine.backends.tensorrt.compile import REVISION as COMPILER
 from flowblending.engine.build.fp8.builder import Fp8Builder
-from flowblending.engine.build.fp8.calibrate import Calibrator, Pair
+from flowblending.engine.build.fp8.calibrate import Pair, RangeCalibrator
 from flowblending.engine.build.precision import base_precision, component_precision, fp8_models
 from flowblending.engine.build.proof.component import REVISION as PROOF
 from flowblending.engine.build.proof.component import gather, note_no_fp8_attention, note_verified
@@ -85,7 +85,7 @@ class ComponentBuilder:
             source=self.request.large,
         )
         options, console = self.request.fp8, self.console
-        calibrator = Calibrator(pair, options, folder=self.folder, old=old, store=self.store, console=console)
+        calibrator = RangeCalibrator(pair, options, folder=self.folder, old=old, store=self.store, console=console)
         base = base_precision(self.request.backend)
         fp8 = Fp8Builder(pair, options, base=base, calibrator=calibrator, console=console)
         fp8.check()
@@ -186,7 +186,7 @@ class ComponentBuilder:
             "graph": f"exporter {EXPORTER}, {part.revision}",
             "pipeline": f"{self.pipeline.pipeline}, {self.pipeline.text_length} tokens",
             "precision": str(precision),
-            # What of the graph depends on data: see `Calibrator.key`.
+            # What of the graph depends on data: see `RangeCalibrator.key`.
             "calibration": "none",
             # ONNX Runtime takes any size; a TensorRT engine is compiled for some.
             "shapes": "any" if self.request.backend == backends.ONNXRUNTIME else repr(self._shapes(part.name)),
@@ -227,9 +227,9 @@ class ComponentBuilder:
         return None
 
     def _export(self, part: Part, precision: Precision, work: Path, fp8: Fp8Builder | None) -> ExportedGraph:
-        from flowblending.export.verify.reference_outputs import Recorder
+        from flowblending.export.verify.reference_outputs import ReferenceRecorder
 
-        recorder = Recorder(part, ends(self._shapes(part.name)))
+        recorder = ReferenceRecorder(part, ends(self._shapes(part.name)))
         if fp8 is not None:
             graph, parity = fp8.export(recorder.part, work)
         else:

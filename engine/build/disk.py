@@ -11,7 +11,7 @@ from flowblending import FlowBlendingError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class ComponentDisk:
     """One component, in the order in which they are built.
 
     Attributes:
@@ -31,7 +31,7 @@ class Need:
     most: int
 
 
-def need(steps: Sequence[Step]) -> Need:
+def need(steps: Sequence[ComponentDisk]) -> Need:
     """What a build needs in all."""
     kept = most = 0
     for step in steps:

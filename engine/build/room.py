@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowblending.contracts.graph import Precision
-from flowblending.engine.build.disk import Step, check_disk, need
+from flowblending.engine.build.disk import ComponentDisk, check_disk, need
 from flowblending.engine.build.fp8.builder import Fp8Builder
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.store.store import Store
@@ -33,7 +33,7 @@ class Planned:
     """
 
     component: tuple[str, Mapping[str, str]]
-    step: Step
+    step: ComponentDisk
 
 
 def plan_room(
@@ -61,7 +61,7 @@ def plan_room(
         blocks = fp8.blocks(part.name) if fp8 is not None and precisions[part.name] is Precision.FP8 else None
         size = graph_bytes(part.sources, precisions[part.name], blocks)
         # A plan holds its graph's weights again, and the graph goes then.
-        step = Step(kept=size, beside=size if compiled else 0)
+        step = ComponentDisk(kept=size, beside=size if compiled else 0)
         (first if blocks is None else last).append(Planned(component=(part.name, keys[part.name]), step=step))
     # A calibration takes nothing: its graphs have their weights in the checkpoint's files.
     return [*first, *last]
@@ -96,8 +96,8 @@ def check_room(planned: Sequence[Planned], store: Store, old: Bundle | None, fol
         if where is None:
             made.append(each.step)
         elif where == "bundle" and not one_disk:
-            made.append(Step(kept=each.step.kept, beside=0))
+            made.append(ComponentDisk(kept=each.step.kept, beside=0))
         # From another disk nothing can be shared.
-        copied.append(Step(kept=each.step.kept, beside=0))
+        copied.append(ComponentDisk(kept=each.step.kept, beside=0))
     lines = [check_disk(need(made), store.folder, out, cache=store.lasting)] if made else []
     return lines if one_disk else [*lines, check_disk(need(copied), folder, out)]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +16,9 @@ from pydantic import ValidationError
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import PipelineSpec
 from flowblending.contracts.manifest import EVIDENCE, FORMAT, MANIFEST, BundleFile, Component, Manifest, VideoProfile
+from flowblending.system import temporary
 from flowblending.system.checksum import ChecksumCache, sha256
+from flowblending.system.whole_file import whole_folder
 
 REPORT = "report.json"
 TRAJECTORY = "pair.golden.npz"
@@ -81,7 +81,8 @@ class Bundle:
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
             # Evidence is written before the manifest that names it: a killed fb-calibrate may have left some.
-            if path.is_file() and name not in expected and not EVIDENCE.fullmatch(name):
+            known = name in expected or EVIDENCE.fullmatch(name) or temporary.NAME.fullmatch(name.partition("/")[0])
+            if path.is_file() and not known:
                 raise FlowBlendingError(
                     f"{path} does not belong to this bundle, whose manifest does not name it; "
                     f"remove it, or rebuild with: {self.rebuild}"
@@ -190,53 +191,18 @@ def write_bundle(out: Path) -> Iterator[Path]:
         raise UsageError(f"{out} is the folder that this runs in, which cannot be replaced; choose another --out.")
     if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise FlowBlendingError(f"{out} exists and is no bundle; choose another --out or remove it.")
-    parent = out.parent
-    partial = parent / f".{out.name}.partial-{os.getpid()}"
+    failure: BaseException | None = None
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(parent, out.name)
-        partial.mkdir()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with whole_folder(out, replace=True) as folder:
+            try:
+                yield folder
+            except BaseException as error:
+                failure = error
+                raise
     except OSError as error:
+        if error is failure:
+            raise
         raise FlowBlendingError(
             f"Cannot write a bundle to {out} ({error.strerror}); choose a folder that you can write to."
         ) from None
-    try:
-        yield partial
-        # A folder cannot be replaced in one call. A build killed between these two leaves the old bundle
-        # under its temporary name, and the next build puts it back first.
-        replaced = parent / f".{out.name}.replaced-{os.getpid()}"
-        if out.exists():
-            out.rename(replaced)
-        try:
-            partial.rename(out)
-        except BaseException:
-            if replaced.exists() and not out.exists():
-                replaced.rename(out)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _remove_leftovers(parent: Path, name: str) -> None:
-    stem = glob.escape(f".{name}.")
-    for leftover in [*parent.glob(f"{stem}replaced-*"), *parent.glob(f"{stem}partial-*")]:
-        process = leftover.name.rpartition("-")[2]
-        # In a container every build may have the same number, so our own is no sign of life.
-        if process.isdecimal() and int(process) != os.getpid() and alive(int(process)):
-            continue
-        if ".replaced-" in leftover.name and not (parent / name).exists():
-            leftover.rename(parent / name)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def alive(process: int) -> bool:
-    """Whether a process of this machine is running."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.manifest import MANIFEST, CalibratedSchedule, Calibration
 from flowblending.engine.bundle.bundle import Bundle, describe_file, open_bundle
+from flowblending.system.whole_file import replace_file
 
 
 def add_calibration(
@@ -43,7 +43,7 @@ def add_calibration(
     number = len(earlier) + 1
     path = bundle.folder / f"calibration-{number}.json"
     try:
-        _replace(path, path, json.dumps({"number": number, **evidence}, indent=1) + "\n")
+        replace_file(path, (json.dumps({"number": number, **evidence}, indent=1) + "\n").encode())
         calibration = Calibration(
             evidence=(*earlier, describe_file(bundle.folder, path)),
             schedule=(before.schedule if before else None)
@@ -58,19 +58,9 @@ def add_calibration(
             },
         )
         manifest = current.manifest.model_copy(update={"calibration": calibration})
-        _replace(bundle.folder / MANIFEST, path, manifest.model_dump_json(indent=2) + "\n")
+        replace_file(bundle.folder / MANIFEST, (manifest.model_dump_json(indent=2) + "\n").encode())
     except OSError as error:
         raise FlowBlendingError(
             f"Cannot write to the bundle {bundle.folder} ({error.strerror}); make its folder writable, or copy it."
         ) from None
     return Bundle(folder=bundle.folder, manifest=manifest)
-
-
-def _replace(target: Path, name: Path, content: str) -> None:
-    """Write a file in one go, over a temporary one whose name a bundle may hold."""
-    temporary = name.with_name(f"{name.name}.part")
-    try:
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)

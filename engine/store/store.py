@@ -30,10 +30,11 @@ from typing import Generic, TypeVar
 from flowblending import FlowBlendingError
 from flowblending.contracts.manifest import BundleFile, Component
 from flowblending.engine.store.entry import ENTRY, Entry, damaged_file, files_of, read_entry
-from flowblending.engine.store.unfinished import clear, flush, remove
+from flowblending.engine.store.unfinished import clear, remove
 from flowblending.system.checksum import ChecksumCache
 from flowblending.system.console import Console
 from flowblending.system.lock import exclusive, shared
+from flowblending.system.whole_file import flush
 
 # numpy writes weights with C's fwrite, and of a short write it knows no more than that it was short.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, None)

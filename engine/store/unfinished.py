@@ -7,12 +7,12 @@ marked once it has passed. A graph with a mark is whole; everything else that a 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import ExportedGraph
+from flowblending.system.whole_file import flush, replace_file
 
 EXPORT = "export"
 """The folder for a graph's files in the folder of a component in work."""
@@ -26,9 +26,7 @@ def mark_verified(graph: ExportedGraph) -> None:
     for path in files:
         flush(path)
     mark = graph.onnx.with_name(_MARK)
-    temporary = mark.with_suffix(".part")
-    temporary.write_text(json.dumps({path.name: _identity(path) for path in files}))
-    temporary.replace(mark)
+    replace_file(mark, json.dumps({path.name: _identity(path) for path in files}).encode(), durable=False)
 
 
 def verified_graph(work: Path, name: str) -> ExportedGraph | None:
@@ -64,15 +62,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk: a name must not outlive a power cut alone."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _identity(path: Path) -> list[int]:

@@ -19,7 +19,7 @@ from flowblending import FlowBlendingError
 from flowblending.contracts.graph import TEXT_ENCODER, GraphSpec, Precision, TensorSpec
 from flowblending.export.checkpoint.checkpoint import Checkpoint, component_files
 from flowblending.export.graph.exportable import Exportable, Part, Tensors
-from flowblending.export.graph.load import load_encoder
+from flowblending.export.graph.load import check_encoder, load_encoder
 
 if TYPE_CHECKING:
     from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
@@ -82,6 +82,7 @@ def text_encoder_part(
         sources=component_files(checkpoint, TEXT_ENCODER),
         load=lambda precision: _load(checkpoint.folder / TEXT_ENCODER, kind, precision, padding),
         revision=f"t5 {REVISION}",
+        check=lambda: check_encoder(ENCODERS[kind], checkpoint.folder / TEXT_ENCODER),
     )
 
 

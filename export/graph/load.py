@@ -18,20 +18,26 @@ from transformers.initialization import no_init_weights
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import Precision
+from flowblending.export.checkpoint.fit import Expected, check_tensors
+from flowblending.export.checkpoint.model_files import stored_tensors
 from flowblending.export.graph.exportable import TORCH_DTYPES
-from flowblending.export.graph.stored import LARGE, Stored, find_stored, leave_in_file
+from flowblending.export.graph.stored import STREAMED_BYTES, Stored, find_stored, leave_in_file
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 Encoder = TypeVar("Encoder", T5EncoderModel, UMT5EncoderModel)
 Module_co = TypeVar("Module_co", bound=torch.nn.Module, covariant=True)
 
+Place = TypeVar("Place")
+
 _TABLES = ("shared.weight", "encoder.embed_tokens.weight")
+_CLASS_IGNORES = "its class ignores them"
 
 
 class ModelClass(Protocol[Module_co]):
     """What is needed of diffusers' model classes."""
 
     _keep_in_fp32_modules: Sequence[str] | None
+    _keys_to_ignore_on_load_unexpected: Sequence[str] | None
 
     def load_config(self, folder: Path) -> dict[str, Any]:
         """The configuration in a folder."""
@@ -59,18 +65,28 @@ def load_model(
         layers: of a transformer: build and read no more than its first blocks; None reads all.
 
     Raises:
-        FlowBlendingError: files are missing, damaged, or lack a weight that the class needs.
+        FlowBlendingError: as `check_model`.
     """
-    stored = find_stored(folder)
-
-    def make() -> Module:
-        config = kind.load_config(folder)
-        return kind.from_config(config if layers is None else {**config, "num_layers": layers})
-
-    with _quiet():
-        model = empty_model(make, folder, precision)
-    fill_model(model, stored, folder, precision, kept=kind._keep_in_fp32_modules or (), streamed=streamed)
+    check_model(kind, folder)
+    model = _empty(kind, folder, precision, layers)
+    fill_model(model, find_stored(folder), precision, kept=kind._keep_in_fp32_modules or (), streamed=streamed)
     return model
+
+
+def check_model(kind: ModelClass[Module], folder: Path) -> tuple[str, ...]:
+    """Compare the headers of a model's files with its class, before any weight is read.
+
+    Returns:
+        Lines about tensors that are left out, and why; see `flowblending.export.checkpoint.fit`.
+
+    Raises:
+        FlowBlendingError: files are missing or damaged, or their tensors are not those of the class.
+    """
+    model = _empty(kind, folder, Precision.FP32)
+    ignored = [(pattern, _CLASS_IGNORES) for pattern in kind._keys_to_ignore_on_load_unexpected or ()]
+    return check_tensors(
+        _expected(model), stored_tensors(folder), model=type(model).__name__, where=str(folder), ignored=ignored
+    )
 
 
 def load_encoder(kind: type[Encoder], folder: Path, precision: Precision) -> Encoder:
@@ -81,16 +97,52 @@ def load_encoder(kind: type[Encoder], folder: Path, precision: Precision) -> Enc
     Raises:
         FlowBlendingError: as `load_model`.
     """
-    stored = find_stored(folder)
-    # The table of token embeddings has two names, and a checkpoint may have it under either or both.
-    for name, other in (_TABLES, _TABLES[::-1]):
-        if name not in stored and other in stored:
-            stored[name] = stored[other]
-    with no_init_weights():
-        model = empty_model(lambda: kind(kind.config_class.from_pretrained(folder)), folder, precision)
+    check_encoder(kind, folder)
+    model = _empty_encoder(kind, folder, precision)
     kept = kind._keep_in_fp32_modules or () if precision is Precision.FP16 else ()
-    fill_model(model, stored, folder, precision, kept=kept, streamed=True)
+    fill_model(model, _both_tables(find_stored(folder)), precision, kept=kept, streamed=True)
     return model
+
+
+def check_encoder(kind: type[Encoder], folder: Path) -> tuple[str, ...]:
+    """As `check_model`, of a text encoder, beside which a folder may hold the decoder that it was trained with."""
+    model = _empty_encoder(kind, folder, Precision.FP32)
+    return check_tensors(
+        _expected(model),
+        _both_tables(stored_tensors(folder)),
+        model=kind.__name__,
+        where=str(folder),
+        ignored=[(r"^(decoder|lm_head)\.", "the decoder, which encodes no text")],
+    )
+
+
+def _empty(kind: ModelClass[Module], folder: Path, precision: Precision, layers: int | None = None) -> Module:
+    def make() -> Module:
+        config = kind.load_config(folder)
+        return kind.from_config(config if layers is None else {**config, "num_layers": layers})
+
+    with _quiet():
+        return empty_model(make, folder, precision)
+
+
+def _empty_encoder(kind: type[Encoder], folder: Path, precision: Precision) -> Encoder:
+    with no_init_weights():
+        return empty_model(lambda: kind(kind.config_class.from_pretrained(folder)), folder, precision)
+
+
+def _both_tables(tensors: dict[str, Place]) -> dict[str, Place]:
+    """The table of token embeddings has two names, and a checkpoint may have it under either or both."""
+    for name, other in (_TABLES, _TABLES[::-1]):
+        if name not in tensors and other in tensors:
+            tensors[name] = tensors[other]
+    return tensors
+
+
+def _expected(model: torch.nn.Module) -> dict[str, Expected]:
+    return {
+        name: Expected(shape=tuple(tensor.shape), floating=tensor.is_floating_point())
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def empty_model(make: Callable[[], Module], folder: Path, precision: Precision) -> Module:
@@ -112,7 +164,6 @@ def empty_model(make: Callable[[], Module], folder: Path, precision: Precision) 
 def fill_model(
     model: torch.nn.Module,
     stored: Mapping[str, Stored],
-    folder: Path,
     precision: Precision,
     *,
     kept: Collection[str],
@@ -122,18 +173,14 @@ def fill_model(
 
     Args:
         model: built without memory.
-        stored: its weights, by their names in it.
-        folder: that they are in, for messages.
+        stored: its weights, by their names in it; none is missing or has another shape.
         precision: of the weights.
         kept: names of modules whose weights are fp32 in every precision.
         streamed: leave large weights in their files.
-
-    Raises:
-        FlowBlendingError: a weight is missing or has another shape.
     """
     fp32 = frozenset(kept)
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        place = _place(stored, name, tensor, folder)
+    for name in model.state_dict():
+        place = stored[name]
         if place.held.is_floating_point:
             dtype = torch.float32 if fp32.intersection(name.split(".")) else TORCH_DTYPES[precision]
             place = dataclasses.replace(place, dtype=dtype)
@@ -146,26 +193,13 @@ def twin(module: Module) -> Module:
     return copy.deepcopy(module, {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())})
 
 
-def _place(stored: Mapping[str, Stored], name: str, tensor: torch.Tensor, folder: Path) -> Stored:
-    # diffusers would fill a gap with random values and only warn.
-    if name not in stored:
-        raise FlowBlendingError(f"The weights in {folder} lack {name}; give a complete diffusers checkpoint.")
-    found = stored[name]
-    if found.shape != tuple(tensor.shape):
-        raise FlowBlendingError(
-            f"The weight {name} in {found.path} has shape {list(found.shape)}, but config.json asks for "
-            f"{list(tensor.shape)}; give a complete diffusers checkpoint."
-        )
-    return found
-
-
 def _set(model: torch.nn.Module, name: str, stored: Stored, *, streamed: bool) -> None:
     """Put a weight into the place that it has in the model."""
     path, _, own = name.rpartition(".")
     owner = model.get_submodule(path)
     if own in owner._buffers:
         owner._buffers[own] = stored.read()
-    elif streamed and stored.nbytes >= LARGE:
+    elif streamed and stored.nbytes >= STREAMED_BYTES:
         parameter = torch.nn.Parameter(torch.empty(0, dtype=stored.dtype), requires_grad=False)
         leave_in_file(parameter, stored)
         owner._parameters[own] = parameter

@@ -22,7 +22,7 @@ import torch
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.model_files import stored_tensors
 
-LARGE = 1 << 20
+STREAMED_BYTES = 1 << 20
 """Bytes in its file from which on a weight stays there. The smaller ones of a 14B model are 20 MB together."""
 
 _READ = 1 << 24
@@ -115,21 +115,22 @@ class Stored:
 
 
 def find_stored(folder: Path) -> dict[str, Stored]:
-    """Every tensor of the model in a folder, by name, in the type that it is stored in.
+    """Every tensor of the model in a folder that has a type of torch's, by name, in that type.
 
     Raises:
-        FlowBlendingError: a file is missing or cut short, or holds a type that no model here has.
+        FlowBlendingError: a file is missing or cut short.
     """
-    found = {}
-    for name, tensor in stored_tensors(folder).items():
-        if tensor.kind not in _TYPES:
-            raise FlowBlendingError(
-                f"{name} in {tensor.path} is of type {tensor.kind}, but one of {', '.join(_TYPES)} was expected; "
-                "give a checkpoint of a published type."
-            )
-        kind = _TYPES[tensor.kind]
-        found[name] = Stored(path=tensor.path, offset=tensor.offset, shape=tensor.shape, held=kind, dtype=kind)
-    return found
+    return {
+        name: Stored(
+            path=tensor.path,
+            offset=tensor.offset,
+            shape=tensor.shape,
+            held=_TYPES[tensor.kind],
+            dtype=_TYPES[tensor.kind],
+        )
+        for name, tensor in stored_tensors(folder).items()
+        if tensor.kind in _TYPES
+    }
 
 
 def leave_in_file(parameter: torch.nn.Parameter, stored: Stored) -> None:

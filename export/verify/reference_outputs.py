@@ -39,7 +39,7 @@ class _Sample:
         return sum(array.nbytes for array in self.arrays.values())
 
 
-class Recorder:
+class ReferenceRecorder:
     """A component that is verified at a profile's sizes too, and what its reference gives there.
 
     Args:

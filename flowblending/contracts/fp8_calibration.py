@@ -66,7 +66,7 @@ class ModelCalibration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class Fp8Calibration:
     """A pair's calibration.
 
     Attributes:
@@ -102,7 +102,7 @@ class Calibration:
         path.write_text(json.dumps(content, indent=2).removesuffix("\n}") + f',\n  "models": {models}\n}}\n')
 
     @classmethod
-    def read(cls, path: Path) -> Calibration:
+    def read(cls, path: Path) -> Fp8Calibration:
         """Read a file.
 
         Raises:

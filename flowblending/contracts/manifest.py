@@ -22,8 +22,8 @@ from flowblending.contracts.model_sampling import ModelSampling
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-EVIDENCE = re.compile(r"calibration-[0-9]+\.json(\.part)?")
-"""Names of what ``fb-calibrate`` measured, and of what it has not finished writing."""
+EVIDENCE = re.compile(r"calibration-[0-9]+\.json")
+"""Names of what ``fb-calibrate`` measured."""
 
 PROOFS = (".proof.json", ".golden.npz")
 """How the names of files end that prove a component."""

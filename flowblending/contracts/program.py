@@ -14,8 +14,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from pydantic import TypeAdapter, ValidationError
-
 from flowblending import FlowBlendingError, UsageError
 
 LATENTS = "latents"
@@ -206,6 +204,8 @@ class Program:
         Raises:
             FlowBlendingError: the data is damaged or of another format.
         """
+        from pydantic import TypeAdapter, ValidationError
+
         if content.get("format") != cls.FORMAT:
             raise FlowBlendingError(
                 f"The sampling program has format {content.get('format')}, but {cls.FORMAT} was expected; "

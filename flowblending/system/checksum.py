@@ -14,6 +14,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from flowblending.system.whole_file import replace_file
+
 CHUNK = 1 << 22
 
 
@@ -73,14 +75,9 @@ class ChecksumCache:
     def _save(self, known: dict[str, str]) -> None:
         if self._path is None:
             return
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        try:
+        with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(known))
-            temporary.replace(self._path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            replace_file(self._path, json.dumps(known).encode(), durable=False)
 
 
 def _names(path: Path) -> tuple[str, str]:

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final
 
-from flowblending.engine.bundle.bundle import alive
-
-_PREFIX: Final = "flowblending-worker-"
-"""The process's number and a random part follow."""
+from flowblending.system.temporary import sweep, temporary_folder
 
 
-def scratch() -> tempfile.TemporaryDirectory[str]:
+def scratch() -> AbstractContextManager[Path]:
     """A temporary folder that goes with its block."""
-    return tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-")
+    return temporary_folder(_target())
 
 
 def sweep_scratch() -> None:
-    """Remove the folders of processes on this machine that have ended without doing so."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        process = folder.name.removeprefix(_PREFIX).partition("-")[0]
-        if process.isdecimal() and not alive(int(process)):
-            shutil.rmtree(folder, ignore_errors=True)
+    """Remove the folders of processes that have ended without doing so."""
+    sweep(_target())
+
+
+def _target() -> Path:
+    # Nothing of that name is ever there: it only tells these folders from others' outputs.
+    return Path(tempfile.gettempdir()) / "flowblending-worker"

@@ -14,7 +14,7 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.manifest import Manifest
 from flowblending.engine.backends.tensor import CPU, CUDA
 from flowblending.engine.bundle.bundle import open_bundle
-from flowblending.runtime.batch.messages import Doing, Failed, Made, MessageConsole, Ready, Unable, Warned
+from flowblending.runtime.batch.messages import Doing, Failed, Finished, MessageConsole, Ready, Unable, Warned
 from flowblending.runtime.batch.tasks import Task
 from flowblending.runtime.batch.worker import make
 from flowblending.runtime.devices.open import open_device
@@ -66,7 +66,7 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Video:
+class RenderedVideo:
     """A finished video: the file's content, warnings, and the seconds it took."""
 
     content: bytes
@@ -152,7 +152,7 @@ class Maker:
         self._pipeline = Pipeline(bundle=bundle, device=device, threads=setting.threads)
         return Ready()
 
-    def make(self, number: int, job: Any, name: str) -> Video | Failed:
+    def make(self, number: int, job: Any, name: str) -> RenderedVideo | Failed:
         """Make one video, and give back the file."""
         assert self._pipeline is not None
         warnings: list[str] = []
@@ -164,8 +164,8 @@ class Maker:
                 self._board.put.remote(self._setting.name, message)
 
         with scratch() as folder:
-            out = Path(folder) / name
+            out = folder / name
             result = make(self._pipeline, Task(number=number, job=job, out=out), MessageConsole(tell))
-            if isinstance(result, Made):
-                return Video(content=out.read_bytes(), warnings=tuple(warnings), seconds=result.seconds)
+            if isinstance(result, Finished):
+                return RenderedVideo(content=out.read_bytes(), warnings=tuple(warnings), seconds=result.seconds)
             return result

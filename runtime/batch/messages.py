@@ -42,7 +42,7 @@ class Warned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class Finished:
     """The task's video is whole."""
 
     seconds: float
@@ -55,7 +55,7 @@ class Failed:
     why: str
 
 
-Message = Ready | Unable | Doing | Warned | Made | Failed
+Message = Ready | Unable | Doing | Warned | Finished | Failed
 
 
 class MessageConsole(Console):

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any, Final
 import flowblending
 from flowblending import FlowBlendingError
 from flowblending.engine.bundle.bundle import Bundle
-from flowblending.runtime.batch.cluster import ClusterOptions, Maker, ProgressBoard, Setting, Share, Video, plan_share
+from flowblending.runtime.batch.cluster import (
+    ClusterOptions,
+    Maker,
+    ProgressBoard,
+    RenderedVideo,
+    Setting,
+    Share,
+    plan_share,
+)
 from flowblending.runtime.batch.messages import Failed, Ready, Unable
 from flowblending.runtime.batch.tasks import Batch, Task
 from flowblending.runtime.batch.workers import CRASHES
@@ -100,7 +108,7 @@ def _knock(address: str) -> None:
         socket.create_connection((place[1], int(place[2])), timeout=_CONNECT_SECONDS).close()
 
 
-class _Worker:
+class _RayWorker:
     """An actor, as the one that gives it work sees it."""
 
     def __init__(self, name: str) -> None:
@@ -119,13 +127,13 @@ class _Pool:
         self._console = console
         self._share = share
         self._bundle = bundle
-        self._calls: dict[Any, _Worker] = {}
+        self._calls: dict[Any, _RayWorker] = {}
         self._board = ray.remote(ProgressBoard).options(num_cpus=0).remote() if console.live else None
-        self.workers = [_Worker(f"worker {number}") for number in range(1, share.count + 1)]
+        self.workers = [_RayWorker(f"worker {number}") for number in range(1, share.count + 1)]
         for worker in self.workers:
             self._start(worker)
 
-    def _start(self, worker: _Worker) -> None:
+    def _start(self, worker: _RayWorker) -> None:
         setting = Setting(
             name=worker.name,
             bundle=str(self._bundle.folder.absolute()),
@@ -163,7 +171,7 @@ class _Pool:
                 for name, doing in self._ray.get(self._board.read.remote(), timeout=_PERIOD).items():
                     board.show(name, doing.what, doing.done, doing.of)
 
-    def _hear(self, worker: _Worker, answer: Ready | Unable | Video | Failed, batch: Batch) -> None:
+    def _hear(self, worker: _RayWorker, answer: Ready | Unable | RenderedVideo | Failed, batch: Batch) -> None:
         if isinstance(answer, Ready):
             worker.ready = True
             return
@@ -188,7 +196,7 @@ class _Pool:
         else:
             batch.made(task, answer.seconds)
 
-    def _bury(self, worker: _Worker, batch: Batch, how: str) -> None:
+    def _bury(self, worker: _RayWorker, batch: Batch, how: str) -> None:
         """Put a new actor in a dead one's place, unless that was of no use before."""
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._ray.kill(worker.actor)

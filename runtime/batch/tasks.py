@@ -14,7 +14,7 @@ from pathlib import Path
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.runtime.generate import generate
-from flowblending.runtime.jobs import Job, Line
+from flowblending.runtime.jobs import Job, PromptLine
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.system.console import Console
 
@@ -77,7 +77,7 @@ class Batch:
         FlowBlendingError: the folder cannot be made.
     """
 
-    def __init__(self, lines: Sequence[Line], folder: Path, edition: str, console: Console) -> None:
+    def __init__(self, lines: Sequence[PromptLine], folder: Path, edition: str, console: Console) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

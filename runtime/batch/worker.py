@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flowblending import FlowBlendingError
 from flowblending.engine.bundle.bundle import open_bundle
-from flowblending.runtime.batch.messages import Failed, Made, Message, MessageConsole, Ready, Unable
+from flowblending.runtime.batch.messages import Failed, Finished, Message, MessageConsole, Ready, Unable
 from flowblending.runtime.batch.tasks import Task
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.generate import generate
@@ -96,10 +96,10 @@ def _next(connection: Connection) -> Task | None:
     return task
 
 
-def make(pipeline: Pipeline, task: Task, console: MessageConsole) -> Made | Failed:
+def make(pipeline: Pipeline, task: Task, console: MessageConsole) -> Finished | Failed:
     """Make one video, and tell how it ended."""
     try:
         outcome = generate(pipeline, task.job, task.out, console)
     except FlowBlendingError as error:
         return Failed(why=str(error))
-    return Made(seconds=outcome.seconds["total"])
+    return Finished(seconds=outcome.seconds["total"])

@@ -7,10 +7,8 @@ with it that another needs.
 from __future__ import annotations
 
 import contextlib
-import glob
 import multiprocessing
 import os
-import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -22,10 +20,11 @@ from typing import Final
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.backends.gpu import gpu_count
 from flowblending.engine.backends.tensor import CPU
-from flowblending.runtime.batch.messages import Doing, Failed, Made, Message, Ready, Unable, Warned
+from flowblending.runtime.batch.messages import Doing, Failed, Finished, Message, Ready, Unable, Warned
 from flowblending.runtime.batch.tasks import Batch, Task
 from flowblending.runtime.batch.worker import WorkerConfig, serve
 from flowblending.system.console import Board, Console
+from flowblending.system.temporary import sweep
 
 CRASHES: Final = 3
 """A worker that has died so many times without a video between is not started again."""
@@ -67,13 +66,13 @@ def run_workers(configs: Sequence[WorkerConfig], batch: Batch, console: Console)
     Raises:
         FlowBlendingError: no worker can work here.
     """
-    workers: list[_Worker] = []
+    workers: list[_ProcessWorker] = []
     with (
         console.board("videos", total=batch.unfinished, rows=[config.name for config in configs]) as board,
         _ended(workers),
     ):
         for config in configs:
-            workers.append(_Worker(config))
+            workers.append(_ProcessWorker(config))
         while batch.unfinished and workers:
             for worker in workers:
                 worker.give(batch, alone=not any(each.ready for each in workers if each is not worker))
@@ -85,7 +84,7 @@ def run_workers(configs: Sequence[WorkerConfig], batch: Batch, console: Console)
     return batch.finish()
 
 
-def _hear(worker: _Worker, batch: Batch, console: Console, board: Board, *, alone: bool) -> bool:
+def _hear(worker: _ProcessWorker, batch: Batch, console: Console, board: Board, *, alone: bool) -> bool:
     """Act on one message of a worker, or on its death; returns whether there still is a worker in its config."""
     message = worker.receive()
     match message:
@@ -93,7 +92,7 @@ def _hear(worker: _Worker, batch: Batch, console: Console, board: Board, *, alon
             board.show(worker.name, message.what, message.done, message.of)
         case Warned():
             console.warn(f"line {worker.busy().number}: {message.line}")
-        case Made():
+        case Finished():
             batch.made(worker.done(), message.seconds)
             board.show(worker.name, "", 0, 0)
             worker.crashes = 0
@@ -113,7 +112,7 @@ def _hear(worker: _Worker, batch: Batch, console: Console, board: Board, *, alon
     return True
 
 
-def _bury(worker: _Worker, batch: Batch, console: Console) -> bool:
+def _bury(worker: _ProcessWorker, batch: Batch, console: Console) -> bool:
     """Put a new worker in a dead one's config, unless that was of no use before."""
     how = worker.end()
     worker.crashes += 1
@@ -127,7 +126,7 @@ def _bury(worker: _Worker, batch: Batch, console: Console) -> bool:
     return True
 
 
-class _Worker:
+class _ProcessWorker:
     """A process in a config, as the one that gives it work sees it."""
 
     def __init__(self, config: WorkerConfig) -> None:
@@ -200,7 +199,7 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _ended(workers: list[_Worker]) -> Iterator[None]:
+def _ended(workers: list[_ProcessWorker]) -> Iterator[None]:
     """End every worker that is left, however the block ends."""
     try:
         yield
@@ -216,12 +215,3 @@ def _ended(workers: list[_Worker]) -> Iterator[None]:
                 worker.end(deadline)
             if worker.task is not None:
                 sweep(worker.task.out)
-
-
-def sweep(out: Path) -> None:
-    """Remove what a killed worker has left of a video: the temporary files of `video.open_writer`."""
-    for path in out.parent.glob(f".{glob.escape(out.name)}.*.part"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)

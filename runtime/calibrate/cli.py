@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
+from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
@@ -46,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--frames", type=int, metavar="N", help="of the videos (default: the bundle's first)")
     how.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the family's)")
     how.add_argument("--guidance", type=float, metavar="G", help="guidance scale (default: the family's)")
-    how.add_argument("--solver", choices=("unipc", "dpm++", "euler"), help="(default: the family's)")
+    how.add_argument("--solver", type=SOLVERS.argument, metavar=METAVAR, help="(default: the family's)")
     how.add_argument(
         "--seed",
         type=int,
@@ -238,12 +239,12 @@ def _calibrator(
 ) -> Calibrator:
     from flowblending.runtime.calibrate.features import distance_measure, similarity_measure
     from flowblending.runtime.calibrate.measure import Measures
-    from flowblending.runtime.calibrate.run import Calibrator, Request
+    from flowblending.runtime.calibrate.run import CalibrationRequest, Calibrator
     from flowblending.runtime.calibrate.work import Work
 
     folder: Path = pipeline.bundle.folder.resolve()
     work = Work(folder=arguments.work or folder.with_name(f"{folder.name}.work"))
-    request = Request(
+    request = CalibrationRequest(
         parts=arguments.parts,
         threshold=arguments.threshold,
         measures=Measures(

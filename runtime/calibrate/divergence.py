@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.contracts.program import COND, UNCOND
-from flowblending.runtime.calibrate.prediction import Seen, look
+from flowblending.runtime.calibrate.prediction import PreviousStep, look
 from flowblending.runtime.calibrate.signal import Signal
 from flowblending.runtime.calibrate.trajectory import Floats, StepTrajectory
 from flowblending.runtime.program.caches.easycache import EASYCACHE
@@ -49,14 +49,14 @@ class Divergence:
 
 
 @dataclass(kw_only=True)
-class Recorder:
+class DivergenceRecorder:
     """Collects what every step shows."""
 
     guidance: float
     signals: Mapping[str, Signal] = field(default_factory=dict)
     distances: Series = field(default_factory=dict)
     caches: Series = field(default_factory=dict)
-    _before: dict[str, Seen] = field(default_factory=dict)
+    _before: dict[str, PreviousStep] = field(default_factory=dict)
     _signals: dict[str, Floats] = field(default_factory=dict)
 
     def add(self, latents: Floats, timestep: float, velocities: dict[str, dict[str, Floats]]) -> None:
@@ -97,7 +97,7 @@ def measure(trajectory: StepTrajectory, noise: Floats, models: Sequence[str], ti
         models: of every step: whose velocity the trajectory follows.
         tick: called after every step.
     """
-    recorder = Recorder(guidance=trajectory.guidance, signals=trajectory.signals)
+    recorder = DivergenceRecorder(guidance=trajectory.guidance, signals=trajectory.signals)
     trajectory.start(noise)
     for index, model in enumerate(models):
         observe(trajectory, index, model, recorder)
@@ -105,7 +105,7 @@ def measure(trajectory: StepTrajectory, noise: Floats, models: Sequence[str], ti
     return recorder.result()
 
 
-def observe(trajectory: StepTrajectory, index: int, model: str, recorder: Recorder) -> None:
+def observe(trajectory: StepTrajectory, index: int, model: str, recorder: DivergenceRecorder) -> None:
     """One step with ``model``, after both were evaluated."""
     other = SMALL if model == LARGE else LARGE
     velocities = {each: trajectory.evaluate(index, each) for each in (other, model)}

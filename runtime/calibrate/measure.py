@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from flowblending.contracts.graph import LARGE, SMALL
-from flowblending.runtime.calibrate.divergence import Divergence, Recorder, observe
+from flowblending.runtime.calibrate.divergence import Divergence, DivergenceRecorder, observe
 from flowblending.runtime.calibrate.features import Latents, Measure, similarity
 from flowblending.runtime.calibrate.trajectory import Floats, StepTrajectory
 from flowblending.runtime.measures.networks import Features, Frames
@@ -87,7 +87,7 @@ def measure_early(
         tried: numbers of large steps before the small ones.
         tick: called after every step of either model.
     """
-    recorder = Recorder(guidance=trajectory.guidance, signals=trajectory.signals)
+    recorder = DivergenceRecorder(guidance=trajectory.guidance, signals=trajectory.signals)
     results: dict[int, Latents] = {}
     trajectory.start(noise)
     for index in range(trajectory.steps):

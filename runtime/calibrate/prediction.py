@@ -11,7 +11,7 @@ from flowblending.runtime.program.caches.easycache import predicted_change
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class PreviousStep:
     """What a model's last step leaves to predict the next change from.
 
     Attributes:
@@ -27,15 +27,15 @@ class Seen:
     changed: float = 0.0
 
 
-def look(before: Seen | None, latents: Floats, velocity: Floats) -> tuple[float, Seen]:
+def look(before: PreviousStep | None, latents: Floats, velocity: Floats) -> tuple[float, PreviousStep]:
     """The prediction at a step, 0 if it is one of the first two, and what the next one follows from."""
     if before is None:
-        return 0.0, Seen(latents=latents, velocity=velocity)
+        return 0.0, PreviousStep(latents=latents, velocity=velocity)
     moved = _mean(latents, before.latents)
     prediction = predicted_change(
         moved=moved, travelled=before.travelled, changed=before.changed, size=_mean(before.velocity, None)
     )
-    seen = Seen(latents=latents, velocity=velocity, travelled=moved, changed=_mean(velocity, before.velocity))
+    seen = PreviousStep(latents=latents, velocity=velocity, travelled=moved, changed=_mean(velocity, before.velocity))
     return prediction if before.travelled else 0.0, seen
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
 from flowblending.engine.bundle.geometry import geometry_of
-from flowblending.runtime.jobs import Job, Line, compile_job, parse_jobs, plain_jobs, read_prompt_file
+from flowblending.runtime.jobs import Job, PromptLine, compile_job, parse_jobs, plain_jobs, read_prompt_file
 
 LEAST_STEPS = 3
 """One for each stage."""
 
 
-def read_prompts(path: Path, defaults: Job) -> list[Line]:
+def read_prompts(path: Path, defaults: Job) -> list[PromptLine]:
     """The lines of a prompt file, each with noise of its own: line N without a seed takes the default and N - 1 more.
 
     With one noise for all, the results would differ by their prompts alone, and distances between sets say little.
@@ -35,7 +35,7 @@ def read_prompts(path: Path, defaults: Job) -> list[Line]:
     ]
 
 
-def check_jobs(lines: Sequence[Line], path: Path, manifest: Manifest) -> list[Job]:
+def check_jobs(lines: Sequence[PromptLine], path: Path, manifest: Manifest) -> list[Job]:
     """The jobs of a prompt file, which must share all but prompt and seed, so that steps can be compared.
 
     Raises:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from flowblending.contracts.graph import LARGE, SMALL
-from flowblending.runtime.calibrate.divergence import Divergence, Recorder, observe
+from flowblending.runtime.calibrate.divergence import Divergence, DivergenceRecorder, observe
 from flowblending.runtime.calibrate.features import Latents
 from flowblending.runtime.calibrate.trajectory import Floats, StepTrajectory
 from flowblending.runtime.measures.networks import Frames
@@ -39,7 +39,7 @@ def measure_blocks(
     Returns:
         The divergence; every block's mean square; and the all-large latents.
     """
-    recorder = Recorder(guidance=trajectory.guidance, signals=trajectory.signals)
+    recorder = DivergenceRecorder(guidance=trajectory.guidance, signals=trajectory.signals)
     ends = dict(zip(starts, [*starts[1:], trajectory.steps], strict=True))
     results: list[Latents] = []
     trajectory.start(noise)

@@ -55,7 +55,7 @@ OTHER_NOISE = 1_000_003
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class CalibrationRequest:
     """What to measure.
 
     Attributes:
@@ -81,7 +81,7 @@ class Calibrator:
     """Measures prompts with a bundle's engines; finished measurements are read from the work folder."""
 
     pipeline: Pipeline
-    request: Request
+    request: CalibrationRequest
     work: Work
     console: Console
 

@@ -21,7 +21,7 @@ from flowblending.runtime.calibrate.signal import Signal, open_signals
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.sampler.binding import BoundStep, Call, Conditions, bind, complaint
+from flowblending.runtime.sampler.binding import BoundStep, Conditions, EngineCall, bind, complaint
 from flowblending.runtime.sampler.loop import call
 
 Floats = npt.NDArray[np.float32]
@@ -104,7 +104,7 @@ class StepTrajectory:
     def update(self, index: int) -> None:
         """Go on to the next step with the velocity evaluated last."""
         for each in self._bound[LARGE][index].instructions:
-            if not isinstance(each, Call):
+            if not isinstance(each, EngineCall):
                 self._device.mix(each.out, each.terms)
 
     def step(self, index: int, model: str) -> None:
@@ -132,7 +132,7 @@ class StepTrajectory:
 
     def _calls(self, step: BoundStep) -> None:
         for each in step.instructions:
-            if isinstance(each, Call):
+            if isinstance(each, EngineCall):
                 call(each, self._device, self._watch, self._binding.latents)
 
     def _complaints(self) -> list[str]:
@@ -142,5 +142,5 @@ class StepTrajectory:
             for steps in self._bound.values()
             for number, step in enumerate(steps, start=1)
             for each in step.instructions
-            if isinstance(each, Call)
+            if isinstance(each, EngineCall)
         ]

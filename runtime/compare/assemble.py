@@ -20,10 +20,18 @@ from flowblending.runtime.compare.columns import (
     WHOLE,
     Column,
 )
-from flowblending.runtime.compare.existing import Measured, Video
+from flowblending.runtime.compare.existing import ExistingVideo, FrameMeasurements
 from flowblending.runtime.compare.figures import Figures
 from flowblending.runtime.compare.notes import busy_note, calibration_notes, foreign, trail_note, unmeasured
-from flowblending.runtime.compare.report import Case, Clip, Divergence, Report, Run, Values, in_use
+from flowblending.runtime.compare.report import (
+    CalibrationDivergence,
+    ComparedPrompt,
+    ComparedRun,
+    ComparedVideo,
+    ComparisonReport,
+    Values,
+    in_use,
+)
 from flowblending.runtime.compare.runs import Variant
 from flowblending.runtime.compare.scoring import Asked, Scorer
 from flowblending.runtime.jobs import Job, job_geometry
@@ -34,7 +42,7 @@ Scores = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class PromptResult:
     """A bundle's runs of one prompt: the videos' files, from the report's folder, and figures, by variant's label."""
 
     job: Job
@@ -43,15 +51,15 @@ class Made:
 
 
 def of_runs(
-    made: Sequence[Made],
+    made: Sequence[PromptResult],
     variants: Sequence[Variant],
     asked: Asked,
     manifest: Manifest,
     *,
     machine: str,
-    divergence: Divergence | None = None,
+    divergence: CalibrationDivergence | None = None,
     distances: Mapping[str, Values] | None = None,
-) -> Report:
+) -> ComparisonReport:
     """The report of a bundle's runs.
 
     Args:
@@ -75,7 +83,7 @@ def of_runs(
         ("flowblending", __version__),
     )
     cases = tuple(
-        Case(
+        ComparedPrompt(
             title=each.job.prompt,
             note=f"seed {each.job.seed}",
             clips={label: _clip(each.videos[label], figures) for label, figures in each.figures.items()},
@@ -83,7 +91,7 @@ def of_runs(
         for each in made
     )
     runs = tuple(
-        Run(
+        ComparedRun(
             label=variant.label,
             schedule=variant.schedule,
             cache="" if variant.cache == OFF else variant.cache,
@@ -92,7 +100,7 @@ def of_runs(
         )
         for variant in variants
     )
-    return Report(
+    return ComparisonReport(
         subtitle="The same noise for all runs of a prompt; everything is measured against "
         f"{variants[0].label}, the large model at every step.",
         facts=facts,
@@ -114,14 +122,14 @@ def of_runs(
 
 
 def of_videos(
-    videos: Sequence[Video],
-    measured: Sequence[Measured],
+    videos: Sequence[ExistingVideo],
+    measured: Sequence[FrameMeasurements],
     scores: Sequence[Scores],
     placed: Sequence[str],
     *,
     asked: Asked,
     distances: Mapping[str, Values],
-) -> Report:
+) -> ComparisonReport:
     """The report of existing videos, of which the first is the reference.
 
     Args:
@@ -131,12 +139,12 @@ def of_videos(
     clips = {}
     for label, figures, scored, file in zip(labels, measured, scores, placed, strict=True):
         values = _frame_values(figures.smoothness, figures.error, figures.ssim) | _score_values(scored)
-        clips[label] = Clip(video=file, values=values)
+        clips[label] = ComparedVideo(video=file, values=values)
     prompts = [video.about.get("prompt", "") for video in videos]
-    cases = (Case(title=_common(prompts) if all(prompts) else "", clips=clips),)
+    cases = (ComparedPrompt(title=_common(prompts) if all(prompts) else "", clips=clips),)
     first = videos[0]
     runs = tuple(
-        Run(
+        ComparedRun(
             label=label,
             schedule=label,
             stages=", ".join(video.about[key] for key in ("schedule", "cache") if key in video.about),
@@ -144,7 +152,7 @@ def of_videos(
         for label, video in zip(labels, videos, strict=True)
     )
     rates = [f"{video.frame_rate:g}" for video in videos]
-    return Report(
+    return ComparisonReport(
         subtitle=f"Existing videos, measured against {labels[0]}.",
         facts=(
             ("video", f"{first.width}×{first.height}, {measured[0].frames} frames"),
@@ -164,7 +172,7 @@ def of_videos(
     )
 
 
-def _clip(video: str, figures: Figures) -> Clip:
+def _clip(video: str, figures: Figures) -> ComparedVideo:
     seconds, against = figures.seconds, figures.against
     values = {
         SECONDS: seconds["sampling"],
@@ -176,7 +184,7 @@ def _clip(video: str, figures: Figures) -> Clip:
         **({} if against is None else {COSINE: against.cosine}),
         **_score_values(figures.scores),
     }
-    return Clip(video=video, values=values, steps=() if against is None else against.steps)
+    return ComparedVideo(video=video, values=values, steps=() if against is None else against.steps)
 
 
 def _frame_values(smoothness: float | None, error: float | None, ssim: float | None) -> dict[str, float]:
@@ -189,7 +197,7 @@ def _score_values(scores: Scores) -> dict[str, float]:
 
 
 def _all_columns(
-    asked: Asked, every: Sequence[Scores], cases: Sequence[Case], distances: Mapping[str, Values]
+    asked: Asked, every: Sequence[Scores], cases: Sequence[ComparedPrompt], distances: Mapping[str, Values]
 ) -> tuple[Column, ...]:
     """Those of which there are figures."""
     there = {key for values in distances.values() for key in values}
@@ -208,7 +216,7 @@ def _columns(scorers: Sequence[Scorer], every: Sequence[Scores]) -> list[Column]
     return columns
 
 
-def _column(key: str, shown: scoring.Column, *, digits: int) -> Column:
+def _column(key: str, shown: scoring.ScoreColumn, *, digits: int) -> Column:
     return Column(
         key=key,
         heading=shown.heading,
@@ -220,7 +228,7 @@ def _column(key: str, shown: scoring.Column, *, digits: int) -> Column:
     )
 
 
-def labels_of(videos: Sequence[Video]) -> list[str]:
+def labels_of(videos: Sequence[ExistingVideo]) -> list[str]:
     """The files' names, or as much of their paths as tells them apart."""
     paths = [video.path for video in videos]
     depth = 1

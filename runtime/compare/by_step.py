@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from html import escape
 
 from flowblending.runtime.compare.charts import LEFT, LETTER, RIGHT, TOP, WIDTH, Scale, colour, grid, scale, svg
-from flowblending.runtime.compare.report import Divergence, Line, Report, Run, steps_of
+from flowblending.runtime.compare.report import (
+    CalibrationDivergence,
+    ChartLine,
+    ComparedRun,
+    ComparisonReport,
+    steps_of,
+)
 
 FLOOR = 240
 """Where the plot ends and what is below it begins."""
@@ -23,7 +29,7 @@ class DivergenceChart:
     svg: str
 
 
-def steps_chart(report: Report) -> str:
+def steps_chart(report: ComparisonReport) -> str:
     """The latents' cosine with the reference's after every step, above each run's stages; empty if unknown."""
     lines = [(run, steps_of(report, run)) for run in report.runs[1:]]
     lines = [(run, values) for run, values in lines if values]
@@ -46,7 +52,7 @@ def steps_chart(report: Report) -> str:
     return svg("Cosine with the reference's latents by step", height, [*parts, *below])
 
 
-def divergence_charts(report: Report) -> list[DivergenceChart]:
+def divergence_charts(report: ComparisonReport) -> list[DivergenceChart]:
     """The divergence by every measure, on the stages that the calibration chose, above those of the runs."""
     divergence = report.divergence
     if divergence is None:
@@ -60,7 +66,11 @@ def divergence_charts(report: Report) -> list[DivergenceChart]:
 
 
 def _divergence(
-    report: Report, divergence: Divergence, measure: str, lines: Sequence[Line], bars: Sequence[Run]
+    report: ComparisonReport,
+    divergence: CalibrationDivergence,
+    measure: str,
+    lines: Sequence[ChartLine],
+    bars: Sequence[ComparedRun],
 ) -> str:
     horizontal = _steps(len(lines[0].mean), bars)
     tops = [mean + spread for line in lines for mean, spread in zip(line.mean, line.spread, strict=True)]
@@ -94,7 +104,7 @@ def _shades(stages: str, horizontal: Scale) -> list[str]:
     return parts
 
 
-def _steps(count: int, bars: Sequence[Run]) -> Scale:
+def _steps(count: int, bars: Sequence[ComparedRun]) -> Scale:
     """The scale of steps, right of the longest label."""
     left = LEFT + LETTER * max(0, max((len(run.label) for run in bars), default=0) - 7)
     return Scale(low=0.5, high=count + 0.5, start=left, stop=WIDTH - RIGHT, ticks=_step_ticks(count))
@@ -110,7 +120,7 @@ def _points(horizontal: Scale, vertical: Scale, values: Sequence[float]) -> str:
     return " ".join(f"{horizontal(step):.1f},{vertical(value):.1f}" for step, value in enumerate(values, start=1))
 
 
-def _below(report: Report, bars: Sequence[Run], horizontal: Scale) -> tuple[list[str], int]:
+def _below(report: ComparisonReport, bars: Sequence[ComparedRun], horizontal: Scale) -> tuple[list[str], int]:
     """What stands under a plot: the runs' stages and the steps' numbers; and the chart's height."""
     parts, top = [], FLOOR + 16.0
     for run in bars:
@@ -123,7 +133,7 @@ def _below(report: Report, bars: Sequence[Run], horizontal: Scale) -> tuple[list
     return parts, round(top + 36)
 
 
-def _stages(report: Report, run: Run, horizontal: Scale, top: float) -> str:
+def _stages(report: ComparisonReport, run: ComparedRun, horizontal: Scale, top: float) -> str:
     """A strip with a run's stages: full for the large model, light for the small one, low where a cache stands in."""
     place = f'x="{horizontal.start - 8:.0f}" y="{top + 10:.0f}"'
     parts = [f'<text class="label" text-anchor="end" {place}>{escape(run.label)}</text>']

@@ -8,12 +8,12 @@ from typing import Any
 from flowblending.contracts.program import COND
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.calibrate.divergence import COSINE, GUIDED, RELATIVE_L2
-from flowblending.runtime.compare.report import Divergence, Line
+from flowblending.runtime.compare.report import CalibrationDivergence, ChartLine
 
 MEASURES = {COSINE: "cosine distance", RELATIVE_L2: "relative L2 distance"}
 
 
-def divergence_of(bundle: Bundle) -> Divergence | None:
+def divergence_of(bundle: Bundle) -> CalibrationDivergence | None:
     """What the evidence of the bundle's calibrated schedule holds; None for a bundle that has none.
 
     Args:
@@ -29,7 +29,7 @@ def divergence_of(bundle: Bundle) -> Divergence | None:
     branch = GUIDED if GUIDED in next(iter(followed.values()))["mean"] else COND
     lines = {
         title: tuple(
-            Line(
+            ChartLine(
                 about=f"along {runs}",
                 mean=tuple(found["mean"][branch][measure]),
                 spread=tuple(found["spread"][branch][measure]),
@@ -40,7 +40,7 @@ def divergence_of(bundle: Bundle) -> Divergence | None:
     }
     prompts = len(evidence["prompts"])
     after = "after guidance, " if branch == GUIDED else ""
-    return Divergence(
+    return CalibrationDivergence(
         about=f"How far the small model's velocity is from the large one's at the same latents, {after}the mean over "
         f"{prompts} prompt{'s' if prompts > 1 else ''} with its standard deviation. Shaded: {evidence['schedule']}, "
         f"the schedule that fb-calibrate chose ({name}).",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 from flowblending.runtime.compare.columns import BOUND, FLOPS, SECONDS, SMOOTHNESS, SPEEDUP, WHOLE, Column
-from flowblending.runtime.compare.report import Report, Run, cell, text_of
+from flowblending.runtime.compare.report import ComparedRun, ComparisonReport, cell, text_of
 
 WIDTH, HEIGHT = 620, 360
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 20, 44
@@ -69,7 +69,7 @@ def scale(values: Sequence[float], start: float, stop: float, *, zero: bool = Fa
     return Scale(low=ticks[0], high=ticks[-1], start=start, stop=stop, ticks=ticks)
 
 
-def scatter_charts(report: Report) -> list[Chart]:
+def scatter_charts(report: ComparisonReport) -> list[Chart]:
     """Quality against cost, for every cost and every measure of quality; better is always up."""
     columns = {column.key: column for column in report.columns}
     costs = [columns[key] for key in (SECONDS, FLOPS) if key in columns]
@@ -80,7 +80,7 @@ def scatter_charts(report: Report) -> list[Chart]:
     ]
 
 
-def _scatter(report: Report, cost: Column, quality: Column) -> str:
+def _scatter(report: ComparisonReport, cost: Column, quality: Column) -> str:
     points, aside = [], []
     for run in report.runs:
         x, y = cell(report, run, cost).value, cell(report, run, quality).value
@@ -112,7 +112,7 @@ def _scatter(report: Report, cost: Column, quality: Column) -> str:
     return svg(f"{quality.heading} against {cost.heading}", HEIGHT, parts)
 
 
-def _asides(report: Report, places: Sequence[tuple[Run, float, bool]]) -> tuple[list[str], list[Box]]:
+def _asides(report: ComparisonReport, places: Sequence[tuple[ComparedRun, float, bool]]) -> tuple[list[str], list[Box]]:
     """Upright lines for runs that have a cost and no figure, the reference and what equals it; and where labels are."""
     parts: list[str] = []
     boxes: list[Box] = []
@@ -165,7 +165,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def mark(report: Report, run: Run, x: float, y: float, size: float = 5.5) -> str:
+def mark(report: ComparisonReport, run: ComparedRun, x: float, y: float, size: float = 5.5) -> str:
     """The mark of a run's cache, in the colour that it inherits."""
     caches = list(dict.fromkeys(each.cache for each in report.runs))
     shape = _MARKS[caches.index(run.cache) % len(_MARKS)]
@@ -191,12 +191,12 @@ def mark(report: Report, run: Run, x: float, y: float, size: float = 5.5) -> str
     return f'<polygon points="{points}" fill="currentColor"/>'
 
 
-def colour_index(report: Report, run: Run) -> int:
+def colour_index(report: ComparisonReport, run: ComparedRun) -> int:
     """Which of the page's colours a run has: its schedule's."""
     return list(dict.fromkeys(each.schedule for each in report.runs)).index(run.schedule) % COLOURS
 
 
-def colour(report: Report, run: Run) -> str:
+def colour(report: ComparisonReport, run: ComparedRun) -> str:
     """The page's colour of a run, for CSS."""
     return f"var(--run-{colour_index(report, run)})"
 

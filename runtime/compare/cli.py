@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
+from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
-    from flowblending.runtime.compare.report import Report
+    from flowblending.runtime.compare.report import ComparisonReport
     from flowblending.runtime.compare.runs import Variant
     from flowblending.runtime.compare.scoring import Asked
     from flowblending.runtime.jobs import Job
@@ -50,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     how.add_argument("--frames", type=int, metavar="N", help="of the videos (default: the bundle's first)")
     how.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the family's)")
     how.add_argument("--guidance", type=float, metavar="G", help="guidance scale (default: the family's)")
-    how.add_argument("--solver", choices=("unipc", "dpm++", "euler"), help="(default: the family's)")
+    how.add_argument("--solver", type=SOLVERS.argument, metavar=METAVAR, help="(default: the family's)")
     how.add_argument("--negative-prompt", metavar="TEXT", help="(default: the family's)")
     how.add_argument("--seed", type=int, metavar="N", help="of every prompt's noise (default: 0)")
     how.add_argument("--fps", type=float, dest="frame_rate", help="frames per second (default: the family's)")
@@ -251,7 +252,7 @@ def _compare_videos(arguments: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _show(report: Report, console: Console) -> None:
+def _show(report: ComparisonReport, console: Console) -> None:
     """The table's chief columns, on the terminal."""
     from flowblending.runtime.compare.columns import BOUND, SMOOTHNESS, WHOLE
     from flowblending.runtime.compare.report import cell, text_of

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowblending.runtime.batch.workers import sweep
 from flowblending.runtime.compare.figures import Against, Figures, Latents, RunFiles
 from flowblending.runtime.compare.runs import REFERENCE, Variant, file_stem
 from flowblending.runtime.compare.sample import Sampled, sample, warm_up
@@ -118,7 +117,6 @@ class Comparison:
         if not self._warm:
             warm_up(self._pipeline, job, both=self._both, warn=self._warn)
             self._warm = True
-        sweep(files.video)
         made = sample(
             self._pipeline,
             variant.job(job),

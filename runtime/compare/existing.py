@@ -19,6 +19,7 @@ from flowblending.runtime.compare.scoring import Scorer, SetScorer
 from flowblending.runtime.measures.networks import Features, Frames
 from flowblending.runtime.measures.similarity import Likeness, Smoothness
 from flowblending.runtime.media.video import from_uint8, open_writer
+from flowblending.system.whole_file import whole_file
 
 Frame = npt.NDArray[np.uint8]
 
@@ -27,7 +28,7 @@ PLAYABLE = {"h264", "vp8", "vp9", "av1"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Video:
+class ExistingVideo:
     """An existing video.
 
     Attributes:
@@ -51,13 +52,13 @@ class Video:
         """Whether browsers play it as it is."""
         return self.path.suffix in (".mp4", ".webm") and self.codec in PLAYABLE and self.pixels == "yuv420p"
 
-    def fits(self, first: Video) -> bool:
+    def fits(self, first: ExistingVideo) -> bool:
         """Whether browsers play it as it is, and in step with the first video."""
         return self.playable and abs(self.frame_rate - first.frame_rate) < 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class FrameMeasurements:
     """What a video's frames say.
 
     Attributes:
@@ -71,7 +72,7 @@ class Measured:
     ssim: float | None
 
 
-def open_video(path: Path) -> Video:
+def open_video(path: Path) -> ExistingVideo:
     """What a video file is.
 
     Raises:
@@ -80,7 +81,7 @@ def open_video(path: Path) -> Video:
     with _opened(path) as container:
         stream = container.streams.video[0]
         rate: Fraction = stream.average_rate or Fraction(16)
-        return Video(
+        return ExistingVideo(
             path=path,
             width=stream.width,
             height=stream.height,
@@ -92,7 +93,7 @@ def open_video(path: Path) -> Video:
         )
 
 
-def open_all(paths: Sequence[Path]) -> list[Video]:
+def open_all(paths: Sequence[Path]) -> list[ExistingVideo]:
     """Several videos of one size.
 
     Raises:
@@ -117,7 +118,7 @@ def open_all(paths: Sequence[Path]) -> list[Video]:
     return videos
 
 
-def frames_of(video: Video) -> Iterator[Frame]:
+def frames_of(video: ExistingVideo) -> Iterator[Frame]:
     """Every frame in order, uint8 [H, W, 3]."""
     with _opened(video.path) as container:
         for frame in container.decode(video=0):
@@ -125,12 +126,12 @@ def frames_of(video: Video) -> Iterator[Frame]:
             yield np.asarray(frame.to_ndarray(format="rgb24"))
 
 
-def whole(video: Video) -> Frames:
+def whole(video: ExistingVideo) -> Frames:
     """All frames at once, for scorers, uint8 [F, H, W, 3]."""
     return np.stack(list(frames_of(video)))
 
 
-def measure(video: Video, first: Video | None, advance: Callable[[int], None]) -> Measured:
+def measure(video: ExistingVideo, first: ExistingVideo | None, advance: Callable[[int], None]) -> FrameMeasurements:
     """Measure one video, against the first one if it is another; two frames of each are in memory at a time.
 
     Raises:
@@ -150,7 +151,7 @@ def measure(video: Video, first: Video | None, advance: Callable[[int], None]) -
         advance(1)
     if next(others, None) is not None and first is not None:
         raise _lengths(video, _count(video), first, _count(first))
-    return Measured(
+    return FrameMeasurements(
         frames=count,
         smoothness=smoothness.value,
         error=None if first is None else likeness.error,
@@ -158,15 +159,15 @@ def measure(video: Video, first: Video | None, advance: Callable[[int], None]) -
     )
 
 
-def _count(video: Video) -> int:
+def _count(video: ExistingVideo) -> int:
     return sum(1 for _ in frames_of(video))
 
 
-def _lengths(video: Video, ours: int, first: Video, theirs: int) -> UsageError:
+def _lengths(video: ExistingVideo, ours: int, first: ExistingVideo, theirs: int) -> UsageError:
     return UsageError(f"{video.path} has {ours} frames, but {first.path} has {theirs}; give videos of one length.")
 
 
-def place(video: Video, first: Video, target: Path) -> None:
+def place(video: ExistingVideo, first: ExistingVideo, target: Path) -> None:
     """Put a video where the page finds it: a copy, or in H.264 and at the first one's frame rate where it does not fit.
 
     Raises:
@@ -179,38 +180,38 @@ def place(video: Video, first: Video, target: Path) -> None:
             for frame in frames_of(video):
                 writer.write(from_uint8(frame[None]))
         return
-    temporary = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(video.path, temporary)
-        temporary.replace(target)
+        with whole_file(target) as temporary:
+            shutil.copyfile(video.path, temporary)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise FlowBlendingError(
             f"Cannot write {target} ({error.strerror}); free some space there, or give another --out."
         ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class VideoScores:
     """What scorers say of a video, by their keys: figures, and features for set scorers."""
 
     scores: Mapping[str, Mapping[str, float]]
     features: Mapping[str, Features]
 
 
-def look(videos: Sequence[Video], scorers: Sequence[Scorer], sets: Sequence[SetScorer], video: Video) -> Seen:
+def look(
+    videos: Sequence[ExistingVideo], scorers: Sequence[Scorer], sets: Sequence[SetScorer], video: ExistingVideo
+) -> VideoScores:
     """Have a video scored; the whole of it, and of the first, is in memory for that.
 
     Raises:
         MeasureError: a scorer failed.
     """
     if not scorers and not sets:
-        return Seen(scores={}, features={})
+        return VideoScores(scores={}, features={})
     frames = whole(video)
     reference = None if video is videos[0] or not scorers else whole(videos[0])
     prompt = video.about.get("prompt", "")
-    return Seen(
+    return VideoScores(
         scores={each.key: dict(each.score(frames, prompt, reference)) for each in scorers},
         features={each.key: each.features(frames) for each in sets},
     )

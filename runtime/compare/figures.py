@@ -22,11 +22,11 @@ LATENTS = "latents"
 Latents = npt.NDArray[np.float32]
 
 
-class _Frozen(BaseModel):
+class _FrozenRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Against(_Frozen):
+class Against(_FrozenRecord):
     """How near a run is to the reference's of the same prompt and noise.
 
     Attributes:
@@ -42,7 +42,7 @@ class Against(_Frozen):
     steps: tuple[float, ...]
 
 
-class Figures(_Frozen):
+class Figures(_FrozenRecord):
     """Everything measured of one run.
 
     Attributes:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.runtime.compare.page import page
-from flowblending.runtime.compare.report import Report, as_json
+from flowblending.runtime.compare.report import ComparisonReport, as_json
 from flowblending.system.whole_file import write_whole
 
 PAGE, FIGURES = "index.html", "report.json"
@@ -47,7 +47,7 @@ def _is_report(path: Path) -> bool:
     return isinstance(content, dict) and {"version", "runs", "prompts"} <= content.keys()
 
 
-def write(folder: Path, report: Report) -> None:
+def write(folder: Path, report: ComparisonReport) -> None:
     """Write the page and the figures; each appears whole or stays as it was.
 
     Raises:
@@ -72,7 +72,7 @@ def check_names(prompts: Sequence[str]) -> None:
             )
 
 
-def lay_out(report: Report, folder: Path, target: Path) -> int:
+def lay_out(report: ComparisonReport, folder: Path, target: Path) -> int:
     """Copy the videos to ``target/RUN/PROMPT-INDEX.mp4``; the index counts the videos of one prompt, from 0 on.
 
     That is how VBench finds the videos of a prompt (Vchitect/VBench, prompts/README.md).

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flowblending import FlowBlendingError
-from flowblending.runtime.compare.assemble import Made, of_runs
+from flowblending.runtime.compare.assemble import PromptResult, of_runs
 from flowblending.runtime.compare.calibrated import divergence_of
 from flowblending.runtime.compare.compare import Comparison
 from flowblending.runtime.compare.layout import write
-from flowblending.runtime.compare.report import Report
+from flowblending.runtime.compare.report import ComparisonReport
 from flowblending.runtime.compare.runs import Variant
 from flowblending.runtime.compare.scoring import Asked
 from flowblending.runtime.compare.sets import Features, set_distances
@@ -25,14 +25,14 @@ NOW = "now"
 
 def make_all(
     pipeline: Pipeline, *, jobs: Sequence[Job], variants: Sequence[Variant], asked: Asked, out: Path, console: Console
-) -> tuple[Report, int]:
+) -> tuple[ComparisonReport, int]:
     """Make what is missing; the page is written after each prompt. Returns the report, and how many runs failed.
 
     Raises:
         MeasureError: a scorer failed.
         FlowBlendingError: the page cannot be written.
     """
-    made: list[Made] = []
+    made: list[PromptResult] = []
     failed, total = 0, len(jobs) * len(variants)
     machine = pipeline.device.kind
     if pipeline.threads is not None:
@@ -64,7 +64,7 @@ def make_all(
                         console.warn("its other runs are left out, since there is nothing to measure them against.")
                         break
                 board.left(total - number * len(variants) - index - 1)
-            made.append(Made(job=job, videos=videos, figures=figures))
+            made.append(PromptResult(job=job, videos=videos, figures=figures))
             # Distances of sets are computed once, at the end.
             last = number + 1 == len(jobs)
             distances = _distances(comparison, made, variants, asked) if last else {}
@@ -76,7 +76,7 @@ def make_all(
 
 
 def _distances(
-    comparison: Comparison, made: Sequence[Made], variants: Sequence[Variant], asked: Asked
+    comparison: Comparison, made: Sequence[PromptResult], variants: Sequence[Variant], asked: Asked
 ) -> dict[str, dict[str, float]]:
     by_label = {variant.label: variant for variant in variants}
 

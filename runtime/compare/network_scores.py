@@ -5,33 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from flowblending.runtime.compare.scoring import Column
+from flowblending.runtime.compare.scoring import ScoreColumn
 from flowblending.runtime.measures import networks
 from flowblending.runtime.measures.networks import LOOKS, Features, Frames, Network
 from flowblending.runtime.measures.similarity import mean_cosine
 
 PROMPT, REFERENCE = "prompt", "reference"
 
-_TO_PROMPT = Column(
+_TO_PROMPT = ScoreColumn(
     heading="CLIP to prompt",
     about=f"Mean cosine of CLIP's embedding of the prompt with those of {LOOKS} frames (CLIPScore of Hessel et al. "
     "2021, without its factor 2.5).",
 )
-_LPIPS = Column(
+_LPIPS = ScoreColumn(
     heading="LPIPS",
     about=f"Learned perceptual distance (Zhang et al. 2018, VGG) of {LOOKS} frames from the reference's same frames, "
     "0 when equal.",
     relative=True,
     better=-1,
 )
-_FID = Column(
+_FID = ScoreColumn(
     heading="FID",
     about=f"Fréchet distance of Inception's features (Heusel et al. 2017) of {LOOKS} frames of every video from those "
     "of the reference's. With few videos it is too large, so compare values of equally many only.",
     relative=True,
     better=-1,
 )
-_FVD = Column(
+_FVD = ScoreColumn(
     heading="FVD",
     about="Fréchet distance of I3D's features (Unterthiner et al. 2018) of the videos from those of the reference's. "
     "With few videos it is too large, so compare values of equally many only.",
@@ -62,7 +62,7 @@ class ClipScore:
         self._network = networks.Clip(folder)
         self._of_reference = _Last(self._network)
 
-    def columns(self, names: list[str]) -> list[Column]:
+    def columns(self, names: list[str]) -> list[ScoreColumn]:
         """Cosines."""
         return [_TO_PROMPT if name == PROMPT else _to_reference("CLIP") for name in names]
 
@@ -85,7 +85,7 @@ class DinoScore:
         self._network = networks.Dino(folder)
         self._of_reference = _Last(self._network)
 
-    def columns(self, names: list[str]) -> list[Column]:
+    def columns(self, names: list[str]) -> list[ScoreColumn]:
         """Cosines."""
         return [_to_reference("DINO") for _ in names]
 
@@ -103,7 +103,7 @@ class LpipsScore:
         self.key = f"lpips {file.resolve()}"
         self._network = networks.Lpips(file)
 
-    def columns(self, names: list[str]) -> list[Column]:
+    def columns(self, names: list[str]) -> list[ScoreColumn]:
         """The distance."""
         return [_LPIPS for _ in names]
 
@@ -134,6 +134,6 @@ class Fvd:
         self.features = networks.open_network(networks.I3D, file)
 
 
-def _to_reference(model: str) -> Column:
+def _to_reference(model: str) -> ScoreColumn:
     about = f"Mean cosine of {model}'s embeddings of {LOOKS} frames with those of the reference's same frames."
-    return Column(heading=f"{model} to {REFERENCE}", about=about, relative=True)
+    return ScoreColumn(heading=f"{model} to {REFERENCE}", about=about, relative=True)

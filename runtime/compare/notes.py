@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 from flowblending.contracts.manifest import Geometry, Manifest
-from flowblending.runtime.compare.existing import Video
-from flowblending.runtime.compare.report import Divergence
+from flowblending.runtime.compare.existing import ExistingVideo
+from flowblending.runtime.compare.report import CalibrationDivergence
 from flowblending.runtime.compare.runs import Variant
 from flowblending.runtime.compare.sample import TRAIL
 from flowblending.runtime.compare.scoring import Asked
@@ -37,7 +37,9 @@ def unmeasured(asked: Asked, *, single: bool = False) -> list[str]:
     ]
 
 
-def calibration_notes(manifest: Manifest, variants: Sequence[Variant], divergence: Divergence | None) -> list[str]:
+def calibration_notes(
+    manifest: Manifest, variants: Sequence[Variant], divergence: CalibrationDivergence | None
+) -> list[str]:
     """Whether the models' divergence is known, and what the schedule auto stands for."""
     notes = []
     if divergence is None:
@@ -80,7 +82,7 @@ def trail_note(geometry: Geometry) -> list[str]:
     return [f"The cosines by step are of {TRAIL} of the latents' {size} numbers, the same ones for all runs."]
 
 
-def foreign(videos: Sequence[Video]) -> list[str]:
+def foreign(videos: Sequence[ExistingVideo]) -> list[str]:
     """Which videos are not the originals on the page."""
     names = [video.path.name for video in videos if not video.fits(videos[0])]
     if not names:

@@ -13,14 +13,14 @@ from typing import Any
 from flowblending.runtime.compare.by_step import divergence_charts, steps_chart
 from flowblending.runtime.compare.charts import colour_index, mark, scatter_charts
 from flowblending.runtime.compare.columns import COSINE, PSNR, SECONDS, SSIM, Column
-from flowblending.runtime.compare.report import Clip, Report, Run, cell, text_of
+from flowblending.runtime.compare.report import ComparedRun, ComparedVideo, ComparisonReport, cell, text_of
 
 TITLE = "fb-compare"
 LONGEST = 90
 """Letters of a prompt in the list of prompts."""
 
 
-def page(report: Report) -> str:
+def page(report: ComparisonReport) -> str:
     """The whole page. What users wrote (prompts, labels, file names) is escaped."""
     charts = "\n".join(filter(None, (_scatter(report), _steps(report), _divergence(report))))
     return Template(_asset("page.html")).substitute(
@@ -53,14 +53,14 @@ def _short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def _mark(report: Report, run: Run) -> str:
+def _mark(report: ComparisonReport, run: ComparedRun) -> str:
     return (
         f'<svg class="dot" viewBox="0 0 12 12" style="color:var(--run-{colour_index(report, run)})" '
         f'aria-hidden="true">{mark(report, run, 6, 6, 4.6)}</svg>'
     )
 
 
-def _data(report: Report) -> str:
+def _data(report: ComparisonReport) -> str:
     """What the script needs, as JSON that cannot end the element it stands in."""
     content: dict[str, Any] = {
         "frameRate": report.frame_rate,
@@ -83,7 +83,7 @@ def _data(report: Report) -> str:
     return json.dumps(content, ensure_ascii=False).replace("<", "\\u003c")
 
 
-def _caption(clip: Clip, columns: Sequence[Column], *, reference: bool) -> list[str]:
+def _caption(clip: ComparedVideo, columns: Sequence[Column], *, reference: bool) -> list[str]:
     """The chief figures of one video."""
     scores = [column for column in columns if "/" in column.key][:1]
     shown = [*(column for column in columns if column.key in (SECONDS, PSNR, SSIM, COSINE)), *scores]
@@ -96,13 +96,13 @@ def _caption(clip: Clip, columns: Sequence[Column], *, reference: bool) -> list[
     return ["equal to the reference" if text == "equal" else text for text in texts]
 
 
-def _hint(report: Report) -> str:
+def _hint(report: ComparisonReport) -> str:
     count = len(report.cases)
     over = f"Over {count} prompts; ± is one standard error." if count > 1 else "Of one prompt."
     return f"{over} Click a heading to sort; point at it for what it means."
 
 
-def _headings(report: Report) -> str:
+def _headings(report: ComparisonReport) -> str:
     """The table's head. The first click on a column puts its best on top."""
     stages = any(run.stages for run in report.runs)
     parts = [_heading("run", "Schedule and step cache.", first="ascending", text=True)]
@@ -123,7 +123,7 @@ def _heading(name: str, about: str, *, first: str, text: bool = False, key: str 
     )
 
 
-def _row(report: Report, run: Run) -> str:
+def _row(report: ComparisonReport, run: ComparedRun) -> str:
     name = escape(run.label)
     cells = [
         f'<td data-value="{escape(run.label, quote=True)}"><span class="name">{_mark(report, run)}{name}</span></td>'
@@ -136,7 +136,7 @@ def _row(report: Report, run: Run) -> str:
     return f"<tr{kind}>{''.join(cells)}</tr>"
 
 
-def _figure(report: Report, run: Run, column: Column) -> str:
+def _figure(report: ComparisonReport, run: ComparedRun, column: Column) -> str:
     found = cell(report, run, column)
     if found.value is None:
         return '<td class="none" data-value="">–</td>'
@@ -155,7 +155,7 @@ def _error(error: float, column: Column) -> str:
     return f"{100 * error:.1f}" if column.unit == "%" else f"{error:.{column.digits}f}"
 
 
-def _legend(report: Report) -> str:
+def _legend(report: ComparisonReport) -> str:
     """Which mark is which cache, where there are several."""
     caches = {run.cache: run for run in reversed(report.runs)}
     if len(caches) < 2:
@@ -168,7 +168,7 @@ def _legend(report: Report) -> str:
     return f'<p class="legend">{grey}</p>'
 
 
-def _steps(report: Report) -> str:
+def _steps(report: ComparisonReport) -> str:
     chart = steps_chart(report)
     if not chart:
         return ""
@@ -183,7 +183,7 @@ def _steps(report: Report) -> str:
     )
 
 
-def _divergence(report: Report) -> str:
+def _divergence(report: ComparisonReport) -> str:
     charts = divergence_charts(report)
     if report.divergence is None:
         return ""
@@ -210,7 +210,7 @@ def _select(name: str, label: str, options: Sequence[str]) -> str:
     return f'<label>{label} <select id="{name}">{chosen}</select></label>'
 
 
-def _scatter(report: Report) -> str:
+def _scatter(report: ComparisonReport) -> str:
     charts = scatter_charts(report)
     if not charts or len(report.runs) < 2:
         return ""

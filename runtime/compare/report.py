@@ -15,7 +15,7 @@ Values = Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class ComparedRun:
     """A way to make videos, or an existing video.
 
     Attributes:
@@ -33,7 +33,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class ComparedVideo:
     """One video.
 
     Attributes:
@@ -48,16 +48,16 @@ class Clip:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class ComparedPrompt:
     """A prompt, and its clips by the run's label; one that could not be made is missing."""
 
     title: str
     note: str = ""
-    clips: Mapping[str, Clip] = field(default_factory=dict)
+    clips: Mapping[str, ComparedVideo] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class ChartLine:
     """A distance of the two models' velocities at every step, the mean over prompts, and its standard deviation."""
 
     about: str
@@ -66,7 +66,7 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Divergence:
+class CalibrationDivergence:
     """What ``fb-calibrate`` measured on the bundle.
 
     Attributes:
@@ -77,11 +77,11 @@ class Divergence:
 
     about: str
     stages: str
-    lines: Mapping[str, tuple[Line, ...]]
+    lines: Mapping[str, tuple[ChartLine, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ComparisonReport:
     """Everything that the page shows.
 
     Attributes:
@@ -98,13 +98,13 @@ class Report:
 
     subtitle: str
     facts: tuple[tuple[str, str], ...]
-    runs: tuple[Run, ...]
-    cases: tuple[Case, ...]
+    runs: tuple[ComparedRun, ...]
+    cases: tuple[ComparedPrompt, ...]
     columns: tuple[Column, ...]
     notes: tuple[str, ...]
     frame_rate: float
     sets: Mapping[str, Values] = field(default_factory=dict)
-    divergence: Divergence | None = None
+    divergence: CalibrationDivergence | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -117,7 +117,7 @@ class Cell:
     count: int = 0
 
 
-def cell(report: Report, run: Run, column: Column) -> Cell:
+def cell(report: ComparisonReport, run: ComparedRun, column: Column) -> Cell:
     """One figure of the table: a median of times, a ratio of medians, or a mean."""
     values = _values(report, run, column.key)
     if (together := report.sets.get(run.label, {}).get(column.key)) is not None:
@@ -136,12 +136,12 @@ def cell(report: Report, run: Run, column: Column) -> Cell:
     return Cell(value=statistics.fmean(finite), error=error, count=len(finite))
 
 
-def _values(report: Report, run: Run, key: str) -> list[float]:
+def _values(report: ComparisonReport, run: ComparedRun, key: str) -> list[float]:
     clips = [case.clips.get(run.label) for case in report.cases]
     return [clip.values[key] for clip in clips if clip is not None and key in clip.values]
 
 
-def _ratio(report: Report, run: Run, key: str) -> Cell:
+def _ratio(report: ComparisonReport, run: ComparedRun, key: str) -> Cell:
     """The reference's median over the run's, of the prompts that both have."""
     first = report.runs[0].label
     pairs = [
@@ -155,7 +155,7 @@ def _ratio(report: Report, run: Run, key: str) -> Cell:
     return Cell(value=theirs / ours if ours else None, count=len(pairs))
 
 
-def in_use(columns: Sequence[Column], cases: Sequence[Case]) -> tuple[Column, ...]:
+def in_use(columns: Sequence[Column], cases: Sequence[ComparedPrompt]) -> tuple[Column, ...]:
     """The columns of which some video has a figure."""
     there = {key for case in cases for clip in case.clips.values() for key in clip.values}
     needed = {SPEEDUP: SECONDS, BOUND: FLOPS}
@@ -182,7 +182,7 @@ def text_of(value: float | None, column: Column, *, unit: bool = False) -> str:
     )
 
 
-def steps_of(report: Report, run: Run) -> list[float]:
+def steps_of(report: ComparisonReport, run: ComparedRun) -> list[float]:
     """The cosine with the reference's latents after every step, the mean over the prompts; empty if unknown."""
     trails = [case.clips[run.label].steps for case in report.cases if run.label in case.clips]
     trails = [steps for steps in trails if steps]
@@ -191,7 +191,7 @@ def steps_of(report: Report, run: Run) -> list[float]:
     return [statistics.fmean(values) for values in zip(*trails, strict=True)]
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: ComparisonReport) -> dict[str, Any]:
     """``report.json``: the table, and every video's figures; what is no finite number is null."""
     return {
         "version": 1,

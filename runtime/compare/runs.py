@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
-from flowblending.runtime.jobs import Job, Line, calibrated_schedule, compile_job, job_geometry, plain_jobs
+from flowblending.runtime.jobs import Job, PromptLine, calibrated_schedule, compile_job, job_geometry, plain_jobs
 from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.program.schedule import AUTO
 
@@ -39,7 +39,7 @@ class Variant:
         return self.schedule if self.cache == OFF else f"{self.schedule} + {self.cache}"
 
     def job(self, prompt: Job) -> Job:
-        """The job of a prompt, made this variant."""
+        """The job of a prompt, made this way."""
         return dataclasses.replace(prompt, schedule=self.schedule, cache=self.cache)
 
 
@@ -76,7 +76,7 @@ def _schedule(text: str) -> str:
     return AUTO if found == AUTO.upper() else found
 
 
-def prompts_of(lines: Sequence[Line], path: Path) -> list[Job]:
+def prompts_of(lines: Sequence[PromptLine], path: Path) -> list[Job]:
     """The prompts of a file, each once.
 
     Raises:

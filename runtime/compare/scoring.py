@@ -15,7 +15,7 @@ ADHERENCE = "adherence"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class ScoreColumn:
     """One of a scorer's figures in the table.
 
     Attributes:
@@ -40,7 +40,7 @@ class Scorer(Protocol):
         """Names the scorer and what it depends on: figures under another key are not its own."""
         ...
 
-    def columns(self, names: list[str]) -> list[Column]:
+    def columns(self, names: list[str]) -> list[ScoreColumn]:
         """How its figures of these names are shown."""
         ...
 
@@ -67,7 +67,7 @@ class SetScorer(Protocol):
         ...
 
     @property
-    def column(self) -> Column:
+    def column(self) -> ScoreColumn:
         """How the distance is shown."""
         ...
 
@@ -113,10 +113,10 @@ class Judge:
         """By the function's name."""
         return f"judge {self._name}"
 
-    def columns(self, names: list[str]) -> list[Column]:
+    def columns(self, names: list[str]) -> list[ScoreColumn]:
         """One for each name that it gave."""
         about = f"What the judge {self._name} says of the video and its prompt, 0 to 100 %."
-        return [Column(heading=name, share=True, about=about) for name in names]
+        return [ScoreColumn(heading=name, share=True, about=about) for name in names]
 
     def score(self, frames: Frames, prompt: str, reference: Frames | None) -> Mapping[str, float]:  # noqa: ARG002 - Scorer
         """Ask the function.

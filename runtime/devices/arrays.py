@@ -136,7 +136,7 @@ class Array:
         if copy or (dl_device is not None and tuple(dl_device) != self.__dlpack_device__()):
             raise BufferError("this array gives its own memory only: no copy, and no other device")
         # There is nothing to wait for on the stream, and every consumer takes the first version of the protocol.
-        return make_capsule(np.asarray(_Memory(self.tensor)), self.__dlpack_device__())
+        return make_capsule(np.asarray(_TensorMemory(self.tensor)), self.__dlpack_device__())
 
 
 class _Found:
@@ -150,7 +150,7 @@ class _Found:
         self.owner = owner
 
 
-class _Memory:
+class _TensorMemory:
     """A tensor's memory as numpy takes it. Keeps the tensor alive."""
 
     def __init__(self, tensor: Tensor) -> None:

@@ -70,7 +70,7 @@ FORMS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class ClosedFormCase:
     """A program for the formulas: ``batched`` takes both guidance branches in one call, ``latent`` is [C, F, H, W]."""
 
     schedule: str
@@ -102,19 +102,21 @@ class Case:
 
 
 CASES = {
-    "unipc-two-calls": Case(schedule="L2 S3 L1", solver="unipc", guidance=5.0, batched=False),
-    "dpm-one-call": Case(schedule="L2 S2 L1", solver="dpm++", guidance=3.0, batched=True),
-    "euler-no-guidance": Case(schedule="L1 S1", solver="euler", guidance=1.0, batched=False),
-    "unipc-distilled": Case(schedule="L3 S4:g1:t900.5,700 L2", solver="unipc", guidance=5.0, batched=True),
-    "unipc-taylor": Case(
+    "unipc-two-calls": ClosedFormCase(schedule="L2 S3 L1", solver="unipc", guidance=5.0, batched=False),
+    "dpm-one-call": ClosedFormCase(schedule="L2 S2 L1", solver="dpm++", guidance=3.0, batched=True),
+    "euler-no-guidance": ClosedFormCase(schedule="L1 S1", solver="euler", guidance=1.0, batched=False),
+    "unipc-distilled": ClosedFormCase(schedule="L3 S4:g1:t900.5,700 L2", solver="unipc", guidance=5.0, batched=True),
+    "unipc-taylor": ClosedFormCase(
         schedule="L5 S4", solver="unipc", guidance=5.0, batched=False, cache="mask:111001100+taylor:2"
     ),
-    "dpm-guidance-skip": Case(
+    "dpm-guidance-skip": ClosedFormCase(
         schedule="L4 S3", solver="dpm++", guidance=3.0, batched=True, cache="mask:1101101+taylor:1+guidance:2,1001"
     ),
-    "unipc-another-size": Case(schedule="L2 S2", solver="unipc", guidance=5.0, batched=True, latent=(4, 4, 3, 7)),
-    "dpm-smallest": Case(schedule="L1 S2", solver="dpm++", guidance=3.0, batched=False, latent=SMALLEST),
-    "euler-largest": Case(schedule="L1 S1", solver="euler", guidance=3.0, batched=True, latent=LARGEST),
+    "unipc-another-size": ClosedFormCase(
+        schedule="L2 S2", solver="unipc", guidance=5.0, batched=True, latent=(4, 4, 3, 7)
+    ),
+    "dpm-smallest": ClosedFormCase(schedule="L1 S2", solver="dpm++", guidance=3.0, batched=False, latent=SMALLEST),
+    "euler-largest": ClosedFormCase(schedule="L1 S1", solver="euler", guidance=3.0, batched=True, latent=LARGEST),
 }
 
 

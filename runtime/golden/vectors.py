@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +38,7 @@ from flowblending.runtime.program.program_file import ProgramFile
 from flowblending.runtime.sampler.binding import Conditions
 from flowblending.runtime.sampler.loop import Sampler
 from flowblending.system.console import run_program
+from flowblending.system.whole_file import whole_folder
 
 FORMAT = 1
 TOLERANCE = 1e-5
@@ -63,14 +62,14 @@ class _Recorder(HostDevice):
     def watch(self, complaints: Sequence[str]) -> HostWatch:
         recorder = self
 
-        class Watch(HostWatch):
+        class RecordingWatch(HostWatch):
             """Sees the velocity of every engine call."""
 
             def check(self, tensor: Tensor, index: int) -> None:
                 super().check(tensor, index)
                 recorder.written.append(tensor.numpy().copy())
 
-        return Watch(complaints)
+        return RecordingWatch(complaints)
 
 
 def trace(program: Program, engines: Mapping[str, Engine], latents: Array, conditions: Conditions) -> Array:
@@ -261,16 +260,12 @@ def _new_folder(out: Path) -> Iterator[Path]:
     """A folder that gets its name when the block has ended well, and goes if not."""
     if out.exists():
         raise FlowBlendingError(f"{out} exists already; name a new folder.")
-    out = out.absolute()
-    folder = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
     try:
-        folder.mkdir(parents=True)
-        yield folder
-        folder.rename(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with whole_folder(out) as folder:
+            yield folder
     except OSError as error:
         raise FlowBlendingError(f"Cannot write {out} ({error.strerror}); name a folder elsewhere.") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_all(folder: Path, bundle: Path | None) -> None:

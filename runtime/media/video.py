@@ -9,11 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
-import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.system.whole_file import whole_file, whole_folder
 
 Metadata = Mapping[str, str | int | float]
 
@@ -39,9 +39,9 @@ class VideoWriter:
     Made by `open_writer`.
     """
 
-    def __init__(self, path: Path, temporary: Path, sink: _Sink, size: tuple[int, int]) -> None:
+    def __init__(self, path: Path, whole: ExitStack, sink: _Sink, size: tuple[int, int]) -> None:
         self._path = path
-        self._temporary = temporary
+        self._whole = whole
         self._sink = sink
         self._size = size
         self._count = 0
@@ -71,30 +71,24 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        finished = False
+        if kind is not None:
+            self._sink.abort()
+            self._whole.__exit__(kind, value, traceback)
+            return
         try:
-            if kind is None:
+            with self._whole:
                 self._finish()
-                finished = True
-        finally:
-            if not finished:
-                self._discard()
-
-    def _finish(self) -> None:
-        if self._count == 0:
-            raise ValueError("a video needs at least one frame")
-        try:
-            self._sink.close()
-            self._temporary.replace(self._path)
         except OSError as error:
             raise _cannot_write(self._path, error) from None
 
-    def _discard(self) -> None:
-        self._sink.abort()
-        if self._temporary.is_dir():
-            shutil.rmtree(self._temporary, ignore_errors=True)
-        else:
-            self._temporary.unlink(missing_ok=True)
+    def _finish(self) -> None:
+        try:
+            if self._count == 0:
+                raise ValueError("a video needs at least one frame")
+            self._sink.close()
+        except BaseException:
+            self._sink.abort()
+            raise
 
 
 def open_writer(path: str | Path, *, width: int, height: int, frame_rate: float, metadata: Metadata) -> VideoWriter:
@@ -118,23 +112,22 @@ def open_writer(path: str | Path, *, width: int, height: int, frame_rate: float,
     check_output(path, width=width, height=height)
     folder = _is_folder(path)
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     sink: _Sink
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if folder:
-            sink = _Pngs(temporary, metadata)
-        elif path.suffix.lower() == _NPY:
-            sink = _Npy(temporary, (height, width))
-        else:
-            sink = _Mp4(temporary, (height, width), frame_rate, metadata)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _cannot_write(path, error) from None
-    except FlowBlendingError:
-        temporary.unlink(missing_ok=True)
-        raise
-    return VideoWriter(path, temporary, sink, (height, width))
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if folder:
+                sink = _Pngs(stack.enter_context(whole_folder(path)), metadata)
+            else:
+                temporary = stack.enter_context(whole_file(path))
+                if path.suffix.lower() == _NPY:
+                    sink = _Npy(temporary, (height, width))
+                else:
+                    sink = _Mp4(temporary, (height, width), frame_rate, metadata)
+        except OSError as error:
+            raise _cannot_write(path, error) from None
+        whole = stack.pop_all()
+    return VideoWriter(path, whole, sink, (height, width))
 
 
 def check_output(path: str | Path, *, width: int, height: int) -> None:
@@ -241,7 +234,6 @@ class _Pngs:
         # iTXt: keyword, compression flag and method, language, translated keyword, UTF-8 text.
         self._comment = b"Comment\0\0\0\0\0" + _json(metadata).encode()
         self._count = 0
-        folder.mkdir()
 
     def put(self, frame: npt.NDArray[np.uint8]) -> None:
         height, width, _ = frame.shape

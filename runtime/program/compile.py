@@ -15,7 +15,7 @@ from flowblending.runtime.program.caches.velocity import velocities
 from flowblending.runtime.program.noise_levels import noise_levels
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.runtime.program.sigmas import Grid
-from flowblending.runtime.program.solver import solve
+from flowblending.runtime.program.solvers.registry import solve
 
 
 def compile_program(
@@ -37,7 +37,7 @@ def compile_program(
     Args:
         schedule: the model of every step, and what its stages have of their own (see
             `flowblending.runtime.program.noise_levels`).
-        solver: ``unipc``, ``dpm++`` or ``euler``.
+        solver: the name of one of `flowblending.runtime.program.solvers.registry.SOLVERS`.
         grid: noise levels of as many steps as the schedule has.
         latent_shape: [C, F, H, W] of what is sampled.
         guidance: scale g of classifier-free guidance, velocity = g * cond + (1 - g) * uncond (arXiv 2207.12598);

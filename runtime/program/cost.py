@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from flowblending.contracts.model_sampling import ModelSampling
 from flowblending.contracts.program import Program
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.system.checksum import cache_folder
+from flowblending.system.whole_file import replace_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +136,6 @@ class Timings:
         """Remember what a run measured; models that it did not use keep their figures."""
         if self._path is None:
             return
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        try:
+        with contextlib.suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self.read() | dict(seconds)))
-            temporary.replace(self._path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            replace_file(self._path, json.dumps(self.read() | dict(seconds)).encode(), durable=False)

@@ -8,21 +8,15 @@ or where 1 - sigma = 1e-6 loses its leading digits.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from flowblending import UsageError
 from flowblending.contracts.graph import SigmaGrid
-from flowblending.runtime.program.solver import DPM, EULER, SOLVERS, UNIPC
-
-Array = npt.NDArray[np.floating[Any]]
-
-BELOW_ONE = 1e-6
-"""How far below 1 the first sigma must lie for log((1 - sigma) / sigma) to be finite; UniPCMultistepScheduler's."""
+from flowblending.runtime.program.shifts import BELOW_ONE
+from flowblending.runtime.program.solvers import euler
+from flowblending.runtime.program.solvers.registry import SOLVERS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +37,14 @@ class Grid:
 def sigma_grid(grid: SigmaGrid, solver: str, steps: int, tokens: int) -> Grid:
     """The noise levels of a run.
 
-    Where the solver's diffusers class can make the grid, the result is that class's: ``shifted`` with any solver
-    (WanPipeline), ``dynamic-shift`` with ``euler`` and ``unipc`` (LTXPipeline), ``linear-quadratic`` with ``euler``
-    (LTXConditionPipeline). Elsewhere it is the grid of ``euler`` with the first sigma just below 1.
+    Where the solver's diffusers class can make the grid, the result is that class's: ``shifted`` with UniPC,
+    DPM-Solver++ and Euler (WanPipeline), ``dynamic-shift`` with Euler and UniPC (LTXPipeline), ``linear-quadratic``
+    with Euler (LTXConditionPipeline). Elsewhere it is the grid of Euler, with the first sigma just below 1 for solvers
+    that need that.
 
     Args:
         grid: the checkpoint's.
-        solver: ``unipc``, ``dpm++`` or ``euler``.
+        solver: the name of one of `SOLVERS`.
         steps: number of model calls.
         tokens: latent frames x height x width in patches, which the dynamic shift depends on.
 
@@ -57,18 +52,13 @@ def sigma_grid(grid: SigmaGrid, solver: str, steps: int, tokens: int) -> Grid:
         UsageError: the solver is unknown, ``steps`` is not positive, or there are so many steps that float32
             cannot tell their sigmas apart.
     """
-    if solver not in SOLVERS:
-        raise UsageError(f"The solver {solver} is unknown; choose one of {', '.join(SOLVERS)}.")
+    chosen = SOLVERS.get(solver)
     if steps < 1:
         raise UsageError(f"{steps} steps were asked for, but at least 1 is needed; give a positive number of steps.")
-    if solver == DPM and grid.kind == "shifted":
-        sigmas, timesteps = _dpm(grid, steps)
-    elif solver == UNIPC and grid.kind in ("shifted", "dynamic-shift"):
-        sigmas, timesteps = _unipc(grid, steps, tokens)
-    else:
-        sigmas, timesteps = _euler(grid, steps, tokens)
-        if solver != EULER:
-            sigmas[0] = min(sigmas[0], np.float32(1.0 - BELOW_ONE))
+    levels = chosen.levels.get(grid.kind)
+    sigmas, timesteps = (levels or euler.levels)(grid, steps, tokens)
+    if levels is None and chosen.below_one:
+        sigmas[0] = min(sigmas[0], np.float32(1.0 - BELOW_ONE))
     sigmas = np.append(sigmas.astype(np.float32), np.float32(0.0))
     if not np.all(np.diff(sigmas) < 0):
         raise UsageError(f"{steps} steps are so many that neighbouring noise levels are equal; ask for far fewer.")
@@ -77,94 +67,3 @@ def sigma_grid(grid: SigmaGrid, solver: str, steps: int, tokens: int) -> Grid:
         timesteps=tuple(timesteps.astype(np.float64).tolist()),
         train_timesteps=grid.train_timesteps,
     )
-
-
-def _unipc(grid: SigmaGrid, steps: int, tokens: int) -> tuple[Array, Array]:
-    """UniPCMultistepScheduler.set_timesteps with use_flow_sigmas: float64, timesteps cut to integers.
-
-    For the dynamic shift, with the sigmas and the mu that LTXPipeline passes.
-    """
-    sigmas: Array
-    if grid.kind == "shifted":
-        sigmas = _shift(np.linspace(1.0, 1.0 / grid.train_timesteps, steps + 1)[:-1], grid.shift)
-    else:
-        sigmas = _exponential_shift(np.linspace(1.0, 1.0 / steps, steps), _mu(grid, tokens))
-    sigmas = _stretch(sigmas, grid.shift_terminal)
-    if abs(sigmas[0] - 1.0) < BELOW_ONE:
-        sigmas[0] -= BELOW_ONE
-    return sigmas, np.trunc(sigmas * grid.train_timesteps)
-
-
-def _dpm(grid: SigmaGrid, steps: int) -> tuple[Array, Array]:
-    """DPMSolverMultistepScheduler.set_timesteps with use_flow_sigmas.
-
-    Its grid is the mirror image of UniPC's: it starts at 0.999 before the shift, and needs no step below 1.
-    """
-    alphas = np.linspace(1.0, 1.0 / grid.train_timesteps, steps + 1)
-    sigmas = _shift(1.0 - alphas, grid.shift)[:0:-1]
-    return sigmas, np.trunc(sigmas * grid.train_timesteps)
-
-
-def _euler(grid: SigmaGrid, steps: int, tokens: int) -> tuple[Array, Array]:
-    """FlowMatchEulerDiscreteScheduler.set_timesteps, with what the pipeline of each kind passes to it."""
-    scale = np.float32(grid.train_timesteps)
-    sigmas: Array
-    if grid.kind == "linear-quadratic":
-        # LTXConditionPipeline passes timesteps, from which the scheduler derives the sigmas again.
-        timesteps = _linear_quadratic(steps).astype(np.float32) * scale
-        return timesteps / scale, timesteps
-    if grid.kind == "dynamic-shift":
-        sigmas = _exponential_shift(np.linspace(1.0, 1.0 / steps, steps).astype(np.float32), _mu(grid, tokens))
-    else:
-        # The scheduler spreads the steps between the shifted ends of its training grid, and shifts them once more.
-        ends = _shift(np.array([grid.train_timesteps, 1], np.float32) / scale, grid.shift).astype(np.float64)
-        first, last = ends * grid.train_timesteps
-        sigmas = _shift(np.linspace(first, last, steps) / grid.train_timesteps, grid.shift)
-    sigmas = _stretch(sigmas, grid.shift_terminal).astype(np.float32)
-    return sigmas, sigmas * scale
-
-
-def _shift(sigmas: Array, shift: float) -> Array:
-    """The timestep shift of Stable Diffusion 3 (arXiv 2403.03206)."""
-    return shift * sigmas / (1 + (shift - 1) * sigmas)
-
-
-def _exponential_shift(sigmas: Array, mu: float) -> Array:
-    """The static shift by exp(mu), written as diffusers computes it (``_time_shift_exponential``)."""
-    return math.exp(mu) / (math.exp(mu) + (1 / sigmas - 1))
-
-
-def _mu(grid: SigmaGrid, tokens: int) -> float:
-    """The shift's exponent, linear in the number of tokens (diffusers pipelines/ltx, ``calculate_shift``)."""
-    slope = (grid.max_shift - grid.base_shift) / (grid.max_tokens - grid.base_tokens)
-    return tokens * slope + (grid.base_shift - slope * grid.base_tokens)
-
-
-def _stretch(sigmas: Array, terminal: float | None) -> Array:
-    """Stretch 1 - sigma so that the last sigma is ``terminal`` (``stretch_shift_to_terminal``).
-
-    A single step has no last sigma beside its first: diffusers divides 0 by 0 there, and here it stays as it is.
-    """
-    if not terminal or len(sigmas) == 1:
-        return sigmas
-    alphas = 1 - sigmas
-    stretched: Array = 1 - alphas / (alphas[-1] / sigmas.dtype.type(1 - terminal))
-    return stretched
-
-
-def _linear_quadratic(steps: int, threshold: float = 0.025) -> Array:
-    """Half of the steps linear in sigma down to 1 - ``threshold``, the others quadratic down towards 0.
-
-    The two parts meet with the same slope. Source: diffusers pipelines/ltx/pipeline_ltx_condition.py,
-    ``linear_quadratic_schedule``, after Movie Gen (arXiv 2410.13720).
-    """
-    if steps == 1:
-        return np.ones(1)
-    half = steps // 2
-    rest = steps - half
-    excess = half - threshold * steps
-    a = excess / (half * rest**2)
-    b = threshold / half - 2 * excess / rest**2
-    i = np.arange(steps, dtype=np.float64)
-    alphas: Array = np.where(i < half, i * threshold / half, a * i**2 + b * i + a * half**2)
-    return 1.0 - alphas

@@ -31,7 +31,7 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
+class EngineCall:
     """An engine call: the latents' row is repeated into ``copies``, then the engine runs on ``tensors``."""
 
     model: str
@@ -49,7 +49,7 @@ class BoundStep:
     """A step whose instructions are bound to memory."""
 
     model: str
-    instructions: tuple[Call | Sum, ...]
+    instructions: tuple[EngineCall | Sum, ...]
     stop: Mark
 
 
@@ -78,11 +78,11 @@ def bind(program: Program, engines: Mapping[str, Engine], device: Device, condit
     Raises:
         FlowBlendingError: an engine asks for an input that is not there, or of another shape or type.
     """
-    memory = _Memory(engines=engines, device=device, program=program, conditions=conditions)
+    memory = _ProgramMemory(engines=engines, device=device, program=program, conditions=conditions)
     complaints: list[str] = []
     steps = []
     for number, step in enumerate(program.steps, start=1):
-        instructions: list[Call | Sum] = []
+        instructions: list[EngineCall | Sum] = []
         for each in step.instructions:
             if isinstance(each, Run):
                 instructions.append(memory.call(each, step, len(complaints)))
@@ -99,7 +99,7 @@ def bind(program: Program, engines: Mapping[str, Engine], device: Device, condit
     )
 
 
-class _Memory:
+class _ProgramMemory:
     """Binds a program's slots and inputs to tensors, each made once."""
 
     def __init__(
@@ -141,7 +141,7 @@ class _Memory:
         self._outputs[names] = rows
         self.slots |= {name: self._device.rows(rows, index, index + 1) for index, name in enumerate(names)}
 
-    def call(self, run: Run, step: Step, index: int) -> Call:
+    def call(self, run: Run, step: Step, index: int) -> EngineCall:
         """A run on tensors; ``index`` is its complaint."""
         engine = self._engines.get(run.model)
         if engine is None:
@@ -157,7 +157,7 @@ class _Memory:
         }
         velocity = self._outputs[run.out]
         _check(engine, tensors, velocity)
-        return Call(
+        return EngineCall(
             model=run.model,
             engine=engine,
             tensors=tensors | {VELOCITY: velocity},

@@ -22,7 +22,7 @@ from flowblending.contracts.program import Program
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.protocol import Device, Watch
-from flowblending.runtime.sampler.binding import Call, Conditions, bind
+from flowblending.runtime.sampler.binding import Conditions, EngineCall, bind
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -124,7 +124,7 @@ class Trajectory:
         self._binding = bind(program, engines, device, conditions)
         self._start = device.mark()
         self._watch = device.watch(self._binding.complaints)
-        self._calls: list[Call] = []
+        self._calls: list[EngineCall] = []
 
     @property
     def latents(self) -> Tensor:
@@ -196,7 +196,7 @@ class Trajectory:
         step, chooser = self._binding.steps[index], self._binding.chooser
         reuse = None if chooser is None else chooser.reuse(index)
         for each in step.instructions if reuse is None else reuse:
-            if isinstance(each, Call):
+            if isinstance(each, EngineCall):
                 call(each, self._device, self._watch, self._binding.latents)
                 self._calls.append(each)
             else:
@@ -255,7 +255,7 @@ class Trajectory:
         )
 
 
-def call(each: Call, device: Device, watch: Watch, latents: Tensor) -> None:
+def call(each: EngineCall, device: Device, watch: Watch, latents: Tensor) -> None:
     """Enqueue one engine call, and a look at what it gives."""
     for copy in each.copies:
         device.copy(latents, copy)

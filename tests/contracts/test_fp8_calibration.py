@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.fp8_calibration import Calibration, LayerRange, ModelCalibration, summarise
+from flowblending.contracts.fp8_calibration import Fp8Calibration, LayerRange, ModelCalibration, summarise
 from flowblending.export.fp8.observe import observe
 from flowblending.export.graph.trace import read_graph, write_graph
 from tests.export.fp8.test_layers import WIDTH, Floats, blocks, weights
@@ -66,7 +66,7 @@ def test_the_largest_of_all_calls_counts_and_says_when_it_was() -> None:
         summarise([["a"], ["c"]], ranges, [9.0, 5.0, 5.0], weights="w", margin=1.0)
 
 
-CALIBRATION = Calibration(
+CALIBRATION = Fp8Calibration(
     pipeline="WanPipeline",
     size="64x32",
     frames=9,
@@ -94,7 +94,7 @@ CALIBRATION = Calibration(
 def test_the_file_is_readable_and_says_everything(tmp_path: Path) -> None:
     path = tmp_path / "fp8_calibration.json"
     CALIBRATION.write(path)
-    assert Calibration.read(path) == CALIBRATION
+    assert Fp8Calibration.read(path) == CALIBRATION
     lines = path.read_text().splitlines()
     layers = [line.strip() for line in lines if '"blocks.' in line]
     assert [line.partition(":")[0] for line in layers] == ['"blocks.9.to_q"', '"blocks.10.to_k"', '"blocks.10.to_q"']
@@ -130,8 +130,8 @@ def test_a_damaged_file_is_refused(tmp_path: Path, change: dict[str, Any], messa
     CALIBRATION.write(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(FlowBlendingError, match=message):
-        Calibration.read(path)
+        Fp8Calibration.read(path)
     for content in ("{", "[]", '{"a": 1}'):
         path.write_text(content)
         with pytest.raises(FlowBlendingError, match=r"\.json is no calibration .* leave out --fp8-calibration"):
-            Calibration.read(path)
+            Fp8Calibration.read(path)

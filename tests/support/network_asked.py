@@ -19,7 +19,7 @@ def asked_of_the_compiler(request: PlanRequest) -> dict[str, Any]:
     trt = load(request.library).trt
     found: dict[str, Any] = {}
 
-    class Builder(trt.Builder):  # type: ignore[misc] # the library has no type information
+    class Builder(trt.Builder):  # type: ignore[misc, name-defined] # the library has no type information
         def create_network(self, flags: int = 0) -> Any:
             found["flags"] = flags
             return super().create_network(flags)
@@ -60,7 +60,7 @@ def _layers(trt: Any, network: Any) -> Iterator[str]:
 def _settings(config: Any) -> Iterator[tuple[str, object]]:
     for name in sorted(dir(config)):
         if not name.startswith("_"):
-            value = getattr(config, name, None)
+            value: Any = getattr(config, name, None)
             if isinstance(value, bool | int | float | str):
                 yield name, value
             elif hasattr(value, "name"):

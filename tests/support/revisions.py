@@ -26,7 +26,7 @@ from flowblending.engine.backends.registry import Compiled, backend_version, mov
 from flowblending.engine.backends.tensorrt import compile as compiler
 from flowblending.engine.backends.tensorrt.compile import PlanRequest
 from flowblending.engine.build.fp8 import trajectories
-from flowblending.engine.build.fp8.calibrate import Calibrator, Pair
+from flowblending.engine.build.fp8.calibrate import Pair, RangeCalibrator
 from flowblending.engine.build.fp8.options import Fp8Options
 from flowblending.engine.build.proof import component
 from flowblending.engine.build.proof.component import gather, note_verified
@@ -42,7 +42,7 @@ from flowblending.export.graph import trace
 from flowblending.export.graph.exportable import Part
 from flowblending.export.graph.flops import token_flops
 from flowblending.export.graph.trace import exporter_versions
-from flowblending.export.verify.reference_outputs import Recorder
+from flowblending.export.verify.reference_outputs import ReferenceRecorder
 from flowblending.export.verify.verify import TOLERANCE as TOLERANCES
 from flowblending.export.verify.verify import export_and_verify
 from flowblending.system.console import Console
@@ -153,13 +153,16 @@ def _ranges(pipeline: Pipeline, folder: Path) -> Made:
     console = Console(quiet=True)
     with open_store(None, folder, console) as store:
         options = Fp8Options(prompts=prompts, steps=3)
-        calibrator = Calibrator(pair, options, folder=folder, old=None, store=store, console=console)
+        calibrator = RangeCalibrator(pair, options, folder=folder, old=None, store=store, console=console)
         calibrator.obtain()
     parts = [pipeline.parts[name].revision for name in (LARGE, SMALL, TEXT_ENCODER)]
     return {
         "revision": ", ".join([f"exporter {trace.REVISION}, trajectories {trajectories.REVISION}", *parts]),
-        "ranges": {f"{model} {layer}": value for model, found in calibrator.calibration.models.items()
-                   for layer, value in found.amax.items()},
+        "ranges": {
+            f"{model} {layer}": value
+            for model, found in calibrator.calibration.models.items()
+            for layer, value in found.amax.items()
+        },
     }
 
 
@@ -168,7 +171,7 @@ def _proof(part: Part, folder: Path) -> Made:
     profiles = (ShapeProfile({"batch": Range(min=1, opt=1, max=2)}),)
     (folder / "export").mkdir()
     spec = part.load(Precision.FP32).spec
-    recorder = Recorder(part, ends(profiles, spec))
+    recorder = ReferenceRecorder(part, ends(profiles, spec))
     graph, parity = export_and_verify(recorder.part, Precision.FP32, folder / "export", "", lambda _: None)
     note_verified(graph, recorder, parity)
     compiled = Compiled(files=move_graph(graph, folder), plan=None)

@@ -19,7 +19,7 @@ from flowblending.engine.backends.tensorrt.listing import fp8_attention, fused_a
 from flowblending.engine.build.build import BuildRequest, build_bundle
 from flowblending.engine.build.fp8.options import Fp8Options
 from flowblending.engine.build.proof import pair_build
-from flowblending.engine.build.proof.report import Report, read_report
+from flowblending.engine.build.proof.report import BuildReport, read_report
 from flowblending.engine.build.proof.table import show_report
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.export.graph.audit import audit
@@ -99,7 +99,7 @@ def request(pair: Path, out: Path, size: str, frames: int | str, fp8: Fp8Options
     )
 
 
-def small_of(bundle: Bundle) -> tuple[Report, Proof, dict[str, tuple[str, str]]]:
+def small_of(bundle: Bundle) -> tuple[BuildReport, Proof, dict[str, tuple[str, str]]]:
     """The report, the small model's part, and what is claimed of its attention."""
     report = read_report(bundle)
     assert report is not None

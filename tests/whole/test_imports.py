@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -81,9 +81,11 @@ def test_help_answers_at_once_and_loads_nothing_heavy(program: str) -> None:
     )
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        seconds.append(time.perf_counter() - start)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert "usage:" in output
     assert output.splitlines()[-1] == "LOADED"
-    assert min(seconds) < 0.5
+    # Of a processor, which a machine that does other work takes no longer for; 0.06 on an idle one.
+    assert min(seconds) < 0.2

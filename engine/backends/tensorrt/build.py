@@ -7,7 +7,6 @@ the system kills it for want of memory, somebody is left to say so.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from flowblending.engine.backends.tensorrt.compile import PlanInfo, PlanRequest,
 from flowblending.engine.backends.tensorrt.library import load
 from flowblending.engine.backends.tensorrt.targets import check_targets
 from flowblending.system.subprocess_call import EndedError, answer, call_in_subprocess
+from flowblending.system.whole_file import whole_file
 
 if TYPE_CHECKING:
     from flowblending.contracts.manifest import Backend
@@ -51,21 +51,17 @@ def build_plan(
             no size, memory ran out, or the compiler refuses; its own words are in the message.
         OSError: ``out`` cannot be written.
     """
-    temporary = out.with_name(f"{out.name}.{os.getpid()}.partial")
-    request = PlanRequest(
-        library=library,
-        onnx=onnx.absolute(),
-        spec=spec,
-        profiles=tuple(profiles),
-        targets=check_targets(library, targets),
-        out=temporary.absolute(),
-    )
-    try:
-        info = _compile_in_subprocess(request, progress)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return info
+    targets = check_targets(library, targets)
+    with whole_file(out) as temporary:
+        request = PlanRequest(
+            library=library,
+            onnx=onnx.absolute(),
+            spec=spec,
+            profiles=tuple(profiles),
+            targets=targets,
+            out=temporary,
+        )
+        return _compile_in_subprocess(request, progress)
 
 
 def _compile_in_subprocess(request: PlanRequest, progress: Callable[[str], None]) -> PlanInfo:

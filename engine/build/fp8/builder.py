@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import ExportedGraph, Precision
-from flowblending.engine.build.fp8.calibrate import SCRATCH, Calibrator, Pair
+from flowblending.engine.build.fp8.calibrate import SCRATCH, Pair, RangeCalibrator
 from flowblending.engine.build.fp8.options import Fp8Options
 from flowblending.system.console import Console
 
@@ -32,7 +32,7 @@ class Fp8Builder:
     """
 
     def __init__(
-        self, pair: Pair, options: Fp8Options, *, base: Precision, calibrator: Calibrator, console: Console
+        self, pair: Pair, options: Fp8Options, *, base: Precision, calibrator: RangeCalibrator, console: Console
     ) -> None:
         self._pair = pair
         self._options = options

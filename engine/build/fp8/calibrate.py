@@ -28,13 +28,20 @@ from flowblending.engine.build.fp8.room import (
     on_gpu,
     sampled_geometry,
 )
-from flowblending.engine.build.fp8.trajectories import REVISION, Graph, Measured, RangesRequest, Trajectories, measure
+from flowblending.engine.build.fp8.trajectories import (
+    REVISION,
+    Graph,
+    RangesRequest,
+    Trajectories,
+    TrajectoryRanges,
+    measure,
+)
 from flowblending.engine.bundle.bundle import Bundle, describe_file
 from flowblending.engine.store.store import Order, Store
 from flowblending.system.console import Console
 
 if TYPE_CHECKING:
-    from flowblending.contracts.fp8_calibration import Calibration
+    from flowblending.contracts.fp8_calibration import Fp8Calibration
     from flowblending.export.graph.exportable import Part
 
 FILE = "fp8_calibration.json"
@@ -62,7 +69,7 @@ class Pair:
     source: str
 
 
-class Calibrator:
+class RangeCalibrator:
     """Calibrates a pair, if that was not done before.
 
     Args:
@@ -113,7 +120,7 @@ class Calibrator:
                 )
 
     @cached_property
-    def _planned(self) -> Measured:
+    def _planned(self) -> TrajectoryRanges:
         return self._measure({}, lambda _: None, sample=False)
 
     def check_load(self) -> str | None:
@@ -179,14 +186,14 @@ class Calibrator:
         )
 
     @cached_property
-    def calibration(self) -> Calibration:
+    def calibration(self) -> Fp8Calibration:
         """That of the file given, or what `obtain` has put into the bundle."""
-        from flowblending.contracts.fp8_calibration import Calibration
+        from flowblending.contracts.fp8_calibration import Fp8Calibration
 
         given = self._options.calibration
         if given is None:
-            return Calibration.read(self._folder / FILE)
-        found = Calibration.read(given)
+            return Fp8Calibration.read(self._folder / FILE)
+        found = Fp8Calibration.read(given)
         for name in self._pair.models:
             found.model(name, self._pair.weights(self._pair.parts[name]), given)
         self._console.log(f"calibration: {_summary(found)}, from {given}")
@@ -202,15 +209,15 @@ class Calibrator:
         same = any(each.key.get("calibration") == self._measured_on for each in old.manifest.components.values())
         return path if same and path.is_file() and describe_file(old.folder, path) == file else None
 
-    def _calibrate(self, scratch: Path) -> Calibration:
-        from flowblending.contracts.fp8_calibration import Calibration, summarise
+    def _calibrate(self, scratch: Path) -> Fp8Calibration:
+        from flowblending.contracts.fp8_calibration import Fp8Calibration, summarise
 
         options = self._options
         percentile = PERCENTILE if options.percentile is None else options.percentile
         margin = MARGIN if options.margin is None else options.margin
         measured, rows = self._run(percentile, scratch)
         pair = self._pair
-        result = Calibration(
+        result = Fp8Calibration(
             pipeline=pair.pipeline.pipeline,
             size=self._geometry.size,
             frames=self._geometry.frames,
@@ -239,7 +246,7 @@ class Calibrator:
         self._encoded = measured.conditions
         return result
 
-    def _run(self, percentile: float, scratch: Path) -> tuple[Measured, dict[str, Rows]]:
+    def _run(self, percentile: float, scratch: Path) -> tuple[TrajectoryRanges, dict[str, Rows]]:
         """Sample the trajectories on fp32 graphs, which are removed afterwards; and each model's rows of ranges."""
         parts, rows = self._pair.parts, {}
         try:
@@ -262,7 +269,7 @@ class Calibrator:
                 shutil.rmtree(scratch, ignore_errors=True)
         return self._encoded
 
-    def _measure(self, graphs: Mapping[str, Graph], report: Callable[[str], None], *, sample: bool) -> Measured:
+    def _measure(self, graphs: Mapping[str, Graph], report: Callable[[str], None], *, sample: bool) -> TrajectoryRanges:
         tokenizer = self._folder / "tokenizer.json"
         tokenizer.write_bytes(self._pair.tokenizer)
         return measure(
@@ -304,7 +311,7 @@ class Calibrator:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _summary(calibration: Calibration) -> str:
+def _summary(calibration: Fp8Calibration) -> str:
     calls = ", ".join(f"{name} x {model.calls}" for name, model in calibration.models.items())
     at = f"{calibration.size}, {calibration.frames} frames"
     return f"{len(calibration.prompts)} prompts, {calibration.schedule}, {calls}, {at}"

@@ -98,7 +98,7 @@ class Observed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class TrajectoryRanges:
     """What was found.
 
     Attributes:
@@ -118,7 +118,7 @@ class Measured:
     conditions: Mapping[str, npt.NDArray[Any]]
 
 
-def measure(request: RangesRequest, progress: Callable[[str], None]) -> Measured:
+def measure(request: RangesRequest, progress: Callable[[str], None]) -> TrajectoryRanges:
     """Run trajectories in a process of its own, with one transformer in memory at a time.
 
     Raises:
@@ -126,7 +126,7 @@ def measure(request: RangesRequest, progress: Callable[[str], None]) -> Measured
         FlowBlendingError: an engine fails or gives infinite values, or memory runs out.
     """
     try:
-        measured: Measured = call_in_subprocess(_MODULE, request, progress)
+        measured: TrajectoryRanges = call_in_subprocess(_MODULE, request, progress)
     except EndedError as end:
         if end.killed:
             raise FlowBlendingError(

@@ -21,7 +21,7 @@ from flowblending.contracts.program import Program
 from flowblending.engine.backends.onnxruntime import BoundWeight, OrtEngine
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import CPU, Tensor
-from flowblending.engine.build.fp8.trajectories import Graph, HeldWeight, Measured, Observed, RangesRequest
+from flowblending.engine.build.fp8.trajectories import Graph, HeldWeight, Observed, RangesRequest, TrajectoryRanges
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.devices.open import AUTO, open_device
 from flowblending.runtime.devices.protocol import Device
@@ -41,7 +41,7 @@ def serve(descriptor: int) -> None:
     answer(descriptor, work)
 
 
-def work(request: RangesRequest, progress: Callable[[str], None]) -> Measured:
+def work(request: RangesRequest, progress: Callable[[str], None]) -> TrajectoryRanges:
     """Encode the prompts, and sample all of them in step; see `flowblending.engine.build.fp8.trajectories.measure`."""
     manifest = _manifest(request)
     jobs = [
@@ -75,9 +75,9 @@ def work(request: RangesRequest, progress: Callable[[str], None]) -> Measured:
 
 def _measured(
     programs: Sequence[Program], models: Mapping[str, Observed], conditions: Mapping[str, npt.NDArray[Any]]
-) -> Measured:
+) -> TrajectoryRanges:
     program = programs[0]
-    return Measured(
+    return TrajectoryRanges(
         schedule=program.schedule,
         steps=len(program.steps),
         solver=program.solver,

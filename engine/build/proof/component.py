@@ -20,7 +20,7 @@ from flowblending.engine.store.store import link_or_copy
 
 if TYPE_CHECKING:
     from flowblending.export.graph.audit import Audit
-    from flowblending.export.verify.reference_outputs import Recorder
+    from flowblending.export.verify.reference_outputs import ReferenceRecorder
     from flowblending.export.verify.verify import Parity
 
 
@@ -28,7 +28,7 @@ REVISION = 1
 """Raised when a component is verified otherwise, or something else is noted of it in the files beside its engine."""
 
 
-def note_verified(graph: ExportedGraph, recorder: Recorder, parity: Parity) -> None:
+def note_verified(graph: ExportedGraph, recorder: ReferenceRecorder, parity: Parity) -> None:
     """Write beside a graph how it was verified, for `gather`, which may be called by a later build."""
     from flowblending.export.verify.verify import TOLERANCE
 
@@ -38,7 +38,7 @@ def note_verified(graph: ExportedGraph, recorder: Recorder, parity: Parity) -> N
         allowed=TOLERANCE[graph.spec.precision].relative,
         sizes=tuple(dict(sizes) for sizes in recorder.sizes),
     )
-    recorder.save(_golden(graph))
+    recorder.save(_reference_outputs(graph))
     _compared(graph).write_text(compared.model_dump_json())
 
 
@@ -65,12 +65,12 @@ def gather(
 
     name = graph.spec.name
     found = audit(graph.onnx if compiled.plan is not None else compiled.files[0], largest(profiles, graph.spec))
-    golden, no_fp8_attention = _golden(graph), _no_fp8_attention(graph)
+    reference, no_fp8_attention = _reference_outputs(graph), _no_fp8_attention(graph)
     proof = Proof(
         component=name,
         precision=graph.spec.precision,
         compared=Compared.model_validate_json(_compared(graph).read_bytes()),
-        golden=golden.name if golden.exists() else None,
+        golden=reference.name if reference.exists() else None,
         graph=_graph(found),
         plan=None if compiled.plan is None else _plan(found, compiled, name),
         no_fp8_attention=no_fp8_attention.read_text() if no_fp8_attention.exists() else None,
@@ -83,9 +83,9 @@ def gather(
     if proof.golden is None:
         return (path,)
     # Not moved: what lies beside a verified graph is what an interrupted build finds again.
-    (folder / golden.name).unlink(missing_ok=True)
-    link_or_copy(golden, folder / golden.name)
-    return (path, folder / golden.name)
+    (folder / reference.name).unlink(missing_ok=True)
+    link_or_copy(reference, folder / reference.name)
+    return (path, folder / reference.name)
 
 
 def _graph(found: Audit) -> GraphFacts:
@@ -142,7 +142,7 @@ def _differing(told: Mapping[str, str], asked: Mapping[str, str]) -> dict[str, s
     return {name: kind for name, kind in told.items() if kind != asked[name]}
 
 
-def _golden(graph: ExportedGraph) -> Path:
+def _reference_outputs(graph: ExportedGraph) -> Path:
     return graph.onnx.with_suffix(".golden.npz")
 
 

@@ -80,7 +80,7 @@ class PairFacts(Facts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class ModelCall:
     """One call of a model on a trajectory: what it was given, and the velocity that it gave.
 
     Attributes:
@@ -95,7 +95,7 @@ class Call:
     velocity: Floats
 
 
-def follow(program: Mapping[str, Any], velocity: Velocity, latents: Floats) -> tuple[Floats, list[Call]]:
+def follow(program: Mapping[str, Any], velocity: Velocity, latents: Floats) -> tuple[Floats, list[ModelCall]]:
     """Interpret a sampling program (file contract 3, `flowblending.contracts.program`): a `Run` or a `Mix` at a time.
 
     Args:
@@ -116,7 +116,7 @@ def follow(program: Mapping[str, Any], velocity: Velocity, latents: Floats) -> t
             for branch, out in zip(each["branches"], each["out"], strict=True):
                 slots[out] = velocity(each["model"], slots[LATENTS], step["timestep"], branch)
                 calls.append(
-                    Call(
+                    ModelCall(
                         step=number,
                         model=each["model"],
                         branch=branch,
@@ -151,7 +151,7 @@ def difference(found: Floats, expected: Floats) -> float:
 
 def compare_pair(
     program: Mapping[str, Any],
-    calls: list[Call],
+    calls: list[ModelCall],
     final: Floats,
     velocity: Velocity,
     noise: Floats,

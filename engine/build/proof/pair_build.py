@@ -21,8 +21,8 @@ from flowblending.engine.backends.registry import ONNXRUNTIME
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.build.proof.pair import (
     LATENTS,
-    Call,
     Floats,
+    ModelCall,
     PairFacts,
     Velocity,
     allowed,
@@ -90,7 +90,7 @@ def measure_pair(
         engines = {name: OrtEngine(bundle.path(name), manifest.components[name].spec) for name in (LARGE, SMALL)}
         velocity: Velocity = EnginePair(engines, arrays)
     else:
-        write_golden(bundle.folder / TRAJECTORY, program, calls, final, arrays)
+        write_trajectory(bundle.folder / TRAJECTORY, program, calls, final, arrays)
         if Precision.FP8 in precisions.values():
             return unmeasured(program, "fp8 of a plan is computed on a GPU only")
         ours = {name: parts[name].load(precision) for name, precision in precisions.items()}
@@ -121,7 +121,9 @@ class EnginePair:
         return output
 
 
-def write_golden(path: Path, program: Mapping[str, Any], calls: list[Call], final: Floats, conditions: Arrays) -> None:
+def write_trajectory(
+    path: Path, program: Mapping[str, Any], calls: list[ModelCall], final: Floats, conditions: Arrays
+) -> None:
     """Keep a trajectory: its program, its conditions, what every call was given and gave, and the final latents."""
     arrays: dict[str, Any] = {
         f"conditions/{branch}/{name}": value for branch, each in conditions.items() for name, value in each.items()

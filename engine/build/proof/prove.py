@@ -13,7 +13,7 @@ from pathlib import Path
 from flowblending import FlowBlendingError
 from flowblending.engine.backends.gpu import check_architecture, gpu_architecture
 from flowblending.engine.build.proof.pair import PairFacts, allowed
-from flowblending.engine.build.proof.report import Inspected, Report, make_report, read_report, write_report
+from flowblending.engine.build.proof.report import BuildReport, Inspected, make_report, read_report, write_report
 from flowblending.engine.bundle.bundle import TRAJECTORY, Bundle, open_bundle
 from flowblending.system.subprocess_call import EndedError, call_in_subprocess
 
@@ -25,14 +25,15 @@ class ProveRequest:
     """What to run.
 
     Attributes:
-        golden: by component, the file of `flowblending.export.verify.reference_outputs.Recorder`; absolute.
+        reference_outputs: by component, the file of
+            `flowblending.export.verify.reference_outputs.ReferenceRecorder`; absolute.
         trajectory: of the pair, as `flowblending.engine.build.proof.pair_build` wrote it; absolute.
             None to leave it out.
         allowed: by model, the largest difference of its velocities that passes.
     """
 
     bundle: Path
-    golden: Mapping[str, Path]
+    reference_outputs: Mapping[str, Path]
     trajectory: Path | None
     allowed: Mapping[str, float]
 
@@ -63,7 +64,7 @@ def check_device(bundle: Bundle) -> None:
         check_architecture(name, each.targets, architecture)
 
 
-def prove_bundle(folder: Path, progress: Callable[[str], None]) -> Report:
+def prove_bundle(folder: Path, progress: Callable[[str], None]) -> BuildReport:
     """Run a bundle's engines, and write the report anew with what was found.
 
     Raises:
@@ -81,7 +82,7 @@ def prove_bundle(folder: Path, progress: Callable[[str], None]) -> Report:
     trajectory = absolute / TRAJECTORY
     request = ProveRequest(
         bundle=absolute,
-        golden={name: absolute / proof.golden for name, proof in report.components.items() if proof.golden},
+        reference_outputs={name: absolute / proof.golden for name, proof in report.components.items() if proof.golden},
         trajectory=trajectory if trajectory.is_file() else None,
         allowed=allowed(bundle.manifest),
     )

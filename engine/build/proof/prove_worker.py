@@ -18,7 +18,7 @@ from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import CPU
 from flowblending.engine.backends.tensorrt.run import TrtEngine
 from flowblending.engine.build.proof.claims import allowed_on
-from flowblending.engine.build.proof.pair import LATENTS, Call, Floats, PairFacts, compare_pair, difference
+from flowblending.engine.build.proof.pair import LATENTS, Floats, ModelCall, PairFacts, compare_pair, difference
 from flowblending.engine.build.proof.prove import ProveRequest, ProveResult
 from flowblending.engine.build.proof.report import Inspected, sizes_of
 from flowblending.engine.bundle.bundle import open_bundle
@@ -51,7 +51,8 @@ def work(request: ProveRequest, progress: Callable[[str], None]) -> ProveResult:
             engine = pipeline.engine(name)
             if isinstance(engine, TrtEngine):
                 device_bytes[name], layers[name] = engine.device_bytes(), engine.layers()
-            differences[name] = _judge(engine, device, sizes_of(bundle.manifest, name), request.golden.get(name))
+            reference = request.reference_outputs.get(name)
+            differences[name] = _judge(engine, device, sizes_of(bundle.manifest, name), reference)
         pair = None
         if request.trajectory is not None:
             progress("running the pair along its schedule")
@@ -68,13 +69,13 @@ def work(request: ProveRequest, progress: Callable[[str], None]) -> ProveResult:
     return ProveResult(inspected=inspected, pair=pair)
 
 
-def _judge(engine: Engine, device: Device, every: Sequence[Sizes], golden: Path | None) -> float | None:
+def _judge(engine: Engine, device: Device, every: Sequence[Sizes], reference: Path | None) -> float | None:
     """Compare an engine with torch where that was kept, and run it on noise at the other sizes of its profiles.
 
     Returns:
         The largest difference; None where nothing was kept; NaN if an engine gives what is no number.
     """
-    worst, compared = (None, []) if golden is None else _compare(engine, device, golden)
+    worst, compared = (None, []) if reference is None else _compare(engine, device, reference)
     finite = _finite(engine, device, [sizes for sizes in every if sizes not in compared])
     return worst if finite else math.nan
 
@@ -94,10 +95,10 @@ def _finite(engine: Engine, device: Device, every: Sequence[Sizes]) -> bool:
     return True
 
 
-def _compare(engine: Engine, device: Device, golden: Path) -> tuple[float, list[Sizes]]:
+def _compare(engine: Engine, device: Device, reference: Path) -> tuple[float, list[Sizes]]:
     """The largest difference of an output from torch's, and the sizes that were compared."""
     worst, compared = 0.0, []
-    with np.load(golden) as kept:
+    with np.load(reference) as kept:
         for index in sorted({name.partition("/")[0] for name in kept.files}):
             given = {each.name: kept[f"{index}/inputs/{each.name}"] for each in engine.spec.inputs}
             compared.append(engine.spec.sizes({name: array.shape for name, array in given.items()}))
@@ -122,7 +123,7 @@ def _follow(
     with np.load(trajectory) as kept:
         arrays = {name: kept[name] for name in kept.files}
     calls = [
-        Call(step=int(step), model=str(model), branch=str(branch), timestep=float(timestep), latents=x, velocity=v)
+        ModelCall(step=int(step), model=str(model), branch=str(branch), timestep=float(timestep), latents=x, velocity=v)
         for step, model, branch, timestep, x, v in zip(
             *(arrays[name] for name in ("steps", "models", "branches", "timesteps", "latents", "velocities")),
             strict=True,

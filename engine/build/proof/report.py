@@ -6,7 +6,6 @@ It is about the bundle and no part of it: it may be deleted, and `prove` adds to
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from flowblending.engine.build.proof.claims import FAILED, OPEN, Claim, allowed_
 from flowblending.engine.build.proof.pair import PairFacts, pair_claims
 from flowblending.engine.bundle.bundle import REPORT, Bundle
 from flowblending.engine.bundle.geometry import shape_profiles
+from flowblending.system.whole_file import replace_file
 
 FORMAT = 2
 
@@ -68,7 +68,7 @@ class Inspected(Facts):
     differences: dict[str, float | None]
 
 
-class Report(Facts):
+class BuildReport(Facts):
     """``report.json``.
 
     Attributes:
@@ -101,13 +101,15 @@ class Report(Facts):
         return tuple(claim for claim in self.claims if claim.state == OPEN)
 
 
-def make_report(bundle: Bundle, *, slots: int, pair: PairFacts | None, inspected: Inspected | None = None) -> Report:
+def make_report(
+    bundle: Bundle, *, slots: int, pair: PairFacts | None, inspected: Inspected | None = None
+) -> BuildReport:
     """Put a bundle's proofs together, and judge them.
 
     Args:
         bundle: its files are there.
         slots: buffers of the default program, each as large as a latent.
-        pair: see `Report`.
+        pair: see `BuildReport`.
         inspected: likewise.
 
     Raises:
@@ -120,7 +122,7 @@ def make_report(bundle: Bundle, *, slots: int, pair: PairFacts | None, inspected
         for name, component in manifest.components.items()
         for claim in _claims(manifest, name, component, proofs[name], inspected)
     ]
-    return Report(
+    return BuildReport(
         bundle=manifest.id,
         created_by=f"flowblending {flowblending.__version__}",
         components=proofs,
@@ -170,29 +172,25 @@ def _memory(manifest: Manifest, proofs: Mapping[str, Proof], slots: int) -> Memo
     return Memory(weights=weights, scratch=scratch, tensors=tensors, latents=latents, complete=complete)
 
 
-def write_report(report: Report, folder: Path) -> None:
+def write_report(report: BuildReport, folder: Path) -> None:
     """Write the report into a bundle's folder, whole or not at all.
 
     Raises:
         FlowBlendingError: it cannot be written.
     """
     path = folder / REPORT
-    temporary = path.with_name(f".{REPORT}.{os.getpid()}")
     try:
-        temporary.write_text(report.model_dump_json(indent=1) + "\n")
-        temporary.replace(path)
+        replace_file(path, (report.model_dump_json(indent=1) + "\n").encode())
     except OSError as error:
         raise FlowBlendingError(
             f"Cannot write {path} ({error.strerror}); make the bundle's folder writable, or copy it."
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def read_report(bundle: Bundle) -> Report | None:
+def read_report(bundle: Bundle) -> BuildReport | None:
     """The report of a bundle; None if there is none of this version, or it is of another build."""
     try:
-        report = Report.model_validate_json((bundle.folder / REPORT).read_bytes())
+        report = BuildReport.model_validate_json((bundle.folder / REPORT).read_bytes())
     except (OSError, ValidationError):
         return None
     return report if report.format == FORMAT and report.bundle == bundle.manifest.id else None

@@ -10,7 +10,7 @@ from flowblending import FlowBlendingError
 from flowblending.engine.build.proof.default_program import default_program
 from flowblending.engine.build.proof.pair import slots_of
 from flowblending.engine.build.proof.pair_build import measure_pair
-from flowblending.engine.build.proof.report import Report, make_report, read_report, write_report
+from flowblending.engine.build.proof.report import BuildReport, make_report, read_report, write_report
 from flowblending.engine.build.proof.table import show_report
 from flowblending.engine.bundle.bundle import TRAJECTORY, Bundle
 from flowblending.system.console import Console
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from flowblending.export.graph.exportable import Part
 
 
-def add_report(bundle: Bundle, parts: Mapping[str, Part], prompt: str, old: Bundle | None, console: Console) -> Report:
+def add_report(
+    bundle: Bundle, parts: Mapping[str, Part], prompt: str, old: Bundle | None, console: Console
+) -> BuildReport:
     """Write ``report.json`` into a bundle's folder.
 
     Args:
@@ -47,7 +49,7 @@ def add_report(bundle: Bundle, parts: Mapping[str, Part], prompt: str, old: Bund
     return report
 
 
-def check_report(report: Report, console: Console) -> None:
+def check_report(report: BuildReport, console: Console) -> None:
     """Show a report of which a claim does not hold, and refuse it.
 
     Raises:

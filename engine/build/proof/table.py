@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from flowblending.contracts.proof import Proof
 from flowblending.engine.build.proof.claims import OPEN, PROVED
-from flowblending.engine.build.proof.report import Report
+from flowblending.engine.build.proof.report import BuildReport
 from flowblending.system.console import Console
 
 
-def show_report(report: Report, console: Console) -> None:
+def show_report(report: BuildReport, console: Console) -> None:
     """Print the table of components, the memory, the pair, and every claim that is not proved."""
     console.table(
         f"proof of {report.bundle}",

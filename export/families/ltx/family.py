@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusers import LTXVideoTransformer3DModel
+
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import LTX_2B, VAE, PipelineSpec, SigmaGrid
 from flowblending.export.checkpoint.checkpoint import (
@@ -27,6 +29,7 @@ from flowblending.export.families.ltx.transformer import REVISION, load_transfor
 from flowblending.export.families.ltx.vae import vae_part
 from flowblending.export.families.t5 import text_encoder_part
 from flowblending.export.graph.exportable import Part
+from flowblending.export.graph.load import check_model
 
 CONDITION = "LTXConditionPipeline"
 TEXT_LENGTH = {"LTXPipeline": 128, CONDITION: 256}
@@ -105,6 +108,7 @@ class Ltx:
                 causal=checkpoint.pipeline == CONDITION,
             ),
             revision=f"ltx transformer {REVISION}",
+            check=lambda: check_model(LTXVideoTransformer3DModel, folder),
             architecture=_ARCHITECTURES.get(
                 (config.get("num_layers"), config.get("num_attention_heads"), config.get("attention_head_dim"))
             ),

@@ -37,7 +37,7 @@ def load_signal(folder: Path, name: str) -> Exportable:
             ),
             outputs=(TensorSpec(name="signal", dtype="float32", shape=("batch", stock.proj_in.out_features, *size)),),
         ),
-        module=_Signal(stock).eval(),
+        module=_LtxSignal(stock).eval(),
         reference=lambda latents, timestep: _reference(stock, latents, timestep),
         inputs=inputs,
         export_sizes={"batch": 2, "frames": 3, "height": 4, "width": 5},
@@ -48,7 +48,7 @@ def load_signal(folder: Path, name: str) -> Exportable:
     )
 
 
-class _Signal(torch.nn.Module):
+class _LtxSignal(torch.nn.Module):
     """norm1(proj_in(latents)) * (1 + scale) + shift of block 0 (diffusers models/transformers/transformer_ltx.py)."""
 
     def __init__(self, stock: LTXVideoTransformer3DModel) -> None:

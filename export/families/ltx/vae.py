@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from flowblending.contracts.graph import VAE, Dim, GraphSpec, Precision, TensorSpec
 from flowblending.export.checkpoint.checkpoint import Checkpoint, component_files, vae_statistics
 from flowblending.export.graph.exportable import Exportable, Part, Tensors
-from flowblending.export.graph.load import load_model
+from flowblending.export.graph.load import check_model, load_model
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_ltx import (
@@ -50,6 +50,7 @@ def vae_part(checkpoint: Checkpoint) -> Part:
         sources=component_files(checkpoint, VAE),
         load=lambda precision: _load(folder, vae_statistics(checkpoint), precision),
         revision=f"ltx vae {REVISION}",
+        check=lambda: check_model(AutoencoderKLLTXVideo, folder),
     )
 
 

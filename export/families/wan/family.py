@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from diffusers import WanTransformer3DModel
+
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import WAN_T2V_1_3B, WAN_T2V_14B, PipelineSpec, SigmaGrid
 from flowblending.export.checkpoint.checkpoint import (
@@ -21,6 +23,7 @@ from flowblending.export.families.t5 import text_encoder_part
 from flowblending.export.families.wan.transformer import REVISION, load_signal, load_transformer
 from flowblending.export.families.wan.vae import check_decoder, decoder_parts
 from flowblending.export.graph.exportable import Part
+from flowblending.export.graph.load import check_model
 
 TEXT_LENGTH = 512
 """Tokens of a prompt: the default of WanPipeline, which pads every prompt to it and masks none in the transformer."""
@@ -138,6 +141,7 @@ class Wan:
             sources=model_files(folder),
             load=lambda precision: load_transformer(folder, name, TEXT_LENGTH, precision),
             revision=f"wan transformer {REVISION}",
+            check=lambda: check_model(WanTransformer3DModel, folder),
             architecture=_ARCHITECTURES.get(
                 (config.get("num_layers"), config.get("num_attention_heads"), config.get("attention_head_dim"))
             ),

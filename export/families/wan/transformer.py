@@ -95,7 +95,7 @@ def load_signal(folder: Path, name: str) -> Exportable:
             inputs=(TensorSpec(name="timestep", dtype="float32", shape=("batch",)),),
             outputs=(TensorSpec(name="signal", dtype="float32", shape=("batch", width)),),
         ),
-        module=_Signal(stock),
+        module=_WanSignal(stock),
         reference=reference,
         inputs=lambda sizes, generator: (torch.empty(sizes["batch"]).random_(0, 1000, generator=generator),),
         export_sizes={"batch": 2},
@@ -103,7 +103,7 @@ def load_signal(folder: Path, name: str) -> Exportable:
     )
 
 
-class _Signal(torch.nn.Module):
+class _WanSignal(torch.nn.Module):
     """The projected timestep embedding of a Wan transformer."""
 
     def __init__(self, stock: WanTransformer3DModel) -> None:

@@ -28,7 +28,7 @@ from flowblending import FlowBlendingError
 from flowblending.contracts.graph import VAE, VAE_FIRST, VAE_NEXT, GraphSpec, Precision, TensorSpec
 from flowblending.export.checkpoint.checkpoint import Checkpoint, component_files
 from flowblending.export.graph.exportable import Exportable, Part, Tensors
-from flowblending.export.graph.load import load_model, twin
+from flowblending.export.graph.load import check_model, load_model, twin
 
 REVISION = 1
 """Raised when this file makes other graphs."""
@@ -62,7 +62,14 @@ def decoder_parts(checkpoint: Checkpoint) -> tuple[Part, Part]:
     sources = component_files(checkpoint, VAE)
     revision = f"wan vae {REVISION}"
     return (
-        Part(name=VAE_FIRST, sources=sources, load=partial(_load, folder, VAE_FIRST), revision=revision),
+        Part(
+            name=VAE_FIRST,
+            sources=sources,
+            load=partial(_load, folder, VAE_FIRST),
+            revision=revision,
+            check=lambda: check_model(AutoencoderKLWan, folder),
+        ),
+        # Of the same files, which one look is enough for.
         Part(name=VAE_NEXT, sources=sources, load=partial(_load, folder, VAE_NEXT), revision=revision),
     )
 

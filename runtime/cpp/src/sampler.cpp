@@ -15,15 +15,15 @@ constexpr std::size_t kAhead = 2;
 
 }  // namespace
 
-class ModelSampling {
+class Sampling {
  public:
-  ModelSampling(std::shared_ptr<const Manifest> manifest, const SamplerOptions& options)
+  Sampling(std::shared_ptr<const Manifest> manifest, const SamplerOptions& options)
       : manifest_(std::move(manifest)), threads_(options.threads), device_(open(options)), start_(device_->mark()) {}
 
-  ModelSampling(const ModelSampling&) = delete;
-  ModelSampling& operator=(const ModelSampling&) = delete;
+  Sampling(const Sampling&) = delete;
+  Sampling& operator=(const Sampling&) = delete;
 
-  ~ModelSampling() {
+  ~Sampling() {
     // Neither engines nor memory may go before the work that uses them.
     (void)guarded([this] { device_->wait(); });
   }
@@ -198,14 +198,14 @@ class ModelSampling {
 
 namespace flowblending {
 
-Sampler::Sampler(std::unique_ptr<detail::ModelSampling> sampling) : sampling_(std::move(sampling)) {}
+Sampler::Sampler(std::unique_ptr<detail::Sampling> sampling) : sampling_(std::move(sampling)) {}
 Sampler::Sampler(Sampler&&) noexcept = default;
 Sampler& Sampler::operator=(Sampler&&) noexcept = default;
 Sampler::~Sampler() = default;
 
 Result<Sampler> Sampler::create(const Bundle& bundle, const SamplerOptions& options) noexcept {
   return detail::guarded_result<Sampler>(
-      [&] { return Sampler(std::make_unique<detail::ModelSampling>(bundle.manifest_, options)); });
+      [&] { return Sampler(std::make_unique<detail::Sampling>(bundle.manifest_, options)); });
 }
 
 Status Sampler::load(const std::string& program) noexcept {

@@ -23,7 +23,7 @@ RETENTION = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constants:
+class MagCacheConstants:
     """What is known of a model.
 
     Attributes:
@@ -40,15 +40,15 @@ class Constants:
 
 
 # fmt: off
-CONSTANTS: Mapping[str, Constants] = {
-    WAN_T2V_1_3B: Constants(threshold=0.12, most=4, ratios=(
+CONSTANTS: Mapping[str, MagCacheConstants] = {
+    WAN_T2V_1_3B: MagCacheConstants(threshold=0.12, most=4, ratios=(
         1.0, 1.0124, 1.00166, 0.99791, 0.99682, 0.99634, 0.99567, 0.99416, 0.99578, 0.9957, 0.99511, 0.99535,
         0.99552, 0.99541, 0.9954, 0.99489, 0.99518, 0.99484, 0.99481, 0.99415, 0.99419, 0.99396, 0.99388, 0.99349,
         0.99309, 0.9927, 0.99228, 0.99171, 0.99137, 0.99068, 0.99005, 0.98944, 0.98849, 0.98758, 0.98644, 0.98504,
         0.9836, 0.98202, 0.97977, 0.97717, 0.9741, 0.97003, 0.96538, 0.9593, 0.95086, 0.94013, 0.92402, 0.90241,
         0.86821, 0.81838,
     )),
-    WAN_T2V_14B: Constants(threshold=0.24, most=6, ratios=(
+    WAN_T2V_14B: MagCacheConstants(threshold=0.24, most=6, ratios=(
         1.0, 1.02504, 1.00025, 0.9985, 0.99779, 0.9966, 0.99482, 0.99467, 0.99664, 0.99434, 0.99533, 0.99468,
         0.99438, 0.99516, 0.99384, 0.99404, 0.99517, 0.99409, 0.99428, 0.99347, 0.99418, 0.99271, 0.99313, 0.99215,
         0.99218, 0.99216, 0.99163, 0.99138, 0.98982, 0.98996, 0.9887, 0.98772, 0.98767, 0.98573, 0.98501, 0.9838,
@@ -100,13 +100,17 @@ class MagCache:
         return decisions.only(computed)
 
 
-def _constants(model: str, outline: Outline) -> Constants:
+def _constants(model: str, outline: Outline) -> MagCacheConstants:
     """What was measured on the bundle itself, or else what is published."""
     name = outline.architectures.get(model)
     measured = outline.constants.get(MAGCACHE, {}).get(model)
     if measured:
         published = CONSTANTS.get(name or "")
-        return Constants(ratios=tuple(measured)) if published is None else replace(published, ratios=tuple(measured))
+        return (
+            MagCacheConstants(ratios=tuple(measured))
+            if published is None
+            else replace(published, ratios=tuple(measured))
+        )
     if name is None or name not in CONSTANTS:
         raise UsageError(
             f"MagCache has published constants for {' and '.join(CONSTANTS)} only, and the bundle's {model} model is "

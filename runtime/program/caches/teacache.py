@@ -36,7 +36,7 @@ _TOLERANCE = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Constants:
+class TeaCacheConstants:
     """What is published of a model.
 
     Attributes:
@@ -52,28 +52,28 @@ class Constants:
     last: int
 
 
-CONSTANTS: Mapping[str, Constants] = {
-    WAN_T2V_1_3B: Constants(
+CONSTANTS: Mapping[str, TeaCacheConstants] = {
+    WAN_T2V_1_3B: TeaCacheConstants(
         coefficients=(-5.21862437e04, 9.23041404e03, -5.28275948e02, 1.36987616e01, -4.99875664e-02),
         threshold=0.05,
         first=5,
         last=0,
     ),
-    WAN_T2V_14B: Constants(
+    WAN_T2V_14B: TeaCacheConstants(
         coefficients=(-3.03318725e05, 4.90537029e04, -2.65530556e03, 5.87365115e01, -3.15583525e-01),
         threshold=0.1,
         first=5,
         last=0,
     ),
     # Fitted to LTX-Video 0.9.1.
-    LTX_2B: Constants(
+    LTX_2B: TeaCacheConstants(
         coefficients=(2.14700694e01, -1.28016453e01, 2.31279151e00, 7.92487521e-01, 9.69274326e-03),
         threshold=0.03,
         first=1,
         last=1,
     ),
 }
-_UNPUBLISHED = Constants(coefficients=(), threshold=0.05, first=5, last=1)
+_UNPUBLISHED = TeaCacheConstants(coefficients=(), threshold=0.05, first=5, last=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def fit(distances: Sequence[float], changes: Sequence[float]) -> list[float]:
     return [float(each) for each in reversed(found.coef)]
 
 
-def _constants(model: str, outline: Outline) -> Constants:
+def _constants(model: str, outline: Outline) -> TeaCacheConstants:
     """Published ones before those of a few prompts; after the check that the distances are of this run's steps."""
     measured = np.asarray(_measured(TIMESTEPS, model, outline))
     if len(measured) != outline.steps or np.abs(measured - outline.timesteps).max() > _TOLERANCE:
@@ -138,7 +138,7 @@ def _constants(model: str, outline: Outline) -> Constants:
     if published is not None:
         return published
     coefficients = tuple(_measured(COEFFICIENTS, model, outline))
-    return Constants(
+    return TeaCacheConstants(
         coefficients=coefficients,
         threshold=_UNPUBLISHED.threshold,
         first=_UNPUBLISHED.first,

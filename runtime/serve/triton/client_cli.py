@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import FlowBlendingError, UsageError
+from flowblending.runtime.program.solvers.registry import METAVAR
 from flowblending.runtime.serve.triton.signature import FRAMES, LATENTS, MP4
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batched-guidance", action=argparse.BooleanOptionalAction, help="both guidance branches in one call"
     )
-    parser.add_argument("--solver", choices=("unipc", "dpm++", "euler"))
+    parser.add_argument("--solver", metavar=METAVAR)
     parser.add_argument("--cache", metavar="POLICY", help="leave out engine calls, as fb-run --cache (default: off)")
     parser.add_argument("--fps", type=float, dest="frame_rate", help="frames per second")
     parser.add_argument(

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.geometry import shape_profiles
 from flowblending.runtime.serve.triton.config import MARK, Placement, QueuePolicy, plan_config, video_config
 from flowblending.runtime.serve.triton.signature import BUNDLE_FOLDER, MODEL_VERSION
+from flowblending.system.whole_file import whole_folder
 
 CONFIG = "config.pbtxt"
 
@@ -123,14 +124,18 @@ def write_repository(models: Sequence[Model], out: Path, progress: Callable[[int
     """
     _check(models, out)
     try:
-        with _workplace(out) as new:
-            for model in models:
-                _write_model(model, new / model.name, progress)
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            # Beside the repository, not in it: a server that watches it would take what is there for a model.
             if out.exists():
-                for model in models:
-                    _replace(new / model.name, out / model.name, _sibling(out, "replaced"))
+                folders = [
+                    stack.enter_context(whole_folder(out / each.name, replace=True, beside=out)) for each in models
+                ]
             else:
-                new.rename(out)
+                new = stack.enter_context(whole_folder(out))
+                folders = [new / each.name for each in models]
+            for model, folder in zip(models, folders, strict=True):
+                _write_model(model, folder, progress)
     except OSError as error:
         raise FlowBlendingError(
             f"Cannot write the repository {out} ({error.strerror or error}); choose a folder that you can write to."
@@ -170,49 +175,3 @@ def _link(source: Path, path: Path) -> None:
     except OSError:
         # Another file system, or one without hard links, or a file of somebody else's.
         shutil.copyfile(source, path)
-
-
-@contextmanager
-def _workplace(out: Path) -> Iterator[Path]:
-    """A folder beside the repository, not in it: a server that watches the repository would take it for a model."""
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    _clean_up(out)
-    new = _sibling(out, "partial")
-    new.mkdir()
-    try:
-        yield new
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _replace(new: Path, target: Path, aside: Path) -> None:
-    """Put a model in the place of another. A folder cannot be replaced in one call: see `_clean_up`."""
-    if not target.exists():
-        new.rename(target)
-        return
-    aside.mkdir(exist_ok=True)
-    target.rename(aside / target.name)
-    try:
-        new.rename(target)
-    except OSError:
-        (aside / target.name).rename(target)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _clean_up(out: Path) -> None:
-    """Remove what killed exports left, and put a model back that one of them had set aside."""
-    parent = out.absolute().parent
-    for leftover in [*parent.glob(f".{out.name}.replaced-*"), *parent.glob(f".{out.name}.partial-*")]:
-        process = leftover.name.rpartition("-")[2]
-        if process.isdecimal() and Path("/proc", process).exists():
-            continue
-        for model in leftover.iterdir() if ".replaced-" in leftover.name else ():
-            if not (out / model.name).exists():
-                model.rename(out / model.name)
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _sibling(out: Path, what: str) -> Path:
-    return out.absolute().parent / f".{out.name}.{what}-{os.getpid()}"

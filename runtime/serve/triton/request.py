@@ -17,7 +17,7 @@ Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class VideoRequest:
     """What a client asks for.
 
     Attributes:
@@ -33,7 +33,7 @@ class Request:
     progress: bool
 
 
-def read_request(arrays: Arrays, manifest: Manifest) -> Request:
+def read_request(arrays: Arrays, manifest: Manifest) -> VideoRequest:
     """The request that the input tensors make.
 
     Args:
@@ -70,7 +70,7 @@ def read_request(arrays: Arrays, manifest: Manifest) -> Request:
         frame_rate=values.number("frame_rate"),
         cache=values.text("cache") or "off",
     )
-    return Request(
+    return VideoRequest(
         job=job,
         latents=arrays.get("latents"),
         results=_results(values.texts("result")),

@@ -22,7 +22,7 @@ from flowblending.runtime.media.video import Metadata, VideoWriter, open_writer
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.sampler.binding import Conditions
 from flowblending.runtime.sampler.loop import AHEAD, SampleResult, StepEvent
-from flowblending.runtime.serve.triton.request import Arrays, Request, read_request
+from flowblending.runtime.serve.triton.request import Arrays, VideoRequest, read_request
 from flowblending.runtime.serve.triton.signature import FRAMES, LATENTS, MP4, MP4_BASE64
 from flowblending.system.scratch import scratch
 
@@ -70,7 +70,7 @@ def answer(pipeline: Pipeline, arrays: Arrays, respond: Respond, cancelled: Call
         initial = noise.normal((1, *program.latent_shape)) if given is None else given
         metadata = video_metadata(pipeline, request.job, program, given)
         # Opened before the long work, so that what keeps a video from being written is known before it.
-        with _writers(pipeline, request, program, metadata, Path(folder)) as writers:
+        with _writers(pipeline, request, program, metadata, folder) as writers:
             with clock.measure(TEXT_ENCODER):
                 conditions = pipeline.encode(request.job, program, warnings.append)
             sample = _sample(pipeline, program, initial, conditions, on_step)
@@ -118,7 +118,7 @@ def _step(event: StepEvent) -> Arrays:
 
 @contextmanager
 def _writers(
-    pipeline: Pipeline, request: Request, program: Program, metadata: Metadata, folder: Path
+    pipeline: Pipeline, request: VideoRequest, program: Program, metadata: Metadata, folder: Path
 ) -> Iterator[list[VideoWriter]]:
     """What takes the decoded frames: none where only the latents were asked for."""
     names = []
@@ -142,7 +142,7 @@ def _writers(
         ]
 
 
-def _result(pipeline: Pipeline, request: Request, sample: SampleResult, folder: Path) -> Arrays:
+def _result(pipeline: Pipeline, request: VideoRequest, sample: SampleResult, folder: Path) -> Arrays:
     result: dict[str, npt.NDArray[np.generic]] = {}
     if LATENTS in request.results:
         result["latents"] = pipeline.device.download(sample.latents)

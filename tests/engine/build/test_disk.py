@@ -12,7 +12,7 @@ from benchmarks.random_checkpoint import Model, element_count, write_model
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import Precision
 from flowblending.engine.build import disk
-from flowblending.engine.build.disk import Need, Step, check_disk, need
+from flowblending.engine.build.disk import ComponentDisk, Need, check_disk, need
 from flowblending.engine.build.room import Planned, check_room
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.engine.store.store import Store, open_store
@@ -23,8 +23,10 @@ from tests.support import manifests, store_process
 
 def test_the_most_is_at_the_worst_moment() -> None:
     # The second component's graph lies beside both plans; the last one's is small.
-    assert need([Step(kept=10, beside=10), Step(kept=30, beside=30), Step(kept=5, beside=5)]) == Need(kept=45, most=70)
-    assert need([Step(kept=10, beside=0), Step(kept=30, beside=0)]) == Need(kept=40, most=40)
+    assert need(
+        [ComponentDisk(kept=10, beside=10), ComponentDisk(kept=30, beside=30), ComponentDisk(kept=5, beside=5)]
+    ) == Need(kept=45, most=70)
+    assert need([ComponentDisk(kept=10, beside=0), ComponentDisk(kept=30, beside=0)]) == Need(kept=40, most=40)
 
 
 def test_it_is_said_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +64,7 @@ def test_what_is_there_is_not_needed(store: Store, tmp_path: Path, monkeypatch: 
     manifests.write(tmp_path / "old")
     old, out = open_bundle(tmp_path / "old"), tmp_path / "new"
     out.mkdir()
-    size = Step(kept=3_000_000, beside=2_000_000)
+    size = ComponentDisk(kept=3_000_000, beside=2_000_000)
     cached = Planned(component=("large", store_process.KEY | {"ranges": "measured later"}), step=size)
     kept = Planned(component=("small", {"weights": "small"}), step=size)
     built = Planned(component=("vae", {"weights": "another"}), step=size)
@@ -81,7 +83,7 @@ def test_another_disk_holds_all_of_the_bundle_again(
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("there is no second file system")
-    size = Step(kept=3_000_000, beside=2_000_000)
+    size = ComponentDisk(kept=3_000_000, beside=2_000_000)
     planned = [
         Planned(component=("large", store_process.KEY), step=size),
         Planned(component=("vae", {"weights": "another"}), step=size),

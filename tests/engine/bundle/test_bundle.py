@@ -16,6 +16,7 @@ from flowblending.contracts.manifest import MANIFEST
 from flowblending.contracts.model_sampling import ModelSampling
 from flowblending.engine.bundle.bundle import bundle_id, open_bundle, write_bundle
 from tests.support import manifests
+from tests.support.killed import leave_aside
 
 
 @pytest.fixture(autouse=True)
@@ -160,9 +161,7 @@ def test_a_killed_build_leaves_the_old_bundle_and_the_next_one_cleans_up(tmp_pat
 def test_a_bundle_stranded_between_two_renames_is_put_back(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     old = manifests.write(out)
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    out.rename(tmp_path / f".bundle.replaced-{dead.pid}")
+    leave_aside(out, out)
     with pytest.raises(RuntimeError), write_bundle(out):
         raise RuntimeError
     assert open_bundle(out).manifest == old

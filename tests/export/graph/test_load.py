@@ -17,7 +17,7 @@ from flowblending import FlowBlendingError
 from flowblending.contracts.graph import Precision
 from flowblending.export.graph import load as weights
 from flowblending.export.graph.exportable import TORCH_DTYPES
-from flowblending.export.graph.load import load_encoder, load_model
+from flowblending.export.graph.load import check_encoder, check_model, load_encoder, load_model
 from flowblending.export.graph.stored import stored_of
 
 KINDS: dict[str, tuple[Any, Any]] = {
@@ -42,7 +42,7 @@ def test_equals_from_pretrained(
     model: tuple[Any, Path], precision: Precision, streamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, folder = model
-    monkeypatch.setattr(weights, "LARGE", 2000)
+    monkeypatch.setattr(weights, "STREAMED_BYTES", 2000)
     stock = kind.from_pretrained(folder, torch_dtype=TORCH_DTYPES[precision])
     found = load_model(kind, folder, precision, streamed=streamed)
     expected = dict(stock.named_parameters()) | dict(stock.named_buffers())
@@ -76,7 +76,7 @@ def test_text_encoders_equal_from_pretrained(
     tensors |= {f"{name}.weight": table + index for index, name in enumerate(tables.split())}
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     stock = kind.from_pretrained(tmp_path, dtype=TORCH_DTYPES[precision])
-    monkeypatch.setattr(weights, "LARGE", 2000)
+    monkeypatch.setattr(weights, "STREAMED_BYTES", 2000)
     found = load_encoder(kind, tmp_path, precision)
     expected, ours = (dict(model.named_parameters(remove_duplicate=False)) for model in (stock, found))
     assert list(ours) == list(expected)
@@ -104,10 +104,61 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     wan_transformer(1).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for change, message in (
-        ({"num_layers": 3}, r"The weights in .* lack blocks\.2\..*; give a complete diffusers checkpoint"),
-        ({"ffn_dim": 65}, r"blocks\.0\.ffn\..* has shape \[64, 32\], but config\.json asks for \[65, 32\]; give"),
+        ({"num_layers": 3}, r"The weights in .* lack blocks\.2\.scale_shift_table, .* and 24 more; give a checkpoint"),
+        ({"num_layers": 1}, r"hold blocks\.1\.attn1\..* and 24 more, for which a WanTransformer3DModel of this config"),
+        (
+            {"ffn_dim": 65},
+            r"blocks\.0\.ffn\..* has shape \[64, 32\], but config\.json asks for \[65, 32\] \(5 more differ, too\)",
+        ),
         ({"patch_size": 3}, r"Cannot load the model in .*; give a complete diffusers checkpoint"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(FlowBlendingError, match=message):
             load_model(WanTransformer3DModel, tmp_path, Precision.FP32)
+
+
+def test_checks_headers_alone(tmp_path: Path) -> None:
+    """Nothing but the headers is there: the weights are holes."""
+    wan_transformer(1).save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    content = path.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    path.write_bytes(content[:start])
+    with path.open("r+b") as file:
+        file.truncate(len(content))
+    assert check_model(WanTransformer3DModel, tmp_path) == ()
+    assert not any(path.read_bytes()[start:])
+
+
+def test_what_may_be_left_out_is_told_with_the_reason(tmp_path: Path) -> None:
+    wan_transformer(1).save_pretrained(tmp_path)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    extra = {"blocks.0.attn2.norm_added_q.weight": torch.ones(32), "rope.freqs_cos": torch.ones(64, 16)}
+    save_file(tensors | extra, path)
+    assert check_model(WanTransformer3DModel, tmp_path) == (
+        f"{tmp_path}: blocks.0.attn2.norm_added_q.weight is left out (its class ignores them).",
+        f"{tmp_path}: rope.freqs_cos is left out (positions, which the class computes).",
+    )
+    found = load_model(WanTransformer3DModel, tmp_path, Precision.FP32).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+
+
+def test_a_text_encoder_may_lie_beside_its_decoder(tmp_path: Path) -> None:
+    settings = {"vocab_size": 40, "d_model": 24, "d_kv": 8, "d_ff": 40, "num_layers": 1, "num_heads": 3}
+    for kind in (T5EncoderModel, UMT5EncoderModel):
+        encoder = kind(kind.config_class(**settings))
+        encoder.save_pretrained(tmp_path)
+        path = tmp_path / "model.safetensors"
+        decoder = {"decoder.final_layer_norm.weight": torch.ones(24), "lm_head.weight": torch.ones(40, 24)}
+        save_file(load_file(path) | decoder, path)
+        assert check_encoder(kind, tmp_path) == (
+            f"{tmp_path}: decoder.final_layer_norm.weight, lm_head.weight are left out "
+            "(the decoder, which encodes no text).",
+        )
+        save_file(load_file(path) | {"encoder.block.0.layer.0.gate": torch.ones(3)}, path)
+        for reads in (check_encoder, lambda kind, folder: load_encoder(kind, folder, Precision.FP32)):
+            with pytest.raises(
+                FlowBlendingError, match=r"hold encoder\.block\.0\.layer\.0\.gate, for which a U?M?T5Enc"
+            ):
+                reads(kind, tmp_path)

@@ -57,7 +57,7 @@ def load(kind: str, folder: Path, held: torch.dtype) -> Exportable:
     ],
 )
 def test_equals_torch(kind: str, held: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "LARGE", LEFT)
+    monkeypatch.setattr(weights, "STREAMED_BYTES", LEFT)
     exportable = load(kind, tmp_path / "checkpoint", held)
     apart = write_weight_inputs(trace_graph(exportable), tmp_path / "graph")
     used = [name for name, each in exportable.module.named_parameters() if stored_of(each) and "shared" not in name]

@@ -11,8 +11,8 @@ import torch
 
 from flowblending.contracts.graph import GraphSpec, Precision, TensorSpec
 from flowblending.export.graph.exportable import Exportable, Part, Tensors
-from flowblending.export.verify import reference_outputs as golden
-from flowblending.export.verify.reference_outputs import Recorder
+from flowblending.export.verify import reference_outputs
+from flowblending.export.verify.reference_outputs import ReferenceRecorder
 
 OWN = ({"batch": 1, "width": 2}, {"batch": 3, "width": 5})
 SMALLEST, LARGEST = {"batch": 1, "width": 4, "frames": 9}, {"batch": 2, "width": 4, "frames": 9}
@@ -50,7 +50,7 @@ def verify(exportable: Exportable) -> None:
 
 
 def test_the_profile_is_verified_and_kept_in_fp32(tmp_path: Path) -> None:
-    recorder = Recorder(part({Precision.FP32: 2.0, Precision.BF16: 3.0}), (SMALLEST, LARGEST))
+    recorder = ReferenceRecorder(part({Precision.FP32: 2.0, Precision.BF16: 3.0}), (SMALLEST, LARGEST))
     for precision in (Precision.BF16, Precision.FP32, Precision.BF16):
         verify(recorder.part.load(precision))
     assert recorder.sizes == (*OWN, {"batch": 1, "width": 4}, {"batch": 2, "width": 4})
@@ -63,7 +63,7 @@ def test_the_profile_is_verified_and_kept_in_fp32(tmp_path: Path) -> None:
 
 
 def test_a_size_that_is_verified_anyway_is_kept_and_not_verified_twice(tmp_path: Path) -> None:
-    recorder = Recorder(part({Precision.FP16: 1.0}), ({**OWN[1], "frames": 1}, {**OWN[1], "frames": 1}))
+    recorder = ReferenceRecorder(part({Precision.FP16: 1.0}), ({**OWN[1], "frames": 1}, {**OWN[1], "frames": 1}))
     verify(recorder.part.load(Precision.FP16))
     assert recorder.sizes == OWN
     assert recorder.save(tmp_path / "toy.npz")
@@ -71,10 +71,10 @@ def test_a_size_that_is_verified_anyway_is_kept_and_not_verified_twice(tmp_path:
 
 def test_what_is_too_much_work_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Ten weights, each used once at 4 and at 8 places.
-    monkeypatch.setattr(golden, "AFFORDABLE", 2 * 10 * 4)
-    recorder = Recorder(part({Precision.FP32: 2.0}), (SMALLEST, LARGEST))
+    monkeypatch.setattr(reference_outputs, "AFFORDABLE", 2 * 10 * 4)
+    recorder = ReferenceRecorder(part({Precision.FP32: 2.0}), (SMALLEST, LARGEST))
     verify(recorder.part.load(Precision.FP32))
     assert recorder.sizes == (*OWN, {"batch": 1, "width": 4})
-    monkeypatch.setattr(golden, "LARGEST", 10)
+    monkeypatch.setattr(reference_outputs, "LARGEST", 10)
     assert not recorder.save(tmp_path / "toy.npz")
     assert not (tmp_path / "toy.npz").exists()

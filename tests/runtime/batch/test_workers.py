@@ -15,8 +15,8 @@ import pytest
 from flowblending import UsageError
 from flowblending.runtime.batch.tasks import Batch, Shard, Task
 from flowblending.runtime.batch.worker import WorkerConfig
-from flowblending.runtime.batch.workers import plan_workers, run_workers, sweep
-from flowblending.runtime.jobs import Job, Line
+from flowblending.runtime.batch.workers import plan_workers, run_workers
+from flowblending.runtime.jobs import Job, PromptLine
 from tests.conftest import Build
 from tests.support.store_process import Recorder
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.embedding
 
 def batch(folder: Path, prompts: Sequence[str]) -> tuple[Batch, Recorder]:
     console = Recorder()
-    lines = [Line(number=number, job=Job(prompt=prompt)) for number, prompt in enumerate(prompts, start=1)]
+    lines = [PromptLine(number=number, job=Job(prompt=prompt)) for number, prompt in enumerate(prompts, start=1)]
     return Batch(lines, folder, "bundle", console), console
 
 
@@ -103,13 +103,6 @@ def test_cores_are_shared_and_gpus_are_not(tmp_path: Path, monkeypatch: pytest.M
     ]
     with pytest.raises(UsageError, match="3 workers were asked for, but 2 GPUs are visible; use --workers 2"):
         plan_workers(tmp_path, count=3, device="cuda", threads=None)
-
-
-def test_what_a_killed_worker_leaves_is_removed(tmp_path: Path) -> None:
-    for name in (".a[1].mp4.12ab34cd.part", ".b.mp4.12ab34cd.part", "a[1].mp4"):
-        (tmp_path / name).write_text("")
-    sweep(tmp_path / "a[1].mp4")
-    assert sorted(os.listdir(tmp_path)) == [".b.mp4.12ab34cd.part", "a[1].mp4"]
 
 
 class Bomb:

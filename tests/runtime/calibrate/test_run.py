@@ -40,6 +40,7 @@ from flowblending.runtime.program.sigmas import sigma_grid
 from flowblending.runtime.sampler.loop import Sampler
 from tests.conftest import Build
 from tests.support import manifests
+from tests.support.killed import leave
 
 SHAPE = (1, *closed_form.LATENT)
 STEPS = 6
@@ -65,7 +66,7 @@ def program(runs: str, solver: str = "unipc", guidance: float = 5.0, batched: bo
 
 
 def conditions() -> dict[str, dict[str, Tensor]]:
-    case = closed_form.Case(schedule="L1", solver="euler", guidance=5.0, batched=False)
+    case = closed_form.ClosedFormCase(schedule="L1", solver="euler", guidance=5.0, batched=False)
     return {
         branch: {name: Tensor.of(array) for name, array in inputs.items()}
         for branch, inputs in case.conditions(np.random.default_rng(1)).items()
@@ -318,7 +319,7 @@ def test_a_calibration_becomes_part_of_the_bundle(tmp_path: Path) -> None:
     assert read.manifest.id == bundle.manifest.id
     assert job.file_stem(read.manifest.edition) != job.file_stem(bundle.manifest.edition)
     # What a killed calibration leaves is no harm; evidence that the manifest names has to be whole.
-    (read.folder / "calibration-3.json.part").write_text("{")
+    leave(read.folder / "calibration-3.json")
     (read.folder / "calibration-3.json").write_text("{}")
     read.verify()
     # A bundle built anew from the same parts keeps it, another does not.

@@ -19,12 +19,12 @@ from flowblending.runtime.compare.columns import COLUMNS
 from flowblending.runtime.compare.notes import busy_note
 from flowblending.runtime.compare.page import page
 from flowblending.runtime.compare.report import (
-    Case,
-    Clip,
-    Divergence,
-    Line,
-    Report,
-    Run,
+    CalibrationDivergence,
+    ChartLine,
+    ComparedPrompt,
+    ComparedRun,
+    ComparedVideo,
+    ComparisonReport,
     as_json,
     cell,
     in_use,
@@ -110,16 +110,16 @@ def test_the_trail_keeps_the_same_numbers_each_time() -> None:
     assert x @ y / np.linalg.norm(x) / np.linalg.norm(y) == pytest.approx(0.8, abs=0.012)
 
 
-def report(*, cases: tuple[Case, ...] | None = None) -> Report:
+def report(*, cases: tuple[ComparedPrompt, ...] | None = None) -> ComparisonReport:
     """Three runs of three prompts; one video of SSS is missing, and one of LSL equals LLL's."""
 
-    def clip(run: str, case: int, **values: float) -> Clip:
+    def clip(run: str, case: int, **values: float) -> ComparedVideo:
         steps = () if run == "LLL" else (1.0, 0.9 - 0.1 * case, 0.5)
-        return Clip(video=f"videos/{run}-{case}.mp4", values=values, steps=steps)
+        return ComparedVideo(video=f"videos/{run}-{case}.mp4", values=values, steps=steps)
 
     psnr = (20.0, 26.0, math.inf)
     made = cases or tuple(
-        Case(
+        ComparedPrompt(
             title=(NASTY, "two", "three")[case],
             note=f"seed {case}",
             clips={
@@ -130,13 +130,13 @@ def report(*, cases: tuple[Case, ...] | None = None) -> Report:
         )
         for case in range(3)
     )
-    return Report(
+    return ComparisonReport(
         subtitle="A & B",
         facts=(("bundle", "<x>"),),
         runs=(
-            Run(label="LLL", schedule="LLL", stages="L3", computed="111"),
-            Run(label="LSL", schedule="LSL", stages="L1 S1 L1", computed="1c0"),
-            Run(label="SSS", schedule="SSS", cache="off-beat", stages="S3", computed="111"),
+            ComparedRun(label="LLL", schedule="LLL", stages="L3", computed="111"),
+            ComparedRun(label="LSL", schedule="LSL", stages="L1 S1 L1", computed="1c0"),
+            ComparedRun(label="SSS", schedule="SSS", cache="off-beat", stages="S3", computed="111"),
         ),
         cases=made,
         columns=in_use(COLUMNS, made),
@@ -229,8 +229,8 @@ def test_charts_are_whole_and_hold_every_run() -> None:
 
 
 def test_the_divergence_lies_on_the_stages_that_were_chosen() -> None:
-    lines = (Line(about="along L3", mean=(0.4, 0.2, 0.1), spread=(0.1, 0.2, 0.2)),)
-    divergence = Divergence(about="a & b", stages="L1 S2", lines={"cosine distance": lines})
+    lines = (ChartLine(about="along L3", mean=(0.4, 0.2, 0.1), spread=(0.1, 0.2, 0.2)),)
+    divergence = CalibrationDivergence(about="a & b", stages="L1 S2", lines={"cosine distance": lines})
     (chart,) = by_step.divergence_charts(dataclasses.replace(report(), divergence=divergence))
     root = ElementTree.fromstring(chart.svg)
     # Three steps from 64 to 604; distances 0..0.5 from 240 up to 20, and none below zero.
@@ -262,7 +262,7 @@ def test_less_is_better_turns_a_chart_over() -> None:
 
 
 def test_a_report_without_anything_made_is_still_a_page() -> None:
-    whole = report(cases=(Case(title="a cat"),))
+    whole = report(cases=(ComparedPrompt(title="a cat"),))
     assert by_step.steps_chart(whole) == ""
     assert charts.scatter_charts(whole) == []
     assert "a cat" in page(whole)
@@ -301,7 +301,7 @@ def test_the_layout_for_vbench(tmp_path: Path) -> None:
     cases = []
     for index, title in enumerate(("a cat.", "a dog", "a cat.")):
         (tmp_path / f"videos/{index}.mp4").write_bytes(bytes([index]))
-        cases.append(Case(title=title, clips={"LSL": Clip(video=f"videos/{index}.mp4", values={})}))
+        cases.append(ComparedPrompt(title=title, clips={"LSL": ComparedVideo(video=f"videos/{index}.mp4", values={})}))
     count = layout.lay_out(report(cases=tuple(cases)), tmp_path, tmp_path / "vbench")
     found = {str(path.relative_to(tmp_path / "vbench")): path.read_bytes() for path in tmp_path.glob("vbench/*/*")}
     assert found == {"LSL/a cat.-0.mp4": b"\0", "LSL/a dog-0.mp4": b"\1", "LSL/a cat.-1.mp4": b"\2"}

@@ -14,7 +14,15 @@ from PIL import Image
 
 from flowblending.runtime.compare import layout
 from flowblending.runtime.compare.columns import COLUMNS
-from flowblending.runtime.compare.report import Case, Clip, Divergence, Line, Report, Run, in_use
+from flowblending.runtime.compare.report import (
+    CalibrationDivergence,
+    ChartLine,
+    ComparedPrompt,
+    ComparedRun,
+    ComparedVideo,
+    ComparisonReport,
+    in_use,
+)
 from flowblending.runtime.media.video import open_writer
 from tests.support.browser import Browser, find_browser
 from tests.support.required import unavailable
@@ -52,15 +60,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             clip[:, :20, :20] = np.minimum(clip[:, :20, :20] + 0.3 * (run == 1), 1)
             write(folder / video, clip if run < 2 else clip[:, ::-1])
             steps = () if run == 0 else tuple(1 - 0.05 * run * step / 10 for step in range(10))
-            clips[label] = Clip(video=video, values={k: v * (1 + index / 10) for k, v in values.items()}, steps=steps)
-        cases.append(Case(title=("a circle", "two <shapes>")[index], note=f"seed {index}", clips=clips))
+            clips[label] = ComparedVideo(
+                video=video, values={k: v * (1 + index / 10) for k, v in values.items()}, steps=steps
+            )
+        cases.append(ComparedPrompt(title=("a circle", "two <shapes>")[index], note=f"seed {index}", clips=clips))
     runs = (
-        Run(label="LLL", schedule="LLL", stages="L10", computed="1" * 10),
-        Run(label="LSL", schedule="LSL", stages="L4 S4 L2", computed="1" * 10),
-        Run(label="SSS", schedule="SSS", stages="S10", computed="1" * 10),
-        Run(label="SSS + taylor:1", schedule="SSS", cache="taylor:1", stages="S10", computed="1010101011"),
+        ComparedRun(label="LLL", schedule="LLL", stages="L10", computed="1" * 10),
+        ComparedRun(label="LSL", schedule="LSL", stages="L4 S4 L2", computed="1" * 10),
+        ComparedRun(label="SSS", schedule="SSS", stages="S10", computed="1" * 10),
+        ComparedRun(label="SSS + taylor:1", schedule="SSS", cache="taylor:1", stages="S10", computed="1010101011"),
     )
-    report = Report(
+    report = ComparisonReport(
         subtitle="Drawn videos.",
         facts=(("video", "64×64, 13 frames"),),
         runs=runs,
@@ -68,12 +78,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         columns=in_use(COLUMNS, cases),
         notes=("Nothing of this is measured.",),
         frame_rate=8,
-        divergence=Divergence(
+        divergence=CalibrationDivergence(
             about="How far the small model is from the large one.",
             stages="L4 S4 L2",
             lines={
                 name: tuple(
-                    Line(
+                    ChartLine(
                         about=about,
                         mean=tuple(high * (0.2 + (step - 5) ** 2 / 40) for step in range(10)),
                         spread=(0.05,) * 10,

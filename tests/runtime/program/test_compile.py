@@ -12,7 +12,7 @@ from flowblending.contracts.program import COND, LATENTS, UNCOND, VELOCITY, Mix,
 from flowblending.runtime.program.compile import compile_program
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.runtime.program.sigmas import Grid, sigma_grid
-from flowblending.runtime.program.solver import SOLVERS, solve
+from flowblending.runtime.program.solvers.registry import SOLVERS, solve
 
 Array = npt.NDArray[np.float64]
 Model = Callable[[Array, float, str], Array]
@@ -78,7 +78,7 @@ def test_engine_calls(schedule: str, steps: int, large_steps: int, guidance: flo
         assert len(runs) == steps * (1 if batched else branches)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS.built_in)
 def test_all_large_is_a_loop_with_one_model_bit_for_bit(solver: str) -> None:
     grid = sigma_grid(WAN, solver, 20, 0)
     slots = {LATENTS: NOISE}
@@ -93,7 +93,7 @@ def test_all_large_is_a_loop_with_one_model_bit_for_bit(solver: str) -> None:
     assert np.array_equal(got, slots[LATENTS])
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS.built_in)
 def test_a_switch_between_equal_models_changes_nothing(solver: str) -> None:
     blended = execute(plan("LSL", steps=20, solver=solver), {LARGE: large, SMALL: large})
     assert np.array_equal(blended, execute(plan("LLL", steps=20, solver=solver), {LARGE: large}))

@@ -20,7 +20,7 @@ from flowblending.runtime.program.compile import compile_program
 from flowblending.runtime.program.noise_levels import noise_levels
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.runtime.program.sigmas import Grid, sigma_grid
-from flowblending.runtime.program.solver import SOLVERS
+from flowblending.runtime.program.solvers.registry import SOLVERS
 
 Array = npt.NDArray[np.float64]
 
@@ -64,7 +64,7 @@ def bent(x: Array, model: str, timestep: float, branch: str) -> Array:
     return np.asarray(np.tanh(scale * x)) + timestep / 1000
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS.built_in)
 def test_large_distilled_large_is_three_schedulers_of_diffusers(solver: str) -> None:
     """Large: the solver's class. Distilled: the class for Euler's steps. Large again: a new one of the first kind."""
     own = [800.0, 777.7, 600.0]
@@ -103,7 +103,7 @@ def test_large_distilled_large_is_three_schedulers_of_diffusers(solver: str) -> 
     assert [step.guidance for step in program.steps] == [None] * 8 + [1.0] * 3 + [2.0] * 4
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS.built_in)
 def test_a_perfectly_distilled_model_is_followed_exactly(solver: str) -> None:
     """Data N(0, 1/4): x scales as the marginal's standard deviation. The distilled model knows the chord of its steps.
 
@@ -128,7 +128,7 @@ def test_a_perfectly_distilled_model_is_followed_exactly(solver: str) -> None:
         assert latents[i] / latents[8] == pytest.approx(deviation(sigma) / deviation(levels[8]), rel=1e-12)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS.built_in)
 def test_guidance_that_changes_keeps_the_history(solver: str) -> None:
     """One scheduler throughout, whose velocity is guided by 5, then not at all, then by 2."""
     program = plan("L8:g5 L8:g1 S4:g2", solver=solver, guidance=3.0)

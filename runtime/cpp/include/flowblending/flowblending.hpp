@@ -93,7 +93,7 @@ enum class Verify {
 
 namespace detail {
 struct Manifest;
-class ModelSampling;
+class Sampling;
 }  // namespace detail
 
 // A folder that fb-build-engines wrote. Copies share what was read.
@@ -151,8 +151,8 @@ class Sampler {
   ~Sampler();
 
  private:
-  explicit Sampler(std::unique_ptr<detail::ModelSampling> sampling);
-  std::unique_ptr<detail::ModelSampling> sampling_;
+  explicit Sampler(std::unique_ptr<detail::Sampling> sampling);
+  std::unique_ptr<detail::Sampling> sampling_;
 };
 
 // The back ends that this library was built with, such as "fake", "onnxruntime", "tensorrt".

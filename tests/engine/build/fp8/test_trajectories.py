@@ -14,7 +14,7 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.fp8_calibration import summarise
 from flowblending.contracts.graph import Dim, ExportedGraph, GraphSpec, Precision, TensorSpec
 from flowblending.contracts.manifest import Geometry, Manifest, VideoProfile
-from flowblending.engine.build.fp8.trajectories import Graph, Measured, RangesRequest, Trajectories, measure
+from flowblending.engine.build.fp8.trajectories import Graph, RangesRequest, Trajectories, TrajectoryRanges, measure
 from flowblending.engine.build.fp8.trajectories_worker import work
 from flowblending.export.fp8.observe import observe
 from flowblending.export.graph.trace import read_graph
@@ -118,7 +118,7 @@ def timesteps(schedule: str) -> list[tuple[str, float]]:
     return [(step.model, step.timestep) for step in program.steps]
 
 
-def amax(measured: Measured, model: str) -> float:
+def amax(measured: TrajectoryRanges, model: str) -> float:
     observed = measured.models[model]
     return summarise([[LAYER]], observed.ranges, observed.timesteps, weights="", margin=1.0).layers[LAYER].amax
 

@@ -21,11 +21,11 @@ from flowblending.engine.backends.onnxruntime import OrtEngine
 from flowblending.engine.build.build import build_bundle
 from flowblending.engine.build.proof import pair as pair_errors
 from flowblending.engine.build.proof.pair import follow, pair_claims
-from flowblending.engine.build.proof.pair_build import EnginePair, write_golden
+from flowblending.engine.build.proof.pair_build import EnginePair, write_trajectory
 from flowblending.engine.build.proof.pair_start import pair_start
 from flowblending.engine.build.proof.prove import ProveRequest, prove_bundle
 from flowblending.engine.build.proof.prove_worker import work
-from flowblending.engine.build.proof.report import Report, read_report
+from flowblending.engine.build.proof.report import BuildReport, read_report
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
 from flowblending.export.checkpoint.checkpoint import open_checkpoint
 from flowblending.export.families.registry import family_of
@@ -42,7 +42,7 @@ from tests.support.store_process import Recorder
 pytestmark = pytest.mark.slow
 
 
-def report_of(bundle: Bundle) -> Report:
+def report_of(bundle: Bundle) -> BuildReport:
     report = read_report(bundle)
     assert report is not None
     return report
@@ -191,10 +191,10 @@ def test_what_torch_did_not_give_is_found(build: Build, tmp_path: Path) -> None:
         dataclasses.replace(call, velocity=call.velocity * np.float32(1.25)) if call.model == "small" else call
         for call in calls
     ]
-    write_golden(tmp_path / "pair.npz", program, changed, final, conditions)
+    write_trajectory(tmp_path / "pair.npz", program, changed, final, conditions)
     asked = ProveRequest(
         bundle=bundle.folder.absolute(),
-        golden={"large": tmp_path / "large.npz"},
+        reference_outputs={"large": tmp_path / "large.npz"},
         trajectory=tmp_path / "pair.npz",
         allowed={"large": 1e-4, "small": 1e-4},
     )

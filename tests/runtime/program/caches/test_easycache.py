@@ -18,7 +18,7 @@ from flowblending.engine.backends.function import Arrays, FunctionEngine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.dry_run import plan_lines
-from flowblending.runtime.golden.closed_form import FORMS, LATENT, Case, bundle_id, engines
+from flowblending.runtime.golden.closed_form import FORMS, LATENT, ClosedFormCase, bundle_id, engines
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.program.caches.easycache import EasyCache, EasyMask
 from flowblending.runtime.program.caches.parse import parse_cache
@@ -28,7 +28,7 @@ from flowblending.runtime.program.cost import cost_of
 from flowblending.runtime.program.program_file import ProgramFile
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.runtime.program.sigmas import sigma_grid
-from flowblending.runtime.program.solver import SOLVERS, solve
+from flowblending.runtime.program.solvers.registry import SOLVERS, solve
 from flowblending.runtime.sampler.loop import Sampler, SampleResult
 from tests.support import manifests
 
@@ -36,7 +36,7 @@ Array = npt.NDArray[np.float64]
 GRID = SigmaGrid(kind="shifted", shift=3.0)
 NOISE = np.random.default_rng(0).standard_normal((1, *LATENT)).astype(np.float32)
 RANDOM = np.random.default_rng(1)
-GIVEN = Case(schedule="L1", solver="euler", guidance=5.0, batched=False).conditions(RANDOM)
+GIVEN = ClosedFormCase(schedule="L1", solver="euler", guidance=5.0, batched=False).conditions(RANDOM)
 
 
 def stages(text: str) -> StageSchedule:
@@ -168,7 +168,7 @@ def reference(program: Program, threshold: float, first: int, *, mask: str | Non
     ("schedule", "threshold", "first"), [("L20", 0.2, 3), ("L9 S14 L7", 0.1, 5), ("S24", 0.05, 10), ("L4 S6 L2", 9, 1)]
 )
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS.built_in)
 def test_it_decides_while_it_runs_as_published(
     solver: str, guidance: float, schedule: str, threshold: float, first: int
 ) -> None:
@@ -248,7 +248,7 @@ def test_a_static_mask_adds_up_what_was_measured(steps: int) -> None:
 
 
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS.built_in)
 def test_a_static_mask_reuses_as_published(solver: str, guidance: float) -> None:
     for batched in (False, True):
         options = {"solver": solver, "guidance": guidance, "batched": batched}

@@ -15,7 +15,7 @@ from flowblending import UsageError
 from flowblending.contracts.graph import LARGE, LTX_2B, SMALL, WAN_T2V_1_3B, WAN_T2V_14B
 from flowblending.contracts.program import COND, Run
 from flowblending.engine.bundle.bundle import open_bundle
-from flowblending.runtime.calibrate.divergence import TEACACHE_CHANGES, Recorder
+from flowblending.runtime.calibrate.divergence import TEACACHE_CHANGES, DivergenceRecorder
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.program.caches.parse import parse_cache
 from flowblending.runtime.program.caches.policy import Outline, decide
@@ -74,7 +74,7 @@ def walk_of(steps: int, seed: int, scale: float) -> npt.NDArray[np.float64]:
 def test_it_decides_as_published(schedule: str) -> None:
     steps = sum(int(run[1:]) for run in schedule.split())
     signals = {LARGE: walk_of(steps, 1, 0.05), SMALL: walk_of(steps, 2, 0.05)}
-    recorder = Recorder(
+    recorder = DivergenceRecorder(
         guidance=1.0,
         signals={
             model: lambda _, t, signal=signal: signal[int(t)].astype(np.float32) for model, signal in signals.items()

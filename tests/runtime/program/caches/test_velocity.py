@@ -22,7 +22,7 @@ from flowblending.runtime.program.combination import slot
 from flowblending.runtime.program.compile import compile_program
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.runtime.program.sigmas import Grid, sigma_grid
-from flowblending.runtime.program.solver import SOLVERS, solve
+from flowblending.runtime.program.solvers.registry import SOLVERS, solve
 from flowblending.runtime.sampler.loop import Sampler
 
 Array = npt.NDArray[np.float64]
@@ -128,7 +128,7 @@ def reference(
 
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS.built_in)
 def test_a_cache_that_leaves_out_nothing_is_the_plain_program(solver: str, guidance: float, batched: bool) -> None:
     made = stages("L4 S3 L2")
     grid = sigma_grid(WAN, solver, 9, 0)
@@ -155,7 +155,7 @@ def test_a_cache_that_leaves_out_nothing_is_the_plain_program(solver: str, guida
 @pytest.mark.parametrize("model", [bent, falling])
 @pytest.mark.parametrize("order", [0, 1, 2])
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS.built_in)
 def test_skipped_steps_continue_from_the_computed_ones(solver: str, guidance: float, order: int, model: Model) -> None:
     # Uneven gaps, several skipped in a row, and too little history after each switch.
     mask = "1110100100" + "101101" + "1001"
@@ -169,7 +169,7 @@ def test_skipped_steps_continue_from_the_computed_ones(solver: str, guidance: fl
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SOLVERS.built_in)
 def test_guidance_is_skipped_at_computed_steps(solver: str, order: int) -> None:
     mask, full = "1111101111" + "110111" + "1111", "1001000100" + "100010" + "1001"
     for batched in (False, True):

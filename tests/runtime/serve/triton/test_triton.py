@@ -40,6 +40,7 @@ from flowblending.runtime.serve.triton.request import read_request
 from flowblending.system.console import Console
 from tests.conftest import Build
 from tests.support import manifests
+from tests.support.killed import leave_aside
 from tests.support.required import unavailable
 from tests.support.triton_server import TritonServer, Unavailable, install, serve
 
@@ -242,13 +243,8 @@ def test_a_killed_export_is_mended_by_the_next(toy: Bundle, tmp_path: Path) -> N
     out = tmp_path / "models"
     write_repository([model("a", toy), model("b", toy)], out)
     whole = contents(out)
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        ended.wait()
     # Killed after it had set `a` aside: the moment at which there is no `a`.
-    aside = tmp_path / f".models.replaced-{ended.pid}"
-    aside.mkdir()
-    (out / "a").rename(aside / "a")
-    (tmp_path / f".models.partial-{ended.pid}").mkdir()
+    leave_aside(out / "a", out)
     write_repository([model("b", toy)], out)
     assert contents(out) == whole
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "toy"]

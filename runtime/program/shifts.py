@@ -1,0 +1,62 @@
+"""The shifts of noise levels that solvers' grids are made with, in the arithmetic of diffusers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flowblending.contracts.graph import SigmaGrid
+
+Array = npt.NDArray[np.floating[Any]]
+
+BELOW_ONE = 1e-6
+"""How far below 1 the first sigma must lie for log((1 - sigma) / sigma) to be finite; UniPCMultistepScheduler's."""
+
+
+def shift(sigmas: Array, factor: float) -> Array:
+    """The timestep shift of Stable Diffusion 3 (arXiv 2403.03206)."""
+    return factor * sigmas / (1 + (factor - 1) * sigmas)
+
+
+def exponential_shift(sigmas: Array, mu: float) -> Array:
+    """The static shift by exp(mu), written as diffusers computes it (``_time_shift_exponential``)."""
+    return math.exp(mu) / (math.exp(mu) + (1 / sigmas - 1))
+
+
+def dynamic_exponent(grid: SigmaGrid, tokens: int) -> float:
+    """The shift's exponent, linear in the number of tokens (diffusers pipelines/ltx, ``calculate_shift``)."""
+    slope = (grid.max_shift - grid.base_shift) / (grid.max_tokens - grid.base_tokens)
+    return tokens * slope + (grid.base_shift - slope * grid.base_tokens)
+
+
+def stretch(sigmas: Array, terminal: float | None) -> Array:
+    """Stretch 1 - sigma so that the last sigma is ``terminal`` (``stretch_shift_to_terminal``).
+
+    A single step has no last sigma beside its first: diffusers divides 0 by 0 there, and here it stays as it is.
+    """
+    if not terminal or len(sigmas) == 1:
+        return sigmas
+    alphas = 1 - sigmas
+    stretched: Array = 1 - alphas / (alphas[-1] / sigmas.dtype.type(1 - terminal))
+    return stretched
+
+
+def linear_quadratic(steps: int, threshold: float = 0.025) -> Array:
+    """Half of the steps linear in sigma down to 1 - ``threshold``, the others quadratic down towards 0.
+
+    The two parts meet with the same slope. Source: diffusers pipelines/ltx/pipeline_ltx_condition.py,
+    ``linear_quadratic_schedule``, after Movie Gen (arXiv 2410.13720).
+    """
+    if steps == 1:
+        return np.ones(1)
+    half = steps // 2
+    rest = steps - half
+    excess = half - threshold * steps
+    a = excess / (half * rest**2)
+    b = threshold / half - 2 * excess / rest**2
+    i = np.arange(steps, dtype=np.float64)
+    alphas: Array = np.where(i < half, i * threshold / half, a * i**2 + b * i + a * half**2)
+    return 1.0 - alphas
