@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts import upgrade
 
 LATENTS = "latents"
 VELOCITY = "velocity"
@@ -120,7 +121,7 @@ class Program:
         choice: what is decided while it runs, if anything; without it every step executes its instructions.
     """
 
-    FORMAT = 1
+    FORMAT = upgrade.PROGRAM.number
 
     schedule: str
     solver: str
@@ -202,15 +203,14 @@ class Program:
         """The program that ``to_json`` described.
 
         Raises:
-            FlowBlendingError: the data is damaged or of another format.
+            FlowBlendingError: the data is damaged or of a later format.
         """
         from pydantic import TypeAdapter, ValidationError
 
-        if content.get("format") != cls.FORMAT:
-            raise FlowBlendingError(
-                f"The sampling program has format {content.get('format')}, but {cls.FORMAT} was expected; "
-                "write it again with this version."
-            )
+        try:
+            content = upgrade.PROGRAM.upgrade(content, "The program", "write it again with fb-run --emit-program")
+        except ValueError as error:
+            raise FlowBlendingError(f"The sampling program is damaged ({error}); write it again.") from None
         try:
             known = {name: value for name, value in content.items() if name != "choice"}
             return TypeAdapter(cls).validate_python(known)

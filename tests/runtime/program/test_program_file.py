@@ -60,7 +60,7 @@ def _drop(name: str) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(format=2), "has format 2"),
+        (lambda content: content.update(format=2), "is a sampling program of format 2, written by a later"),
         (_drop("bundle"), "damaged at bundle"),
         (_drop("engines"), "damaged at engines"),
         (lambda content: content["slots"].append("spare"), "lists the slots .*spare"),
