@@ -76,7 +76,8 @@ def _tidy(schema: Any, *, not_a_number: bool) -> Any:
             tidied[name] = " ".join(value.partition("\n\n")[0].split())
         elif name != "title" or isinstance(value, dict):
             tidied[name] = _tidy(value, not_a_number=not_a_number)
-    return tidied
+    # Readers refuse what they do not know, dataclasses too.
+    return {"additionalProperties": False} | tidied if isinstance(tidied.get("properties"), dict) else tidied
 
 
 def main() -> None:
