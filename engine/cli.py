@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
+from flowblending.engine.backends.registry import BACKENDS
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
     from flowblending.system.console import Console
 
 CACHE_VARIABLE = "FLOWBLENDING_CACHE_DIR"
-BACKENDS = ("tensorrt", "tensorrt-rtx", "onnxruntime")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,10 +62,16 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--backend",
-        choices=BACKENDS,
+        type=BACKENDS.argument,
+        metavar="{" + ",".join(BACKENDS.built_in) + "}",
         default="tensorrt",
-        help="tensorrt compiles on the GPU that will run it; tensorrt-rtx also ahead of time, without a GPU; "
-        "onnxruntime runs on CPUs and GPUs (default: %(default)s)",
+        help="; ".join(f"{name} {BACKENDS.get(name).help}" for name in BACKENDS.built_in) + " (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--pipeline",
+        metavar="CLASS",
+        help="diffusers pipeline class to run the checkpoints with, if it is not the one that their model_index.json "
+        "names: LTX-Video 0.9.5 is published as LTXPipeline and meant for LTXConditionPipeline",
     )
     parser.add_argument("--target", metavar="SM,...", help="tensorrt-rtx: GPU architectures, such as sm89,sm120")
     distilled = parser.add_argument_group("a model that was distilled to few steps")
@@ -228,6 +234,7 @@ def build(arguments: argparse.Namespace) -> None:
         precision=arguments.precision,
         backend=arguments.backend,
         targets=split_targets(arguments.target),
+        pipeline=arguments.pipeline,
         sampling={model: sampling for model, sampling in model_sampling.items() if sampling is not None},
         teacache=arguments.teacache,
         fp8=Fp8Options(
@@ -265,6 +272,7 @@ def _summary(bundle: Bundle, console: Console) -> None:
     from flowblending.engine.build.proof.report import read_report
     from flowblending.engine.build.proof.table import show_report
     from flowblending.engine.bundle.video_choice import listed
+    from flowblending.system.shell import command
 
     rows = [
         (
@@ -288,8 +296,8 @@ def _summary(bundle: Bundle, console: Console) -> None:
     if report is not None:
         show_report(report, console)
         if report.left and any(component.targets for component in bundle.manifest.components.values()):
-            console.log(f"Finish the proof on the GPU: fb-build-engines --prove {bundle.folder}")
-    console.log(f'Run it: fb-run {bundle.folder} --prompt "..."')
+            console.log(f"Finish the proof on the GPU: {command('fb-build-engines', '--prove', bundle.folder)}")
+    console.log(f'Run it: {command("fb-run", bundle.folder)} --prompt "..."')
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

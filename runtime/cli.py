@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
+from flowblending.runtime.program.caches.registry import cache_help
 from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
 
 if TYPE_CHECKING:
@@ -72,9 +73,7 @@ def parser() -> argparse.ArgumentParser:
         "--cache",
         default="off",
         metavar="POLICY",
-        help="leave out engine calls: mask:1101... (a digit a step), scm:slow|medium|fast|ultra, interval:N, magcache, "
-        "teacache, easycache-static, each with +taylor:ORDER to extrapolate and +guidance:N for the unconditional "
-        "branch; or easycache, which decides on the way (default: off)",
+        help=cache_help(),
     )
     where = parser.add_argument_group("what to write")
     where.add_argument(

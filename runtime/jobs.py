@@ -97,7 +97,8 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
             "give no more steps than that."
         )
     solver = job.solver or pipeline.solver
-    latent_shape = job_geometry(job, manifest).latent_shape
+    geometry = job_geometry(job, manifest)
+    latent_shape = geometry.latent_shape
     calibrated = calibrated_schedule(job, manifest)
     if calibrated is not None:
         schedule = StageSchedule.scaled(calibrated.runs, steps)
@@ -107,7 +108,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
     return compile_program(
         schedule=schedule,
         solver=solver,
-        grid=sigma_grid(pipeline.grid, solver, steps, pipeline.tokens(latent_shape)),
+        grid=sigma_grid(pipeline.grid, solver, steps, pipeline.tokens(latent_shape), str(geometry)),
         latent_shape=latent_shape,
         guidance=pipeline.guidance if job.guidance is None else job.guidance,
         batched=pipeline.batched_guidance if job.batched_guidance is None else job.batched_guidance,

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from flowblending.contracts.manifest import Backend
 from flowblending.engine.bundle.bundle import Bundle
 
 Build = Callable[..., Bundle]
@@ -98,7 +97,7 @@ def build(shared: Path, checkpoints: Callable[[str], Path]) -> Build:
         size: str | None = None,
         frames: int | str | None = None,
         precision: str | None = None,
-        backend: Backend = "onnxruntime",
+        backend: str = "onnxruntime",
         targets: tuple[str, ...] = (),
     ) -> Bundle:
         size, frames = size or SMALLEST[kind].size, frames or SMALLEST[kind].frames

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from flowblending.contracts.graph import GraphSpec, TensorSpec
 from flowblending.engine.backends.tensor import Tensor
@@ -39,6 +39,19 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release the engine's memory. Calling it twice is harmless."""
+        ...
+
+
+@runtime_checkable
+class InspectedEngine(Protocol):
+    """An engine that also tells what it takes of its device and what its layers are called."""
+
+    def device_bytes(self) -> int:
+        """Device memory of one execution context at the largest shapes."""
+        ...
+
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that it runs, or none if it does not tell."""
         ...
 
 

@@ -6,6 +6,8 @@ The exporter, and thereby torch, is imported inside functions, so that the rest 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,7 @@ from flowblending.engine.store.store import DISK_FULL, open_store
 from flowblending.system.console import Console
 
 if TYPE_CHECKING:
+    from flowblending.export.families.tokenizer import TokenizerFile
     from flowblending.export.graph.exportable import Part
 
 __all__ = ["BuildRequest", "build_bundle", "rebuild_command"]
@@ -56,11 +59,14 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     request.fp8.check(fp8_models(precisions), request.backend)
     prompt = request.fp8.read_prompts()[0]
     with console.phase("Reading checkpoints"):
-        pipeline, parts, signals, tokenizer = _plan(request)
+        plan = _plan(request)
+        pipeline, parts, signals, tokenizer = plan.pipeline, plan.parts, plan.signals, plan.tokenizer.content
         profiles = plan_profiles(pipeline, request.size, request.frames)
         left_out = [line for part in parts for line in part.check()]
-    for line in left_out:
+    for line in (*plan.advice, *left_out):
         console.warn(line)
+    console.log(f"pipeline: {plan.pipeline_class}")
+    console.log(f"tokenizer: {plan.tokenizer.origin}")
     old = _existing(request.out)
     try:
         with write_bundle(request.out) as folder:
@@ -100,17 +106,41 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     return Bundle(folder=request.out, manifest=manifest)
 
 
-def _plan(request: BuildRequest) -> tuple[PipelineSpec, tuple[Part, ...], dict[str, Part], bytes]:
-    """What to build: the pipeline's constants, every component, TeaCache's signals by model, and the tokenizer."""
-    from flowblending.export.checkpoint.checkpoint import check_pair, open_checkpoint, open_transformer
-    from flowblending.export.families.registry import family_of
-    from flowblending.export.families.t5 import tokenizer_file
+@dataclass(frozen=True, kw_only=True)
+class _BuildPlan:
+    """What to build.
 
-    large = open_checkpoint(request.large)
+    Attributes:
+        pipeline: the pipeline's constants.
+        pipeline_class: which class that is, and who says so.
+        parts: every component.
+        signals: TeaCache's, by model.
+        advice: what to tell the user.
+    """
+
+    pipeline: PipelineSpec
+    pipeline_class: str
+    parts: tuple[Part, ...]
+    signals: Mapping[str, Part]
+    tokenizer: TokenizerFile
+    advice: tuple[str, ...]
+
+
+def _plan(request: BuildRequest) -> _BuildPlan:
+    from flowblending.export.checkpoint.checkpoint import check_pair, open_checkpoint, open_transformer
+    from flowblending.export.checkpoint.pipeline_class import check_class, describe_class, run_with
+    from flowblending.export.families.registry import family_of
+    from flowblending.export.families.tokenizer import read_tokenizer
+
+    check_class(request.pipeline)
+    published = open_checkpoint(request.large)
+    family = family_of(published)
+    large = run_with(published, request.pipeline, family.pipelines)
     large_transformer = large.folder / "transformer"
     small_transformer, small = open_transformer(request.small, large)
+    if small is not None:
+        small = run_with(small, request.pipeline, family.pipelines)
     check_pair(large, large_transformer, small_transformer, small)
-    family = family_of(large)
     parts = (
         family.transformer(large, large_transformer, LARGE),
         family.transformer(large, small_transformer, SMALL),
@@ -118,7 +148,15 @@ def _plan(request: BuildRequest) -> tuple[PipelineSpec, tuple[Part, ...], dict[s
     )
     folders = {LARGE: large_transformer, SMALL: small_transformer} if request.teacache else {}
     signals = {model: family.signal(folder, f"{model}_signal") for model, folder in folders.items()}
-    return family.describe(large), parts, signals, tokenizer_file(large)
+    advice = [family.advise(each) for each in (large, small) if each is not None]
+    return _BuildPlan(
+        pipeline=family.describe(large),
+        pipeline_class=describe_class(large),
+        parts=parts,
+        signals=signals,
+        tokenizer=read_tokenizer(large),
+        advice=tuple(dict.fromkeys(each for each in advice if each is not None)),
+    )
 
 
 def _existing(out: Path) -> Bundle | None:

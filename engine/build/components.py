@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from flowblending.contracts.graph import LARGE, SMALL, ExportedGraph, PipelineSpec, Precision
 from flowblending.contracts.manifest import BundleFile, Component, Flops, VideoProfile
 from flowblending.engine.backends import registry as backends
+from flowblending.engine.backends.backend import Backend, Fp8AttentionError
+from flowblending.engine.backends.onnxruntime import backend as onnxruntime
 from flowblending.engine.backends.protocol import ShapeProfile, ends
-from flowblending.engine.backends.tensorrt.attention import Fp8AttentionError
-from flowblending.engine.backends.tensorrt.compile import REVISION as COMPILER
 from flowblending.engine.build.fp8.builder import Fp8Builder
 from flowblending.engine.build.fp8.calibrate import Pair, RangeCalibrator
 from flowblending.engine.build.precision import base_precision, component_precision, fp8_models
@@ -96,7 +96,7 @@ class ComponentBuilder:
     ) -> None:
         """Say what building these components takes of disk and memory, and refuse if it is not there."""
         keys = {part.name: self.key(part, wanted[part.name], fp8) for part in parts}
-        planned = plan_room(parts, wanted, keys, fp8, compiled=self.request.backend != backends.ONNXRUNTIME)
+        planned = plan_room(parts, wanted, keys, fp8, compiled=self._backend.compiles)
         for line in check_room(planned, self.store, old, self.folder, self.request.out):
             self.console.log(line)
         load = fp8.calibrator.check_load() if fp8 is not None else None
@@ -157,12 +157,12 @@ class ComponentBuilder:
         work.mkdir()
         try:
             graph, _ = self._verified(part, Precision.FP32, work)
-            files = backends.move_graph(graph, self.folder)
+            files = onnxruntime.move_graph(graph, self.folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return Component(
             spec=graph.spec,
-            backend=backends.ONNXRUNTIME,
+            backend=onnxruntime.NAME,
             backend_version="any",
             files=tuple(describe_file(self.folder, path) for path in files),
             key={},
@@ -188,13 +188,12 @@ class ComponentBuilder:
             "precision": str(precision),
             # What of the graph depends on data: see `RangeCalibrator.key`.
             "calibration": "none",
-            # ONNX Runtime takes any size; a TensorRT engine is compiled for some.
-            "shapes": "any" if self.request.backend == backends.ONNXRUNTIME else repr(self._shapes(part.name)),
-            "back end": f"{self.request.backend} {backends.backend_version(self.request.backend)}",
+            "shapes": "any" if self._backend.any_size else repr(self._shapes(part.name)),
+            "back end": f"{self._backend.name} {self._backend.version()}",
             "targets": " ".join(self.request.targets),
             # A plan runs under the system and the kind of processor that it was compiled on.
-            "system": "any" if self.request.backend == backends.ONNXRUNTIME else f"{sys.platform} {platform.machine()}",
-            "compiler": "" if self.request.backend == backends.ONNXRUNTIME else str(COMPILER),
+            "system": f"{sys.platform} {platform.machine()}" if self._backend.compiles else "any",
+            "compiler": self._backend.revision,
             "versions": exporter_versions(),
             "proof": str(PROOF),
             **(fp8.key(part.name) if fp8 is not None and precision is Precision.FP8 else {}),
@@ -247,11 +246,11 @@ class ComponentBuilder:
         return graph, parity
 
     def _compile(self, graph: ExportedGraph, key: Mapping[str, str], architecture: str | None, work: Path) -> Component:
-        name, backend = graph.spec.name, self.request.backend
+        name, backend = graph.spec.name, self._backend
         profiles, flops = self._shapes(name), self._flops(graph)
-        with self.console.phase(f"{name}: compiling for {backend}") as report:
+        with self.console.phase(f"{name}: compiling for {backend.name}") as report:
             compiled = backends.compile_engine(
-                backend=backend,
+                backend=backend.name,
                 graph=graph,
                 profiles=profiles,
                 targets=self.request.targets,
@@ -261,8 +260,8 @@ class ComponentBuilder:
             files = (*compiled.files, *gather(graph, compiled, profiles, work))
         return Component(
             spec=graph.spec,
-            backend=backend,
-            backend_version=backends.backend_version(backend),
+            backend=backend.name,
+            backend_version=backend.version(),
             targets=self.request.targets,
             files=tuple(describe_file(work, path) for path in files),
             key=dict(key),
@@ -278,6 +277,10 @@ class ComponentBuilder:
             return None
         linear, attention = token_flops(graph.onnx, self.pipeline.patch)
         return Flops(linear=linear, attention=attention)
+
+    @property
+    def _backend(self) -> Backend:
+        return backends.BACKENDS.get(self.request.backend)
 
     def _shapes(self, name: str) -> tuple[ShapeProfile, ...]:
         return shape_profiles(name, self.pipeline, self.profiles)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flowblending import UsageError
 from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, Precision
-from flowblending.contracts.manifest import Backend
+from flowblending.engine.backends.registry import BACKENDS
 
 VAE_KEY = "vae"
 _KEYS = (LARGE, SMALL, TEXT_ENCODER, VAE_KEY)
 
 
-def choose_precisions(text: str | None, backend: Backend) -> Mapping[str, Precision]:
+def choose_precisions(text: str | None, backend: str) -> Mapping[str, Precision]:
     """The precision of ``large``, ``small``, ``text_encoder`` and ``vae``.
 
     A bare precision is meant for both transformers. The text encoder and the VAE decoder follow only
@@ -21,8 +21,8 @@ def choose_precisions(text: str | None, backend: Backend) -> Mapping[str, Precis
     VAE has fp32.
 
     Args:
-        text: the option as given, or None for the back end's defaults (ONNX Runtime: fp32; TensorRT: bf16
-            for the transformers and the text encoder, fp32 for the VAE).
+        text: the option as given, or None for the back end's usual precision of the transformers and the text
+            encoder, and fp32 for the VAE.
         backend: the library that will run the engines.
 
     Raises:
@@ -42,17 +42,29 @@ def choose_precisions(text: str | None, backend: Backend) -> Mapping[str, Precis
                 f"--precision asks for {name}={chosen[name]}, but only the transformers have that; "
                 f"use {name}={instead}."
             )
-    if backend == "onnxruntime" and Precision.BF16 in chosen.values():
-        raise UsageError(
-            "bf16 was asked for, but ONNX Runtime has no bf16 kernels for these graphs; "
-            "use --precision fp32, fp16-mixed or fp16, or a TensorRT back end."
-        )
+    facts = BACKENDS.get(backend)
+    for precision in chosen.values():
+        if precision not in facts.precisions:
+            raise UsageError(
+                f"{precision} was asked for, but {facts.title} has no {precision} kernels for these graphs; use "
+                f"--precision {_either(facts.precisions)}, or --backend {_either(_with(precision))}."
+            )
     return chosen
 
 
-def base_precision(backend: Backend) -> Precision:
+def base_precision(backend: str) -> Precision:
     """A back end's usual precision of transformers, and that of an fp8 transformer where it is not fp8."""
-    return Precision.FP32 if backend == "onnxruntime" else Precision.BF16
+    return BACKENDS.get(backend).base
+
+
+def _with(precision: Precision) -> list[str]:
+    """The back ends that have a precision."""
+    return [each.name for each in BACKENDS.rows() if precision in each.precisions]
+
+
+def _either(words: Sequence[str]) -> str:
+    """``a, b or c``."""
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def component_precision(chosen: Mapping[str, Precision], component: str) -> Precision:

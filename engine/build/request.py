@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from flowblending.contracts.manifest import Backend
 from flowblending.contracts.model_sampling import ModelSampling, write_number
 from flowblending.engine.build.fp8.options import Fp8Options
 
@@ -25,8 +24,9 @@ class BuildRequest:
     size: str | None
     frames: int | str | None
     precision: str | None
-    backend: Backend
+    backend: str
     targets: tuple[str, ...]
+    pipeline: str | None = None
     sampling: Mapping[str, ModelSampling] = field(default_factory=dict)
     teacache: bool = False
     fp8: Fp8Options = field(default_factory=Fp8Options)
@@ -49,6 +49,7 @@ def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
         "--precision": request.precision,
         "--backend": request.backend,
         "--target": ",".join(request.targets) or None,
+        "--pipeline": request.pipeline,
     }
     for model, each in request.sampling.items():
         options[f"--{model}-timesteps"] = ",".join(map(write_number, each.timesteps)) or None

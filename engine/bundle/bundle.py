@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from flowblending.contracts.graph import PipelineSpec
 from flowblending.contracts.manifest import EVIDENCE, MANIFEST, BundleFile, Component, Manifest, VideoProfile
 from flowblending.system import temporary
 from flowblending.system.checksum import ChecksumCache, sha256
+from flowblending.system.shell import command
 from flowblending.system.whole_file import whole_folder
 
 REPORT = "report.json"
@@ -53,7 +53,7 @@ class Bundle:
         words = list(self.manifest.rebuild)
         if "--out" in words[:-1]:
             words[words.index("--out") + 1] = str(self.folder.absolute())
-        return shlex.join(words)
+        return command(*words)
 
     def files(self) -> Iterator[BundleFile]:
         """Every file that the manifest names."""
@@ -121,13 +121,14 @@ def open_bundle(folder: Path) -> Bundle:
         text = path.read_text(encoding="utf-8")
     except OSError:
         raise FlowBlendingError(
-            f"{folder} is no bundle (it has no readable {MANIFEST}); make one with fb-build-engines --out {folder}."
+            f"{folder} is no bundle (it has no readable {MANIFEST}); make one with "
+            f"{command('fb-build-engines', '--out', folder)}."
         ) from None
     except UnicodeDecodeError:
         text = ""
     try:
         content = json.loads(text)
-        rebuild = shlex.join(map(str, content.get("rebuild", ["fb-build-engines"])))
+        rebuild = command(*map(str, content.get("rebuild", ["fb-build-engines"])))
         content = upgrade.MANIFEST.upgrade(content, path, f"rebuild with: {rebuild}")
     except (ValueError, TypeError, AttributeError):
         raise FlowBlendingError(f"{path} is damaged; build the bundle again with fb-build-engines.") from None

@@ -47,11 +47,13 @@ class Checkpoint:
 
     Attributes:
         folder: holds ``model_index.json`` and one folder per component.
-        pipeline: the class that ``model_index.json`` names; one of ``PIPELINES``.
+        pipeline: the class that it is run with; one of ``PIPELINES``.
+        published: the class that ``model_index.json`` names, where that is another one.
     """
 
     folder: Path
     pipeline: str
+    published: str | None = None
 
     def config(self, component: str) -> dict[str, Any]:
         """The configuration of a component (``transformer``, ``vae``, ``scheduler``, ...)."""
@@ -129,7 +131,8 @@ def check_pair(large: Checkpoint, large_transformer: Path, small_transformer: Pa
         # noise levels: the transformer of one runs under the other, but on inputs that it was not trained on.
         raise FlowBlendingError(
             f"The large checkpoint is a {large.pipeline} but the small one is a {small.pipeline}, and each gives its "
-            f"transformer different inputs; choose two checkpoints of one pipeline class."
+            f"transformer different inputs; choose two checkpoints of one pipeline class, or name the class that runs "
+            f"both: --pipeline {large.pipeline}."
         )
     for field, ours, theirs in _compared(large, large_transformer, small_transformer, small):
         if not _same(ours, theirs):

@@ -1,4 +1,4 @@
-"""The text encoder (T5 or UMT5) as a graph, and the tokenizer as the one file that the runtime reads.
+"""The text encoder (T5 or UMT5) as a graph.
 
 Knows what the pipelines do with a prompt's padding, and nothing else of them.
 """
@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer, T5EncoderModel, UMT5EncoderModel
+from transformers import T5EncoderModel, UMT5EncoderModel
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import TEXT_ENCODER, GraphSpec, Precision, TensorSpec
@@ -29,16 +28,6 @@ REVISION = 1
 
 ENCODERS = {"t5": T5EncoderModel, "umt5": UMT5EncoderModel}
 Encoder: TypeAlias = T5EncoderModel | UMT5EncoderModel
-
-PROBES = (
-    "A cat walks on the grass, realistic style.",
-    "",
-    "  two  spaces,\ttab and\nnew line ",
-    "一只猫在草地上行走，写实风格。",
-    "emoji 🐈‍⬛, ligature ﬁ, accent é, unknown \u0e5b",
-    "literal </s> and <pad> and <extra_id_0>",
-    "long " * 40,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,39 +73,6 @@ def text_encoder_part(
         revision=f"t5 {REVISION}",
         check=lambda: check_encoder(ENCODERS[kind], checkpoint.folder / TEXT_ENCODER),
     )
-
-
-def tokenizer_file(checkpoint: Checkpoint) -> bytes:
-    """The content of ``tokenizer.json`` for the ``tokenizers`` library.
-
-    It is written from what transformers makes of the checkpoint's files (``tokenizer.json`` or a SentencePiece
-    model), since that is what the reference pipelines run, and then tried against it on a few prompts.
-
-    Raises:
-        FlowBlendingError: transformers cannot read the tokenizer, or the file does not do the same.
-    """
-    folder = checkpoint.folder / "tokenizer"
-    try:
-        reference = AutoTokenizer.from_pretrained(folder)
-        content: str = reference.backend_tokenizer.to_str()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
-        raise FlowBlendingError(
-            f"Cannot read the tokenizer in {folder} ({_first_line(error)}); give a complete diffusers checkpoint."
-        ) from error
-    alone = Tokenizer.from_str(content)
-    for length in (16, 128):
-        alone.enable_truncation(length)
-        alone.enable_padding(length=length, pad_id=reference.pad_token_id, pad_token=reference.pad_token)
-        expected = reference(list(PROBES), padding="max_length", max_length=length, truncation=True)
-        for prompt, found, ids, mask in zip(
-            PROBES, alone.encode_batch(list(PROBES)), expected["input_ids"], expected["attention_mask"], strict=True
-        ):
-            if (found.ids, found.attention_mask) != (ids, mask):
-                raise FlowBlendingError(
-                    f"The tokenizer in {folder} cannot be used without transformers, as tokenizer.json alone reads "
-                    f"{prompt[:24]!r} differently; give a checkpoint with a T5 or UMT5 tokenizer."
-                )
-    return content.encode()
 
 
 class _Encoder(torch.nn.Module):
@@ -233,7 +189,3 @@ def _load(folder: Path, kind: str, precision: Precision, padding: _Padding) -> E
         verify_sizes=({"batch": 1}, {"batch": 3}),
         streamed=(stock, compared),
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -84,6 +84,10 @@ class Family(Protocol):
         """The diffusers pipeline classes that it covers, as ``model_index.json`` names them."""
         ...
 
+    def advise(self, checkpoint: Checkpoint) -> str | None:
+        """What to tell someone who builds this checkpoint with its pipeline class; None for nothing."""
+        ...
+
     def describe(self, checkpoint: Checkpoint) -> PipelineSpec:
         """What the runtime must know, read from the configuration files (no weights beside statistics)."""
         ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,8 +28,6 @@ EVIDENCE = re.compile(r"calibration-[0-9]+\.json")
 
 PROOFS = (".proof.json", ".golden.npz")
 """How the names of files end that prove a component."""
-
-Backend = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 
 class _Frozen(BaseModel):
@@ -91,7 +89,7 @@ class Component(_Frozen):
     """
 
     spec: GraphSpec
-    backend: Backend
+    backend: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
     backend_version: str
     targets: tuple[str, ...] = ()
     files: tuple[BundleFile, ...] = Field(min_length=1)

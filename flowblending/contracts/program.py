@@ -1,8 +1,9 @@
-"""The sampling program: schedule x solver x guidance x step cache, compiled to a list of two kinds of instruction.
+"""The sampling program: schedule x solver x guidance x step cache, compiled to a list of three kinds of instruction.
 
 File contract 3. Everything clever happens here, once, in float64, before the first step: what a
-sampler executes is a list of `Run` (call an engine) and `Mix` (a linear combination of latent-sized
-slots, in fp32). A program knows neither engines nor devices, and is tested with closed-form functions.
+sampler executes is a list of `Run` (call an engine), `Mix` (a linear combination of latent-sized
+slots, in fp32) and `Rescale` (the one step of guidance that is not linear). A program knows neither engines nor
+devices, and is tested with closed-form functions.
 What cannot be known before the first step is a `Choice`, and rare.
 """
 
@@ -21,6 +22,7 @@ LATENTS = "latents"
 VELOCITY = "velocity"
 COND = "cond"
 UNCOND = "uncond"
+GUIDED = "guided"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,31 @@ class Mix:
             raise ValueError(f"a mix must name each slot once and {self.out} first, got {slots}")
 
 
-Instruction = Run | Mix
+@dataclass(frozen=True, kw_only=True)
+class Rescale:
+    """``out *= share * std(reference) / std(out) + 1 - share``: guidance rescale (arXiv 2305.08891, section 3.4).
+
+    Standard deviations are over all elements of a slot, in fp64; the factor is rounded to fp32 once. Where ``out``
+    does not vary, nothing is changed. With the guided velocity in ``out`` and the conditional one in ``reference``,
+    it is ``rescale_noise_cfg`` of diffusers.
+
+    Attributes:
+        share: phi, above 0 and at most 1.
+    """
+
+    out: str
+    reference: str
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0 or self.out == self.reference:
+            raise ValueError(
+                f"a rescaling of {self.out} like {self.reference} takes two slots and a share above 0 and at most 1, "
+                f"got {self.share}"
+            )
+
+
+Instruction = Run | Mix | Rescale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +143,7 @@ class Program:
     """A whole trajectory: from noise in the slot ``latents`` to the result in the same slot.
 
     Attributes:
+        guidance_rescale: phi of its `Rescale` instructions, 0 where there are none; for people.
         latent_shape: [C, F, H, W] of every slot; noise levels may depend on it.
         choice: what is decided while it runs, if anything; without it every step executes its instructions.
     """
@@ -129,6 +156,7 @@ class Program:
     latent_shape: tuple[int, int, int, int]
     steps: tuple[Step, ...]
     choice: Choice | None = None
+    guidance_rescale: float = 0.0
 
     def instructions(self) -> Iterator[Instruction]:
         """Every instruction in order, as if no step were left out by a choice."""
@@ -142,8 +170,10 @@ class Program:
         for instruction in (*self.instructions(), *itertools.chain(*chosen)):
             if isinstance(instruction, Run):
                 names.update(dict.fromkeys(instruction.out))
-            else:
+            elif isinstance(instruction, Mix):
                 names.update(dict.fromkeys([*(slot for _, slot in instruction.terms), instruction.out]))
+            else:
+                names.update(dict.fromkeys([instruction.reference, instruction.out]))
         return tuple(names)
 
     def branches(self) -> tuple[str, ...]:
@@ -168,7 +198,8 @@ class Program:
 
     def listing(self) -> str:
         """The program as text: one line per step, one line per instruction."""
-        lines = [f"{self.schedule}, {self.solver}, guidance {self.guidance:g}"]
+        rescale = f", rescaled by {self.guidance_rescale:g}" if self.guidance_rescale else ""
+        lines = [f"{self.schedule}, {self.solver}, guidance {self.guidance:g}{rescale}"]
         for number, step in enumerate(self.steps, start=1):
             scale = "" if step.guidance is None else f", guidance {step.guidance:g}"
             lines.append(f"step {number}: {step.model}, timestep {step.timestep:g}, sigma {step.sigma:.6f}{scale}")
@@ -177,13 +208,18 @@ class Program:
             for each in step.instructions:
                 if isinstance(each, Run):
                     lines.append(f"    {', '.join(each.out)} = {each.model}({LATENTS}, {', '.join(each.branches)})")
+                elif isinstance(each, Rescale):
+                    ratio = f"std({each.reference}) / std({each.out})"
+                    lines.append(f"    {each.out} *= {each.share:g} {ratio} + {1 - each.share:g}")
                 else:
                     terms = " ".join(f"{coefficient:+.6g} {slot}" for coefficient, slot in each.terms)
                     lines.append(f"    {each.out} = {terms}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, object]:
-        """The program as plain data for ``json.dumps``; an instruction with ``terms`` is a mix, the others are runs.
+        """The program as plain data for ``json.dumps``.
+
+        An instruction with ``terms`` is a mix, one with a ``share`` a rescaling, and the others are runs.
 
         Raises:
             UsageError: it has a choice, which the format does not know.

@@ -115,8 +115,13 @@ def _all_velocities(content: Content) -> Content:
     return content
 
 
+def _rescaling(content: Content) -> Content:
+    """Sampling program 1 to 2: there is an instruction more, and what was there is as it was."""
+    return content
+
+
 MANIFEST = Format(name="bundle manifest", upgrades=(_several_sizes,))
-PROGRAM = Format(name="sampling program")
+PROGRAM = Format(name="sampling program", upgrades=(_rescaling,))
 REPORT = Format(name="build report", upgrades=(_all_velocities,))
 PROOF = Format(name="component's proof")
 EVIDENCE = Format(name="calibration")

@@ -62,11 +62,16 @@ class Registry(Generic[Row]):
         Raises:
             UsageError: there is none; the message lists those there are.
         """
+        row = self.find(name)
+        if row is None:
+            raise UsageError(f"The {self._kind} {name} is unknown; choose one of {', '.join(self._rows)}.")
+        return row
+
+    def find(self, name: str) -> Row | None:
+        """The row of a name, or None."""
         if name not in self._rows:
             self._look()
-        if name not in self._rows:
-            raise UsageError(f"The {self._kind} {name} is unknown; choose one of {', '.join(self._rows)}.")
-        return self._rows[name]
+        return self._rows.get(name)
 
     def argument(self, text: str) -> str:
         """A name, as the ``type`` of an option of argparse.

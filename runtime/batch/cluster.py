@@ -12,6 +12,7 @@ from typing import Any, Final
 import flowblending
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.manifest import Manifest
+from flowblending.engine.backends.registry import BACKENDS, gpu_components
 from flowblending.engine.backends.tensor import CPU, CUDA
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.runtime.batch.messages import Doing, Failed, Finished, MessageConsole, Ready, Unable, Warned
@@ -78,15 +79,16 @@ def plan_share(options: ClusterOptions, manifest: Manifest, nodes: Sequence[Mapp
     """How many workers, and what each of them reserves.
 
     Args:
-        manifest: of the bundle; TensorRT plans need a GPU.
+        manifest: of the bundle; plans of some back ends need a GPU.
         nodes: the resources of every node that is alive, as ``ray.nodes()`` tells them.
 
     Raises:
         UsageError: the cluster has no GPU for a bundle that needs one, or fewer than there should be workers.
     """
-    plans = any(component.backend != "onnxruntime" for component in manifest.components.values())
+    plans = gpu_components(manifest)
     if plans and options.device == CPU:
-        raise UsageError("--device cpu was given, but this bundle's TensorRT plans run on GPUs only; leave it out.")
+        title = BACKENDS.get(manifest.components[plans[0]].backend).title
+        raise UsageError(f"--device cpu was given, but this bundle's {title} plans run on GPUs only; leave it out.")
     if plans or options.device == CUDA:
         gpus = int(sum(node.get("GPU", 0) for node in nodes))
         count = gpus if options.workers is None else options.workers

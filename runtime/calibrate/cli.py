@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
+from flowblending.runtime.program.caches.registry import MEASURED, measured_caches, measured_name
 from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 DEFAULT_PLOT = Path("calibration.png")
 PARTS = 10
-CACHES = {"magcache": "magcache", "easycache": "easycache-static", "teacache": "teacache"}
-"""What can be measured, and which ``--cache`` of fb-run takes it."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,7 +72,8 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--cache",
         action="append",
-        choices=tuple(CACHES),
+        type=measured_name,
+        metavar="{" + ",".join(MEASURED) + "}",
         help="measure the constants of this step cache, and leave the schedule as it is",
     )
     what.add_argument(
@@ -126,11 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = open_bundle(arguments.bundle)
     jobs = check_jobs(read_prompts(arguments.prompts, _defaults(arguments)), arguments.prompts, bundle.manifest)
     _check_targets(arguments, bundle)
-    if "teacache" in (arguments.cache or ()) and not bundle.manifest.signals:
-        raise UsageError(
-            f"The bundle {arguments.bundle} was built without what TeaCache looks at; build it again, which reuses its "
-            f"engines: {bundle.rebuild} --teacache"
-        )
+    _check_signals(arguments.cache or (), bundle)
     budget = None if arguments.budget is None else _allowance(arguments, bundle, jobs[0])
     total = sum(file.bytes for file in bundle.files())
     with console.progress("checking the bundle", total=total, unit="B") as advance:
@@ -144,6 +140,17 @@ def run(arguments: argparse.Namespace) -> int:
     finally:
         pipeline.close()
         pipeline.device.close()
+
+
+def _check_signals(caches: Sequence[str], bundle: Bundle) -> None:
+    """Refuse caches whose constants come of graphs that the bundle was built without."""
+    for name in caches:
+        cache, measurement = measured_caches()[name]
+        if measurement.needs_signal and not bundle.manifest.signals:
+            raise UsageError(
+                f"The bundle {bundle.folder} was built without the graphs that {cache.name} looks at; build it again, "
+                f"which reuses its engines: {bundle.rebuild} --teacache"
+            )
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -311,7 +318,8 @@ def _calibrate_caches(calibrator: Calibrator, jobs: Sequence[Job], caches: Seque
     ]
     calibrator.console.log(f"constants of {steps} steps, {len(jobs)} prompt{'s' * (len(jobs) > 1)}")
     calibrator.console.table("", ("cache", "model", "lowest", "highest"), rows)
-    calibrator.console.log(f"{bundle.folder}: takes --cache {' and --cache '.join(CACHES[name] for name in names)} now")
+    taken = " and ".join(f"--cache {measured_caches()[name][0].name}" for name in names)
+    calibrator.console.log(f"{bundle.folder}: takes {taken} now")
     return 0
 
 

@@ -15,18 +15,13 @@ import numpy.typing as npt
 
 from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.contracts.program import COND, UNCOND
-from flowblending.runtime.calibrate.prediction import PreviousStep, look
 from flowblending.runtime.calibrate.signal import Signal
 from flowblending.runtime.calibrate.trajectory import Floats, StepTrajectory
-from flowblending.runtime.program.caches.easycache import EASYCACHE
-from flowblending.runtime.program.caches.magcache import MAGCACHE
-from flowblending.runtime.program.caches.teacache import TEACACHE, TIMESTEPS, signal_distance
+from flowblending.runtime.program.caches.cache import Observer, View
+from flowblending.runtime.program.caches.registry import measured_caches
 
 GUIDED = "guided"
 COSINE, RELATIVE_L2, RMS = "cosine", "relative_l2", "rms"
-CACHES = (MAGCACHE, EASYCACHE)
-TEACACHE_CHANGES = "teacache-changes"
-"""How much the velocity changed from step to step: what TeaCache's polynomial predicts from its distances."""
 
 _TINY = float(np.finfo(np.float32).tiny)
 
@@ -56,8 +51,7 @@ class DivergenceRecorder:
     signals: Mapping[str, Signal] = field(default_factory=dict)
     distances: Series = field(default_factory=dict)
     caches: Series = field(default_factory=dict)
-    _before: dict[str, PreviousStep] = field(default_factory=dict)
-    _signals: dict[str, Floats] = field(default_factory=dict)
+    _observers: dict[str, list[Observer]] = field(default_factory=dict)
 
     def add(self, latents: Floats, timestep: float, velocities: dict[str, dict[str, Floats]]) -> None:
         """A step: its latents, its timestep, and each model's velocity per branch."""
@@ -71,23 +65,28 @@ class DivergenceRecorder:
             for measure, value in distances(ours, theirs).items():
                 found[measure].append(value)
         for model, branches in velocities.items():
-            velocity = branches[COND]
-            before = self._before.get(model)
-            prediction, self._before[model] = look(before, latents, velocity)
-            magnitude = 1.0 if before is None else ratio(velocity, before.velocity)
-            constants = {MAGCACHE: magnitude, EASYCACHE: prediction}
-            if model in self.signals:
-                signal, last = self.signals[model](latents, timestep), self._signals.get(model)
-                constants[TEACACHE] = 0.0 if last is None else signal_distance(signal, last)
-                constants[TEACACHE_CHANGES] = 0.0 if before is None else signal_distance(velocity, before.velocity)
-                constants[TIMESTEPS] = timestep
-                self._signals[model] = signal
-            for cache, value in constants.items():
-                self.caches.setdefault(cache, {}).setdefault(model, []).append(value)
+            signal = self.signals[model](latents, timestep) if model in self.signals else None
+            view = View(latents=latents, velocity=branches[COND], timestep=timestep, signal=signal)
+            if model not in self._observers:
+                self._observers[model] = _observers(signals=signal is not None)
+            for observer in self._observers[model]:
+                for constant, value in observer.look(view).items():
+                    self.caches.setdefault(constant, {}).setdefault(model, []).append(value)
 
     def result(self) -> Divergence:
         """What was collected."""
         return Divergence(distances=self.distances, caches=self.caches)
+
+
+def series_names(*, signals: bool) -> set[str]:
+    """What is recorded for step caches at every step; more where a bundle has signal graphs."""
+    every = (measurement for _, measurement in measured_caches().values())
+    return {name for each in every if signals or not each.needs_signal for name in each.series}
+
+
+def _observers(*, signals: bool) -> list[Observer]:
+    every = (measurement for _, measurement in measured_caches().values())
+    return [each.observer() for each in every if signals or not each.needs_signal]
 
 
 def measure(trajectory: StepTrajectory, noise: Floats, models: Sequence[str], tick: Callable[[], None]) -> Divergence:
@@ -129,16 +128,6 @@ def distances(small: npt.NDArray[np.floating], large: npt.NDArray[np.floating]) 
         RELATIVE_L2: difference / max(float(np.linalg.norm(b)), _TINY),
         RMS: difference / a.size**0.5,
     }
-
-
-def ratio(velocity: Floats, before: Floats) -> float:
-    """MagCache's magnitude ratio (arXiv 2506.09045): the norm of every position over the one before, averaged.
-
-    The source takes the residual of the block stack and its tokens; an engine shows its velocity, whose positions are
-    those of the latents [1, C, F, H, W].
-    """
-    now, then = (np.linalg.norm(each.astype(np.float64), axis=1) for each in (velocity, before))
-    return float(np.mean(now / np.maximum(then, _TINY)))
 
 
 def mean_of(series: Sequence[Series]) -> Series:

@@ -11,10 +11,10 @@ import numpy as np
 from flowblending.contracts.evidence import FORMAT
 from flowblending.runtime.calibrate.boundaries import PROXY_LEVEL
 from flowblending.runtime.calibrate.budget import Allowance
-from flowblending.runtime.calibrate.divergence import TEACACHE_CHANGES, Divergence, Series, mean_of, spread_of
+from flowblending.runtime.calibrate.divergence import Divergence, Series, mean_of, spread_of
 from flowblending.runtime.calibrate.features import LATENT
 from flowblending.runtime.jobs import Job
-from flowblending.runtime.program.caches.teacache import COEFFICIENTS, TEACACHE, TIMESTEPS, fit
+from flowblending.runtime.program.caches.registry import measured_caches
 
 NOTHING = 0.1
 """A gain in dB that nobody sees, however sure it is: not worth a switch."""
@@ -198,17 +198,10 @@ def cache_evidence(
     """The constants of step caches, by name and model: the means over prompts; and the same as evidence."""
     measured = [each.caches for each in found]
     mean, spread = mean_of(measured), spread_of(measured)
-    constants = {name: mean[name] for name in names}
-    if TEACACHE in names:
-        pairs = [(each[TEACACHE], each[TEACACHE_CHANGES]) for each in measured]
-        constants[TIMESTEPS] = mean[TIMESTEPS]
-        constants[COEFFICIENTS] = {
-            model: fit(
-                [d for before, _ in pairs for d in before[model][1:]],
-                [c for _, after in pairs for c in after[model][1:]],
-            )
-            for model in mean[TEACACHE]
-        }
+    constants: Series = {}
+    for name in names:
+        _, measurement = measured_caches()[name]
+        constants |= measurement.constants(measured, mean, measurement.series)
     evidence = {
         "format": FORMAT,
         "steps": steps,

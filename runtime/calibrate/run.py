@@ -19,13 +19,13 @@ from flowblending.runtime.calibrate.boundaries import (
 )
 from flowblending.runtime.calibrate.budget import Allowance, step_errors
 from flowblending.runtime.calibrate.divergence import (
-    CACHES,
     COSINE,
     GUIDED,
     RMS,
     Divergence,
     mean_of,
     measure,
+    series_names,
 )
 from flowblending.runtime.calibrate.features import Latents, frechet, frechet_noise
 from flowblending.runtime.calibrate.findings import BudgetTest, DistanceTest, Findings, SimilarityTest
@@ -46,7 +46,6 @@ from flowblending.runtime.jobs import Job, compile_job, job_geometry
 from flowblending.runtime.measures.networks import Frames
 from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.program.caches.teacache import TEACACHE
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.system.console import Console
 
@@ -159,7 +158,7 @@ class Calibrator:
     def _known_divergence(self, key: object) -> Divergence | None:
         known = self.work.read("divergence", key)
         # An earlier version measured fewer constants, and so does a bundle without signals.
-        needed = {*CACHES, *((TEACACHE,) if self._manifest.signals else ())}
+        needed = series_names(signals=bool(self._manifest.signals))
         return Divergence(**known) if known is not None and needed <= set(known["caches"]) else None
 
     def _early(self, jobs: Sequence[Job], tried: Sequence[int]) -> list[Early]:

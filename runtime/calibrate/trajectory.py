@@ -105,7 +105,7 @@ class StepTrajectory:
         """Go on to the next step with the velocity evaluated last."""
         for each in self._bound[LARGE][index].instructions:
             if not isinstance(each, EngineCall):
-                self._device.mix(each.out, each.terms)
+                each.enqueue(self._device)
 
     def step(self, index: int, model: str) -> None:
         """Go on to the next step with a model."""

@@ -1,4 +1,4 @@
-"""An NVIDIA GPU as a device: cuda.core for streams, memory and events, and three small kernels.
+"""An NVIDIA GPU as a device: cuda.core for streams, memory and events, and a few small kernels.
 
 TensorRT and ONNX Runtime work in the device's primary context, and so does this; a stream given by the
 caller must belong to it (pycuda: ``pycuda.autoprimaryctx``).
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from flowblending import FlowBlendingError
 from flowblending.engine.backends.tensor import CUDA, Tensor
 from flowblending.runtime.devices.cuda_probe import PROBE_SOURCE, CudaProbe
+from flowblending.runtime.devices.cuda_rescale import MOMENTS, RESCALE_BLOCKS, RESCALE_SOURCE
 from flowblending.runtime.devices.protocol import Mark, Term
 
 MAX_TERMS: Final = 8
@@ -83,6 +84,7 @@ class CudaDevice:
         self._given = stream
         self._stream = self._adopt(stream)
         self._kernels = self._compile()
+        self._moments: Tensor | None = None
 
     @property
     def kind(self) -> str:
@@ -154,6 +156,16 @@ class CudaDevice:
         self._launch(f"mix{len(first)}", out.nbytes // 4, arguments)
         if rest:
             self.mix(out, [(1.0, out), *rest])
+
+    def rescale(self, out: Tensor, reference: Tensor, share: float) -> None:
+        """Enqueue two kernels: partial sums of both tensors, and the multiplication by what follows from them."""
+        if self._moments is None:
+            self._moments = self.empty((RESCALE_BLOCKS, MOMENTS), np.dtype(np.float64))
+        count = np.uint64(out.nbytes // 4)
+        config = self._core.LaunchConfig(grid=RESCALE_BLOCKS, block=_THREADS)
+        arguments = [self._moments.address, count, out.address, reference.address]
+        self._core.launch(self._stream, config, self._kernels["moments"], *arguments)
+        self._launch("rescale", out.nbytes // 4, [out.address, count, self._moments.address, np.float64(share)])
 
     def mark(self) -> CudaMark:
         """An event, not yet recorded."""
@@ -271,13 +283,14 @@ class CudaWatch:
 
 
 def kernel_names() -> list[str]:
-    """Of the kernels in `kernel_source`: ``mix1`` to ``mix8``, ``watch`` and ``probe``."""
-    return [*(f"mix{count}" for count in range(1, MAX_TERMS + 1)), "watch", "probe"]
+    """Of the kernels in `kernel_source`: ``mix1`` to ``mix8``, and those of watch, probe and rescaling."""
+    return [*(f"mix{count}" for count in range(1, MAX_TERMS + 1)), "watch", "probe", "moments", "rescale"]
 
 
 def kernel_source() -> str:
-    """CUDA C++: one mix kernel per number of terms, whose sum is not fused, and the kernels of watch and probe."""
-    return "".join(_mix_source(count) for count in range(1, MAX_TERMS + 1)) + _WATCH_SOURCE + PROBE_SOURCE
+    """CUDA C++: one mix kernel per number of terms, whose sum is not fused; then watch, probe and rescaling."""
+    mixes = "".join(_mix_source(count) for count in range(1, MAX_TERMS + 1))
+    return mixes + _WATCH_SOURCE + PROBE_SOURCE + RESCALE_SOURCE
 
 
 def _mix_source(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -74,6 +75,14 @@ class HostDevice:
                 np.multiply(array[start : start + _BLOCK], factor, out=product)
                 np.add(block, product, out=block)
 
+    def rescale(self, out: Tensor, reference: Tensor, share: float) -> None:
+        """Multiply by a ratio of standard deviations, block by block."""
+        target = out.numpy().reshape(-1)
+        spread = _spread(target)
+        if spread > 0.0:
+            ratio = math.sqrt(max(_spread(reference.numpy().reshape(-1)), 0.0) / spread)
+            np.multiply(target, np.float32(share * ratio + 1.0 - share), out=target)
+
     def mark(self) -> HostMark:
         """A mark, not yet recorded."""
         return HostMark()
@@ -94,6 +103,20 @@ class HostDevice:
 
     def close(self) -> None:
         """Nothing is pending."""
+
+
+def _spread(values: npt.NDArray[np.float32]) -> float:
+    """The sum of squared distances to the mean, in one pass in float64.
+
+    Distances are taken to the first element, which is as near to the mean as the others are; where all are equal, the
+    sum is exactly 0.
+    """
+    total = squares = 0.0
+    for start in range(0, values.size, _BLOCK):
+        distances = values[start : start + _BLOCK].astype(np.float64) - np.float64(values[0])
+        total += float(distances.sum())
+        squares += float(distances @ distances)
+    return squares - total * total / values.size
 
 
 class HostMark:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.manifest import Manifest
 from flowblending.engine.backends.gpu import check_architecture, gpu_architecture
+from flowblending.engine.backends.registry import BACKENDS, can_use_gpu, gpu_components
 from flowblending.engine.backends.tensor import CPU, CUDA
 from flowblending.runtime.devices.protocol import Device
 
@@ -16,24 +17,23 @@ def device_kind(choice: str, manifest: Manifest) -> str:
 
     Args:
         choice: ``cpu``, ``cuda``, or ``auto``: a GPU where the bundle's back ends can use one.
-        manifest: of the bundle; TensorRT plans run on GPUs only.
+        manifest: of the bundle; plans of some back ends run on GPUs only.
 
     Raises:
-        UsageError: ``cpu`` was chosen for a bundle of TensorRT plans.
+        UsageError: ``cpu`` was chosen for a bundle of such plans, or a back end is not known here.
     """
-    plans = [name for name, component in manifest.components.items() if component.backend != "onnxruntime"]
+    plans = gpu_components(manifest)
     if plans and choice == CPU:
+        title = BACKENDS.get(manifest.components[plans[0]].backend).title
         raise UsageError(
-            f"--device cpu was given, but {plans[0]} is a TensorRT plan, which runs on GPUs only; "
+            f"--device cpu was given, but {plans[0]} is a {title} plan, which runs on GPUs only; "
             "build a bundle with --backend onnxruntime for the CPU."
         )
     if plans or choice != AUTO:
         return CUDA if plans else choice
     if gpu_architecture() is None:
         return CPU
-    from flowblending.engine.backends.onnxruntime import cuda_available
-
-    return CUDA if cuda_available() else CPU
+    return CUDA if can_use_gpu(component.backend for component in manifest.components.values()) else CPU
 
 
 def open_device(choice: str, manifest: Manifest, stream: int | None = None) -> Device:

@@ -121,6 +121,14 @@ class Device(Protocol):
         """
         ...
 
+    def rescale(self, out: Tensor, reference: Tensor, share: float) -> None:
+        """``out *= share * std(reference) / std(out) + 1 - share``; float32 tensors of one size.
+
+        Standard deviations are of all elements, in float64, summed in an order that is the same every time; the factor
+        is rounded to float32 once. ``out`` is left as it is where it does not vary.
+        """
+        ...
+
     def mark(self) -> Mark:
         """A mark, not yet recorded."""
         ...

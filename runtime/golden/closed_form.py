@@ -79,6 +79,7 @@ class ClosedFormCase:
     batched: bool
     cache: str = "off"
     latent: Latent = LATENT
+    rescale: float = 0.0
 
     def program(self) -> ProgramFile:
         """The case's program, bound to the formulas."""
@@ -91,6 +92,7 @@ class ClosedFormCase:
             guidance=self.guidance,
             batched=self.batched,
             cache=parse_cache(self.cache),
+            guidance_rescale=self.rescale,
         )
         specs = {name: _spec(name) for name in FORMS}
         return ProgramFile.of(program, bundle=bundle_id(), specs=specs)
@@ -116,6 +118,10 @@ CASES = {
         schedule="L2 S2", solver="unipc", guidance=5.0, batched=True, latent=(4, 4, 3, 7)
     ),
     "dpm-smallest": ClosedFormCase(schedule="L1 S2", solver="dpm++", guidance=3.0, batched=False, latent=SMALLEST),
+    "euler-rescale": ClosedFormCase(schedule="L2 S1", solver="euler", guidance=3.0, batched=True, rescale=0.7),
+    "unipc-rescale-taylor": ClosedFormCase(
+        schedule="L4 S3", solver="unipc", guidance=5.0, batched=False, rescale=1.0, cache="mask:1101101+taylor:1"
+    ),
     "euler-largest": ClosedFormCase(schedule="L1 S1", solver="euler", guidance=3.0, batched=True, latent=LARGEST),
 }
 

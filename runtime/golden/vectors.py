@@ -59,6 +59,10 @@ class _Recorder(HostDevice):
         super().mix(out, terms)
         self.written.append(out.numpy().copy())
 
+    def rescale(self, out: Tensor, reference: Tensor, share: float) -> None:
+        super().rescale(out, reference, share)
+        self.written.append(out.numpy().copy())
+
     def watch(self, complaints: Sequence[str]) -> HostWatch:
         recorder = self
 

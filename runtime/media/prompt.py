@@ -31,7 +31,7 @@ class Tokens:
 
 
 class Tokenizer:
-    """A T5 or UMT5 tokenizer, read from the ``tokenizer.json`` that transformers saves.
+    """A T5 or UMT5 tokenizer, read from a bundle's ``tokenizer.json``.
 
     Args:
         source: that file, or the folder it lies in.

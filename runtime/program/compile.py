@@ -26,6 +26,7 @@ def compile_program(
     latent_shape: tuple[int, int, int, int],
     guidance: float,
     batched: bool,
+    guidance_rescale: float = 0.0,
     restart_at_switch: bool = False,
     cache: Sequence[StepCache] = (),
     architectures: Mapping[str, str | None] | None = None,
@@ -45,6 +46,8 @@ def compile_program(
             Stages and models with a scale of their own take that.
         batched: both branches in one call, uncond first, as the LTX pipelines do; else cond and then uncond in
             two calls, as WanPipeline does.
+        guidance_rescale: phi of guidance rescale (arXiv 2305.08891, section 3.4), in [0, 1], at every guided step; 0 is
+            off.
         restart_at_switch: forget a multistep solver's history at every stage's first step, instead of mixing the
             clean estimates of both models.
         cache: policies that leave out engine calls; see `flowblending.runtime.program.caches`.
@@ -53,12 +56,16 @@ def compile_program(
         model_sampling: by model, the guidance and the timesteps it was trained for, where a stage has none of its own.
 
     Raises:
-        UsageError: ``guidance`` is not finite, the solver is unknown, a stage's timesteps are out of place, or a cache
-            does not fit the run.
+        UsageError: ``guidance`` is not finite, the rescaling not in [0, 1], the solver is unknown, a stage's timesteps
+            are out of place, or a cache does not fit the run.
         ValueError: schedule and grid have different numbers of steps.
     """
     if not math.isfinite(guidance):
         raise UsageError(f"The guidance scale is {guidance}, but a finite number was expected; give one such as 5.")
+    if not 0.0 <= guidance_rescale <= 1.0:
+        raise UsageError(
+            f"The guidance rescale is {guidance_rescale}, but a number from 0 to 1 was expected; give one such as 0.7."
+        )
     visited = noise_levels(schedule, grid, model_sampling or {})
     outline = Outline(
         schedule=visited.visits,
@@ -68,7 +75,7 @@ def compile_program(
         constants=constants or {},
     )
     decisions = decide(cache, outline)
-    calls = velocities(visited.visits, decisions, guidance=guidance, batched=batched)
+    calls = velocities(visited.visits, decisions, guidance=guidance, batched=batched, rescale=guidance_rescale)
     restarts = visited.restarts | (visited.visits.switches if restart_at_switch else frozenset())
     solved = functools.partial(solve, solver, visited.grid.sigmas, restarts=restarts)
     updates = solved(velocities=[each.velocity for each in calls])
@@ -78,6 +85,7 @@ def compile_program(
         schedule=str(visited.schedule),
         solver=solver,
         guidance=guidance,
+        guidance_rescale=guidance_rescale if any(scale > 1.0 for scale in scales) else 0.0,
         latent_shape=latent_shape,
         steps=tuple(
             Step(

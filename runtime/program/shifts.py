@@ -23,7 +23,9 @@ def shift(sigmas: Array, factor: float) -> Array:
 
 def exponential_shift(sigmas: Array, mu: float) -> Array:
     """The static shift by exp(mu), written as diffusers computes it (``_time_shift_exponential``)."""
-    return math.exp(mu) / (math.exp(mu) + (1 / sigmas - 1))
+    # Beyond, all sigmas are 1 in float64 as well, and float32 overflows.
+    shift = math.exp(min(mu, 80.0))
+    return shift / (shift + (1 / sigmas - 1))
 
 
 def dynamic_exponent(grid: SigmaGrid, tokens: int) -> float:
@@ -35,9 +37,9 @@ def dynamic_exponent(grid: SigmaGrid, tokens: int) -> float:
 def stretch(sigmas: Array, terminal: float | None) -> Array:
     """Stretch 1 - sigma so that the last sigma is ``terminal`` (``stretch_shift_to_terminal``).
 
-    A single step has no last sigma beside its first: diffusers divides 0 by 0 there, and here it stays as it is.
+    Where the last sigma is 1, as that of a single step is, diffusers divides 0 by 0; here they stay as they are.
     """
-    if not terminal or len(sigmas) == 1:
+    if not terminal or sigmas[-1] == 1:
         return sigmas
     alphas = 1 - sigmas
     stretched: Array = 1 - alphas / (alphas[-1] / sigmas.dtype.type(1 - terminal))

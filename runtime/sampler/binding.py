@@ -9,11 +9,11 @@ import numpy as np
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import Precision, TensorSpec
-from flowblending.contracts.program import LATENTS, VELOCITY, Program, Run, Step
+from flowblending.contracts.program import LATENTS, VELOCITY, Mix, Program, Run, Step
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.protocol import Device, Mark
-from flowblending.runtime.sampler.online import Chooser, Sum
+from flowblending.runtime.sampler.online import Chooser, Rescaling, Sum
 
 TIMESTEP = "timestep"
 
@@ -49,7 +49,7 @@ class BoundStep:
     """A step whose instructions are bound to memory."""
 
     model: str
-    instructions: tuple[EngineCall | Sum, ...]
+    instructions: tuple[EngineCall | Sum | Rescaling, ...]
     stop: Mark
 
 
@@ -82,13 +82,15 @@ def bind(program: Program, engines: Mapping[str, Engine], device: Device, condit
     complaints: list[str] = []
     steps = []
     for number, step in enumerate(program.steps, start=1):
-        instructions: list[EngineCall | Sum] = []
+        instructions: list[EngineCall | Sum | Rescaling] = []
         for each in step.instructions:
             if isinstance(each, Run):
                 instructions.append(memory.call(each, step, len(complaints)))
                 complaints.append(complaint(engines[each.model], each.model, number, len(program.steps)))
-            else:
+            elif isinstance(each, Mix):
                 instructions.append(Sum.of(each, memory.slots))
+            else:
+                instructions.append(Rescaling.of(each, memory.slots))
         steps.append(BoundStep(model=step.model, instructions=tuple(instructions), stop=device.mark()))
     return Binding(
         latents=memory.slots[LATENTS],

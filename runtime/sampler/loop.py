@@ -200,7 +200,7 @@ class Trajectory:
                 call(each, self._device, self._watch, self._binding.latents)
                 self._calls.append(each)
             else:
-                self._device.mix(each.out, each.terms)
+                each.enqueue(self._device)
         if chooser is not None and reuse is None:
             chooser.computed(index)
         step.stop.record()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flowblending.contracts.program import Choice, Distance, Mix
+from flowblending.contracts.program import Choice, Distance, Mix, Rescale
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.protocol import Device, Probe, Term
 from flowblending.runtime.program.caches.easycache import predicted_change
@@ -25,6 +25,28 @@ class Sum:
     def of(cls, mix: Mix, slots: Mapping[str, Tensor]) -> Sum:
         """A mix on tensors."""
         return cls(out=slots[mix.out], terms=tuple((coefficient, slots[name]) for coefficient, name in mix.terms))
+
+    def enqueue(self, device: Device) -> None:
+        """Compute it."""
+        device.mix(self.out, self.terms)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rescaling:
+    """A `Rescale` of bound tensors."""
+
+    out: Tensor
+    reference: Tensor
+    share: float
+
+    @classmethod
+    def of(cls, each: Rescale, slots: Mapping[str, Tensor]) -> Rescaling:
+        """A rescaling on tensors."""
+        return cls(out=slots[each.out], reference=slots[each.reference], share=each.share)
+
+    def enqueue(self, device: Device) -> None:
+        """Compute it."""
+        device.rescale(self.out, self.reference, self.share)
 
 
 class Chooser:
@@ -70,4 +92,4 @@ class Chooser:
             for number, (tensor, other) in zip((_TRAVELLED, _CHANGED, _SIZE), self._learned, strict=True):
                 self._probe.measure(number, tensor, other)
         for each in self._kept:
-            self._device.mix(each.out, each.terms)
+            each.enqueue(self._device)

@@ -6,7 +6,7 @@ import pytest
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import LARGE, SMALL
-from flowblending.contracts.program import COND, LATENTS, UNCOND, Mix, Program, Run, Step
+from flowblending.contracts.program import COND, GUIDED, LATENTS, UNCOND, Mix, Program, Rescale, Run, Step
 
 PROGRAM = Program(
     schedule="L1 S1",
@@ -59,12 +59,52 @@ def test_json_keeps_every_digit() -> None:
     assert Program.from_json(json.loads(json.dumps(program.to_json()))) == program
 
 
+RESCALED = dataclasses.replace(
+    PROGRAM,
+    guidance_rescale=0.7,
+    steps=(
+        Step(
+            model=LARGE,
+            timestep=1000.0,
+            sigma=1.0,
+            instructions=(
+                Run(model=LARGE, branches=(UNCOND, COND), out=(UNCOND, COND)),
+                Mix(out=GUIDED, terms=((5.0, COND), (-4.0, UNCOND))),
+                Rescale(out=GUIDED, reference=COND, share=0.7),
+                Mix(out=LATENTS, terms=((1.0, LATENTS), (-0.25, GUIDED))),
+            ),
+        ),
+    ),
+)
+
+
+def test_a_rescaling_is_told_and_kept() -> None:
+    assert RESCALED.slots() == (LATENTS, UNCOND, COND, GUIDED)
+    assert RESCALED.listing().splitlines()[0] == "L1 S1, euler, guidance 5, rescaled by 0.7"
+    assert RESCALED.listing().splitlines()[4] == "    guided *= 0.7 std(cond) / std(guided) + 0.3"
+    assert Program.from_json(json.loads(json.dumps(RESCALED.to_json()))) == RESCALED
+
+
+def test_the_format_before_is_read() -> None:
+    content = json.loads(json.dumps(PROGRAM.to_json()))
+    del content["guidance_rescale"]
+    assert Program.from_json(content | {"format": 1}) == PROGRAM
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])
+def test_a_share_that_is_none_cannot_be_made(share: float) -> None:
+    with pytest.raises(ValueError, match="a share above 0 and at most 1"):
+        Rescale(out=GUIDED, reference=COND, share=share)
+    with pytest.raises(ValueError, match="takes two slots"):
+        Rescale(out=GUIDED, reference=GUIDED, share=0.5)
+
+
 def test_json_names_what_is_wrong() -> None:
     def damaged(**changes: Any) -> Any:
         return {**json.loads(json.dumps(PROGRAM.to_json())), **changes}
 
-    with pytest.raises(FlowBlendingError, match="is a sampling program of format 2, written by a later"):
-        Program.from_json(damaged(format=2))
+    with pytest.raises(FlowBlendingError, match="is a sampling program of format 3, written by a later"):
+        Program.from_json(damaged(format=3))
     with pytest.raises(
         FlowBlendingError,
         match=r"is damaged .a sampling program has a format, a number from 1 on, and this one's is None\.*",

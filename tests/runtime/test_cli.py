@@ -97,7 +97,7 @@ def test_a_gpu_bundle_without_a_gpu(tmp_path: Path) -> None:
     manifests.write(tmp_path / "gpu", backend="tensorrt-rtx", targets=("sm89",))
     assert_sentence(run("fb-run", tmp_path / "gpu", "--prompt", "x"), 1, "no CUDA driver or GPU was found")
     result = run("fb-run", tmp_path / "gpu", "--prompt", "x", "--device", "cpu")
-    assert_sentence(result, 2, "large is a TensorRT plan, which runs on GPUs only")
+    assert_sentence(result, 2, "large is a TensorRT-RTX plan, which runs on GPUs only")
 
 
 def test_outputs_that_would_be_in_the_way(toy: Path) -> None:

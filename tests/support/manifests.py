@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flowblending.contracts.graph import GraphSpec, PipelineSpec, Precision, SigmaGrid, TensorSpec
-from flowblending.contracts.manifest import MANIFEST, Backend, Component, Flops, Geometry, Manifest, VideoProfile
+from flowblending.contracts.manifest import MANIFEST, Component, Flops, Geometry, Manifest, VideoProfile
 from flowblending.engine.bundle.bundle import bundle_id, describe_file
 
 PIPELINE = PipelineSpec(
@@ -45,7 +45,7 @@ def spec(name: str) -> GraphSpec:
     )
 
 
-def write(folder: Path, *, backend: Backend = "onnxruntime", targets: tuple[str, ...] = ()) -> Manifest:
+def write(folder: Path, *, backend: str = "onnxruntime", targets: tuple[str, ...] = ()) -> Manifest:
     """Write a bundle of toy engines and a tokenizer."""
     folder.mkdir(parents=True)
     components = {}

@@ -9,17 +9,17 @@ import pytest
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import ExportedGraph
-from flowblending.contracts.manifest import Backend
+from flowblending.engine.backends.backend import PlanInfo
 from flowblending.engine.backends.gpu import gpu_architecture
 from flowblending.engine.backends.tensorrt.build import build_plan
-from flowblending.engine.backends.tensorrt.compile import PlanInfo, PlanRequest
+from flowblending.engine.backends.tensorrt.compile import PlanRequest
 from flowblending.engine.backends.tensorrt.library import Library, Messages, load
 from tests.support.graphs import PROFILE
 
-RTX: Backend = "tensorrt-rtx"
+RTX: str = "tensorrt-rtx"
 
 
-def installed(backend: Backend) -> bool:
+def installed(backend: str) -> bool:
     try:
         load(backend)
     except FlowBlendingError:
@@ -46,5 +46,5 @@ def build(graph: ExportedGraph, out: Path, *targets: str, progress: Callable[[st
     )
 
 
-def stub(module: object, name: Backend = "tensorrt") -> Library:
+def stub(module: object, name: str = "tensorrt") -> Library:
     return Library(name=name, title="TensorRT", version="11.4.0", trt=module, logger=None, messages=Messages())

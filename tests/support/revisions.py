@@ -21,9 +21,11 @@ import numpy as np
 
 from benchmarks.checkpoints import PAIRS
 from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, ExportedGraph, PipelineSpec, Precision
+from flowblending.engine.backends.backend import Compiled
+from flowblending.engine.backends.onnxruntime.backend import move_graph
 from flowblending.engine.backends.protocol import Range, ShapeProfile, ends
-from flowblending.engine.backends.registry import Compiled, backend_version, move_graph
-from flowblending.engine.backends.tensorrt import compile as compiler
+from flowblending.engine.backends.registry import backend_version
+from flowblending.engine.backends.tensorrt import backend as compiler
 from flowblending.engine.backends.tensorrt.compile import PlanRequest
 from flowblending.engine.build.fp8 import trajectories
 from flowblending.engine.build.fp8.calibrate import Pair, RangeCalibrator
@@ -34,7 +36,7 @@ from flowblending.engine.bundle.geometry import plan_profiles
 from flowblending.engine.store.store import open_store
 from flowblending.export.checkpoint.checkpoint import open_checkpoint
 from flowblending.export.families.registry import family_of
-from flowblending.export.families.t5 import tokenizer_file
+from flowblending.export.families.tokenizer import read_tokenizer
 from flowblending.export.fp8 import export as fp8
 from flowblending.export.fp8.attention import block_attention, quantise_attention
 from flowblending.export.fp8.layers import block_layers, quantise
@@ -108,7 +110,7 @@ def read_pipeline(pair: Path) -> Pipeline:
     return Pipeline(
         spec=family.describe(checkpoint),
         parts={part.name: part for part in (*made, *family.parts(checkpoint))},
-        tokenizer=tokenizer_file(checkpoint),
+        tokenizer=read_tokenizer(checkpoint).content,
     )
 
 

@@ -107,7 +107,7 @@ def test_comments_help_texts_and_another_family_rebuild_nothing(
     edit(copy / "export/families/ltx/transformer.py", r"REVISION = (\d+)", r"REVISION = 1\1")
     # What samples the ranges of fp8, the compiler.
     edit(copy / "engine/build/fp8/trajectories.py", r"REVISION = (\d+)", r"REVISION = 1\1")
-    edit(copy / "engine/backends/tensorrt/compile.py", r"REVISION = (\d+)", r"REVISION = 1\1")
+    edit(copy / "engine/backends/tensorrt/backend.py", r"REVISION = (\d+)", r"REVISION = 1\1")
     after = keys(copy, pair)
     changed = {name: {part for part in key if key[part] != before[name][part]} for name, key in after.items()}
     plan = {"compiler", "entry"}

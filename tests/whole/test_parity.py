@@ -11,7 +11,6 @@ import pytest
 from diffusers import UniPCMultistepScheduler
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.manifest import Backend
 from flowblending.contracts.model_sampling import ModelSampling
 from flowblending.engine.backends.gpu import gpu_architecture
 from flowblending.engine.bundle.bundle import Bundle
@@ -203,7 +202,7 @@ def test_batched_guidance_equals_two_calls(kind: str, build: Build) -> None:
 @pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt-rtx", "tensorrt"])
 @pytest.mark.skipif(gpu_architecture() is None, reason="needs an NVIDIA GPU")
 def test_latents_on_a_gpu_equal_diffusers(
-    kind: str, backend: Backend, build: Build, checkpoints: Callable[[str], Path]
+    kind: str, backend: str, build: Build, checkpoints: Callable[[str], Path]
 ) -> None:
     """Every back end that is installed, with engines compiled for the GPU that is here."""
     try:

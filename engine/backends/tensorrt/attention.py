@@ -12,19 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from flowblending import FlowBlendingError
-
 _SCALE = np.full((), 1 / 448, np.float32)
 """The softmax gives at most 1, which becomes the largest number of E4M3. The network refers to this memory."""
 
 _OPERANDS = 3
-
-
-class Fp8AttentionError(FlowBlendingError):
-    """Why attention that was to be one fp8 kernel is not: no sentence for the user, but what the build says of it.
-
-    `component_build` then builds without.
-    """
 
 
 def quantise_attention(trt: Any, network: Any, attentions: Iterable[Any]) -> int:

@@ -9,24 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import GraphSpec
+from flowblending.engine.backends.backend import PlanInfo
 from flowblending.engine.backends.protocol import ShapeProfile
-from flowblending.engine.backends.tensorrt.compile import PlanInfo, PlanRequest, compile_plan
+from flowblending.engine.backends.tensorrt.compile import PlanRequest, compile_plan
 from flowblending.engine.backends.tensorrt.library import load
 from flowblending.engine.backends.tensorrt.targets import check_targets
 from flowblending.system.subprocess_call import EndedError, answer, call_in_subprocess
 from flowblending.system.whole_file import whole_file
 
-if TYPE_CHECKING:
-    from flowblending.contracts.manifest import Backend
-
 
 def build_plan(
     *,
-    library: Backend,
+    library: str,
     onnx: Path,
     spec: GraphSpec,
     profiles: Sequence[ShapeProfile],

@@ -7,20 +7,15 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import LARGE, SMALL, Dim, GraphSpec, TensorSpec
+from flowblending.engine.backends.backend import Fp8AttentionError, PlanInfo
 from flowblending.engine.backends.protocol import ShapeProfile
-from flowblending.engine.backends.tensorrt.attention import Fp8AttentionError, quantise_attention
+from flowblending.engine.backends.tensorrt.attention import quantise_attention
 from flowblending.engine.backends.tensorrt.library import Library, load
 from flowblending.engine.backends.tensorrt.weights import map_weights
-
-if TYPE_CHECKING:
-    from flowblending.contracts.manifest import Backend
-
-REVISION = 1
-"""Raised when this package asks the compiler for another plan of the same graph and sizes."""
 
 _MEMORY = re.compile(r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|bad_alloc|insufficient memory", re.I)
 _NOT_FUSED = "not supported by a dedicated kernel"
@@ -30,33 +25,12 @@ _NOT_FUSED = "not supported by a dedicated kernel"
 class PlanRequest:
     """What to compile: see `trt_build.build_plan`. ``targets`` is not empty."""
 
-    library: Backend
+    library: str
     onnx: Path
     spec: GraphSpec
     profiles: tuple[ShapeProfile, ...]
     targets: tuple[str, ...]
     out: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlanInfo:
-    """What a compilation has given.
-
-    Attributes:
-        bytes: size of the plan.
-        weights_bytes: memory of the weights on the GPU; None if the compiler did not tell.
-        scratch_bytes: memory on the GPU for one execution context at the largest shapes; None likewise.
-        layers: of the network, before the compiler fused them.
-        seconds: that it took.
-        version: of the library.
-    """
-
-    bytes: int
-    weights_bytes: int | None
-    scratch_bytes: int | None
-    layers: int
-    seconds: float
-    version: str
 
 
 def compile_plan(request: PlanRequest, progress: Callable[[str], None]) -> PlanInfo:

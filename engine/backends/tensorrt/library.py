@@ -9,12 +9,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flowblending import FlowBlendingError
-
-if TYPE_CHECKING:
-    from flowblending.contracts.manifest import Backend
 
 _TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 _INFO = 3
@@ -62,7 +59,7 @@ class Library:
         messages: what it has logged.
     """
 
-    name: Backend
+    name: str
     title: str
     version: str
     trt: Any
@@ -78,7 +75,7 @@ class Library:
 
 
 @cache
-def load(backend: Backend) -> Library:
+def load(backend: str) -> Library:
     """Load a library, once per process.
 
     Raises:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from flowblending.engine.backends.backend import Listing
+
 _TYPES: Mapping[str, str] = {"float": "fp32", "half": "fp16", "bf16": "bf16", "fp8_e4m3": "fp8", "int8": "int8"}
 """The listing's names of types, and ours (`flowblending.export.graph.audit`)."""
 
@@ -75,3 +77,6 @@ def _tensor_types(content: mmap.mmap) -> dict[bytes, set[str]]:
     for tensor in _TENSOR.finditer(content):
         types.setdefault(tensor[1], set()).add(_TYPES.get(tensor[2].decode(), tensor[2].decode()))
     return types
+
+
+LISTING = Listing(product_types=product_types, fused_attention=fused_attention, fp8_attention=fp8_attention)

@@ -8,7 +8,7 @@ import mmap
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from flowblending.engine.backends.checks import check_tensors
 from flowblending.engine.backends.gpu import gpu_architecture
 from flowblending.engine.backends.tensor import CUDA, Tensor
 from flowblending.engine.backends.tensorrt.library import load
-
-if TYPE_CHECKING:
-    from flowblending.contracts.manifest import Backend
 
 ALIGNMENT = 256
 """Of the memory of inputs and outputs, in bytes (NvInferRuntime.h, IExecutionContext::setTensorAddress)."""
@@ -80,7 +77,7 @@ class TrtEngine:
             version, GPU or graph, or the GPU's memory is too small.
     """
 
-    def __init__(self, backend: Backend, path: Path, spec: GraphSpec) -> None:
+    def __init__(self, backend: str, path: Path, spec: GraphSpec) -> None:
         self._spec = spec
         self._library = load(backend)
         if gpu_architecture() is None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from flowblending import UsageError
 from flowblending.engine.backends.gpu import gpu_architecture
 from flowblending.engine.backends.tensorrt.library import Library, load
 
-if TYPE_CHECKING:
-    from flowblending.contracts.manifest import Backend
 
-
-def check_targets(backend: Backend, targets: Sequence[str]) -> tuple[str, ...]:
+def check_targets(backend: str, targets: Sequence[str]) -> tuple[str, ...]:
     """The architectures to compile for: those given, or that of the GPU present.
 
     TensorRT compiles on the GPU that will run the plan; TensorRT-RTX also ahead of time, without a GPU.
@@ -45,7 +41,7 @@ def check_targets(backend: Backend, targets: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(targets)) or (str(present),)
 
 
-def check_fp8(backend: Backend, targets: Sequence[str]) -> None:
+def check_fp8(backend: str, targets: Sequence[str]) -> None:
     """Refuse GPUs that have no fp8 arithmetic.
 
     Args:

@@ -6,13 +6,10 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import LARGE, SMALL
-
-if TYPE_CHECKING:
-    from flowblending.contracts.manifest import Backend
+from flowblending.engine.backends.registry import BACKENDS
 
 SCHEDULE = "LSL"
 PERCENTILE = 100.0
@@ -62,7 +59,7 @@ class Fp8Options:
         given = {_OPTIONS[name]: str(value) for name, value in values.items() if value is not None}
         return given | ({ATTENTION: ""} if self.attention else {})
 
-    def check(self, models: Collection[str], backend: Backend) -> None:
+    def check(self, models: Collection[str], backend: str) -> None:
         """Refuse options that contradict one another or have nothing to act on.
 
         Args:
@@ -75,10 +72,11 @@ class Fp8Options:
         given = list(self.given())
         if given and not models:
             raise UsageError(f"{given[0]} was given, but nothing is built in fp8; add --precision fp8 or leave it out.")
-        if self.attention and backend == "onnxruntime":
+        if self.attention and not BACKENDS.get(backend).fp8_attention:
+            able = " or ".join(each.name for each in BACKENDS.rows() if each.fp8_attention)
             raise UsageError(
-                f"{ATTENTION} was given, but onnxruntime has no attention in fp8; leave it out, or build with "
-                "--backend tensorrt or tensorrt-rtx."
+                f"{ATTENTION} was given, but {backend} has no attention in fp8; leave it out, or build with "
+                f"--backend {able}."
             )
         beside = [option for option in given if option not in (ATTENTION, "--fp8-keep", "--fp8-calibration")]
         if self.calibration is not None and beside:

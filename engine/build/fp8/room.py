@@ -13,7 +13,7 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import PipelineSpec
 from flowblending.contracts.manifest import Geometry
 from flowblending.engine.backends.gpu import gpu_architecture
-from flowblending.engine.backends.onnxruntime import cuda_available
+from flowblending.engine.backends.onnxruntime.run import cuda_available
 from flowblending.engine.bundle.geometry import parse_size, plan_geometry
 
 SLOW = 1e16

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from flowblending.contracts.graph import LARGE, SMALL, GraphSpec
 from flowblending.contracts.manifest import BundleFile, Component, Manifest, VideoProfile
 from flowblending.contracts.program import Program
-from flowblending.engine.backends.onnxruntime import BoundWeight, OrtEngine
+from flowblending.engine.backends.onnxruntime.run import BoundWeight, OrtEngine
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import CPU, Tensor
 from flowblending.engine.build.fp8.trajectories import Graph, HeldWeight, Observed, RangesRequest, TrajectoryRanges

@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING
 
 from flowblending.contracts.graph import LARGE, SMALL, ExportedGraph
 from flowblending.contracts.proof import Compared, GraphFacts, PlanFacts, Proof, proof_file
+from flowblending.engine.backends.backend import Compiled, Fp8AttentionError, Listing
 from flowblending.engine.backends.protocol import ShapeProfile, largest
-from flowblending.engine.backends.registry import Compiled
-from flowblending.engine.backends.tensorrt.attention import Fp8AttentionError
-from flowblending.engine.backends.tensorrt.listing import fp8_attention, fused_attention, product_types
 from flowblending.engine.store.store import link_or_copy
 
 if TYPE_CHECKING:
@@ -64,7 +62,7 @@ def gather(
     from flowblending.export.graph.audit import audit
 
     name = graph.spec.name
-    found = audit(graph.onnx if compiled.plan is not None else compiled.files[0], largest(profiles, graph.spec))
+    found = audit(compiled.files[0] if compiled.plan is None else graph.onnx, largest(profiles, graph.spec))
     reference, no_fp8_attention = _reference_outputs(graph), _no_fp8_attention(graph)
     proof = Proof(
         component=name,
@@ -104,11 +102,12 @@ def _graph(found: Audit) -> GraphFacts:
 def _plan(found: Audit, compiled: Compiled, component: str) -> PlanFacts:
     info, path = compiled.plan, compiled.files[0]
     assert info is not None
-    types = product_types(path)
+    listing = compiled.listing
+    types = {} if listing is None else listing.product_types(path)
     told = {name: "+".join(sorted(types[name])) for name in found.layer_types if name in types}
     # In fp32, and in the VAE's wide heads, there is no fused kernel to be had.
     wanted = {name for name, kind in found.attention_types.items() if kind != "fp32" and component in (LARGE, SMALL)}
-    unfused = tuple(sorted(wanted - fused_attention(path))) if types else ()
+    unfused = tuple(sorted(wanted - listing.fused_attention(path))) if listing is not None and types else ()
     return PlanFacts(
         bytes=info.bytes,
         weights_bytes=info.weights_bytes,
@@ -119,14 +118,14 @@ def _plan(found: Audit, compiled: Compiled, component: str) -> PlanFacts:
         differing=_differing(told, found.layer_types),
         fused=len(wanted) - len(unfused) if types else None,
         unfused=unfused,
-        fused_fp8=_fused_fp8(found, path) if types else None,
+        fused_fp8=_fused_fp8(found, path, listing) if listing is not None and types else None,
     )
 
 
-def _fused_fp8(found: Audit, plan: Path) -> int:
+def _fused_fp8(found: Audit, plan: Path, listing: Listing) -> int:
     asked = {name for name, kind in found.attention_types.items() if kind == "fp8"}
     # Plans are large, and read as a whole.
-    return len(asked & fp8_attention(plan)) if asked else 0
+    return len(asked & listing.fp8_attention(plan)) if asked else 0
 
 
 def _check_fp8_attention(proof: Proof) -> None:

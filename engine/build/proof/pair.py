@@ -96,7 +96,7 @@ class ModelCall:
 
 
 def follow(program: Mapping[str, Any], velocity: Velocity, latents: Floats) -> tuple[Floats, list[ModelCall]]:
-    """Interpret a sampling program (file contract 3, `flowblending.contracts.program`): a `Run` or a `Mix` at a time.
+    """Interpret a sampling program (file contract 3, `flowblending.contracts.program`), an instruction at a time.
 
     Args:
         program: as its JSON.
@@ -112,6 +112,9 @@ def follow(program: Mapping[str, Any], velocity: Velocity, latents: Floats) -> t
         for each in step["instructions"]:
             if "terms" in each:
                 slots[each["out"]] = _mix(each["terms"], slots)
+                continue
+            if "share" in each:
+                slots[each["out"]] = _rescale(slots[each["out"]], slots[each["reference"]], each["share"])
                 continue
             for branch, out in zip(each["branches"], each["out"], strict=True):
                 slots[out] = velocity(each["model"], slots[LATENTS], step["timestep"], branch)
@@ -135,11 +138,20 @@ def _mix(terms: list[tuple[float, str]], slots: Mapping[str, Floats]) -> Floats:
     return total
 
 
+def _rescale(values: Floats, reference: Floats, share: float) -> Floats:
+    spread = values.std(dtype=np.float64)
+    factor = share * reference.std(dtype=np.float64) / spread + 1.0 - share if spread else 1.0
+    return values * np.float32(factor)
+
+
 def slots_of(program: Mapping[str, Any]) -> int:
     """How many latent-sized buffers a program uses."""
     names = {LATENTS}
     for each in (instruction for step in program["steps"] for instruction in step["instructions"]):
-        names |= {each["out"], *(slot for _, slot in each["terms"])} if "terms" in each else set(each["out"])
+        if "terms" in each:
+            names |= {each["out"], *(slot for _, slot in each["terms"])}
+        else:
+            names |= {each["out"]} if "share" in each else set(each["out"])
     return len(names)
 
 

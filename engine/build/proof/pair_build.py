@@ -15,10 +15,9 @@ import numpy.typing as npt
 
 from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, Precision
 from flowblending.contracts.manifest import Manifest
-from flowblending.engine.backends.onnxruntime import OrtEngine
 from flowblending.engine.backends.protocol import Engine
-from flowblending.engine.backends.registry import ONNXRUNTIME
-from flowblending.engine.backends.tensor import Tensor
+from flowblending.engine.backends.registry import gpu_components, open_engine
+from flowblending.engine.backends.tensor import CPU, Tensor
 from flowblending.engine.build.proof.pair import (
     LATENTS,
     Floats,
@@ -85,10 +84,8 @@ def measure_pair(
     final, calls = follow(program, TorchPair(models, conditions, stock=True), noise)
     arrays = {branch: {name: value.numpy() for name, value in each.items()} for branch, each in conditions.items()}
     progress("sampling it in the bundle's precision")
-    backends = {manifest.components[name].backend for name in (LARGE, SMALL)}
-    if backends == {ONNXRUNTIME}:
-        engines = {name: OrtEngine(bundle.path(name), manifest.components[name].spec) for name in (LARGE, SMALL)}
-        velocity: Velocity = EnginePair(engines, arrays)
+    if not {LARGE, SMALL}.intersection(gpu_components(manifest)):
+        velocity: Velocity = EnginePair({name: _open(bundle, name) for name in (LARGE, SMALL)}, arrays)
     else:
         write_trajectory(bundle.folder / TRAJECTORY, program, calls, final, arrays)
         if Precision.FP8 in precisions.values():
@@ -96,6 +93,11 @@ def measure_pair(
         ours = {name: parts[name].load(precision) for name, precision in precisions.items()}
         velocity = TorchPair(ours, conditions, stock=False)
     return compare_pair(program, calls, final, velocity, noise, where="cpu", allowed=allowed(manifest))
+
+
+def _open(bundle: Bundle, name: str) -> Engine:
+    component = bundle.manifest.components[name]
+    return open_engine(backend=component.backend, path=bundle.path(name), spec=component.spec, device=CPU)
 
 
 class EnginePair:
@@ -153,4 +155,4 @@ def _operations(manifest: Manifest, program: Mapping[str, Any]) -> float:
 
 
 def _runs(program: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [each for step in program["steps"] for each in step["instructions"] if "terms" not in each]
+    return [each for step in program["steps"] for each in step["instructions"] if "branches" in each]

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from flowblending import FlowBlendingError
 from flowblending.engine.backends.gpu import check_architecture, gpu_architecture
+from flowblending.engine.backends.registry import gpu_components
 from flowblending.engine.build.proof.pair import PairFacts, allowed
 from flowblending.engine.build.proof.report import BuildReport, Inspected, make_report, read_report, write_report
 from flowblending.engine.bundle.bundle import TRAJECTORY, Bundle, open_bundle
+from flowblending.system.shell import command
 from flowblending.system.subprocess_call import EndedError, call_in_subprocess
 
 _MODULE = "flowblending.engine.build.proof.prove_worker"
@@ -52,13 +54,14 @@ def check_device(bundle: Bundle) -> None:
     Raises:
         FlowBlendingError: in one sentence, with what to do.
     """
-    plans = {name: each for name, each in bundle.manifest.components.items() if each.backend != "onnxruntime"}
+    plans = {name: bundle.manifest.components[name] for name in gpu_components(bundle.manifest)}
     architecture = gpu_architecture()
     if plans and architecture is None:
         targets = sorted({target for each in plans.values() for target in each.targets})
         raise FlowBlendingError(
             f"{bundle.folder} holds plans for {' and '.join(targets) or 'an NVIDIA GPU'}, which only such a GPU can "
-            f"prove, and no CUDA driver or NVIDIA GPU was found; run fb-build-engines --prove {bundle.folder} there."
+            f"prove, and no CUDA driver or NVIDIA GPU was found; run "
+            f"{command('fb-build-engines', '--prove', bundle.folder)} there."
         )
     for name, each in plans.items():
         check_architecture(name, each.targets, architecture)

@@ -14,9 +14,8 @@ import numpy.typing as npt
 import flowblending
 from flowblending.contracts.proof import Sizes
 from flowblending.engine.backends.gpu import gpu_architecture
-from flowblending.engine.backends.protocol import Engine
+from flowblending.engine.backends.protocol import Engine, InspectedEngine
 from flowblending.engine.backends.tensor import CPU
-from flowblending.engine.backends.tensorrt.run import TrtEngine
 from flowblending.engine.build.proof.claims import allowed_on
 from flowblending.engine.build.proof.pair import LATENTS, Floats, ModelCall, PairFacts, compare_pair, difference
 from flowblending.engine.build.proof.prove import ProveRequest, ProveResult
@@ -49,7 +48,7 @@ def work(request: ProveRequest, progress: Callable[[str], None]) -> ProveResult:
         for name in bundle.manifest.components:
             progress(f"running {name}")
             engine = pipeline.engine(name)
-            if isinstance(engine, TrtEngine):
+            if isinstance(engine, InspectedEngine):
                 device_bytes[name], layers[name] = engine.device_bytes(), engine.layers()
             reference = request.reference_outputs.get(name)
             differences[name] = _judge(engine, device, sizes_of(bundle.manifest, name), reference)

@@ -19,6 +19,7 @@ from flowblending.contracts import upgrade
 from flowblending.contracts.manifest import Component, Manifest
 from flowblending.contracts.proof import Facts, Proof, Sizes, read_proof
 from flowblending.engine.backends.protocol import ends
+from flowblending.engine.backends.registry import BACKENDS
 from flowblending.engine.build.proof.claims import FAILED, OPEN, Claim, allowed_on, component_claims, runs_as_torch
 from flowblending.engine.build.proof.pair import PairFacts, pair_claims
 from flowblending.engine.bundle.bundle import REPORT, Bundle
@@ -146,11 +147,12 @@ def _claims(
 ) -> Sequence[Claim]:
     claims = component_claims(proof, component, sizes_of(manifest, name))
     if proof.plan is None and inspected is None:
-        # The graph that was compared is what ONNX Runtime runs.
+        # The graph that was compared is the engine.
         return claims
-    targets = " or ".join(component.targets) or "NVIDIA"
     if inspected is None:
-        return [*claims, runs_as_torch(name, None, 0, f"needs a GPU of {targets}")]
+        needs = f"a GPU of {' or '.join(component.targets) or 'NVIDIA'}"
+        run = needs if BACKENDS.get(component.backend).needs_gpu else "fb-build-engines --prove"
+        return [*claims, runs_as_torch(name, None, 0, f"needs {run}")]
     found = inspected.differences.get(name)
     allowed = allowed_on(inspected.device, proof.compared.allowed)
     where = f"on {inspected.device}" if found is not None else "it gives finite values, and nothing of torch was kept"

@@ -45,6 +45,21 @@ class Ltx:
     name: str = "ltx"
     pipelines: tuple[str, ...] = tuple(TEXT_LENGTH)
 
+    def advise(self, checkpoint: Checkpoint) -> str | None:
+        """That an LTXPipeline whose scheduler has no dynamic shift is probably LTX-Video 0.9.5.
+
+        diffusers' script convert_ltx_to_diffusers.py writes that version so, but its authors and diffusers' examples
+        run it with LTXConditionPipeline.
+        """
+        shifting = checkpoint.config("scheduler").get("use_dynamic_shifting", False)
+        if checkpoint.published is not None or checkpoint.pipeline == CONDITION or shifting:
+            return None
+        return (
+            f"{checkpoint.folder} is published as {checkpoint.pipeline}, but its scheduler has no dynamic shift, like "
+            f"that of LTX-Video 0.9.5, which is meant for {CONDITION}; if it is that version, give "
+            f"--pipeline {CONDITION}."
+        )
+
     def describe(self, checkpoint: Checkpoint) -> PipelineSpec:
         """The defaults of the pipeline's ``__call__``, and what its components' configurations say."""
         transformer, vae = checkpoint.config(TRANSFORMER), checkpoint.config(VAE)

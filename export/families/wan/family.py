@@ -84,6 +84,10 @@ class Wan:
     name = "wan"
     pipelines = ("WanPipeline",)
 
+    def advise(self, checkpoint: Checkpoint) -> str | None:  # noqa: ARG002 - Family
+        """Nothing: there is one class."""
+        return None
+
     def describe(self, checkpoint: Checkpoint) -> PipelineSpec:
         """The constants of WanPipeline and of this checkpoint.
 

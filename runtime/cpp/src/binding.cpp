@@ -56,6 +56,8 @@ class Binder {
       for (const Instruction& each : step.instructions) {
         if (const auto* run = std::get_if<Run>(&each)) {
           bound.instructions.emplace_back(call(*run, step, number));
+        } else if (const auto* rescale = std::get_if<Rescale>(&each)) {
+          bound.instructions.emplace_back(BoundRescale{slot(rescale->out), slot(rescale->reference), rescale->share});
         } else {
           bound.instructions.emplace_back(mix(*std::get_if<Mix>(&each)));
         }
@@ -219,6 +221,18 @@ void check_engine(const std::string& model, const GraphSpec& spec, const Program
 }
 
 }  // namespace
+
+void enqueue(BoundInstruction& instruction, const Binding& binding, DeviceMemory& device) {
+  if (auto* call = std::get_if<BoundCall>(&instruction)) {
+    for (float* copy : call->copies) device.copy(copy, binding.slots[0], binding.count * sizeof(float));
+    call->call->enqueue();
+  } else if (const auto* mix = std::get_if<BoundMix>(&instruction)) {
+    device.mix(mix->out, binding.count, mix->terms);
+  } else {
+    const auto& rescale = *std::get_if<BoundRescale>(&instruction);
+    device.rescale(rescale.out, rescale.reference, binding.count, rescale.share);
+  }
+}
 
 void check_program(const Program& program, const Manifest& manifest, const std::string& where) {
   if (program.bundle != manifest.id) {

@@ -27,9 +27,17 @@ struct BoundMix {
   std::vector<std::pair<float, const float*>> terms;
 };
 
+struct BoundRescale {
+  float* out;
+  const float* reference;
+  double share;
+};
+
+using BoundInstruction = std::variant<BoundCall, BoundMix, BoundRescale>;
+
 struct BoundStep {
   std::string model;
-  std::vector<std::variant<BoundCall, BoundMix>> instructions;
+  std::vector<BoundInstruction> instructions;
   std::unique_ptr<Mark> stop;
 };
 
@@ -52,6 +60,9 @@ struct Binding {
   std::vector<InputInfo> infos;
   std::vector<BoundStep> steps;
 };
+
+// Enqueues one instruction of a binding.
+void enqueue(BoundInstruction& instruction, const Binding& binding, DeviceMemory& device);
 
 // Whether a program was written for this bundle, with the engines that it has.
 void check_program(const Program& program, const Manifest& manifest, const std::string& where);

@@ -1,4 +1,4 @@
-// A GPU as a device: the caller's stream, memory in that stream's order, and two kernels.
+// A GPU as a device: the caller's stream, memory in that stream's order, and a few kernels.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -13,6 +13,7 @@ constexpr int kTerms = 8;  // of one kernel; longer sums take several
 constexpr unsigned int kThreads = 256;
 constexpr std::size_t kMostBlocks = 4096;
 constexpr std::uint32_t kNone = 0xffffffffu;
+constexpr unsigned int kMoments = 4;  // numbers that a block of moments_kernel leaves
 
 struct Terms {
   float factor[kTerms];
@@ -41,6 +42,52 @@ __global__ void look_kernel(const float* values, std::size_t count, std::uint32_
     found = found || !isfinite(values[i]);
   }
   if (found) atomicMin(bad, index);
+}
+
+// The sum over a block of kThreads threads, told to all of them.
+__device__ double block_sum(double value) {
+  __shared__ double part[kThreads];
+  part[threadIdx.x] = value;
+  __syncthreads();
+  for (unsigned int half = kThreads / 2; half > 0; half /= 2) {
+    if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
+    __syncthreads();
+  }
+  const double total = part[0];
+  __syncthreads();
+  return total;
+}
+
+// Of each block, for either slot: the sum and the sum of squares of the distances to its first number.
+__global__ void moments_kernel(double* sums, std::size_t count, const float* a, const float* b) {
+  const std::size_t stride = static_cast<std::size_t>(gridDim.x) * blockDim.x;
+  double found[kMoments] = {};
+  for (std::size_t i = static_cast<std::size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
+    const double x = static_cast<double>(a[i]) - static_cast<double>(a[0]);
+    const double y = static_cast<double>(b[i]) - static_cast<double>(b[0]);
+    found[0] += x;
+    found[1] += x * x;
+    found[2] += y;
+    found[3] += y * y;
+  }
+  for (unsigned int each = 0; each < kMoments; ++each) {
+    const double total = block_sum(found[each]);
+    if (threadIdx.x == 0) sums[kMoments * blockIdx.x + each] = total;
+  }
+}
+
+// Every block adds up the sums of kThreads blocks in the same order, so that all arrive at one factor.
+__global__ void rescale_kernel(float* out, std::size_t count, const double* sums, double share) {
+  double total[kMoments];
+  for (unsigned int each = 0; each < kMoments; ++each) total[each] = block_sum(sums[kMoments * threadIdx.x + each]);
+  const double spread = total[1] - total[0] * total[0] / static_cast<double>(count);
+  const double wanted = total[3] - total[2] * total[2] / static_cast<double>(count);
+  if (!(spread > 0)) return;
+  const auto factor = static_cast<float>(share * sqrt((wanted > 0 ? wanted : 0.0) / spread) + 1.0 - share);
+  const std::size_t stride = static_cast<std::size_t>(gridDim.x) * blockDim.x;
+  for (std::size_t i = static_cast<std::size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
+    out[i] = __fmul_rn(factor, out[i]);
+  }
 }
 
 void check(cudaError_t status, const char* what) {
@@ -98,6 +145,7 @@ class Cuda : public DeviceMemory {
     check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device_), "telling its kind");
     architecture_ = "sm" + std::to_string(major) + std::to_string(minor);
     bad_ = allocate(sizeof(std::uint32_t));
+    moments_ = allocate(kMoments * kThreads * sizeof(double));
   }
 
   flowblending::Device kind() const override { return flowblending::Device::cuda; }
@@ -130,6 +178,14 @@ class Cuda : public DeviceMemory {
       some.values[0] = out;
       held = 1;
     }
+  }
+
+  void rescale(float* out, const float* reference, std::size_t count, double share) override {
+    auto* sums = static_cast<double*>(moments_.get());
+    moments_kernel<<<kThreads, kThreads, 0, stream_>>>(sums, count, out, reference);
+    check(cudaGetLastError(), "starting a kernel");
+    rescale_kernel<<<blocks(count), kThreads, 0, stream_>>>(out, count, sums, share);
+    check(cudaGetLastError(), "starting a kernel");
   }
 
   std::unique_ptr<Mark> mark() override { return std::make_unique<CudaMark>(stream_); }
@@ -168,6 +224,7 @@ class Cuda : public DeviceMemory {
   int device_ = 0;
   std::string architecture_;
   Memory bad_;
+  Memory moments_;
 };
 
 }  // namespace

@@ -46,6 +46,8 @@ class DeviceMemory {
   virtual void copy(void* to, const void* from, std::size_t bytes) = 0;
   // out = sum of coefficient * slot in fp32, in order, without fused multiply-adds. `out` may be the first slot.
   virtual void mix(float* out, std::size_t count, const std::vector<std::pair<float, const float*>>& terms) = 0;
+  // out *= share * std(reference) / std(out) + 1 - share, in double until the factor; a constant `out` is left alone.
+  virtual void rescale(float* out, const float* reference, std::size_t count, double share) = 0;
   virtual std::unique_ptr<Mark> mark() = 0;
   // Non-finite values: forget them; look for them, under an index; the lowest index that had some, if it is known yet,
   // or, `waiting` for the stream, for certain.

@@ -27,6 +27,23 @@ class HostMark : public Mark {
   std::chrono::steady_clock::time_point time_;
 };
 
+// The sum of squared distances to the mean, in one pass: distances are taken to the first number, which is as near to the
+// mean as the others are, and the sum is exactly 0 where all are equal.
+double spread_of(const float* values, std::size_t count) {
+  double total = 0, squares = 0;
+  for (std::size_t start = 0; start < count; start += kBlock) {
+    double part = 0, part_squares = 0;
+    for (std::size_t i = start; i < std::min(count, start + kBlock); ++i) {
+      const double distance = static_cast<double>(values[i]) - static_cast<double>(values[0]);
+      part += distance;
+      part_squares += distance * distance;
+    }
+    total += part;
+    squares += part_squares;
+  }
+  return squares - total * total / static_cast<double>(count);
+}
+
 class Host : public DeviceMemory {
  public:
   flowblending::Device kind() const override { return flowblending::Device::cpu; }
@@ -58,6 +75,14 @@ class Host : public DeviceMemory {
         for (std::size_t i = 0; i < size; ++i) block[i] += factor * values[start + i];
       }
     }
+  }
+
+  void rescale(float* out, const float* reference, std::size_t count, double share) override {
+    const double spread = spread_of(out, count);
+    if (!(spread > 0)) return;
+    const double ratio = std::sqrt(std::max(spread_of(reference, count), 0.0) / spread);
+    const auto factor = static_cast<float>(share * ratio + 1.0 - share);
+    for (std::size_t i = 0; i < count; ++i) out[i] *= factor;
   }
 
   std::unique_ptr<Mark> mark() override { return std::make_unique<HostMark>(); }

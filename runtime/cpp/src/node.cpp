@@ -71,10 +71,14 @@ std::int64_t Node::integer(std::int64_t least, std::int64_t most) const {
 }
 
 float Node::single() const {
-  if (!value_->is_number()) damaged("a number was expected");
-  const auto found = value_->get<double>();
+  const double found = number();
   if (!(found >= -3.4e38 && found <= 3.4e38)) damaged("a number within the range of float32 was expected");
   return static_cast<float>(found);
+}
+
+double Node::number() const {
+  if (!value_->is_number()) damaged("a number was expected");
+  return value_->get<double>();
 }
 
 void Node::damaged(const std::string& why) const {

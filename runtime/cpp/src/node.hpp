@@ -29,6 +29,7 @@ class Node {
   std::int64_t integer(std::int64_t least, std::int64_t most) const;
   // A number that float32 can hold, rounded to one.
   float single() const;
+  double number() const;
 
   [[noreturn]] void damaged(const std::string& why) const;
 

@@ -12,7 +12,8 @@ namespace flowblending::detail {
 namespace {
 
 constexpr std::int64_t kManifestFormat = 2;
-constexpr std::int64_t kProgramFormat = 1;
+// Programs of format 1 had no rescaling, and are otherwise the same.
+constexpr std::int64_t kProgramFormat = 2;
 constexpr std::int64_t kLargestFile = std::int64_t{1} << 50;
 constexpr std::size_t kMostBranches = 16;
 
@@ -62,6 +63,15 @@ std::vector<std::string> texts(const Node& node) {
   std::vector<std::string> found;
   node.each([&](const Node& each) { found.push_back(each.text()); });
   return found;
+}
+
+// A word as a shell takes it, whatever it holds.
+std::string quoted(const std::string& word) {
+  const char* const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./_-";
+  if (!word.empty() && word.find_first_not_of(plain) == std::string::npos) return word;
+  std::string text = "'";
+  for (const char letter : word) text += letter == '\'' ? std::string("'\"'\"'") : std::string(1, letter);
+  return text + "'";
 }
 
 // A file of the bundle; never one outside it.
@@ -122,8 +132,9 @@ class Instructions {
 
   Instruction read(const Node& node) {
     if (node.has("terms")) return mix(node);
+    if (node.has("share")) return rescale(node);
     if (node.has("branches")) return run(node);
-    node.damaged("a run or a mix was expected; a newer version may know others");
+    node.damaged("a run, a mix or a rescaling was expected; a newer version may know others");
   }
 
  private:
@@ -172,6 +183,17 @@ class Instructions {
     return mix;
   }
 
+  Rescale rescale(const Node& node) {
+    const Node out = node.at("out"), reference = node.at("reference"), share = node.at("share");
+    Rescale rescale{slot(out), slot(reference), share.number()};
+    for (const auto& [number, where] : {std::make_pair(rescale.out, &out), std::make_pair(rescale.reference, &reference)}) {
+      if (written_.count(number) == 0) where->damaged("the slot is read before anything was written to it");
+    }
+    if (rescale.out == rescale.reference) reference.damaged("another slot than the one that is written was expected");
+    if (!(rescale.share > 0 && rescale.share <= 1)) share.damaged("a number above 0 and at most 1 was expected");
+    return rescale;
+  }
+
   const Program& program_;
   std::map<std::string, int> numbers_;
   std::set<int> written_;
@@ -218,7 +240,7 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
   });
   root.at("tokenizer").each([&](const Node& each) { manifest.files.push_back(file(each)); });
   root.at("rebuild").each(
-      [&](const Node& each) { manifest.rebuild += (manifest.rebuild.empty() ? "" : " ") + each.text(); });
+      [&](const Node& each) { manifest.rebuild += (manifest.rebuild.empty() ? "" : " ") + quoted(each.text()); });
   return manifest;
 }
 

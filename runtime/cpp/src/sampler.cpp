@@ -139,14 +139,9 @@ class Sampling {
 
   void enqueue(BoundStep& step) {
     for (auto& each : step.instructions) {
-      if (auto* call = std::get_if<BoundCall>(&each)) {
-        const std::size_t bytes = binding_->count * sizeof(float);
-        for (float* copy : call->copies) device_->copy(copy, binding_->slots[0], bytes);
-        call->call->enqueue();
+      detail::enqueue(each, *binding_, *device_);
+      if (const auto* call = std::get_if<BoundCall>(&each)) {
         device_->look(call->velocity, call->count, static_cast<std::uint32_t>(call->step));
-      } else {
-        const auto& mix = *std::get_if<BoundMix>(&each);
-        device_->mix(mix.out, binding_->count, mix.terms);
       }
     }
     step.stop->record();

@@ -94,7 +94,14 @@ struct Mix {
   std::vector<std::pair<float, int>> terms;
 };
 
-using Instruction = std::variant<Run, Mix>;
+// out *= share * std(reference) / std(out) + 1 - share
+struct Rescale {
+  int out = 0;
+  int reference = 0;
+  double share = 0;
+};
+
+using Instruction = std::variant<Run, Mix, Rescale>;
 
 struct Step {
   std::string model;

@@ -119,7 +119,8 @@ static void bundles(const std::string& bundle, const std::string& scratch) {
   const std::string one = R"("geometry":{"width":40,"height":16,"frames":9,"latent_shape":[4,3,2,5]},"profiles":[)";
   write(scratch + "/manifest.json", with(first, R"("profiles":[)", one));
   auto old = fb::Bundle::open(scratch, fb::Verify::checksums);
-  expect(old.ok() && old->latent_shape() == std::array<std::int64_t, 4>{4, 3, 2, 5}, "a bundle of the first format makes one size");
+  const std::array<std::int64_t, 4> shape{4, 3, 2, 5};
+  expect(old.ok() && old->latent_shape() == shape, "a bundle of the first format makes one size");
   refused(open(with(manifest, "\"large.json", "\"../bundle/large.json")), fb::Code::bad_file, "path inside the bundle");
   refused(open(with(manifest, "\"inputs\"", "\"outputs\"")), fb::Code::bad_file,
           "damaged at components.large.spec.inputs (it is missing)");
@@ -132,6 +133,7 @@ static void bundles(const std::string& bundle, const std::string& scratch) {
   expect(fb::Bundle::open(scratch, fb::Verify::sizes).ok(), "sizes alone do not show it");
   write(scratch + "/small.json", altered + " ");
   refused(open(manifest), fb::Code::bad_file, "were expected; rebuild with: python -m");
+  refused(open(with(manifest, "\"DIR\"", "\"it's a DIR\"")), fb::Code::bad_file, "--out 'it'\"'\"'s a DIR'");
   std::remove((scratch + "/small.json").c_str());
   refused(open(manifest), fb::Code::bad_file, "is missing from the bundle");
 
@@ -166,7 +168,8 @@ static void programs(const std::string& bundle_path, const std::string& folder, 
     return sampler->load(scratch + "/program.json");
   };
   expect(load(R"("solver")", R"("created_by":"x","solver")").ok(), "what is not known does no harm");
-  refused(load(R"("format":1)", R"("format":9)"), fb::Code::bad_file, "has format 9");
+  refused(load(R"("format":2)", R"("format":9)"), fb::Code::bad_file, "has format 9");
+  expect(load(R"("format":2)", R"("format":1)").ok(), "a program of the format before is read");
   refused(load(R"("bundle":")", R"("bundle":"other)"), fb::Code::bad_file, "was written for bundle other");
   const std::string size = R"("latent_shape":[4,3,2,5])";
   const auto sized = [&](const std::string& shape) { return load(size, R"("latent_shape":)" + shape); };
@@ -188,6 +191,29 @@ static void programs(const std::string& bundle_path, const std::string& folder, 
   refused(load(R"("instructions":[)", R"("instructions":[{"out":"cond","terms":[[1.0,"uncond"]]},)"),
           fb::Code::bad_file, "before anything was written");
   refused(load(R"("timestep":)", R"("timestep":1e300,"x":)"), fb::Code::bad_file, "range of float32");
+}
+
+// What a program of the folder's may not say of a rescaling.
+static void rescalings(const std::string& bundle_path, const std::string& folder, const std::string& scratch) {
+  auto bundle = fb::Bundle::open(bundle_path);
+  auto sampler = fb::Sampler::create(*bundle);
+  const std::string program = compact(folder + "/program.json");
+  const std::string good = R"({"out":"guided","reference":"cond","share":0.7})";
+  const auto load = [&](const std::string& rescale) {
+    write(scratch + "/program.json", with(program, good, rescale));
+    return sampler->load(scratch + "/program.json");
+  };
+  expect(load(good).ok(), "a rescaling is read");
+  for (const char* share : {"0", "-0.1", "1.01", "1e300"}) {
+    refused(load(R"({"out":"guided","reference":"cond","share":)" + std::string(share) + "}"), fb::Code::bad_file,
+            "share (a number above 0 and at most 1");
+  }
+  refused(load(R"({"out":"guided","reference":"cond","share":"half"})"), fb::Code::bad_file, "a number was expected");
+  refused(load(R"({"out":"guided","reference":"guided","share":0.7})"), fb::Code::bad_file, "another slot than");
+  refused(load(R"({"out":"guided","reference":"else","share":0.7})"), fb::Code::bad_file, "not in the list of slots");
+  refused(load(R"({"out":"guided","share":0.7})"), fb::Code::bad_file, "reference (it is missing)");
+  write(scratch + "/program.json", with(program, R"("instructions":[)", R"("instructions":[)" + good + ","));
+  refused(sampler->load(scratch + "/program.json"), fb::Code::bad_file, "before anything was written");
 }
 
 static void files(const std::string& scratch) {
@@ -241,12 +267,13 @@ static void files(const std::string& scratch) {
 }
 
 int main(int count, char** words) {
-  if (count != 5) return 2;
+  if (count != 6) return 2;
   sampling(words[1], words[2]);
   sizes(words[1], words[2], words[3]);
   bundles(words[1], words[4]);
   profiles(words[1], words[4]);
   programs(words[1], words[2], words[4]);
+  rescalings(words[1], words[5], words[4]);
   files(words[4]);
   std::printf("%d faults\n", faults);
   return faults == 0 ? 0 : 1;

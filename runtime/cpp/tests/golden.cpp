@@ -71,12 +71,7 @@ static double compare(const std::string& bundle_path, const std::string& folder)
   std::size_t instructions = 0;
   for (BoundStep& step : binding->steps) {
     for (auto& each : step.instructions) {
-      if (auto* call = std::get_if<BoundCall>(&each)) {
-        for (float* copy : call->copies) device->copy(copy, binding->slots[0], count * sizeof(float));
-        call->call->enqueue();
-      } else {
-        device->mix(std::get_if<BoundMix>(&each)->out, count, std::get_if<BoundMix>(&each)->terms);
-      }
+      enqueue(each, *binding, *device);
       if (++instructions * slots * count * sizeof(float) > trace.bytes.size())
         fail(fb::Code::bad_file, "The trace is too short.");
       for (std::size_t slot = 0; slot < slots; ++slot, expected += count) {

@@ -17,15 +17,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from flowblending import UsageError
 from flowblending.contracts.program import COND, LATENTS, VELOCITY, Choice, Distance, Mix, Program
+from flowblending.runtime.program.caches.arguments import read_positive, read_whole
+from flowblending.runtime.program.caches.cache import Cache, Measurement, View
 from flowblending.runtime.program.caches.policy import Decisions, Online, Outline
 from flowblending.runtime.program.combination import Combination, slot
 
-EASYCACHE = "easycache"
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+NAME = "easycache"
 
 THRESHOLD = 0.05
 FIRST = 10
@@ -157,7 +164,7 @@ def _free(outline: Outline, first: int, name: str) -> tuple[bool, ...]:
 
 
 def _measured(model: str, outline: Outline) -> Sequence[float]:
-    measured = outline.constants.get(EASYCACHE, {}).get(model)
+    measured = outline.constants.get(NAME, {}).get(model)
     if not measured:
         raise UsageError(
             f"EasyCache as a static mask has no constants for the bundle's {model} model; measure them with "
@@ -169,3 +176,59 @@ def _measured(model: str, outline: Outline) -> Sequence[float]:
 def _prediction(measured: Sequence[float], step: int, steps: int) -> float:
     position = round(step * (len(measured) - 1) / (steps - 1))
     return measured[position] * len(measured) / steps
+
+
+class Predictions:
+    """The prediction at every step of one model along a trajectory; 0 at its first two, of which nothing follows."""
+
+    def __init__(self) -> None:
+        self._before: View | None = None
+        self._travelled = 0.0
+        self._changed = 0.0
+
+    def look(self, view: View) -> Mapping[str, float]:
+        """See `Observer`."""
+        before, self._before = self._before, view
+        if before is None:
+            return {NAME: 0.0}
+        moved, travelled = _mean(view.latents, before.latents), self._travelled
+        prediction = predicted_change(
+            moved=moved, travelled=travelled, changed=self._changed, size=_mean(before.velocity, None)
+        )
+        self._travelled, self._changed = moved, _mean(view.velocity, before.velocity)
+        return {NAME: prediction if travelled else 0.0}
+
+
+def _mean(array: npt.NDArray[np.float32], other: npt.NDArray[np.float32] | None) -> float:
+    import numpy as np
+
+    difference = array if other is None else array - other
+    return float(np.abs(difference).mean(dtype=np.float64))
+
+
+def _threshold_and_first(arguments: str, word: str) -> tuple[float, int]:
+    threshold, _, first = arguments.partition(",")
+    return (
+        read_positive(word, threshold) if arguments else THRESHOLD,
+        read_whole(word, first, low=1) if first else FIRST,
+    )
+
+
+def _online(arguments: str, word: str) -> EasyCache:
+    threshold, first = _threshold_and_first(arguments, word)
+    return EasyCache(threshold=threshold, first=first)
+
+
+def _static(arguments: str, word: str) -> EasyMask:
+    threshold, first = _threshold_and_first(arguments, word)
+    return EasyMask(threshold=threshold, first=first)
+
+
+EASYCACHE_ONLINE = Cache(name=NAME, form=NAME, example=NAME, help="which decides on the way", read=_online, online=True)
+EASYCACHE_STATIC = Cache(
+    name="easycache-static",
+    form="easycache-static",
+    example="easycache-static",
+    read=_static,
+    measurement=Measurement(name=NAME, series=(NAME,), observer=Predictions),
+)

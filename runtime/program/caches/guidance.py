@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from flowblending import UsageError
+from flowblending.runtime.program.caches.arguments import read_positive, read_whole
+from flowblending.runtime.program.caches.cache import Cache, Decides
 from flowblending.runtime.program.caches.policy import Decisions, Outline
 
 
@@ -46,3 +48,21 @@ class GuidanceSkip:
             uncond.append(computed and (count % self.every == 0 or timestep >= self.below))
             count += computed
         return dataclasses.replace(decisions, uncond=tuple(uncond))
+
+
+def _read(arguments: str, word: str) -> GuidanceSkip:
+    if not arguments:
+        return GuidanceSkip()
+    every, _, below = arguments.partition(",")
+    number = read_whole(word, every, low=2)
+    return GuidanceSkip(every=number, below=read_positive(word, below)) if below else GuidanceSkip(every=number)
+
+
+GUIDANCE = Cache(
+    name="guidance",
+    form="guidance:N",
+    example="guidance:5",
+    help="for the unconditional branch",
+    decides=Decides.GUIDANCE,
+    read=_read,
+)

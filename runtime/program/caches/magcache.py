@@ -11,12 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from flowblending import UsageError
 from flowblending.contracts.graph import WAN_T2V_1_3B, WAN_T2V_14B
+from flowblending.runtime.program.caches.arguments import read_positive, read_whole
+from flowblending.runtime.program.caches.cache import Cache, Measurement, View
 from flowblending.runtime.program.caches.policy import Decisions, Outline
 
-MAGCACHE = "magcache"
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+NAME = "magcache"
 
 RETENTION = 0.2
 """Share of the run, at its start, in which every step computes."""
@@ -103,7 +110,7 @@ class MagCache:
 def _constants(model: str, outline: Outline) -> MagCacheConstants:
     """What was measured on the bundle itself, or else what is published."""
     name = outline.architectures.get(model)
-    measured = outline.constants.get(MAGCACHE, {}).get(model)
+    measured = outline.constants.get(NAME, {}).get(model)
     if measured:
         published = CONSTANTS.get(name or "")
         return (
@@ -123,3 +130,43 @@ def _constants(model: str, outline: Outline) -> MagCacheConstants:
 def _position(step: int, steps: int, length: int) -> int:
     """Nearest neighbour, half to even: the source's ``nearest_interp``. A single step takes the last ratio."""
     return length - 1 if steps == 1 else round(step * ((length - 1) / (steps - 1)))
+
+
+class Magnitudes:
+    """The ratios of one model along a trajectory; 1 at its first step."""
+
+    def __init__(self) -> None:
+        self._before: npt.NDArray[np.float32] | None = None
+
+    def look(self, view: View) -> Mapping[str, float]:
+        """See `Observer`."""
+        before, self._before = self._before, view.velocity
+        return {NAME: 1.0 if before is None else ratio(view.velocity, before)}
+
+
+def ratio(velocity: npt.NDArray[np.float32], before: npt.NDArray[np.float32]) -> float:
+    """MagCache's magnitude ratio (arXiv 2506.09045): the norm of every position over the one before, averaged.
+
+    The source takes the residual of the block stack and its tokens; an engine shows its velocity, whose positions are
+    those of the latents [1, C, F, H, W].
+    """
+    import numpy as np
+
+    now, then = (np.linalg.norm(each.astype(np.float64), axis=1) for each in (velocity, before))
+    return float(np.mean(now / np.maximum(then, float(np.finfo(np.float32).tiny))))
+
+
+def _read(arguments: str, word: str) -> MagCache:
+    if not arguments:
+        return MagCache()
+    threshold, _, most = arguments.partition(",")
+    return MagCache(threshold=read_positive(word, threshold), most=read_whole(word, most, low=1) if most else None)
+
+
+MAGCACHE = Cache(
+    name=NAME,
+    form=NAME,
+    example=NAME,
+    read=_read,
+    measurement=Measurement(name=NAME, series=(NAME,), observer=Magnitudes),
+)

@@ -6,9 +6,11 @@ import itertools
 from dataclasses import dataclass
 
 from flowblending import UsageError
+from flowblending.runtime.program.caches.arguments import read_whole
+from flowblending.runtime.program.caches.cache import Cache
 from flowblending.runtime.program.caches.policy import Decisions, Outline
 
-SCM = {
+SCM_TABLES = {
     "slow": ((8, 3, 3, 2, 1, 1), (1, 2, 2, 2, 3)),
     "medium": ((6, 2, 2, 2, 2, 1), (1, 3, 3, 3, 3)),
     "fast": ((6, 1, 1, 1, 1, 1), (1, 3, 4, 5, 4)),
@@ -58,7 +60,7 @@ class Scm:
         """Leave out the steps between the table's runs."""
         computed = [step in outline.starts for step in range(outline.steps)]
         start = 0
-        for length, pause in itertools.zip_longest(*SCM[self.name], fillvalue=0):
+        for length, pause in itertools.zip_longest(*SCM_TABLES[self.name], fillvalue=0):
             first = start * outline.steps // SCM_STEPS
             end = (start + length) * outline.steps // SCM_STEPS
             for step in range(first, max(end, first + 1)):
@@ -86,3 +88,24 @@ class Interval:
             since = 0 if step in outline.starts else since + 1
             computed.append(since % self.every == 0)
         return decisions.only(computed)
+
+
+def _mask(arguments: str, word: str) -> StaticMask:
+    if not arguments or set(arguments) - {"0", "1"}:
+        raise UsageError(f"The cache {word} has no mask; write a digit for every step, 1 to compute and 0 to reuse.")
+    return StaticMask(digits=arguments)
+
+
+def _scm(arguments: str, word: str) -> Scm:
+    if arguments not in SCM_TABLES:
+        raise UsageError(f"The cache {word} is no mask that is published; give scm: and {', '.join(SCM_TABLES)}.")
+    return Scm(name=arguments)
+
+
+def _interval(arguments: str, word: str) -> Interval:
+    return Interval(every=read_whole(word, arguments, low=2))
+
+
+MASK = Cache(name="mask", form="mask:1101...", example="mask:1101...", help="a digit a step", read=_mask)
+SCM = Cache(name="scm", form=f"scm:{'|'.join(SCM_TABLES)}", example="scm:fast", read=_scm)
+INTERVAL = Cache(name="interval", form="interval:N", example="interval:5", read=_interval)

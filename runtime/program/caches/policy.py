@@ -11,10 +11,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from flowblending import UsageError
-from flowblending.runtime.program.schedule import StageSchedule
+
+if TYPE_CHECKING:
+    from flowblending.runtime.program.schedule import StageSchedule
 
 
 @dataclass(frozen=True, kw_only=True)

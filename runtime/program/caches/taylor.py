@@ -18,10 +18,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flowblending.runtime.program.caches.arguments import read_whole
+from flowblending.runtime.program.caches.cache import Cache, Decides
 from flowblending.runtime.program.caches.policy import Decisions, Outline
 from flowblending.runtime.program.combination import Combination
 
 MAX_ORDER = 2
+
+_STEPS = "interval:5"
+"""Of ``taylor`` alone: TaylorSeer's own for Wan 2.1 (``fresh_threshold``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,3 +66,18 @@ def extrapolate(terms: Sequence[Combination], distance: int) -> Combination:
     for i, each in enumerate(rest, start=1):
         total = total + distance**i / math.factorial(i) * each
     return total
+
+
+def _read(arguments: str, word: str) -> Taylor:
+    return Taylor(order=read_whole(word, arguments or "1", low=0, high=MAX_ORDER))
+
+
+TAYLOR = Cache(
+    name="taylor",
+    form="taylor:ORDER",
+    example="taylor:1",
+    help="to extrapolate",
+    decides=Decides.EXTRAPOLATION,
+    read=_read,
+    steps=_STEPS,
+)

@@ -17,18 +17,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from flowblending import UsageError
 from flowblending.contracts.graph import LTX_2B, WAN_T2V_1_3B, WAN_T2V_14B
+from flowblending.runtime.program.caches.arguments import read_positive
+from flowblending.runtime.program.caches.cache import Cache, Measurement, Series, View
 from flowblending.runtime.program.caches.policy import Decisions, Outline
 
-TEACACHE = "teacache"
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+NAME = "teacache"
 TIMESTEPS = "teacache-timesteps"
 COEFFICIENTS = "teacache-coefficients"
 """What ``fb-calibrate`` adds to a bundle: distances, the timesteps that they are of, and a polynomial of its own."""
+
+CHANGES = "teacache-changes"
+"""How much the velocity changed from step to step: what the polynomial predicts from the distances."""
 
 DEGREE = 4
 _TOLERANCE = 1.0
@@ -92,9 +99,11 @@ class TeaCache:
         Raises:
             UsageError: nothing was measured on the bundle, or at other steps than the run's.
         """
+        import numpy as np
+
         constants = {model: _constants(model, outline) for model in outline.schedule.models}
         changes = {
-            model: np.polyval(own.coefficients, _measured(TEACACHE, model, outline)).tolist()
+            model: np.polyval(own.coefficients, _measured(NAME, model, outline)).tolist()
             for model, own in constants.items()
         }
         computed: list[bool] = []
@@ -111,6 +120,8 @@ class TeaCache:
 
 def signal_distance(signal: npt.NDArray[np.floating], before: npt.NDArray[np.floating]) -> float:
     """d_t above, of two arrays of one shape; also how a velocity's change is told, which the polynomial predicts."""
+    import numpy as np
+
     size = float(np.abs(before).mean(dtype=np.float64))
     return float(np.abs(signal - before).mean(dtype=np.float64)) / max(size, float(np.finfo(np.float32).tiny))
 
@@ -120,6 +131,8 @@ def fit(distances: Sequence[float], changes: Sequence[float]) -> list[float]:
 
     So the source's were made, of more prompts. Of degree 4, or less where there are too few distinct distances.
     """
+    import numpy as np
+
     degree = min(DEGREE, len(set(distances)) - 1)
     found = np.polynomial.Polynomial.fit(distances, changes, degree).convert()
     return [float(each) for each in reversed(found.coef)]
@@ -127,8 +140,8 @@ def fit(distances: Sequence[float], changes: Sequence[float]) -> list[float]:
 
 def _constants(model: str, outline: Outline) -> TeaCacheConstants:
     """Published ones before those of a few prompts; after the check that the distances are of this run's steps."""
-    measured = np.asarray(_measured(TIMESTEPS, model, outline))
-    if len(measured) != outline.steps or np.abs(measured - outline.timesteps).max() > _TOLERANCE:
+    measured = _measured(TIMESTEPS, model, outline)
+    if len(measured) != outline.steps or max(map(_distance, measured, outline.timesteps)) > _TOLERANCE:
         raise UsageError(
             f"TeaCache's distances were measured at {len(measured)} steps, and the run has {outline.steps} or other "
             "timesteps; measure them at its own with fb-calibrate BUNDLE --prompts FILE --cache teacache --steps "
@@ -146,6 +159,10 @@ def _constants(model: str, outline: Outline) -> TeaCacheConstants:
     )
 
 
+def _distance(timestep: float, other: float) -> float:
+    return abs(timestep - other)
+
+
 def _measured(name: str, model: str, outline: Outline) -> Sequence[float]:
     found = outline.constants.get(name, {}).get(model)
     if not found:
@@ -154,3 +171,60 @@ def _measured(name: str, model: str, outline: Outline) -> Sequence[float]:
             "--prompts FILE --cache teacache, for which the bundle has to be built with fb-build-engines --teacache."
         )
     return found
+
+
+class Distances:
+    """Distances and velocity changes of one model along a trajectory; 0 at its first step."""
+
+    def __init__(self) -> None:
+        self._before: View | None = None
+
+    def look(self, view: View) -> Mapping[str, float]:
+        """See `Observer`."""
+        before, self._before = self._before, view
+        assert view.signal is not None
+        if before is None or before.signal is None:
+            return {NAME: 0.0, CHANGES: 0.0, TIMESTEPS: view.timestep}
+        return {
+            NAME: signal_distance(view.signal, before.signal),
+            CHANGES: signal_distance(view.velocity, before.velocity),
+            TIMESTEPS: view.timestep,
+        }
+
+
+def _of_prompts(
+    prompts: Sequence[Series],
+    mean: Series,
+    names: Sequence[str],  # noqa: ARG001 - Measurement.constants
+) -> dict[str, dict[str, list[float]]]:
+    """Mean distances, the timesteps that they are of, and the polynomial from all prompts' distances to changes."""
+    return {
+        NAME: {model: list(values) for model, values in mean[NAME].items()},
+        TIMESTEPS: {model: list(values) for model, values in mean[TIMESTEPS].items()},
+        COEFFICIENTS: {
+            model: fit(
+                [distance for each in prompts for distance in each[NAME][model][1:]],
+                [change for each in prompts for change in each[CHANGES][model][1:]],
+            )
+            for model in mean[NAME]
+        },
+    }
+
+
+def _read(arguments: str, word: str) -> TeaCache:
+    return TeaCache(threshold=read_positive(word, arguments)) if arguments else TeaCache()
+
+
+TEACACHE = Cache(
+    name=NAME,
+    form=NAME,
+    example=NAME,
+    read=_read,
+    measurement=Measurement(
+        name=NAME,
+        series=(NAME, CHANGES, TIMESTEPS),
+        observer=Distances,
+        needs_signal=True,
+        constants=_of_prompts,
+    ),
+)

@@ -2,14 +2,18 @@
 
 A velocity that is reused costs no instruction: its slots are left as they are, and the solver's mixes read them. Where
 it is reused relative to the latents, these are copied at the last computed step before a skipped one.
+
+Guidance rescale is not linear, so that a guided velocity that is rescaled has a slot of its own. What is reused or
+extrapolated at a skipped step is then that slot: the velocity as it was rescaled.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass, field, replace
 
-from flowblending.contracts.program import COND, LATENTS, UNCOND, VELOCITY, Mix, Run
+from flowblending.contracts.program import COND, GUIDED, LATENTS, UNCOND, VELOCITY, Mix, Rescale, Run
 from flowblending.runtime.program.caches.easycache import COMPUTED, reused
 from flowblending.runtime.program.caches.policy import Decisions
 from flowblending.runtime.program.caches.taylor import differences, extrapolate
@@ -22,15 +26,15 @@ class StepVelocity:
     """The engine calls of a step (none where it is skipped), and the guided velocity after them.
 
     Attributes:
-        calls: with a copy of the latents before them where it is needed.
+        calls: with a copy of the latents before them where it is needed, and guidance behind them if it is rescaled.
     """
 
-    calls: tuple[Run | Mix, ...]
+    calls: tuple[Run | Mix | Rescale, ...]
     velocity: Combination
 
 
 def velocities(
-    schedule: StageSchedule, decisions: Decisions, *, guidance: float, batched: bool
+    schedule: StageSchedule, decisions: Decisions, *, guidance: float, batched: bool, rescale: float = 0.0
 ) -> tuple[StepVelocity, ...]:
     """The calls and the velocity of every step.
 
@@ -40,15 +44,17 @@ def velocities(
         guidance: scale of classifier-free guidance, where a stage has none of its own; 1 or less runs the conditional
             branch only.
         batched: both branches in one call, uncond first; else cond and then uncond in two calls.
+        rescale: share of `Rescale` at every guided step; 0 for none.
     """
     steps = []
     scales = schedule.guidance(guidance)
     # One slot serves the conditional branch of guided stages and the only one of the others.
     single = COND if max(scales) > 1.0 else VELOCITY
-    stage = _Stage(guidance=scales[0], batched=batched, order=decisions.order, single=single)
+    begin = functools.partial(_Stage, batched=batched, order=decisions.order, single=single, rescale=rescale)
+    stage = begin(guidance=scales[0])
     for step, model in enumerate(schedule.models):
         if step in schedule.switches:
-            stage = _Stage(guidance=scales[step], batched=batched, order=decisions.order, single=single)
+            stage = begin(guidance=scales[step])
         if decisions.cond[step]:
             made = stage.compute(step, model, uncond=decisions.uncond[step])
             if decisions.relative and not all(decisions.cond[step + 1 : step + 2]):
@@ -85,6 +91,7 @@ class _Stage:
     batched: bool
     order: int
     single: str
+    rescale: float
     past: list[_Computed] = field(default_factory=list)
 
     def compute(self, step: int, model: str, *, uncond: bool) -> StepVelocity:
@@ -98,12 +105,16 @@ class _Stage:
         slots = next(number for number in itertools.count() if number not in live)
         full = self.past[-1].full if alone else slots
         velocity = _velocity(self.guidance, slots, full, self.single)
+        calls: tuple[Run | Mix | Rescale, ...]
+        calls = _runs(model, self.guidance, self.batched, slots, self.single, alone=alone)
+        if self.rescale and self.guidance > 1.0:
+            out = _name(GUIDED, slots)
+            calls += (velocity.into(out), Rescale(out=out, reference=_name(COND, slots), share=self.rescale))
+            velocity = slot(out)
         last = self.past[-1] if self.past else None
         terms = (velocity,) if last is None else differences(last.differences, velocity, step - last.step, self.order)
         self.past = [*needed, _Computed(step=step, slots=slots, full=full, differences=terms)]
-        return StepVelocity(
-            calls=_runs(model, self.guidance, self.batched, slots, self.single, alone=alone), velocity=velocity
-        )
+        return StepVelocity(calls=calls, velocity=velocity)
 
     def skip(self, step: int) -> StepVelocity:
         """Continue from the computed steps."""

@@ -67,6 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     from flowblending.runtime.serve.triton.config import Placement, QueuePolicy
     from flowblending.runtime.serve.triton.repository import model_names, plan_models, video_model, write_repository
     from flowblending.system.console import Console
+    from flowblending.system.shell import command
 
     queue = QueuePolicy(
         size=_positive(arguments.max_queue, "--max-queue") or 0,
@@ -93,7 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
         write_repository(models, arguments.out, advance)
     for model in models:
         console.log(f"{arguments.out / model.name}")
-    console.log(f"Serve it: tritonserver --model-repository {arguments.out.absolute()}")
+    console.log(f"Serve it: {command('tritonserver', '--model-repository', arguments.out.absolute())}")
 
 
 def _positive(value: int | None, option: str) -> int | None:

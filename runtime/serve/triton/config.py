@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from flowblending import UsageError, __version__
 from flowblending.contracts.graph import TensorSpec
 from flowblending.contracts.manifest import Component, Manifest
+from flowblending.engine.backends.registry import gpu_components
 from flowblending.runtime.serve.triton.signature import DEVICE, THREADS, TYPES, Port, inputs, outputs
 
 MARK = "# Written by fb-export-triton"
@@ -60,7 +61,7 @@ def video_config(name: str, manifest: Manifest, queue: QueuePolicy, place: Place
 
     Decoupled, because a request has many responses; without batching, because a video fills a GPU.
     """
-    plans = any(component.backend != "onnxruntime" for component in manifest.components.values())
+    plans = gpu_components(manifest)
     kind = "KIND_CPU" if place.device == "cpu" else "KIND_GPU" if plans or place.device == "cuda" else "KIND_AUTO"
     parameters = {DEVICE: place.device}
     if place.threads is not None:
@@ -80,7 +81,7 @@ def video_config(name: str, manifest: Manifest, queue: QueuePolicy, place: Place
     )
 
 
-def plan_config(name: str, component: Component, place: Placement, profiles: int) -> str:
+def plan_config(name: str, backend: str, component: Component, place: Placement, profiles: int) -> str:
     """The configuration of one TensorRT plan, for those who write the sampling loop themselves.
 
     A plan runs on the architecture that it was compiled for, so it is named for that one and there is no default.
@@ -88,6 +89,7 @@ def plan_config(name: str, component: Component, place: Placement, profiles: int
 
     Args:
         name: of the model.
+        backend: what Triton calls what runs it.
         component: whose plan it is.
         place: where it runs.
         profiles: how many the plan has.
@@ -96,7 +98,7 @@ def plan_config(name: str, component: Component, place: Placement, profiles: int
     files = {target.removeprefix("sm"): f"{target}.plan" for target in component.targets}
     return _lines(
         f"{MARK} {__version__}. Needs TensorRT {component.backend_version} in the server.",
-        *_head(name, "tensorrt"),
+        *_head(name, backend),
         *(
             f"cc_model_filenames {{ key: {_text(f'{number[:-1]}.{number[-1]}')} value: {_text(file)} }}"
             for number, file in files.items()

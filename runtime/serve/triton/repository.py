@@ -19,6 +19,7 @@ from pathlib import Path
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.contracts.manifest import MANIFEST
+from flowblending.engine.backends.registry import BACKENDS
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.geometry import shape_profiles
 from flowblending.runtime.serve.triton.config import MARK, Placement, QueuePolicy, plan_config, video_config
@@ -76,7 +77,8 @@ def plan_models(name: str, bundle: Bundle, place: Placement) -> list[Model]:
     for part in (LARGE, SMALL):
         component = bundle.manifest.components[part]
         profiles = len(shape_profiles(part, bundle.manifest.pipeline, bundle.manifest.profiles))
-        if component.backend != "tensorrt":
+        backend = BACKENDS.get(component.backend).triton
+        if backend is None:
             raise UsageError(
                 f"--plans was given, but {part} in {bundle.folder} is an engine of {component.backend}, which Triton "
                 "has no backend for; build the bundle with --backend tensorrt, or leave --plans out."
@@ -84,7 +86,7 @@ def plan_models(name: str, bundle: Bundle, place: Placement) -> list[Model]:
         models.append(
             Model(
                 name=f"{name}_{part}",
-                config=plan_config(f"{name}_{part}", component, place, profiles),
+                config=plan_config(f"{name}_{part}", backend, component, place, profiles),
                 texts={},
                 links={f"{MODEL_VERSION}/{target}.plan": bundle.path(part) for target in component.targets},
             )

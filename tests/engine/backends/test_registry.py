@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 
 from flowblending import FlowBlendingError, UsageError
-from flowblending.contracts.manifest import Backend
 from flowblending.engine.backends.gpu import gpu_architecture
 from flowblending.engine.backends.registry import backend_version, check_targets, compile_engine, open_engine
 from flowblending.engine.backends.tensor import CPU, CUDA, Tensor
 from tests.support.graphs import PROFILE, linear, linear_oracle
 
-RTX: Backend = "tensorrt-rtx"
+RTX: str = "tensorrt-rtx"
 
 
 def test_onnxruntime_runs_the_exported_graph_itself(tmp_path: Path) -> None:
@@ -60,6 +59,6 @@ def test_tensorrt_rtx_compiles_a_plan_ahead_of_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("backend", [RTX, "tensorrt"])
-def test_plans_do_not_run_on_the_cpu(tmp_path: Path, backend: Backend) -> None:
+def test_plans_do_not_run_on_the_cpu(tmp_path: Path, backend: str) -> None:
     with pytest.raises(FlowBlendingError, match=rf"large is a plan of {backend}, .* not on the device cpu"):
         open_engine(backend=backend, path=tmp_path / "large.plan", spec=linear(tmp_path).spec, device=CPU)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from flowblending import UsageError
-from flowblending.contracts.manifest import Backend
 from flowblending.engine.build.precision import choose_precisions, component_precision
 
 NAMES = ("large", "small", "text_encoder", "vae_first", "vae_next")
@@ -24,7 +23,7 @@ NAMES = ("large", "small", "text_encoder", "vae_first", "vae_next")
         ("small=fp16,text_encoder=fp32", "tensorrt", "bf16 fp16 fp32 fp32 fp32"),
     ],
 )
-def test_precisions(text: str | None, backend: Backend, expected: str) -> None:
+def test_precisions(text: str | None, backend: str, expected: str) -> None:
     chosen = choose_precisions(text, backend)
     assert " ".join(component_precision(chosen, name) for name in NAMES) == expected
 

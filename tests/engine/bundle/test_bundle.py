@@ -108,6 +108,8 @@ def test_a_manifest_that_is_none(tmp_path: Path, content: str) -> None:
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(FlowBlendingError, match="is no bundle"):
         open_bundle(tmp_path)
+    with pytest.raises(FlowBlendingError, match="make one with fb-build-engines --out 'my bundle'"):
+        open_bundle(Path("my bundle"))
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(FlowBlendingError, match="exists and is no bundle"), write_bundle(tmp_path):
         pass

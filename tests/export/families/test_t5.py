@@ -1,28 +1,25 @@
-"""The text encoder's graph against the pipelines' own encode_prompt, and the tokenizer without transformers."""
+"""The text encoder's graph against the pipelines' own encode_prompt."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
-import sentencepiece
 import torch
 from diffusers import DiffusionPipeline
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
-from benchmarks.checkpoints import CORPUS
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import TEXT_ENCODER, Precision
 from flowblending.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from flowblending.export.families import t5 as text_module
 from flowblending.export.families.registry import family_of
-from flowblending.export.families.t5 import PROBES, text_encoder_part, tokenizer_file
+from flowblending.export.families.t5 import text_encoder_part
+from flowblending.export.families.tokenizer import read_tokenizer
 from flowblending.export.graph.exportable import Exportable, Part
 from flowblending.export.graph.trace import export_graph
 from flowblending.export.verify.verify import TOLERANCE
@@ -124,7 +121,7 @@ def test_graph_encodes_prompts_as_the_pipeline_does(
     length = family_of(checkpoint).describe(checkpoint).text_length
     graph = export_graph(_part(checkpoint).load(precision), tmp_path, "")
     session = onnxruntime.InferenceSession(graph.onnx, providers=["CPUExecutionProvider"])
-    tokenizer = Tokenizer.from_str(tokenizer_file(checkpoint).decode())
+    tokenizer = Tokenizer.from_str(read_tokenizer(checkpoint).content.decode())
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_id=0, pad_token="<pad>")
     encoded = tokenizer.encode_batch(PROMPTS)
@@ -156,70 +153,3 @@ def test_refuses_other_encoders_and_missing_weights(tmp_path: Path) -> None:
     config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "llama"}))
     with pytest.raises(FlowBlendingError, match="is of type llama, but t5 or umt5 was expected"):
         text_encoder_part(checkpoint, 16, zero_padding=False)
-
-
-def _same_ids(content: bytes, folder: Path) -> None:
-    alone, reference = Tokenizer.from_str(content.decode()), AutoTokenizer.from_pretrained(folder)
-    for prompt in (*PROMPTS, *CORPUS, *PROBES):
-        assert alone.encode(prompt).ids == reference(prompt)["input_ids"]
-
-
-@pytest.mark.parametrize("kind", ["wan", "ltx"])
-def test_tokenizer_alone_gives_the_same_ids(checkpoints: Callable[[str], Path], kind: str) -> None:
-    checkpoint = open_checkpoint(str(checkpoints(kind) / "large"))
-    _same_ids(tokenizer_file(checkpoint), checkpoint.folder / "tokenizer")
-
-
-def test_tokenizer_from_a_sentencepiece_model(tmp_path: Path) -> None:
-    folder = tmp_path / "tokenizer"
-    folder.mkdir()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS * 10),
-        model_prefix=str(folder / "spiece"),
-        vocab_size=100,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        pad_piece="<pad>",
-        character_coverage=1.0,
-        minloglevel=2,
-    )
-    (folder / "spiece.vocab").unlink()
-    settings = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"extra_ids": 0}))
-    content = tokenizer_file(Checkpoint(folder=tmp_path, pipeline="LTXPipeline"))
-    _same_ids(content, folder)
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model"))
-    assert Tokenizer.from_str(content.decode()).encode(CORPUS[1]).ids == [*pieces.encode(CORPUS[1]), 1]
-
-
-def test_refuses_a_tokenizer_that_cannot_be_read_or_is_not_all_there_is(
-    checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shutil.copytree(checkpoints("ltx") / "large" / "tokenizer", tmp_path / "tokenizer")
-    checkpoint = Checkpoint(folder=tmp_path, pipeline="LTXPipeline")
-
-    class Shouting:
-        """A tokenizer that does something to the text before its fast part sees it."""
-
-        def __init__(self, folder: Path) -> None:
-            self.quiet = AutoTokenizer.from_pretrained(folder)
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self.quiet, name)
-
-        def __call__(self, prompts: list[str], **options: object) -> object:
-            return self.quiet([prompt.upper() for prompt in prompts], **options)
-
-    class Auto:
-        from_pretrained = Shouting
-
-    monkeypatch.setattr(text_module, "AutoTokenizer", Auto)
-    with pytest.raises(FlowBlendingError, match=r"tokenizer\.json alone reads 'A cat walks"):
-        tokenizer_file(checkpoint)
-    monkeypatch.undo()
-    for path in (tmp_path / "tokenizer").iterdir():
-        path.write_text("{")
-    with pytest.raises(FlowBlendingError, match="Cannot read the tokenizer"):
-        tokenizer_file(checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import Dim, ExportedGraph, GraphSpec, Precision, TensorSpec
 from flowblending.contracts.proof import Compared, read_proof
+from flowblending.engine.backends.backend import Compiled, Fp8AttentionError
 from flowblending.engine.backends.protocol import Range, ShapeProfile
-from flowblending.engine.backends.registry import Compiled
-from flowblending.engine.backends.tensorrt.attention import Fp8AttentionError
 from flowblending.engine.backends.tensorrt.compile import PlanRequest, compile_plan
-from flowblending.engine.backends.tensorrt.listing import fp8_attention, fused_attention
-from flowblending.engine.build.proof import component as proof_build
+from flowblending.engine.backends.tensorrt.listing import LISTING, fp8_attention, fused_attention
 from flowblending.engine.build.proof.component import gather
 from flowblending.export.fp8.attention import block_attention, quantise_attention
 from flowblending.export.fp8.layers import fp8_scale, quantise
@@ -231,18 +230,16 @@ def test_attention_is_found_by_the_layer_that_makes_its_values(tmp_path: Path) -
 
 
 @needs_rtx
-def test_a_plan_that_tells_of_another_kernel_is_no_fp8_attention(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plan_that_tells_of_another_kernel_is_no_fp8_attention(tmp_path: Path) -> None:
     graph, profile = fp8_blocks(tmp_path), profile_of(Range.fixed(64))
     info = compile_plan(asked(graph, tmp_path / "large.plan", profile, "sm89"), ignore)
     compared = Compared(relative=0.0, maximum=0.0, allowed=0.1, sizes=())
     graph.onnx.with_suffix(".compared.json").write_text(compared.model_dump_json())
-    compiled = Compiled(files=(tmp_path / "large.plan",), plan=info)
+    compiled = Compiled(files=(tmp_path / "large.plan",), plan=info, listing=LISTING)
     gather(graph, compiled, (profile,), tmp_path)
     proof = read_proof(tmp_path, "large")
     assert proof.plan is not None
     assert (proof.plan.fused, proof.plan.fused_fp8, proof.no_fp8_attention) == (3, 1, None)
-    monkeypatch.setattr(proof_build, "fp8_attention", lambda _: frozenset({"attention_0"}))
+    other = dataclasses.replace(LISTING, fp8_attention=lambda _: frozenset({"attention_0"}))
     with pytest.raises(Fp8AttentionError, match=r"of 1 attention operators of large .* in fp8, the plan has 0"):
-        gather(graph, compiled, (profile,), tmp_path)
+        gather(graph, dataclasses.replace(compiled, listing=other), (profile,), tmp_path)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from flowblending import UsageError
-from flowblending.contracts.manifest import Backend, Manifest
+from flowblending.contracts.manifest import Manifest
 from flowblending.runtime.batch.cluster import ClusterOptions, Share, plan_share
 from tests.conftest import Build
 from tests.support import manifests
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.embedding
 NODES = [{"CPU": 8.0, "memory": 1e9}, {"CPU": 4.0, "GPU": 2.0}, {"CPU": 0.0}]
 
 
-def manifest(folder: Path, backend: Backend = "onnxruntime") -> Manifest:
+def manifest(folder: Path, backend: str = "onnxruntime") -> Manifest:
     return manifests.write(folder / "toy", backend=backend)
 
 

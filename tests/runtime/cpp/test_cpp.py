@@ -27,7 +27,7 @@ from tests.support.required import unavailable
 pytestmark = [pytest.mark.slow, pytest.mark.embedding]
 
 CPP = Path(__file__).parents[3] / "runtime/cpp"
-CASE, OTHER = "unipc-two-calls", "unipc-another-size"
+CASE, OTHER, RESCALED = "unipc-two-calls", "unipc-another-size", "euler-rescale"
 OTHER_SIZES: dict[str, dict[str, Any]] = {
     "wan": {"size": "64x48", "frames": 13},
     "ltx": {"size": "64x128", "frames": 9},
@@ -146,7 +146,8 @@ def test_onnxruntime_equals_the_golden_vectors(built: Built, build: Build, tmp_p
 
 
 def test_what_the_interface_promises(built: Built, closed_form: Path, tmp_path: Path) -> None:
-    succeed(built.sanitized / "fb_behaviour", closed_form / "bundle", closed_form / CASE, closed_form / OTHER, tmp_path)
+    cases = [closed_form / each for each in (CASE, OTHER)]
+    succeed(built.sanitized / "fb_behaviour", closed_form / "bundle", *cases, tmp_path, closed_form / RESCALED)
 
 
 def test_mutated_files_are_refused(built: Built, closed_form: Path) -> None:
@@ -159,7 +160,7 @@ def test_mutated_files_are_refused(built: Built, closed_form: Path) -> None:
             text=True,
             env={**os.environ, "ASAN_OPTIONS": "allocator_may_return_null=1"},
         )
-        for case, seed in ((CASE, "1"), (OTHER, "2"))
+        for case, seed in ((RESCALED, "1"), (OTHER, "2"))
     ]
     for half in halves:
         output, _ = half.communicate(timeout=300)

@@ -109,6 +109,21 @@ def test_mix_of_a_video(device: CudaDevice) -> None:
     np.testing.assert_array_equal(device.download(out), x + np.float32(-0.02) * v)
 
 
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1, 1), SHAPE, (1, 16, 21, 60, 104)])
+@pytest.mark.parametrize("share", [0.7, 1.0])
+def test_rescale_equals_the_cpu(device: CudaDevice, shape: tuple[int, ...], share: float) -> None:
+    results = []
+    for each in (HostDevice(), device, device):
+        out, reference = each.upload(random(0, shape) + np.float32(50)), each.upload(3 * random(1, shape))
+        each.rescale(out, reference, share)
+        results.append(each.download(out))
+    np.testing.assert_allclose(results[1], results[0], rtol=2e-7)
+    np.testing.assert_array_equal(results[2], results[1])
+    still = device.upload(np.full(shape, 0.1, np.float32))
+    device.rescale(still, device.upload(random(0, shape)), share)
+    np.testing.assert_array_equal(device.download(still), np.full(shape, 0.1, np.float32))
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1, 1), (1, 16, 21, 60, 104)])
 def test_probe_is_numpys_mean_and_the_same_every_time(device: CudaDevice, shape: tuple[int, ...]) -> None:
     a, b = random(0, shape), random(1, shape)

@@ -39,6 +39,27 @@ def test_mix_equals_numpy_bit_for_bit(device: Device, count: int, in_place: bool
         np.testing.assert_array_equal(device.download(tensor), array)
 
 
+@pytest.mark.parametrize("share", [0.7, 1.0])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_rescale_equals_numpy(device: Device, share: float, offset: float) -> None:
+    velocity, reference = random(0) + np.float32(offset), 3 * random(1) - np.float32(offset)
+    ratio = reference.astype(np.float64).std() / velocity.astype(np.float64).std()
+    out, like = (device.upload(array) for array in (velocity, reference))
+    device.rescale(out, like, share)
+    expected = velocity * np.float32(share * ratio + 1 - share)
+    np.testing.assert_allclose(device.download(out), expected, rtol=2e-7)
+    np.testing.assert_array_equal(device.download(like), reference)
+
+
+def test_what_does_not_vary_is_left_alone(device: Device) -> None:
+    still = device.upload(np.full(SHAPE, 0.1, np.float32))
+    device.rescale(still, device.upload(random(0)), 0.7)
+    np.testing.assert_array_equal(device.download(still), np.full(SHAPE, 0.1, np.float32))
+    moving = device.upload(random(1))
+    device.rescale(moving, still, 0.25)
+    np.testing.assert_array_equal(device.download(moving), np.float32(0.75) * random(1))
+
+
 def test_memory_is_not_shared_unasked(device: Device) -> None:
     array = random(0)[:, :, ::2]
     tensor = device.upload(array)

@@ -8,7 +8,7 @@ import pytest
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.manifest import Manifest
-from flowblending.engine.backends.onnxruntime import CPU_PROVIDER, CUDA_PROVIDER
+from flowblending.engine.backends.onnxruntime.run import CPU_PROVIDER, CUDA_PROVIDER
 from flowblending.runtime.devices import open as place
 from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.devices.open import device_kind, open_device

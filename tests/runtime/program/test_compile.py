@@ -61,6 +61,7 @@ def execute(program: Program, models: Mapping[str, Model]) -> Array:
                 for branch, out in zip(each.branches, each.out, strict=True):
                     slots[out] = models[each.model](slots[LATENTS], step.timestep, branch)
             else:
+                assert isinstance(each, Mix)
                 slots[each.out] = sum((c * slots[slot] for c, slot in each.terms), np.zeros(()))
     return slots[LATENTS]
 

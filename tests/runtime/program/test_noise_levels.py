@@ -14,7 +14,7 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from flowblending import UsageError
 from flowblending.contracts.graph import LARGE, SMALL, SigmaGrid
 from flowblending.contracts.model_sampling import ModelSampling
-from flowblending.contracts.program import COND, LATENTS, UNCOND, VELOCITY, Program, Run
+from flowblending.contracts.program import COND, LATENTS, UNCOND, VELOCITY, Mix, Program, Run
 from flowblending.runtime.program.caches.parse import parse_cache
 from flowblending.runtime.program.compile import compile_program
 from flowblending.runtime.program.noise_levels import noise_levels
@@ -54,6 +54,7 @@ def execute(program: Program, model: Callable[[Array, str, float, str], Array], 
                 for branch, out in zip(each.branches, each.out, strict=True):
                     slots[out] = model(slots[LATENTS], each.model, step.timestep, branch)
             else:
+                assert isinstance(each, Mix)
                 slots[each.out] = sum((c * slots[slot] for c, slot in each.terms), np.zeros(()))
         latents.append(slots[LATENTS])
     return latents

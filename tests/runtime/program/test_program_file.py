@@ -60,7 +60,7 @@ def _drop(name: str) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(format=2), "is a sampling program of format 2, written by a later"),
+        (lambda content: content.update(format=3), "is a sampling program of format 3, written by a later"),
         (_drop("bundle"), "damaged at bundle"),
         (_drop("engines"), "damaged at engines"),
         (lambda content: content["slots"].append("spare"), "lists the slots .*spare"),
@@ -103,6 +103,9 @@ def interpret(case: Path) -> list[dict[str, npt.NDArray[np.float64]]]:
         for each in step["instructions"]:
             if "terms" in each:
                 slots[each["out"]] = sum(coefficient * slots[name] for coefficient, name in each["terms"])
+            elif "share" in each:
+                ratio = slots[each["reference"]].std() / slots[each["out"]].std()
+                slots[each["out"]] = (each["share"] * ratio + 1 - each["share"]) * slots[each["out"]]
             else:
                 formula = formulas[each["model"]]
                 names = [i["name"] for i in content["engines"][each["model"]]["inputs"] if i["source"] == "condition"]

@@ -1,3 +1,6 @@
+import dataclasses
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -99,3 +102,38 @@ def test_refuses_in_one_sentence() -> None:
             sigma_grid(wan, "unipc", steps, 0)
     with pytest.raises(UsageError, match="400000 steps are so many that neighbouring noise levels are equal"):
         sigma_grid(wan, "unipc", 400_000, 0)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("terminal", [0.1, None])
+@pytest.mark.parametrize("steps", [2, 8, 50])
+@pytest.mark.parametrize("solver", ["euler", "unipc", "dpm++"])
+@pytest.mark.parametrize("tokens", [50_000, 120_000, 5_000_000])
+def test_a_video_too_large_for_the_dynamic_shift(tokens: int, solver: str, steps: int, terminal: float | None) -> None:
+    """The message names the video, and what it advises works."""
+    grid = dataclasses.replace(LTX_090, shift_terminal=terminal)
+    try:
+        sigma_grid(grid, solver, steps, tokens, "2048x1152, 161 frames")
+    except UsageError as error:
+        message = str(error)
+    else:
+        assert (solver, terminal, tokens) == ("unipc", 0.1, 50_000)
+        return
+    assert message.startswith(f"For 2048x1152, 161 frames with its {tokens} latent tokens, the checkpoint's dynamic ")
+    assert f"moves {steps} steps of {solver} so close to noise level 1" in message
+    advice = message.partition("; give ")[2]
+    assert advice.count("--solver") == (solver != "unipc" and terminal == 0.1 and tokens == 50_000)
+    for other in re.findall(r"--solver (\S+)", advice):
+        sigma_grid(grid, other, steps, tokens)
+    (most,) = map(int, re.findall(r"at most (\d+) tokens", advice))
+    sigma_grid(grid, solver, steps, most)
+    if steps > 2:  # two levels may differ again a few tokens later
+        with pytest.raises(UsageError, match=f"with its {most + 1} latent tokens"):
+            sigma_grid(grid, solver, steps, most + 1)
+
+
+def test_many_steps_of_a_static_shift_are_the_steps_fault() -> None:
+    grid = SigmaGrid(kind="dynamic-shift", base_shift=15.0, max_shift=15.0, shift_terminal=0.1)
+    sigma_grid(grid, "euler", 4, 50_000)
+    with pytest.raises(UsageError, match="900 steps are so many"):
+        sigma_grid(grid, "euler", 900, 50_000)

@@ -5,7 +5,6 @@ import sys
 import pytest
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.manifest import Backend
 from flowblending.engine.backends.tensorrt import library as trt_library
 from flowblending.engine.backends.tensorrt.library import Messages
 from tests.support.plans import RTX
@@ -15,7 +14,7 @@ from tests.support.plans import RTX
     ("backend", "modules"),
     [("tensorrt", ["tensorrt"]), (RTX, ["tensorrt_rtx", "tensorrt_rtx_bindings", "onnxruntime_ep_nv_tensorrt_rtx"])],
 )
-def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, backend: Backend, modules: list[str]) -> None:
+def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, backend: str, modules: list[str]) -> None:
     for module in modules:
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(FlowBlendingError, match=rf"RT.* is not installed \(.+\); install flowblending\[{backend}\]"):

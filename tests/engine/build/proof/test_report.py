@@ -17,7 +17,7 @@ import pytest
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import Precision
-from flowblending.engine.backends.onnxruntime import OrtEngine
+from flowblending.engine.backends.onnxruntime.run import OrtEngine
 from flowblending.engine.build.build import build_bundle
 from flowblending.engine.build.proof import pair as pair_errors
 from flowblending.engine.build.proof.pair import follow, pair_claims

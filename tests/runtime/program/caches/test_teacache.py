@@ -15,11 +15,19 @@ from flowblending import UsageError
 from flowblending.contracts.graph import LARGE, LTX_2B, SMALL, WAN_T2V_1_3B, WAN_T2V_14B
 from flowblending.contracts.program import COND, Run
 from flowblending.engine.bundle.bundle import open_bundle
-from flowblending.runtime.calibrate.divergence import TEACACHE_CHANGES, DivergenceRecorder
+from flowblending.runtime.calibrate.divergence import DivergenceRecorder
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.program.caches.parse import parse_cache
 from flowblending.runtime.program.caches.policy import Outline, decide
-from flowblending.runtime.program.caches.teacache import COEFFICIENTS, CONSTANTS, TEACACHE, TIMESTEPS, TeaCache, fit
+from flowblending.runtime.program.caches.teacache import (
+    CHANGES,
+    COEFFICIENTS,
+    CONSTANTS,
+    NAME,
+    TIMESTEPS,
+    TeaCache,
+    fit,
+)
 from flowblending.runtime.program.schedule import StageSchedule
 from tests.conftest import Build
 from tests.support import manifests
@@ -36,7 +44,7 @@ def outline(schedule: str, distances: Mapping[str, Sequence[float]], **changes: 
         timesteps=timesteps,
         guided=True,
         architectures=WAN,
-        constants={TEACACHE: distances, TIMESTEPS: dict.fromkeys(distances, timesteps)},
+        constants={NAME: distances, TIMESTEPS: dict.fromkeys(distances, timesteps)},
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
@@ -84,8 +92,8 @@ def test_it_decides_as_published(schedule: str) -> None:
     for step in range(steps):
         recorder.add(velocity * step, float(step), {model: {COND: velocity + step} for model in WAN})
     assert recorder.caches[TIMESTEPS][SMALL] == list(range(steps))
-    assert recorder.caches[TEACACHE_CHANGES][LARGE][:3] == pytest.approx([0.0, 1.0, 0.5][:steps])
-    run = outline(schedule, recorder.caches[TEACACHE])
+    assert recorder.caches[CHANGES][LARGE][:3] == pytest.approx([0.0, 1.0, 0.5][:steps])
+    run = outline(schedule, recorder.caches[NAME])
     for cache, thresholds in (
         ([TeaCache()], {LARGE: 0.1, SMALL: 0.05}),
         ([TeaCache(threshold=0.3)], {LARGE: 0.3, SMALL: 0.3}),
@@ -138,7 +146,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         compile_job(Job(prompt="x", steps=9, schedule="L9", cache="teacache"), manifest)
     run = outline("L9", {LARGE: [0.1] * 9})
     shorter: dict[str, Mapping[str, Sequence[float]]]
-    shorter = {TEACACHE: {LARGE: [0.1] * 8}, TIMESTEPS: {LARGE: run.timesteps[:8]}}
+    shorter = {NAME: {LARGE: [0.1] * 8}, TIMESTEPS: {LARGE: run.timesteps[:8]}}
     with pytest.raises(UsageError, match=r"measured at 8 steps, and the run has 9 or other timesteps; .* --steps 9"):
         decide([TeaCache()], dataclasses.replace(run, constants=shorter))
     with pytest.raises(UsageError, match="measured at 9 steps, and the run has 9 or other timesteps"):
@@ -216,7 +224,7 @@ def test_from_the_build_to_the_run(
         values = [signal(nothing, t).astype(np.float64) for t in timesteps]
         pairs = zip(values[1:], values[:-1], strict=True)
         expected = [0.0, *(np.abs(now - last).mean() / np.abs(last).mean() for now, last in pairs)]
-        assert manifest.calibration.caches[TEACACHE][model] == pytest.approx(expected, rel=1e-4)
+        assert manifest.calibration.caches[NAME][model] == pytest.approx(expected, rel=1e-4)
     program = compile_job(Job(prompt="x", steps=8, schedule="L8", cache="teacache:1e9"), manifest)
     runs = "".join("1" if any(isinstance(each, Run) for each in step.instructions) else "0" for step in program.steps)
     assert runs == "11111001"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,9 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from diffusers.pipelines.ltx.pipeline_ltx import rescale_noise_cfg
 
+from flowblending import UsageError
 from flowblending.contracts.graph import LARGE, SMALL, SigmaGrid
-from flowblending.contracts.program import COND, LATENTS, UNCOND, VELOCITY, Program, Run
+from flowblending.contracts.program import COND, GUIDED, LATENTS, UNCOND, VELOCITY, Mix, Program, Rescale, Run
 from flowblending.engine.backends.function import FunctionEngine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.host import HostDevice
@@ -46,7 +50,15 @@ def stages(text: str) -> StageSchedule:
     return StageSchedule.parse(text, sum(int(run[1:]) for run in text.split()), 0.4, 0.2)
 
 
-def plan(schedule: str, cache: str, *, solver: str = "unipc", guidance: float = 5.0, batched: bool = False) -> Program:
+def plan(
+    schedule: str,
+    cache: str,
+    *,
+    solver: str = "unipc",
+    guidance: float = 5.0,
+    batched: bool = False,
+    rescale: float = 0.0,
+) -> Program:
     made = stages(schedule)
     return compile_program(
         schedule=made,
@@ -56,6 +68,7 @@ def plan(schedule: str, cache: str, *, solver: str = "unipc", guidance: float = 
         guidance=guidance,
         batched=batched,
         cache=parse_cache(cache),
+        guidance_rescale=rescale,
     )
 
 
@@ -69,9 +82,17 @@ def execute(program: Program, model: Model) -> tuple[Array, int]:
                 for branch, out in zip(each.branches, each.out, strict=True):
                     slots[out] = model(each.model, slots[LATENTS], step.timestep, branch)
                     calls += 1
+            elif isinstance(each, Rescale):
+                slots[each.out] = rescaled(slots[each.out], slots[each.reference], each.share)
             else:
                 slots[each.out] = sum((c * slots[name] for c, name in each.terms), np.zeros(()))
     return slots[LATENTS], calls
+
+
+def rescaled(guided: Array, cond: Array, share: float) -> Array:
+    """As diffusers does it."""
+    result: Array = rescale_noise_cfg(torch.from_numpy(guided), torch.from_numpy(cond), share).numpy()
+    return result
 
 
 @dataclass
@@ -99,7 +120,10 @@ class Stream:
 def reference(
     program: Program, model: Model, mask: str, *, order: int = 0, full: str | None = None
 ) -> tuple[Array, int]:
-    """The plain solver around a model that is asked at the steps of ``mask``, and for uncond at those of ``full``."""
+    """The plain solver around a model that is asked at the steps of ``mask``, and for uncond at those of ``full``.
+
+    With guidance rescale, it is the rescaled velocity that is continued.
+    """
     sigmas = [*(step.sigma for step in program.steps), 0.0]
     slots: dict[str, Array] = {LATENTS: NOISE}
     calls, before = 0, ""
@@ -107,7 +131,7 @@ def reference(
     difference = np.zeros(())
     for i, (step, mixes) in enumerate(zip(program.steps, solve(program.solver, sigmas), strict=True)):
         if step.model != before:
-            streams = {branch: Stream(order) for branch in (COND, UNCOND)}
+            streams = {branch: Stream(order) for branch in (COND, UNCOND, GUIDED)}
         before = step.model
         x = slots[LATENTS]
         if mask[i] == "1":
@@ -120,6 +144,10 @@ def reference(
         else:
             cond, uncond = (streams[branch].predicted(i) for branch in (COND, UNCOND))
         guided = uncond + program.guidance * (cond - uncond) if program.guidance > 1 else cond
+        if program.guidance_rescale:
+            computed = mask[i] == "1"
+            guided = rescaled(guided, cond, program.guidance_rescale) if computed else guided
+            guided = streams[GUIDED].computed(i, guided) if computed else streams[GUIDED].predicted(i)
         slots[VELOCITY] = guided
         for mix in mixes:
             slots[mix.out] = sum((c * slots[name] for c, name in mix.terms), np.zeros(()))
@@ -181,6 +209,56 @@ def test_guidance_is_skipped_at_computed_steps(solver: str, order: int) -> None:
         assert calls == counted == mask.count("1") + full.count("1")
 
 
+@pytest.mark.parametrize("share", [0.7, 1.0])
+@pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.parametrize("solver", SOLVERS.built_in)
+def test_a_rescaled_velocity_is_what_is_kept(solver: str, order: int, share: float) -> None:
+    mask, full = "1110100100" + "101101" + "1001", "1000100000" + "100001" + "1000"
+    for batched in (False, True):
+        for cache, computed in ((f"mask:{mask}", mask), ("off", "1" * 20)):
+            made = functools.partial(plan, "L10 S6 L4", solver=solver, batched=batched, rescale=share)
+            taylor = "" if cache == "off" else f"+taylor:{order}"
+            program = made(cache + taylor)
+            found, calls = execute(program, bent)
+            expected, counted = reference(program, bent, computed, order=order)
+            np.testing.assert_allclose(found, expected, rtol=1e-10)
+            assert calls == counted
+        program = made(f"mask:{mask}+taylor:{order}+guidance:3,1001")
+        found, calls = execute(program, bent)
+        expected, counted = reference(program, bent, mask, order=order, full=full)
+        np.testing.assert_allclose(found, expected, rtol=1e-10)
+        assert calls == counted == mask.count("1") + full.count("1")
+
+
+def test_rescaling_is_for_guided_stages() -> None:
+    program = compile_program(
+        schedule=StageSchedule.runs("L3 S2:g1 L2:g7"),
+        solver="unipc",
+        grid=sigma_grid(WAN, "unipc", 7, 0),
+        latent_shape=LATENT,
+        guidance=5.0,
+        batched=True,
+        guidance_rescale=0.5,
+    )
+    kinds = ["".join(type(each).__name__[0] for each in step.instructions) for step in program.steps]
+    # A run, guidance and its rescaling, and what the solver does with a slot.
+    assert all(kind.startswith("RMR") and set(kind[3:]) == {"M"} for kind in (*kinds[:3], *kinds[5:]))
+    assert all(set(kind[1:]) == {"M"} for kind in kinds[3:5])
+    first = program.steps[0].instructions
+    assert first[1:3] == (
+        Mix(out=GUIDED, terms=((5.0, COND), (-4.0, UNCOND))),
+        Rescale(out=GUIDED, reference=COND, share=0.5),
+    )
+    assert program.guidance_rescale == 0.5
+    assert plan("L2", "off", guidance=1.0, rescale=0.5) == plan("L2", "off", guidance=1.0)
+
+
+@pytest.mark.parametrize("rescale", [-0.1, 1.1, float("nan"), float("inf")])
+def test_refuses_a_rescaling_that_is_no_share(rescale: float) -> None:
+    with pytest.raises(UsageError, match=f"The guidance rescale is {rescale}, but a number from 0 to 1 was expected"):
+        plan("L2", "off", rescale=rescale)
+
+
 def test_nothing_is_kept_across_a_switch() -> None:
     """The slots that a stage reads, it has written itself."""
     for cache in ("interval:2", "mask:11101101011+taylor:2", "taylor:2+mask:11011011010+guidance:2,1001"):
@@ -192,7 +270,7 @@ def test_nothing_is_kept_across_a_switch() -> None:
             for each in step.instructions:
                 if isinstance(each, Run):
                     written |= set(each.out)
-                else:
+                elif isinstance(each, Mix):
                     read = {name for _, name in each.terms if name.startswith(("cond", "uncond"))}
                     assert read <= written
 

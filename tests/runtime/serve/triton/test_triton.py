@@ -158,9 +158,9 @@ def test_where_a_model_runs_and_waits(tmp_path: Path) -> None:
     assert "default_priority_level: 2\n" in text
     plans = manifests.write(tmp_path / "gpu", backend="tensorrt", targets=("sm90", "sm120"))
     assert "kind: KIND_GPU }" in video_config("wan", plans, QueuePolicy(), Placement())
-    text = plan_config("wan_large", plans.components["large"], Placement(), profiles=1)
+    text = plan_config("wan_large", "tensorrt", plans.components["large"], Placement(), profiles=1)
     assert "profile" not in text
-    several = plan_config("wan_large", plans.components["large"], Placement(gpus=(1,)), profiles=3)
+    several = plan_config("wan_large", "tensorrt", plans.components["large"], Placement(gpus=(1,)), profiles=3)
     assert 'kind: KIND_GPU gpus: [ 1 ] profile: [ "0", "1", "2" ] }' in several
     assert 'cc_model_filenames { key: "9.0" value: "sm90.plan" }' in text
     assert 'cc_model_filenames { key: "12.0" value: "sm120.plan" }' in text

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper
 from benchmarks.scale_step import anonymous_bytes
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import GraphSpec, Precision, TensorSpec
-from flowblending.engine.backends import onnxruntime as ort
-from flowblending.engine.backends.onnxruntime import BoundWeight, OrtEngine
+from flowblending.engine.backends.onnxruntime import run as ort
+from flowblending.engine.backends.onnxruntime.run import BoundWeight, OrtEngine
 from flowblending.engine.backends.tensor import CUDA, Tensor
 from tests.support.graphs import FloatArray, attention, attention_oracle, linear, linear_oracle
 

@@ -1,0 +1,48 @@
+"""Which pipeline class a checkpoint is run with: the one that its index names, or the one that the user does.
+
+The two need not agree: LTX-Video 0.9.5 is published as LTXPipeline, and meant for LTXConditionPipeline.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from flowblending import UsageError
+from flowblending.export.checkpoint.checkpoint import MODEL_INDEX, PIPELINES, Checkpoint
+
+
+def check_class(asked: str | None) -> None:
+    """Refuse a class that no checkpoint is run with, before any is read.
+
+    Raises:
+        UsageError: it is none of ``PIPELINES``.
+    """
+    if asked is not None and asked not in PIPELINES:
+        raise UsageError(f"--pipeline {asked} was given, but one of {', '.join(PIPELINES)} was expected.")
+
+
+def run_with(checkpoint: Checkpoint, asked: str | None, able: Sequence[str]) -> Checkpoint:
+    """The checkpoint, to be run with the class that was asked for; None leaves it as it is published.
+
+    Args:
+        able: the classes that run what the checkpoint consists of.
+
+    Raises:
+        UsageError: the class is none of them.
+    """
+    if asked is None or asked == checkpoint.pipeline:
+        return checkpoint
+    if asked not in able:
+        raise UsageError(
+            f"--pipeline {asked} was given, but {checkpoint.folder} is a checkpoint of {checkpoint.pipeline}; "
+            f"give one of {', '.join(able)}, or leave it out."
+        )
+    return dataclasses.replace(checkpoint, pipeline=asked, published=checkpoint.pipeline)
+
+
+def describe_class(checkpoint: Checkpoint) -> str:
+    """The class, and who says so."""
+    if checkpoint.published is None:
+        return f"{checkpoint.pipeline}, as {MODEL_INDEX} says"
+    return f"{checkpoint.pipeline}, as --pipeline says; {MODEL_INDEX} names {checkpoint.published}"

@@ -1,0 +1,58 @@
+"""Which pipeline class a checkpoint is run with, and what is said of it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flowblending import UsageError
+from flowblending.export.checkpoint.checkpoint import Checkpoint
+from flowblending.export.checkpoint.pipeline_class import check_class, describe_class, run_with
+from flowblending.export.families.ltx.family import Ltx
+from flowblending.export.families.wan.family import Wan
+
+LTX = ("LTXPipeline", "LTXConditionPipeline")
+
+
+def test_a_class_that_runs_the_same_components_may_be_named() -> None:
+    published = Checkpoint(folder=Path("ltx"), pipeline="LTXPipeline")
+    named = run_with(published, "LTXConditionPipeline", LTX)
+    assert named == Checkpoint(folder=Path("ltx"), pipeline="LTXConditionPipeline", published="LTXPipeline")
+    assert describe_class(published) == "LTXPipeline, as model_index.json says"
+    assert describe_class(named) == "LTXConditionPipeline, as --pipeline says; model_index.json names LTXPipeline"
+    for asked in (None, "LTXPipeline"):
+        assert run_with(published, asked, LTX) is published
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "asked", "able"),
+    [("LTXPipeline", "WanPipeline", LTX), ("WanPipeline", "LTXPipeline", ("WanPipeline",))],
+)
+def test_a_class_of_another_family_is_refused(pipeline: str, asked: str, able: tuple[str, ...]) -> None:
+    with pytest.raises(
+        UsageError, match=f"--pipeline {asked} was given, but x is a checkpoint of {pipeline}; give one of "
+    ):
+        run_with(Checkpoint(folder=Path("x"), pipeline=pipeline), asked, able)
+
+
+def test_an_unknown_class_is_refused_at_once() -> None:
+    check_class(None)
+    check_class("WanPipeline")
+    with pytest.raises(UsageError, match="--pipeline ltx was given, but one of WanPipeline, LTXPipeline, LTXCondition"):
+        check_class("ltx")
+
+
+@pytest.mark.parametrize(
+    ("shifting", "pipeline", "advised"),
+    [(False, "LTXPipeline", True), (True, "LTXPipeline", False), (False, "LTXConditionPipeline", False)],
+)
+def test_what_looks_like_0_9_5_is_told_its_class(tmp_path: Path, shifting: bool, pipeline: str, advised: bool) -> None:
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps({"use_dynamic_shifting": shifting}))
+    checkpoint = Checkpoint(folder=tmp_path, pipeline=pipeline)
+    advice = Ltx().advise(checkpoint)
+    assert (advice is not None) == advised
+    if advice is not None:
+        assert advice.endswith("if it is that version, give --pipeline LTXConditionPipeline.")
+        assert Ltx().advise(run_with(checkpoint, "LTXConditionPipeline", LTX)) is None
+    assert Wan().advise(Checkpoint(folder=tmp_path, pipeline="WanPipeline")) is None
