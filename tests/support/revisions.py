@@ -1,6 +1,6 @@
 """What every maker of a component's files makes of tiny checkpoints, to be compared with what it made at its revision.
 
-    python -m tests.support.revisions       # writes tests/whole/revisions.json anew
+    python -m tests.support.revisions [KIND ...]      # writes tests/whole/revisions.json anew, or some kinds of it
 
 It refuses to where something came out otherwise at the same revision.
 """
@@ -242,24 +242,38 @@ def plain_pair(kind: str, folder: Path) -> Path:
     return folder
 
 
+def record(kind: str, earlier: Mapping[str, Made], scratch: Path) -> Iterator[tuple[str, Made]]:
+    """What is made of a kind of checkpoint, to be recorded; ends the program where the revision is still the same.
+
+    Args:
+        kind: of `CASES`.
+        earlier: what was recorded with the same libraries.
+        scratch: an empty folder.
+    """
+    for number, case in enumerate(cases(kind, plain_pair(kind, scratch / "pair"))):
+        folder = scratch / str(number)
+        folder.mkdir()
+        made, before = case.make(folder), earlier.get(case.name)
+        if before is not None and before["revision"] == made["revision"]:
+            problem = judge(case.name, before, made)
+            if problem is not None:
+                sys.exit(problem)
+        print(case.name, file=sys.stderr)
+        yield case.name, made
+
+
 def main() -> None:
-    """Write the record."""
+    """Write the record, of the kinds named or of all."""
+    kinds = sys.argv[1:] or list(CASES)
     before = read_record() if RECORD.exists() else {"versions": None, "made": {}}
-    made = {}
+    comparable = before["versions"] == versions()
+    if not comparable and set(kinds) != set(CASES):
+        sys.exit("Other libraries are installed than were recorded with; record all kinds.")
+    made = {name: each for name, each in before["made"].items() if name.split()[0] not in kinds}
     with tempfile.TemporaryDirectory() as scratch:
-        for kind in CASES:
-            for number, case in enumerate(cases(kind, plain_pair(kind, Path(scratch, kind)))):
-                folder = Path(scratch, f"{kind}-{number}")
-                folder.mkdir()
-                made[case.name] = found = case.make(folder)
-                earlier = before["made"].get(case.name)
-                comparable = earlier is not None and before["versions"] == versions()
-                if comparable and earlier["revision"] == found["revision"]:
-                    problem = judge(case.name, earlier, found)
-                    if problem is not None:
-                        sys.exit(problem)
-                print(case.name, file=sys.stderr)
-    RECORD.write_text(json.dumps({"versions": versions(), "made": made}, indent=1) + "\n")
+        for kind in kinds:
+            made |= record(kind, before["made"] if comparable else {}, Path(scratch, kind))
+    RECORD.write_text(json.dumps({"versions": versions(), "made": dict(sorted(made.items()))}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
