@@ -56,7 +56,8 @@ def export(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]:
     from flowblending.export.fp8.layers import block_layers, kept_blocks, quantise
     from flowblending.export.graph.trace import trace_graph, write_graph
 
-    assert FAMILIES  # imported here, so that their libraries count as there before
+    for row in FAMILIES.rows():
+        row.load()  # so that their libraries count as there before
     before = anonymous_bytes("self")
     traced = trace_graph(load(checkpoint, Precision.BF16 if precision is Precision.FP8 else precision))
     layers = len(block_layers(traced.model.graph))
@@ -85,7 +86,7 @@ def observe(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]
 
     from flowblending.engine.backends.tensor import Tensor
     from flowblending.engine.build.fp8.graphs import observed_graph
-    from flowblending.engine.build.fp8.trajectories_worker import Loader
+    from flowblending.engine.build.fp8.loader import Loader
     from flowblending.export.graph.exportable import Part
     from flowblending.runtime.devices.host import HostDevice
 

@@ -1,11 +1,13 @@
 """FlowBlending: large -> small -> large video diffusion in compiled engines.
 
-The three stages are three packages, and imports run one way::
+What ``__all__`` lists is the public API: `open`, what it returns and yields, the version and the error classes. It
+keeps its promises from one version to the next (CHANGELOG.md tells what changed). Every other module is private.
+
+The three stages are three packages, and imports run one way (docs/architecture.md)::
 
     runtime  ->  engine  ->  export
 
-This package holds what all of them share, the version and the error classes, and the Python API: `open`
-and the types that it brings, which are imported when they are first asked for.
+Nothing here imports a library: the API is loaded when it is first asked for.
 """
 
 from typing import TYPE_CHECKING
@@ -20,20 +22,21 @@ if TYPE_CHECKING:
     from flowblending.runtime.events import LoadEvent as LoadEvent
     from flowblending.runtime.sampler.loop import StepEvent as StepEvent
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-__all__ = ["FlowBlendingError", "UsageError", "__version__"]  # `open` would hide Python's own in a star import
-
-_API = {
+__all__ = [  # the names of the API are resolved by __getattr__
     "Embedding",
+    "FlowBlendingError",
     "FramesEvent",
     "Generation",
     "LatentsEvent",
     "LoadEvent",
     "StepEvent",
+    "UsageError",
     "VideoSampler",
+    "__version__",
     "open",
-}
+]
 
 
 class FlowBlendingError(Exception):
@@ -53,8 +56,12 @@ class UsageError(FlowBlendingError):
 
 
 def __getattr__(name: str) -> object:
-    if name in _API:
+    if name in __all__:
         from flowblending.runtime import api
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,16 +6,17 @@ comes from it belong to one thread at a time.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import numpy as np
 
-from flowblending import FlowBlendingError, UsageError
-from flowblending.contracts.graph import LARGE, TEXT_ENCODER
+from flowblending import UsageError
+from flowblending.contracts.graph import LARGE
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.engine.backends.tensor import CPU, CUDA, Tensor
@@ -24,12 +25,24 @@ from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.devices.arrays import Array, Shape, adopt, stream_handle
 from flowblending.runtime.devices.foreign import ForeignArray, ForeignStream
 from flowblending.runtime.devices.open import AUTO, open_device
-from flowblending.runtime.events import Embedding, Event, FramesEvent, LatentsEvent, LoadEvent
-from flowblending.runtime.jobs import Job, compile_job, job_geometry
-from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.events import Embedding, Event, FramesEvent, LatentsEvent, LoadEvent, WarningEvent
+from flowblending.runtime.jobs import Job, job_geometry
+from flowblending.runtime.media.noise import draw_latents
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.run import VideoRun, decoded
 from flowblending.runtime.sampler.binding import Conditions
-from flowblending.runtime.sampler.loop import AHEAD, SampleResult, StepEvent
+from flowblending.runtime.sampler.loop import StepEvent
+
+__all__ = [
+    "Embedding",
+    "FramesEvent",
+    "Generation",
+    "LatentsEvent",
+    "LoadEvent",
+    "StepEvent",
+    "VideoSampler",
+    "open",
+]
 
 
 class Generation:
@@ -47,18 +60,19 @@ class Generation:
     """
 
     def __init__(self, pipeline: Pipeline, job: Job, noise: Tensor | None, embeddings: Conditions) -> None:
-        self._pipeline = pipeline
-        self._job = job
+        self._run = VideoRun(pipeline, job, latents=noise, embeddings=embeddings)
         self.noise: Final = noise
         self.embeddings: Final = embeddings
-        self.program: Final[Program] = compile_job(job, pipeline.bundle.manifest)
-        self.frame_rate: Final[float] = pipeline.frame_rate(job)
+        self.program: Final[Program] = self._run.program
+        self.frame_rate: Final[float] = self._run.frame_rate
 
     def __iter__(self) -> Generator[Event, None, None]:
-        generator = TorchNormal(self._job.seed)
-        result = yield from self._sample(generator)
-        yield LatentsEvent(latents=Array(result.latents, self._pipeline.device), seconds=result.loop_seconds)
-        yield from _decode(self._pipeline, result.latents, generator)
+        with contextlib.closing(self._run.events()) as events:
+            for event in events:
+                if isinstance(event, WarningEvent):
+                    _warn(event.message)
+                elif isinstance(event, Event):
+                    yield event
 
     def latents(self) -> Array:
         """Sample without decoding: float32 [1, C, F, H, W], normalised as the transformers see them.
@@ -66,19 +80,11 @@ class Generation:
         Raises:
             FlowBlendingError: a model gave a non-finite velocity, an engine failed, or the sampler has been closed.
         """
-        for event in self:
-            if isinstance(event, LatentsEvent):
-                return event.latents
+        with contextlib.closing(iter(self)) as events:
+            for event in events:
+                if isinstance(event, LatentsEvent):
+                    return event.latents
         raise AssertionError("sampling ends with its latents")
-
-    def _sample(self, generator: TorchNormal) -> Generator[LoadEvent | StepEvent, None, SampleResult]:
-        pipeline = self._pipeline
-        noise = generator.normal((1, *self.program.latent_shape)) if self.noise is None else self.noise
-        texts = [branch for branch in self.program.branches() if branch not in self.embeddings]
-        yield from _load(pipeline, [TEXT_ENCODER] if texts else [])
-        yield from _load(pipeline, sorted({step.model for step in self.program.steps}))
-        conditions = pipeline.encode(self._job, self.program, _warn, self.embeddings)
-        return (yield from pipeline.prepare(self.program, conditions).follow(noise, ahead=AHEAD))
 
 
 class VideoSampler:
@@ -188,9 +194,8 @@ class VideoSampler:
         channels = self.manifest.pipeline.latent_channels
         tensor = self._latents(latents, "array of latents", (1, channels, None, None, None))
         check_latent_shape(self.manifest, tensor.shape[1:])
-        generator = TorchNormal(seed)
-        generator.normal(tensor.shape)
-        return _decode(self._pipeline, tensor, generator)
+        _, generator = draw_latents(seed, tensor.shape[1:])
+        return decoded(self._pipeline, tensor, generator)
 
     def close(self) -> None:
         """Wait for what is running, and close the engines. Arrays that were handed out stay. Twice is harmless."""
@@ -253,29 +258,6 @@ def open(
     opened.verify()
     place = open_device(device, opened.manifest, handle)
     return VideoSampler(Pipeline(bundle=opened, device=place, threads=threads), stream)
-
-
-def _load(pipeline: Pipeline, names: Sequence[str]) -> Generator[LoadEvent, None, None]:
-    """Open engines, naming each before."""
-    for name in names:
-        if not pipeline.is_open(name):
-            yield LoadEvent(component=name)
-            pipeline.engine(name)
-
-
-def _decode(
-    pipeline: Pipeline, latents: Tensor, generator: TorchNormal
-) -> Generator[LoadEvent | FramesEvent, None, None]:
-    """Decode, with the generator that the initial latents were drawn from."""
-    yield from _load(pipeline, pipeline.decoders())
-    first = 0
-    for frames in pipeline.decode(latents, generator):
-        if not np.isfinite(frames).all():
-            raise FlowBlendingError(
-                f"The VAE decoder gave a non-finite pixel from frame {first + 1} on; build it in bf16 or fp32."
-            )
-        yield FramesEvent(first=first, frames=frames)
-        first += frames.shape[1]
 
 
 def _warn(message: str) -> None:

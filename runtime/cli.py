@@ -255,8 +255,9 @@ def _emit_inputs(arguments: argparse.Namespace, bundle: Bundle, console: Console
 
 def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> int:
     from flowblending.engine.bundle.geometry import geometry_of
-    from flowblending.runtime.generate import generate, show_times
+    from flowblending.runtime.generate import generate
     from flowblending.runtime.media.latents import read_latents
+    from flowblending.runtime.stage_times import show_times
 
     job = _job(arguments)
     latents = read_latents(arguments.latents) if arguments.latents else None
@@ -267,7 +268,7 @@ def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     finally:
         pipeline.close()
         pipeline.device.close()
-    show_times(outcome, console)
+    show_times(outcome.program, outcome.sample, outcome.seconds, console)
     console.log(f"{out}: {geometry_of(bundle.manifest.pipeline, outcome.program.latent_shape)}")
     return 0
 

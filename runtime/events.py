@@ -1,7 +1,11 @@
-"""What the Python API tells of a video in the making, and the embeddings that it takes and gives."""
+"""What is told of a video in the making, and the embeddings that the Python API takes and gives.
+
+`Event` is what users of the Python API are told; `RunEvent` is everything that `run.VideoRun.events` tells.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +15,7 @@ from flowblending.runtime.devices.arrays import Array
 from flowblending.runtime.devices.foreign import ForeignArray
 from flowblending.runtime.media.decode import Frames
 from flowblending.runtime.media.video import to_uint8
-from flowblending.runtime.sampler.loop import StepEvent
+from flowblending.runtime.sampler.loop import SampleResult, StepEvent, Trajectory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,4 +68,41 @@ class FramesEvent:
         return to_uint8(self.frames)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncodeEvent:
+    """The prompt is encoded next."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarningEvent:
+    """Something about the prompt that the user should not miss, as one line."""
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingEvent:
+    """Everything is bound to memory, and the first step is enqueued next.
+
+    Attributes:
+        trajectory: with nothing enqueued ahead, its ``latents`` and ``calls`` are those of the step just told.
+    """
+
+    trajectory: Trajectory
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedEvent:
+    """Every output is whole.
+
+    Attributes:
+        sample: the final latents, and the times and calls of sampling.
+        seconds: by stage: ``loading``, ``text_encoder``, each model, ``vae``, ``video`` and ``total``.
+    """
+
+    sample: SampleResult
+    seconds: Mapping[str, float]
+
+
 Event = LoadEvent | StepEvent | LatentsEvent | FramesEvent
+RunEvent = Event | EncodeEvent | WarningEvent | SamplingEvent | FinishedEvent

@@ -1,71 +1,38 @@
-"""One job from prompt to file, with progress and a table of where the time went."""
+"""One job from prompt to file, shown on a console."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from hashlib import sha256
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, VAE
 from flowblending.contracts.program import LATENTS, Program
-from flowblending.engine.bundle.geometry import geometry_of
-from flowblending.runtime.jobs import Job, compile_job
-from flowblending.runtime.media.latents import save_latents
-from flowblending.runtime.media.noise import TorchNormal
+from flowblending.engine.backends.tensor import Tensor
+from flowblending.runtime.events import (
+    EncodeEvent,
+    FinishedEvent,
+    FramesEvent,
+    LatentsEvent,
+    LoadEvent,
+    RunEvent,
+    SamplingEvent,
+    WarningEvent,
+)
+from flowblending.runtime.jobs import Job
 from flowblending.runtime.media.tensor_file import write_tensors
-from flowblending.runtime.media.video import check_output, open_writer
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.program.caches.parse import OFF
-from flowblending.runtime.program.cost import Timings
-from flowblending.runtime.sampler.loop import SampleResult
+from flowblending.runtime.run import VideoRun
+from flowblending.runtime.sampler.loop import SampleResult, StepEvent
+from flowblending.runtime.stage_times import remember
 from flowblending.system.console import Console
 from flowblending.system.whole_file import check_target
 
-_Item = TypeVar("_Item")
-
-LOADING = "loading"
-VIDEO = "video"
-
-
-@dataclass(kw_only=True)
-class Clock:
-    """Seconds by stage, added up."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Add the time that the block takes to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-    @contextmanager
-    def leaving(self, stage: str, manager: AbstractContextManager[object]) -> Iterator[None]:
-        """Enter a context, and add the time that leaving it takes to a stage."""
-        left = 0.0
-        with manager:
-            yield
-            left = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - left
-
-    def timed(self, stage: str, items: Iterator[_Item]) -> Iterator[_Item]:
-        """The items, while the time that each takes to come is added to a stage."""
-        while True:
-            with self.measure(stage):
-                item = next(items, None)
-            if item is None:
-                return
-            yield item
+_Shown = TypeVar("_Shown")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +42,7 @@ class Outcome:
     program: Program
     sample: SampleResult
     latents: npt.NDArray[np.float32]
-    seconds: dict[str, float]
+    seconds: Mapping[str, float]
 
 
 def generate(
@@ -98,43 +65,74 @@ def generate(
         FlowBlendingError: a job that makes no program, latents that do not fit, non-finite velocities,
             or a file that cannot be written. What was at ``out`` before stays as it was.
     """
-    clock = Clock()
-    start = time.perf_counter()
-    program = compile_job(job, pipeline.bundle.manifest)
-    rate = pipeline.frame_rate(job)
-    generator = TorchNormal(job.seed)
-    initial = _initial(pipeline, program, generator, latents)
-    geometry = geometry_of(pipeline.bundle.manifest.pipeline, program.latent_shape)
-    if out is not None:
-        check_output(out, width=geometry.width, height=geometry.height)
-    if latents_out is not None:
-        check_target(latents_out)
-    with clock.measure(LOADING), console.phase("loading engines") as report:
-        for name in _needed(pipeline, program):
-            report(name)
-            pipeline.engine(name)
-    with clock.measure(TEXT_ENCODER), console.phase("encoding the prompt"):
-        conditions = pipeline.encode(job, program, console.warn)
-    with console.steps(len(program.steps)) as advance:
-        sample = pipeline.sample(
-            program, initial, conditions, lambda step: advance(step.index + 1, step.model, step.seconds)
-        )
-    final = pipeline.device.download(sample.latents)
-    if latents_out is not None:
-        save_latents(latents_out, final)
-    if out is not None:
-        metadata = video_metadata(pipeline, job, program, None if latents is None else initial)
-        with clock.measure(VIDEO):
-            writer = open_writer(out, width=geometry.width, height=geometry.height, frame_rate=rate, metadata=metadata)
-        with console.progress("decoding", total=geometry.frames) as advance, clock.leaving(VIDEO, writer):
-            for frames in clock.timed(VAE, pipeline.decode(sample.latents, generator)):
-                with clock.measure(VIDEO):
-                    writer.write(frames)
-                advance(frames.shape[1])
-    clock.seconds |= sample.model_seconds
-    clock.seconds["total"] = time.perf_counter() - start
-    _remember(pipeline, program, sample, clock.seconds)
-    return Outcome(program=program, sample=sample, latents=final, seconds=clock.seconds)
+    run = VideoRun(
+        pipeline,
+        job,
+        latents=latents,
+        outputs=[] if out is None else [out],
+        latents_out=latents_out,
+        decode=out is not None,
+        open_first=True,
+    )
+    finished = None
+    with contextlib.closing(run.events()) as events, _Display(run, console, decode=out is not None) as display:
+        for event in events:
+            display.show(event)
+            if isinstance(event, FinishedEvent):
+                finished = event
+    assert finished is not None, "a run ends with its last event"
+    remember(pipeline, run.program, finished.sample, finished.seconds)
+    return Outcome(
+        program=run.program,
+        sample=finished.sample,
+        latents=pipeline.device.download(finished.sample.latents),
+        seconds=finished.seconds,
+    )
+
+
+class _Display:
+    """Shows a run's events: one live line at a time, for the stage that it is in."""
+
+    def __init__(self, run: VideoRun, console: Console, *, decode: bool) -> None:
+        self._run = run
+        self._console = console
+        self._decode = decode
+        self._line = contextlib.ExitStack()
+        self._load: Callable[[str], None] | None = None
+        self._step: Callable[[int, str, float], None]
+        self._frames: Callable[[int], None]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._line.close()
+
+    def show(self, event: RunEvent) -> None:
+        """Show one event."""
+        match event:
+            case LoadEvent():
+                if self._load is None:
+                    self._load = self._begin(self._console.phase("loading engines"))
+                self._load(event.component)
+            case EncodeEvent():
+                self._begin(self._console.phase("encoding the prompt"))
+            case WarningEvent():
+                self._console.warn(event.message)
+            case SamplingEvent():
+                self._step = self._begin(self._console.steps(len(self._run.program.steps)))
+            case StepEvent():
+                self._step(event.index + 1, event.model, event.seconds)
+            case LatentsEvent() if self._decode:
+                self._frames = self._begin(self._console.progress("decoding", total=self._run.geometry.frames))
+            case FramesEvent():
+                self._frames(event.frames.shape[1])
+
+    def _begin(self, line: contextlib.AbstractContextManager[_Shown]) -> _Shown:
+        """Show another line in place of the one before."""
+        self._line.close()
+        self._load = None
+        return self._line.enter_context(line)
 
 
 def write_inputs(
@@ -156,63 +154,14 @@ def write_inputs(
         FlowBlendingError: a job that makes no program, latents that do not fit, or a file that cannot be written.
     """
     check_target(out)
-    program = compile_job(job, pipeline.bundle.manifest)
-    initial = _initial(pipeline, program, TorchNormal(job.seed), latents)
+    run = VideoRun(pipeline, job, latents=latents, decode=False)
+    initial, _ = run.start()
+    assert not isinstance(initial, Tensor), "an array was given, or drawn"
     with console.phase("encoding the prompt"):
-        conditions = pipeline.encode(job, program, console.warn)
+        conditions = pipeline.encode(job, run.program, console.warn)
     arrays: dict[str, npt.NDArray[np.generic]] = {
         f"{branch}.{name}": pipeline.device.download(tensor)
         for branch, inputs in conditions.items()
         for name, tensor in inputs.items()
     }
     write_tensors(out, {LATENTS: initial, **arrays})
-
-
-def _initial(
-    pipeline: Pipeline, program: Program, generator: TorchNormal, given: npt.NDArray[np.generic] | None
-) -> npt.NDArray[np.float32]:
-    if given is None:
-        return generator.normal((1, *program.latent_shape))
-    return pipeline.check_latents(given, program.latent_shape)
-
-
-def _needed(pipeline: Pipeline, program: Program) -> list[str]:
-    models = {step.model for step in program.steps}
-    return [name for name in pipeline.bundle.manifest.components if name not in (LARGE, SMALL) or name in models]
-
-
-def video_metadata(
-    pipeline: Pipeline, job: Job, program: Program, given: npt.NDArray[np.float32] | None = None
-) -> dict[str, str]:
-    """What the video file says about how it was made; initial latents that were given are known by their digest."""
-    noise = {"seed": str(job.seed)} if given is None else {"latents_sha256": sha256(given.tobytes()).hexdigest()}
-    return {
-        "prompt": job.prompt,
-        **noise,
-        "schedule": program.schedule,
-        "solver": program.solver,
-        "guidance": f"{program.guidance:g}",
-        "bundle": pipeline.bundle.manifest.id,
-        **({} if job.cache == OFF else {"cache": job.cache}),
-    }
-
-
-def _remember(pipeline: Pipeline, program: Program, sample: SampleResult, seconds: dict[str, float]) -> None:
-    measured = {name: seconds[name] for name in (TEXT_ENCODER, VAE) if name in seconds}
-    measured |= {model: sample.model_seconds[model] / calls for model, calls in sample.calls.items()}
-    Timings(pipeline.bundle.manifest.id, pipeline.device.kind, program.latent_shape).write(measured)
-
-
-def show_times(outcome: Outcome, console: Console) -> None:
-    """The table at the end of a run: measured seconds per stage."""
-    seconds, total = outcome.seconds, outcome.seconds["total"]
-    calls = outcome.sample.calls
-    labels = {LOADING: "engine loading", TEXT_ENCODER: "text encoder"}
-    labels |= {model: f"{model} x {calls[model]}" for model in (LARGE, SMALL) if model in calls}
-    labels |= {VAE: "VAE decoder", VIDEO: "video file", "total": "total"}
-    rows = [
-        (label, f"{seconds[stage]:.3f} s", f"{seconds[stage] / total:.0%}")
-        for stage, label in labels.items()
-        if stage in seconds
-    ]
-    console.table(f"schedule {outcome.program.schedule}", ("stage", "time", "share"), rows)

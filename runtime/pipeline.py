@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,7 @@ from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.jobs import Job
 from flowblending.runtime.media.decode import Decoder, Frames
-from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.media.noise import TorchNormal, draw_latents
 from flowblending.runtime.media.prompt import Tokenizer
 from flowblending.runtime.media.video import to_uint8
 from flowblending.runtime.sampler.binding import Conditions
@@ -185,7 +185,7 @@ class Pipeline:
         """The components that decoding takes."""
         return [name for name in self.bundle.manifest.components if name.startswith(VAE)]
 
-    def decode(self, latents: Tensor, generator: TorchNormal) -> Iterator[Frames]:
+    def decode(self, latents: Tensor, generator: TorchNormal) -> Generator[Frames, None, None]:
         """Chunks of frames float32 [3, f, H, W] in [-1, 1]; see `Decoder`."""
         engines = {name: self.engine(name) for name in self.decoders()}
         return Decoder(engines=engines, device=self.device, pipeline=self.bundle.manifest.pipeline).decode(
@@ -198,11 +198,5 @@ class Pipeline:
         Raises:
             FlowBlendingError: the decoder gave a non-finite pixel.
         """
-        generator = TorchNormal(seed)
-        generator.normal(latents.shape)  # a decoder that adds noise draws on after the initial latents
-        chunks = []
-        for chunk in self.decode(self.device.upload(latents), generator):
-            if not np.isfinite(chunk).all():
-                raise FlowBlendingError("The VAE decoder gave a non-finite pixel; build it in bf16 or fp32.")
-            chunks.append(to_uint8(chunk))
-        return np.concatenate(chunks)
+        _, generator = draw_latents(seed, latents.shape[1:])
+        return np.concatenate([to_uint8(chunk) for chunk in self.decode(self.device.upload(latents), generator)])

@@ -16,7 +16,7 @@ from benchmarks.shapes.judge import read
 from benchmarks.shapes.scene import Scene, caption, draw
 from flowblending import FlowBlendingError
 from flowblending.runtime.jobs import Job, compile_job
-from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.media.noise import draw_latents
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.cost import flops_of
 from flowblending.runtime.program.schedule import StageSchedule
@@ -146,8 +146,7 @@ def make(pipeline: Pipeline, job: Job) -> Made:
     """Make one clip with a pipeline that stays open."""
     start = time.perf_counter()
     program = compile_job(job, pipeline.bundle.manifest)
-    generator = TorchNormal(job.seed)
-    noise = generator.normal((1, *program.latent_shape))
+    noise, generator = draw_latents(job.seed, program.latent_shape)
     sample = pipeline.sample(program, noise, pipeline.encode(job, program, warnings.warn))
     chunks = list(pipeline.decode(sample.latents, generator))
     frames = np.clip(np.concatenate(chunks, axis=1).transpose(1, 2, 3, 0) / 2 + 0.5, 0, 1)

@@ -14,10 +14,10 @@ from typing import Any
 
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.model_files import model_files, read_json, read_tensor, weights_sha256
+from flowblending.export.families.registry import pipeline_classes, row_of
 
 __all__ = [
     "MODEL_INDEX",
-    "PIPELINES",
     "TRANSFORMER",
     "Checkpoint",
     "check_pair",
@@ -30,9 +30,6 @@ __all__ = [
     "vae_statistics",
     "weights_sha256",
 ]
-
-PIPELINES = ("WanPipeline", "LTXPipeline", "LTXConditionPipeline")
-"""Every pipeline class that some family covers; told here too, so that no other one is downloaded."""
 
 TRANSFORMER = "transformer"
 MODEL_INDEX = "model_index.json"
@@ -47,7 +44,7 @@ class Checkpoint:
 
     Attributes:
         folder: holds ``model_index.json`` and one folder per component.
-        pipeline: the class that it is run with; one of ``PIPELINES``.
+        pipeline: the class that it is run with; one that some family covers.
         published: the class that ``model_index.json`` names, where that is another one.
     """
 
@@ -163,15 +160,7 @@ def vae_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[flo
 
 def vae_factors(checkpoint: Checkpoint) -> tuple[int, int]:
     """Video frames and pixels per latent frame and pixel, as the VAE classes derive them from their configuration."""
-    config = checkpoint.config("vae")
-    if config.get("_class_name") == "AutoencoderKLWan":
-        # The published configurations predate these two settings.
-        return int(config.get("scale_factor_temporal", 4)), int(config.get("scale_factor_spatial", 8))
-    halvings = sum(config.get("spatio_temporal_scaling", ()))
-    return (
-        int(config.get("temporal_compression_ratio") or config.get("patch_size_t", 1) * 2**halvings),
-        int(config.get("spatial_compression_ratio") or config.get("patch_size", 1) * 2**halvings),
-    )
+    return row_of(checkpoint).vae_factors(checkpoint.config("vae"))
 
 
 def _locate(source: str, weights: Sequence[str]) -> Path:
@@ -208,9 +197,10 @@ def _read_index(folder: Path) -> Checkpoint:
     if not (folder / MODEL_INDEX).is_file():
         raise _foreign(folder, "no model_index.json")
     pipeline = read_json(folder / MODEL_INDEX).get("_class_name")
-    if pipeline not in PIPELINES:
+    if pipeline not in pipeline_classes():
         raise FlowBlendingError(
-            f"{folder} is a checkpoint of {pipeline}, which is not supported; give one of {', '.join(PIPELINES)}."
+            f"{folder} is a checkpoint of {pipeline}, which is not supported; give one of "
+            f"{', '.join(pipeline_classes())}."
         )
     return Checkpoint(folder=folder, pipeline=pipeline)
 

@@ -9,17 +9,18 @@ import dataclasses
 from collections.abc import Sequence
 
 from flowblending import UsageError
-from flowblending.export.checkpoint.checkpoint import MODEL_INDEX, PIPELINES, Checkpoint
+from flowblending.export.checkpoint.checkpoint import MODEL_INDEX, Checkpoint
+from flowblending.export.families.registry import pipeline_classes
 
 
 def check_class(asked: str | None) -> None:
     """Refuse a class that no checkpoint is run with, before any is read.
 
     Raises:
-        UsageError: it is none of ``PIPELINES``.
+        UsageError: no family covers it.
     """
-    if asked is not None and asked not in PIPELINES:
-        raise UsageError(f"--pipeline {asked} was given, but one of {', '.join(PIPELINES)} was expected.")
+    if asked is not None and asked not in pipeline_classes():
+        raise UsageError(f"--pipeline {asked} was given, but one of {', '.join(pipeline_classes())} was expected.")
 
 
 def run_with(checkpoint: Checkpoint, asked: str | None, able: Sequence[str]) -> Checkpoint:

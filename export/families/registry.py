@@ -1,14 +1,40 @@
-"""Every model family, and which of them covers a checkpoint."""
+"""Every model family, and which of them covers a checkpoint. Loads neither torch nor diffusers before `family_of`."""
 
 from __future__ import annotations
 
-from flowblending import FlowBlendingError
-from flowblending.export.checkpoint.checkpoint import Checkpoint
-from flowblending.export.families.ltx.family import Ltx
-from flowblending.export.families.wan.family import Wan
-from flowblending.export.graph.exportable import Family
+from typing import TYPE_CHECKING
 
-FAMILIES: tuple[Family, ...] = (Wan(), Ltx())
+from flowblending import FlowBlendingError
+from flowblending.export.families.ltx.row import LTX
+from flowblending.export.families.model_family import ModelFamily
+from flowblending.export.families.wan.row import WAN
+from flowblending.system.registry import Registry
+
+if TYPE_CHECKING:
+    from flowblending.export.checkpoint.checkpoint import Checkpoint
+    from flowblending.export.graph.exportable import Family
+
+FAMILIES: Registry[ModelFamily] = Registry("model family", "flowblending.families", (WAN, LTX))
+
+
+def pipeline_classes() -> tuple[str, ...]:
+    """Every diffusers pipeline class that some family covers."""
+    return tuple(name for row in FAMILIES.rows() for name in row.pipelines)
+
+
+def row_of(checkpoint: Checkpoint) -> ModelFamily:
+    """The row of the family that covers the checkpoint's pipeline class.
+
+    Raises:
+        FlowBlendingError: none does.
+    """
+    for row in FAMILIES.rows():
+        if checkpoint.pipeline in row.pipelines:
+            return row
+    raise FlowBlendingError(
+        f"{checkpoint.folder} is a checkpoint of {checkpoint.pipeline}, which is not supported; give one of "
+        f"{', '.join(pipeline_classes())}."
+    )
 
 
 def family_of(checkpoint: Checkpoint) -> Family:
@@ -17,10 +43,4 @@ def family_of(checkpoint: Checkpoint) -> Family:
     Raises:
         FlowBlendingError: none does.
     """
-    for family in FAMILIES:
-        if checkpoint.pipeline in family.pipelines:
-            return family
-    known = ", ".join(name for family in FAMILIES for name in family.pipelines)
-    raise FlowBlendingError(
-        f"{checkpoint.folder} is a checkpoint of {checkpoint.pipeline}, which is not supported; give one of {known}."
-    )
+    return row_of(checkpoint).load()

@@ -72,17 +72,7 @@ class Part:
 
 
 class Family(Protocol):
-    """A model family: which pipelines it covers and what they consist of."""
-
-    @property
-    def name(self) -> str:
-        """``wan`` or ``ltx``."""
-        ...
-
-    @property
-    def pipelines(self) -> tuple[str, ...]:
-        """The diffusers pipeline classes that it covers, as ``model_index.json`` names them."""
-        ...
+    """What the pipelines of a model family consist of; see `flowblending.export.families.model_family.ModelFamily`."""
 
     def advise(self, checkpoint: Checkpoint) -> str | None:
         """What to tell someone who builds this checkpoint with its pipeline class; None for nothing."""

@@ -19,6 +19,7 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts import upgrade
 
 LATENTS = "latents"
+TIMESTEP = "timestep"
 VELOCITY = "velocity"
 COND = "cond"
 UNCOND = "uncond"

@@ -1,8 +1,7 @@
-"""Work in a process of its own, which is another module's ``serve``.
+"""Calling a function in a process of its own.
 
 What lasts minutes, takes much memory and listens to nobody meanwhile can so be interrupted at once, gives all its
-memory back, and when the system kills it for want of memory, somebody is left to say so. The module is told by its
-name: the calibration of fp8 is the runtime's work, and this package does not import the runtime.
+memory back, and when the system kills it for want of memory, somebody is left to say so.
 """
 
 from __future__ import annotations
@@ -16,11 +15,15 @@ import tempfile
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from flowblending import FlowBlendingError
 
 _PR_SET_PDEATHSIG = 1
+
+Progress = Callable[[str], None]
+Request = TypeVar("Request")
+Result = TypeVar("Result")
 
 
 class EndedError(Exception):
@@ -40,12 +43,12 @@ class EndedError(Exception):
         self.last = (output.read().decode(errors="replace").strip().splitlines() or ["no output"])[-1]
 
 
-def call_in_subprocess(module: str, request: object, progress: Callable[[str], None]) -> Any:
-    """Start a process, send it a request, and wait for its answer.
+def call_in_subprocess(work: Callable[[Request, Progress], Result], request: Request, progress: Progress) -> Result:
+    """Call ``work(request, progress)`` in a new process, and wait for its result.
 
     Args:
-        module: whose ``serve(descriptor)`` is called there; it calls `answer`.
-        request: anything that can be pickled.
+        work: a function of a module, which the process imports, and with it no more than that module needs.
+        request: anything that can be pickled; so must the result be, which is no string.
         progress: told what the process reports. What it raises, and Ctrl-C, end the process at once.
 
     Raises:
@@ -54,12 +57,12 @@ def call_in_subprocess(module: str, request: object, progress: Callable[[str], N
     """
     ours, theirs = multiprocessing.Pipe()
     # Not multiprocessing.Process, which would run the caller's main program again.
-    code = f"import sys; sys.path[:] = {sys.path!r}; import {module} as work; work.serve({theirs.fileno()})"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import {_answer.__name__} as answer; "
     with (
         ours,
         tempfile.TemporaryFile() as output,
         subprocess.Popen(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", f"{code}answer({theirs.fileno()})"],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -68,16 +71,17 @@ def call_in_subprocess(module: str, request: object, progress: Callable[[str], N
     ):
         theirs.close()
         try:
-            return _follow(ours, request, progress)
+            ours.send((work, request))
+            result: Result = _follow(ours, progress)
         except (EOFError, ConnectionError):
             raise EndedError(process.wait(), output) from None
         finally:
             # When the answer is here, all that is left to do there is to take down the library.
             process.kill()
+    return result
 
 
-def _follow(connection: Connection, request: object, progress: Callable[[str], None]) -> Any:
-    connection.send(request)
+def _follow(connection: Connection, progress: Progress) -> Any:
     while True:
         message = connection.recv()
         if isinstance(message, Exception):
@@ -87,19 +91,15 @@ def _follow(connection: Connection, request: object, progress: Callable[[str], N
         progress(message)
 
 
-def answer(descriptor: int, work: Callable[[Any, Callable[[str], None]], object]) -> None:
-    """What the process does: receive a request, report progress, send the result or the error.
-
-    Args:
-        descriptor: of the connection.
-        work: takes the request and a function to report progress to, and returns anything but a string.
-    """
+def _answer(descriptor: int) -> None:
+    """What the process does: receive the work and its request, report progress, send the result or the error."""
     # Ctrl-C goes to the parent too, which ends this process; so does the parent's death, however it came.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     connection = Connection(descriptor)
     try:
-        result = work(connection.recv(), connection.send)
+        work, request = connection.recv()
+        result = work(request, connection.send)
     except Exception as error:
         if not isinstance(error, FlowBlendingError | OSError):
             error.add_note(traceback.format_exc())

@@ -21,8 +21,9 @@ from flowblending.runtime.calibrate.signal import Signal, open_signals
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.jobs import Job, compile_job
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.sampler.binding import BoundStep, Conditions, EngineCall, bind, complaint
-from flowblending.runtime.sampler.loop import call
+from flowblending.runtime.refusals import non_finite_velocity
+from flowblending.runtime.sampler.binding import BoundStep, Conditions, EngineCall, bind
+from flowblending.runtime.sampler.executor import Executor
 
 Floats = npt.NDArray[np.float32]
 State = Mapping[str, Floats]
@@ -61,11 +62,15 @@ class StepTrajectory:
         self._device = device
         joined = dataclasses.replace(large, steps=(*large.steps, *small.steps))
         self._binding = bind(joined, engines, device, conditions)
-        self._bound = {LARGE: self._binding.steps[: self.steps], SMALL: self._binding.steps[self.steps :]}
+        bound = {LARGE: self._binding.steps[: self.steps], SMALL: self._binding.steps[self.steps :]}
+        self._calls = {model: [_calls(step) for step in steps] for model, steps in bound.items()}
+        self._updates = [
+            [each for each in step.instructions if not isinstance(each, EngineCall)] for step in bound[LARGE]
+        ]
         runs = [each for each in joined.instructions() if isinstance(each, Run)]
         self._velocities = {branch: slot for run in runs for branch, slot in zip(run.branches, run.out, strict=True)}
         self._state = [name for name in self._binding.slots if name not in self._velocities.values()]
-        self._watch = device.watch(self._complaints())
+        self._executor = Executor(self._binding, device, self._complaints())
 
     @classmethod
     def open(cls, pipeline: Pipeline, job: Job, warn: Callable[[str], None]) -> Self:
@@ -88,8 +93,7 @@ class StepTrajectory:
 
     def start(self, noise: Floats) -> None:
         """Begin at the first step with initial latents fp32 [1, C, F, H, W]."""
-        self._watch.reset()
-        self._device.copy(self._device.upload(noise), self._binding.latents)
+        self._executor.start(self._device.upload(noise))
 
     def evaluate(self, index: int, model: str) -> dict[str, Floats]:
         """A model's velocity at a step, per branch, fp32 [1, C, F, H, W]; the trajectory stays where it is.
@@ -97,19 +101,17 @@ class StepTrajectory:
         Raises:
             FlowBlendingError: a velocity is not finite, or an engine failed.
         """
-        self._calls(self._bound[model][index])
-        self._watch.raise_if_bad()
+        self._executor.execute(self._calls[model][index])
+        self._executor.raise_if_bad()
         return {branch: self._device.download(self._binding.slots[slot]) for branch, slot in self._velocities.items()}
 
     def update(self, index: int) -> None:
         """Go on to the next step with the velocity evaluated last."""
-        for each in self._bound[LARGE][index].instructions:
-            if not isinstance(each, EngineCall):
-                each.enqueue(self._device)
+        self._executor.execute(self._updates[index])
 
     def step(self, index: int, model: str) -> None:
         """Go on to the next step with a model."""
-        self._calls(self._bound[model][index])
+        self._executor.execute(self._calls[model][index])
         self.update(index)
 
     def latents(self) -> Floats:
@@ -118,7 +120,7 @@ class StepTrajectory:
         Raises:
             FlowBlendingError: a velocity on the way was not finite.
         """
-        self._watch.raise_if_bad()
+        self._executor.raise_if_bad()
         return self._device.download(self._binding.latents)
 
     def save(self) -> State:
@@ -130,17 +132,15 @@ class StepTrajectory:
         for name, values in state.items():
             self._device.copy(self._device.upload(values), self._binding.slots[name])
 
-    def _calls(self, step: BoundStep) -> None:
-        for each in step.instructions:
-            if isinstance(each, EngineCall):
-                call(each, self._device, self._watch, self._binding.latents)
-
     def _complaints(self) -> list[str]:
         """Of every engine call, in the order in which they were bound."""
         return [
-            complaint(each.engine, each.model, number, self.steps)
-            for steps in self._bound.values()
-            for number, step in enumerate(steps, start=1)
-            for each in step.instructions
-            if isinstance(each, EngineCall)
+            non_finite_velocity(each.model, each.engine.spec.precision, step=number, steps=self.steps)
+            for steps in self._calls.values()
+            for number, calls in enumerate(steps, start=1)
+            for each in calls
         ]
+
+
+def _calls(step: BoundStep) -> list[EngineCall]:
+    return [each for each in step.instructions if isinstance(each, EngineCall)]

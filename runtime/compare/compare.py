@@ -5,7 +5,6 @@ Two videos are in memory at a time, the reference's and the one at work, as byte
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from flowblending.runtime.compare.scoring import Scorer, SetScorer
 from flowblending.runtime.jobs import Job
 from flowblending.runtime.measures.networks import Frames
 from flowblending.runtime.measures.similarity import Likeness, Smoothness, cosine
-from flowblending.runtime.media.video import from_uint8, open_writer
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.schedule import AUTO
 
@@ -122,35 +120,25 @@ class Comparison:
             variant.job(job),
             warn=self._warn,
             on_step=lambda done, of: self._on_step(variant.label, done, of),
+            out=files.video,
         )
         files.write_latents(made.latents, made.trail if reference is None else None)
-        start = time.perf_counter()
-        frames = self._pipeline.pixels(made.latents, job.seed)
-        decoding = time.perf_counter() - start
-        self._write_video(frames, job, files, made)
         if reference is None:
-            self._keep(job, Reference(frames=frames, latents=made.latents, trail=made.trail))
+            self._keep(job, Reference(frames=made.frames, latents=made.latents, trail=made.trail))
         figures = Figures(
             stages=made.program.schedule,
             computed=made.computed,
             solver=made.program.solver,
             guidance=made.program.guidance,
             flops=made.flops,
-            seconds={**made.seconds, "vae": decoding},
-            frames=len(frames),
-            smoothness=_smoothness(frames),
-            against=None if reference is None else _against(made, frames, reference),
+            seconds=made.seconds,
+            frames=len(made.frames),
+            smoothness=_smoothness(made.frames),
+            against=None if reference is None else _against(made, reference),
             scores={},
         )
         files.write(figures)  # a scorer that fails costs no run
-        return self._ask(files, figures, frames, job, reference, scorers=self._scorers, sets=self._sets)
-
-    def _write_video(self, frames: Frames, job: Job, files: RunFiles, made: Sampled) -> None:
-        _, height, width, _ = frames.shape
-        rate = self._pipeline.frame_rate(job)
-        with open_writer(files.video, width=width, height=height, frame_rate=rate, metadata=made.metadata) as writer:
-            for frame in frames:
-                writer.write(from_uint8(frame[None]))
+        return self._ask(files, figures, made.frames, job, reference, scorers=self._scorers, sets=self._sets)
 
     def _ask(
         self,
@@ -181,9 +169,9 @@ def _smoothness(frames: Frames) -> float | None:
     return smoothness.value
 
 
-def _against(made: Sampled, frames: Frames, reference: Reference) -> Against:
+def _against(made: Sampled, reference: Reference) -> Against:
     likeness = Likeness()
-    for frame, other in zip(frames, reference.frames, strict=True):
+    for frame, other in zip(made.frames, reference.frames, strict=True):
         likeness.add(frame, other)
     pairs = zip(made.trail, reference.trail, strict=True)
     return Against(

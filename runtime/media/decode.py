@@ -5,17 +5,19 @@ Which of the two follows from the components that the bundle has. Frames leave a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from flowblending import FlowBlendingError
 from flowblending.contracts.graph import VAE, VAE_FIRST, VAE_NEXT, PipelineSpec
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.refusals import non_finite_pixel
 
 Frames = npt.NDArray[np.float32]
 
@@ -37,13 +39,16 @@ class Decoder:
     device: Device
     pipeline: PipelineSpec
 
-    def decode(self, latents: Tensor, noise: TorchNormal) -> Iterator[Frames]:
-        """Chunks of frames, float32 [3, f, height, width] in [-1, 1], in order.
+    def decode(self, latents: Tensor, noise: TorchNormal) -> Generator[Frames, None, None]:
+        """Chunks of frames, float32 [3, f, height, width] in [-1, 1], in order; all of them are finite.
 
         Args:
             latents: the sampler's result.
             noise: the generator that the initial latents were drawn from; a timestep-conditioned
                 decoder draws its own noise next, as the reference pipeline does.
+
+        Raises:
+            FlowBlendingError: a pixel is not finite, or an engine failed.
         """
         if VAE in self.engines:
             yield self._whole(latents, noise)
@@ -66,10 +71,11 @@ class Decoder:
                 tensors[spec.name] = self.device.upload(noise.normal(spec.resolve(sizes)))
         tensors |= self._outputs(engine, tensors)
         engine.run(tensors, self.device.stream)
-        return self._frames(tensors)
+        return self._frames(engine, tensors, 0)
 
-    def _stepwise(self, latents: Tensor) -> Iterator[Frames]:
+    def _stepwise(self, latents: Tensor) -> Generator[Frames, None, None]:
         clip = self.device.download(latents)
+        first = 0
         caches: dict[str, Tensor] = {}
         spare: dict[str, Tensor] = {}
         for index in range(clip.shape[2]):
@@ -78,7 +84,9 @@ class Decoder:
             # Two sets of caches take turns: a step reads one and writes the other.
             outputs = self._outputs(engine, tensors, spare)
             engine.run(tensors | outputs, self.device.stream)
-            yield self._frames(outputs)
+            frames = self._frames(engine, outputs, first)
+            first += frames.shape[1]
+            yield frames
             spare = {f"{name}_next": tensor for name, tensor in caches.items()}
             caches = {name.removesuffix("_next"): outputs[name] for name in outputs if name.endswith("_next")}
 
@@ -91,6 +99,9 @@ class Decoder:
             for spec in engine.spec.outputs
         }
 
-    def _frames(self, tensors: Mapping[str, Tensor]) -> Frames:
-        frames: Frames = self.device.download(tensors[FRAMES])[0]
+    def _frames(self, engine: Engine, outputs: Mapping[str, Tensor], first: int) -> Frames:
+        """The frames that an engine gave, of which the first has this number in the video, from 0 on."""
+        frames: Frames = self.device.download(outputs[FRAMES])[0]
+        if not np.isfinite(frames).all():
+            raise FlowBlendingError(non_finite_pixel(engine.spec.precision, frame=first + 1))
         return frames

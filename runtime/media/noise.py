@@ -105,6 +105,21 @@ class TorchNormal:
         return ((high << 32 | low) & (2**53 - 1)) * 2.0**-53
 
 
+def draw_latents(seed: int, latent_shape: Sequence[int]) -> tuple[Floats, TorchNormal]:
+    """A seed's initial latents, float32 [1, C, F, H, W], and the generator that they were drawn from.
+
+    A decoder that adds noise draws on from it, as the reference pipelines do.
+
+    Args:
+        latent_shape: [C, F, H, W].
+
+    Raises:
+        UsageError: the seed does not fit in 64 bits.
+    """
+    generator = TorchNormal(seed)
+    return generator.normal((1, *latent_shape)), generator
+
+
 def _box_muller(bits: npt.NDArray[np.uint32]) -> Floats:
     """Normal values from random bits, in groups of 16."""
     uniform = (bits & np.uint32(0xFFFFFF)).astype(np.float32) * np.float32(2.0**-24)

@@ -20,8 +20,7 @@ from flowblending import FlowBlendingError
 from flowblending.contracts import upgrade
 from flowblending.contracts.graph import Dim, GraphSpec
 from flowblending.contracts.manifest import Manifest
-from flowblending.contracts.program import LATENTS, Program
-from flowblending.runtime.sampler.binding import TIMESTEP
+from flowblending.contracts.program import LATENTS, TIMESTEP, Program
 from flowblending.system.whole_file import write_whole
 
 CONDITION = "condition"

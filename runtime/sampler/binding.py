@@ -8,26 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.graph import Precision, TensorSpec
-from flowblending.contracts.program import LATENTS, VELOCITY, Mix, Program, Run, Step
+from flowblending.contracts.graph import TensorSpec
+from flowblending.contracts.program import LATENTS, TIMESTEP, VELOCITY, Mix, Program, Run, Step
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.protocol import Device, Mark
+from flowblending.runtime.refusals import non_finite_velocity
 from flowblending.runtime.sampler.online import Chooser, Rescaling, Sum
-
-TIMESTEP = "timestep"
 
 Conditions = Mapping[str, Mapping[str, Tensor]]
 """Per branch (``cond``, ``uncond``): what the engines take beside latents and timestep, by input name, [1, ...]."""
 
 _FLOAT32 = np.dtype(np.float32)
-_REMEDIES = {
-    Precision.FP16: "build it in fp16-mixed, bf16 or fp32",
-    Precision.FP16_MIXED: "build it in bf16 or fp32",
-    Precision.BF16: "build it in fp32",
-    Precision.FP8: "build it in bf16 or fp32, or calibrate it with more prompts",
-    Precision.FP32: "check its checkpoint and the initial latents",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +78,8 @@ def bind(program: Program, engines: Mapping[str, Engine], device: Device, condit
         for each in step.instructions:
             if isinstance(each, Run):
                 instructions.append(memory.call(each, step, len(complaints)))
-                complaints.append(complaint(engines[each.model], each.model, number, len(program.steps)))
+                precision = engines[each.model].spec.precision
+                complaints.append(non_finite_velocity(each.model, precision, step=number, steps=len(program.steps)))
             elif isinstance(each, Mix):
                 instructions.append(Sum.of(each, memory.slots))
             else:
@@ -218,12 +211,3 @@ def _check(engine: Engine, tensors: Mapping[str, Tensor], velocity: Tensor) -> N
             f"Engine {engine.spec.name} gives {outputs}, but {VELOCITY} as float32 {list(velocity.shape)} "
             "was expected; build the bundle with this version."
         )
-
-
-def complaint(engine: Engine, model: str, step: int, steps: int) -> str:
-    """What to say when a model's velocity is not finite at a step, counted from 1 on."""
-    precision = engine.spec.precision
-    return (
-        f"The {model} model gave a non-finite velocity at step {step} of {steps}; "
-        f"it was built in {precision}: {_REMEDIES[precision]}."
-    )

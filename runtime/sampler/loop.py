@@ -21,8 +21,9 @@ from flowblending import FlowBlendingError
 from flowblending.contracts.program import Program
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
-from flowblending.runtime.devices.protocol import Device, Watch
-from flowblending.runtime.sampler.binding import Conditions, EngineCall, bind
+from flowblending.runtime.devices.protocol import Device
+from flowblending.runtime.sampler.binding import Conditions, bind
+from flowblending.runtime.sampler.executor import Executor
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -123,8 +124,7 @@ class Trajectory:
         self._device = device
         self._binding = bind(program, engines, device, conditions)
         self._start = device.mark()
-        self._watch = device.watch(self._binding.complaints)
-        self._calls: list[EngineCall] = []
+        self._executor = Executor(self._binding, device, self._binding.complaints)
 
     @property
     def latents(self) -> Tensor:
@@ -134,7 +134,7 @@ class Trajectory:
     @property
     def calls(self) -> int:
         """Engine calls enqueued since the run began, each branch counted."""
-        return sum(1 + len(each.copies) for each in self._calls)
+        return sum(1 + len(each.copies) for each in self._executor.calls)
 
     def run(
         self, latents: npt.NDArray[np.float32] | Tensor, *, on_step: Callable[[StepEvent], None] | None = None
@@ -195,12 +195,7 @@ class Trajectory:
         """The loop's body: what a CUDA graph would capture."""
         step, chooser = self._binding.steps[index], self._binding.chooser
         reuse = None if chooser is None else chooser.reuse(index)
-        for each in step.instructions if reuse is None else reuse:
-            if isinstance(each, EngineCall):
-                call(each, self._device, self._watch, self._binding.latents)
-                self._calls.append(each)
-            else:
-                each.enqueue(self._device)
+        self._executor.execute(step.instructions if reuse is None else reuse)
         if chooser is not None and reuse is None:
             chooser.computed(index)
         step.stop.record()
@@ -214,9 +209,7 @@ class Trajectory:
                 f"{list(self._binding.latents.shape)} was expected; give latents of the size that was prepared."
             )
         source = latents if isinstance(latents, Tensor) else self._device.upload(latents)
-        self._watch.reset()
-        self._calls.clear()
-        self._device.copy(source, self._binding.latents)
+        self._executor.start(source)
         self._start.record()
         try:
             yield
@@ -226,7 +219,7 @@ class Trajectory:
                 self._start.record()
                 self._start.wait()
             raise
-        self._watch.raise_if_bad()
+        self._executor.raise_if_bad()
 
     def _event(self, index: int) -> StepEvent:
         """Wait for a step, and describe it. Waiting for one that others follow does not hold up the stream."""
@@ -243,7 +236,7 @@ class Trajectory:
         stops = [self._start, *(step.stop for step in self._binding.steps)]
         model_seconds: dict[str, float] = {}
         calls: dict[str, int] = {}
-        for each in self._calls:
+        for each in self._executor.calls:
             model_seconds[each.model] = model_seconds.get(each.model, 0.0) + seconds(each.start, each.stop)
             calls[each.model] = calls.get(each.model, 0) + 1 + len(each.copies)
         return SampleResult(
@@ -253,13 +246,3 @@ class Trajectory:
             calls=calls,
             loop_seconds=seconds(stops[0], stops[-1]),
         )
-
-
-def call(each: EngineCall, device: Device, watch: Watch, latents: Tensor) -> None:
-    """Enqueue one engine call, and a look at what it gives."""
-    for copy in each.copies:
-        device.copy(latents, copy)
-    each.start.record()
-    each.engine.run(each.tensors, device.stream)
-    each.stop.record()
-    watch.check(each.velocity, each.index)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import resource
 import subprocess
 import sys
@@ -10,56 +9,232 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.imports import Rules, files, imports, is_module, violations
+
 ROOT = Path(__file__).parents[2]
-MAY_IMPORT = {"export": {"export"}, "engine": {"engine", "export"}, "runtime": {"runtime", "engine", "export"}}
-NETWORKS = "runtime/measures/networks.py"
-"""Networks that look at videos, where the user has them: the only file of the runtime that knows torch."""
-HEAVY = {
-    "torch": {"export", NETWORKS},
-    "diffusers": {"export"},
-    "transformers": {"export", NETWORKS},
-    "onnx": {"export"},
-    "onnxruntime": {"export", "engine"},
-    "tensorrt": {"engine"},
-    "tensorrt_rtx": {"engine"},
-    "cuda": {"engine", "runtime"},
-    "av": {"runtime"},
-    "matplotlib": {"runtime"},
-    "tokenizers": {"export", "runtime"},
-    "ftfy": {"runtime"},
-    "tritonclient": {"runtime"},
-    "triton_python_backend_utils": {"runtime"},
+
+GROUND = {"contracts", "system"}
+"""What the stages write for one another, and what any of them needs of the operating system. They know nobody."""
+ENGINE = {*GROUND, "engine/backends", "engine/bundle"}
+"""What of the engine is there when a bundle runs."""
+SAMPLING = {
+    *ENGINE,
+    "runtime/program",
+    "runtime/devices",
+    "runtime/refusals",
+    "runtime/sampler",
+    "runtime/media",
+    "runtime/jobs",
+}
+RUN = {
+    *SAMPLING,
+    "runtime/events",
+    "runtime/pipeline",
+    "runtime/stage_times",
+    "runtime/run",
+    "runtime/generate",
 }
 
+PACKAGES: dict[str, set[str]] = {
+    "contracts": set(),
+    "system": set(),
+    "export/checkpoint": GROUND,
+    "export/graph": {*GROUND, "export/checkpoint"},
+    "export/families": {*GROUND, "export/checkpoint", "export/graph"},
+    "export/verify": {*GROUND, "export/graph"},
+    "export/fp8": {*GROUND, "export/graph", "export/verify"},
+    "engine/backends": GROUND,
+    "engine/bundle": {*GROUND, "engine/backends"},
+    "engine/store": GROUND,
+    "runtime/program": GROUND,
+    "runtime/measures": GROUND,
+    "runtime/jobs": {*GROUND, "engine/bundle", "runtime/program"},
+    "runtime/devices": {*GROUND, "engine/backends"},
+    "runtime/refusals": GROUND,
+    "runtime/media": {*GROUND, "engine/backends", "runtime/devices", "runtime/refusals"},
+    "runtime/sampler": {*GROUND, "engine/backends", "runtime/devices", "runtime/program", "runtime/refusals"},
+    "runtime/events": {"runtime/devices", "runtime/media", "runtime/sampler"},
+    "runtime/pipeline": SAMPLING,
+    "runtime/stage_times": {*SAMPLING, "runtime/pipeline"},
+    "runtime/run": {*SAMPLING, "runtime/events", "runtime/pipeline", "runtime/stage_times"},
+    "runtime/generate": {*SAMPLING, "runtime/events", "runtime/pipeline", "runtime/stage_times", "runtime/run"},
+    "runtime/dry_run": {*ENGINE, "runtime/devices", "runtime/jobs", "runtime/program"},
+    "runtime/api": RUN,
+    "runtime/golden": RUN,
+    "runtime/calibrate": {*RUN, "runtime/measures"},
+    "runtime/compare": {*RUN, "runtime/measures", "runtime/calibrate"},
+    "runtime/batch": RUN,
+    "runtime/serve": RUN,
+    "runtime/cli": {*RUN, "runtime/batch", "runtime/dry_run"},
+    # The one room that calls all others.
+    "engine/build": {
+        *RUN,
+        "engine/store",
+        "export/checkpoint",
+        "export/families",
+        "export/fp8",
+        "export/graph",
+        "export/verify",
+    },
+    "engine/cli": {*ENGINE, "engine/build", "engine/store"},
+    "flowblending": {"runtime/api", "runtime/events", "runtime/sampler"},
+}
+"""What each package may import beside itself: only rows above it, so that there are no cycles.
 
-SLOW = {*HEAVY, "numpy", "rich", "pydantic"}
+A package is a folder or one of the files that lie beside folders; the errors and the version are everybody's.
+"""
+TRANSFORMERS = ("export", "runtime/measures/networks.py")
+"""The exporter, and networks that look at videos, where the user has them: the runtime's only file with torch."""
+LIBRARIES = {
+    "torch": TRANSFORMERS,
+    "diffusers": ("export/families", "export/graph"),
+    "transformers": TRANSFORMERS,
+    "huggingface_hub": ("export/checkpoint",),
+    "onnx": ("export/graph",),
+    "onnx_ir": ("export/graph", "export/fp8"),
+    "onnxruntime": ("export/graph", "export/verify", "engine/backends/onnxruntime"),
+    "tensorrt": ("engine/backends/tensorrt",),
+    "tensorrt_rtx": ("engine/backends/tensorrt",),
+    "cuda": ("engine/backends/gpu.py", "runtime/devices"),
+    "av": ("runtime/media", "runtime/compare"),
+    "matplotlib": ("runtime/calibrate/plot.py",),
+    "tokenizers": ("export/families", "runtime/media/prompt.py"),
+    "ftfy": ("runtime/media/prompt.py",),
+    "ray": ("runtime/batch/ray_pool.py",),
+    "tritonclient": ("runtime/serve/triton",),
+    "triton_python_backend_utils": ("runtime/serve/triton",),
+}
+RULES = Rules(
+    packages=PACKAGES,
+    face=("FlowBlendingError", "UsageError", "__version__"),
+    libraries=LIBRARIES,
+    # A function that a user names.
+    dynamic=("runtime/measures/function.py",),
+)
+SLOW = {*LIBRARIES, "numpy", "rich", "pydantic"}
 
 
-def imports(path: Path) -> list[str]:
-    names = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            names += [f"{node.module}.{alias.name}" for alias in node.names]
-    return names
+def test_every_file_imports_what_its_package_may() -> None:
+    paths = list(files(ROOT))
+    assert len(paths) > 200
+    found = [each for file in paths for each in violations(ROOT, file, (ROOT / file).read_text(), RULES)]
+    assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("room", list(MAY_IMPORT))
-def test_imports_run_one_way(room: str) -> None:
-    paths = sorted((ROOT / room).rglob("*.py"))
-    assert len(paths) > 5
-    for path in paths:
-        for name in imports(path):
-            parts = name.split(".")
-            if parts[0] == "flowblending" and len(parts) > 1 and parts[1] in MAY_IMPORT:
-                building = path.is_relative_to(ROOT / "engine/build")
-                assert building or parts[1] in MAY_IMPORT[room], f"{path} imports {name}"
-                assert parts[1] != "export" or room == "export" or building, f"{path} imports {name}"
-            elif parts[0] in HEAVY:
-                allowed = HEAVY[parts[0]]
-                assert room in allowed or str(path.relative_to(ROOT)) in allowed, f"{path} imports {name}"
+def test_the_table_has_no_cycles() -> None:
+    above: set[str] = set()
+    for package, allowed in PACKAGES.items():
+        assert allowed <= above, f"{package} may import {sorted(allowed - above)}, which stand below it"
+        above.add(package)
+
+
+def test_every_row_is_a_package() -> None:
+    paths = list(files(ROOT))
+    for package in PACKAGES:
+        prefixes = (f"{package}/", f"{package}.py")
+        inside = [each for each in paths if each.removeprefix("flowblending/").startswith(prefixes)]
+        assert inside or package == "flowblending", f"{package} is no folder and no file any more"
+
+
+def test_who_may_know_whom() -> None:
+    """What the table must go on saying, however packages are cut."""
+    for package, allowed in PACKAGES.items():
+        if package not in ("engine/build", "engine/cli"):
+            assert "engine/build" not in allowed
+        if package.startswith("runtime/"):
+            assert not any(each.startswith("export/") or each == "engine/store" for each in allowed)
+        if package.startswith("export/"):
+            assert all(each in GROUND or each.startswith("export/") for each in allowed)
+        if package in ("engine/backends", "engine/bundle", "engine/store"):
+            assert all(each in GROUND or each.startswith("engine/") for each in allowed)
+        assert "engine/cli" not in allowed
+        assert "runtime/cli" not in allowed
+
+
+def test_families_do_not_know_one_another() -> None:
+    families = sorted(each.parent for each in (ROOT / "export/families").glob("*/__init__.py"))
+    assert len(families) >= 2
+    for folder in families:
+        others = tuple(f"flowblending.export.families.{each.name}" for each in families if each != folder)
+        for path in folder.rglob("*.py"):
+            names = [each.name or "" for each in imports(path.read_text(), lambda name: is_module(ROOT, name))]
+            assert not [name for name in names if name.startswith(others)], path
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "said"),
+    [
+        ("runtime/build.py", "from flowblending.export.graph.trace import trace", "no package of the table"),
+        ("runtime/program/build.py", "from flowblending.export.graph.trace import trace", "may not know export/graph"),
+        ("runtime/program/build.py", "from flowblending.export import graph", "may not know export/graph"),
+        ("runtime/program/build.py", "import flowblending.engine.build.build as b", "may not know engine/build"),
+        (
+            "runtime/pipeline.py",
+            "def f():\n    from flowblending.engine.build import disk",
+            "may not know engine/build",
+        ),
+        (
+            "engine/bundle/x.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import flowblending.runtime.jobs",
+            "x.py:3 imports flowblending.runtime.jobs, but engine/bundle may not know runtime/jobs",
+        ),
+        ("engine/backends/x.py", "MODULE = 'flowblending.runtime.pipeline'", "may not know runtime/pipeline"),
+        (
+            "engine/backends/x.py",
+            "call('from flowblending.runtime import jobs')",
+            "x.py:1 imports flowblending.runtime",
+        ),
+        ("engine/store/x.py", "f(f'import flowblending.engine.build.{name}')", "made while it runs"),
+        ("engine/store/x.py", "f('flowblending.' + room)", "made while it runs"),
+        ("engine/store/x.py", "f(f'{python} -c import flowblending.runtime.jobs')", "may not know runtime/jobs"),
+        ("engine/store/x.py", "import importlib\nimportlib.import_module('flowblending.runtime.jobs')", "runtime/jobs"),
+        ("engine/store/x.py", "import_module(name)", "made while it runs"),
+        ("engine/store/x.py", "import_module('.jobs', 'flowblending' '.runtime')", "made while it runs"),
+        ("engine/store/x.py", "__import__('torch')", "imports torch, which belongs to export"),
+        ("engine/store/x.py", "from ..bundle import bundle", "made while it runs"),
+        ("engine/store/x.py", "import flowblending\nflowblending.runtime.jobs.Job", "may not know runtime/jobs"),
+        ("engine/store/x.py", "from flowblending import open", "for users of the product"),
+        (
+            "flowblending/system/x.py",
+            "from flowblending.engine.bundle.bundle import alive",
+            "may not know engine/bundle",
+        ),
+        ("flowblending/contracts/x.py", "from flowblending.system import lock", "may not know system"),
+        ("runtime/sampler/x.py", "import torch.nn", "imports torch.nn, which belongs to export"),
+        ("runtime/devices/x.py", "from onnxruntime import InferenceSession", "engine/backends/onnxruntime"),
+        ("runtime/measures/x.py", "import torch", "runtime/measures/networks.py"),
+        ("engine/build/x.py", "from tests.support import plans", "no part of the product"),
+        ("export/families/x.py", "from benchmarks.shapes import data", "no part of the product"),
+        (
+            "engine/__init__.py",
+            "from flowblending.engine.bundle.bundle import open_bundle",
+            "may not know engine/bundle",
+        ),
+        ("flowblending/__init__.py", "from flowblending.engine.build.build import build_bundle", "engine/build"),
+    ],
+)
+def test_what_is_planted_is_found(file: str, source: str, said: str) -> None:
+    found = violations(ROOT, file, source, RULES)
+    assert any(said in each for each in found), found
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        (
+            "engine/build/x.py",
+            "from flowblending.runtime.pipeline import Pipeline\nimport flowblending.export.fp8.layers",
+        ),
+        ("runtime/program/x.py", "from flowblending import UsageError\nfrom flowblending.contracts import graph"),
+        ("runtime/program/x.py", "import flowblending\nflowblending.__version__\nimport math, numpy"),
+        ("engine/store/x.py", '"""See `flowblending.runtime.jobs`."""\nA = 1\n"""As flowblending.export."""'),
+        ("runtime/program/x.py", "Registry('flowblending.solvers', 'flowblending {version}')"),
+        ("runtime/measures/function.py", "importlib.import_module(module)"),
+        ("runtime/__init__.py", '"""Prose."""'),
+    ],
+)
+def test_what_is_allowed_is_not(file: str, source: str) -> None:
+    assert not violations(ROOT, file, source, RULES)
 
 
 @pytest.mark.parametrize(

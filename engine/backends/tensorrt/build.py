@@ -17,7 +17,7 @@ from flowblending.engine.backends.protocol import ShapeProfile
 from flowblending.engine.backends.tensorrt.compile import PlanRequest, compile_plan
 from flowblending.engine.backends.tensorrt.library import load
 from flowblending.engine.backends.tensorrt.targets import check_targets
-from flowblending.system.subprocess_call import EndedError, answer, call_in_subprocess
+from flowblending.system.subprocess_call import EndedError, call_in_subprocess
 from flowblending.system.whole_file import whole_file
 
 
@@ -63,10 +63,9 @@ def build_plan(
 
 def _compile_in_subprocess(request: PlanRequest, progress: Callable[[str], None]) -> PlanInfo:
     try:
-        info: PlanInfo = call_in_subprocess(__name__, request, progress)
+        return call_in_subprocess(compile_plan, request, progress)
     except EndedError as end:
         raise _ended(request, end) from None
-    return info
 
 
 def _ended(request: PlanRequest, end: EndedError) -> FlowBlendingError:
@@ -81,8 +80,3 @@ def _ended(request: PlanRequest, end: EndedError) -> FlowBlendingError:
         f"{title} ended with {end.how} while compiling {name} ({end.last}); "
         "try another --precision, --target or --backend."
     )
-
-
-def serve(descriptor: int) -> None:
-    """What the compiler's process does."""
-    answer(descriptor, compile_plan)

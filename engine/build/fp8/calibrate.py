@@ -20,6 +20,7 @@ from flowblending import UsageError
 from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, PipelineSpec
 from flowblending.contracts.manifest import BundleFile, Geometry
 from flowblending.engine.build.fp8.graphs import Rows, observed_graph, plain_graph
+from flowblending.engine.build.fp8.loader import Graph
 from flowblending.engine.build.fp8.options import MARGIN, PERCENTILE, SCHEDULE, Fp8Options
 from flowblending.engine.build.fp8.room import (
     available_memory,
@@ -30,7 +31,6 @@ from flowblending.engine.build.fp8.room import (
 )
 from flowblending.engine.build.fp8.trajectories import (
     REVISION,
-    Graph,
     RangesRequest,
     Trajectories,
     TrajectoryRanges,

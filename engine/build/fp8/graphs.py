@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowblending.contracts.graph import Precision
-from flowblending.engine.build.fp8.trajectories import Graph, HeldWeight
+from flowblending.engine.build.fp8.loader import Graph, HeldWeight
 
 if TYPE_CHECKING:
     from flowblending.export.graph.exportable import Part

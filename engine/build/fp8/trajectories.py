@@ -1,12 +1,12 @@
-"""Asking the runtime to run trajectories and to tell what enters the layers of the transformers on them.
+"""Trajectories for the calibration of fp8: each model meets the latents and timesteps that a schedule gives it.
 
-The trajectories have to be those that the runtime samples on, so the runtime makes them, from its own program. This
-package does not import it: the request goes to a process of its own, as a compilation does.
+The runtime samples them, from its own program, in a process that takes much memory and gives it back. The
+transformers' graphs tell of each call, in an output of their own, how large the values were that entered their layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,44 +15,25 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.graph import GraphSpec, PipelineSpec
-from flowblending.contracts.manifest import Geometry
+from flowblending.contracts.graph import LARGE, SMALL, GraphSpec, PipelineSpec
+from flowblending.contracts.manifest import BundleFile, Component, Geometry, Manifest, VideoProfile
+from flowblending.contracts.program import TIMESTEP, Program
+from flowblending.engine.backends.protocol import Engine
+from flowblending.engine.backends.tensor import Tensor
+from flowblending.engine.build.fp8.loader import Graph, Loader
+from flowblending.engine.bundle.bundle import Bundle
+from flowblending.runtime.devices.open import AUTO, open_device
+from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.sampler.loop import Sampler
 from flowblending.system.subprocess_call import EndedError, call_in_subprocess
 
 REVISION = 1
 """Raised when the same pair, prompts and options give other ranges: the observed graphs, and all that samples."""
 
-_MODULE = "flowblending.engine.build.fp8.trajectories_worker"
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldWeight:
-    """A weight in a file of the checkpoint.
-
-    Attributes:
-        name: of the graph's input that it is.
-        path: absolute, of the file.
-        offset: of its first byte.
-        shape: in the file.
-        itemsize: bytes of a number.
-        kind: ONNX's number of its type.
-    """
-
-    name: str
-    path: Path
-    offset: int
-    shape: tuple[int, ...]
-    itemsize: int
-    kind: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Graph:
-    """A graph for ONNX Runtime, with absolute path, and the weights that it takes as inputs."""
-
-    onnx: Path
-    spec: GraphSpec
-    weights: tuple[HeldWeight, ...] = ()
+_SAMPLES = 2
+"""Prompts of which the conditions are handed back."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +107,7 @@ def measure(request: RangesRequest, progress: Callable[[str], None]) -> Trajecto
         FlowBlendingError: an engine fails or gives infinite values, or memory runs out.
     """
     try:
-        measured: TrajectoryRanges = call_in_subprocess(_MODULE, request, progress)
+        return call_in_subprocess(sample_ranges, request, progress)
     except EndedError as end:
         if end.killed:
             raise FlowBlendingError(
@@ -134,4 +115,141 @@ def measure(request: RangesRequest, progress: Callable[[str], None]) -> Trajecto
                 "or calibrate there and give the file to --fp8-calibration here."
             ) from None
         raise FlowBlendingError(f"The calibration ended with {end.how} ({end.last}); try fewer prompts.") from None
-    return measured
+
+
+def sample_ranges(request: RangesRequest, progress: Callable[[str], None]) -> TrajectoryRanges:
+    """Encode the prompts, and sample all of them in step; what `measure` calls in its process."""
+    manifest = _manifest(request)
+    jobs = [
+        # One branch a call, so that memory holds one latent's activations; what a branch computes is the same.
+        Job(
+            prompt=prompt,
+            seed=seed,
+            schedule=request.trajectories.schedule,
+            steps=request.trajectories.steps,
+            batched_guidance=False,
+        )
+        for seed, prompt in enumerate(request.trajectories.prompts)
+    ]
+    programs = [compile_job(job, manifest) for job in jobs]
+    if not request.graphs:
+        return _measured(programs, {}, {})
+    device = open_device(AUTO, manifest)
+    loader = Loader(request.graphs, device)
+    pipeline = _Encoding(bundle=Bundle(folder=Path("/"), manifest=manifest), device=device, loader=loader)
+    progress("encoding the prompts")
+    conditions = [pipeline.encode(job, program, lambda _: None) for job, program in zip(jobs, programs, strict=True)]
+    models = _sample(loader, programs, conditions, progress) if request.sample else {}
+    loader.close()
+    branches = [each for prompt in conditions[:_SAMPLES] for each in prompt.values()]
+    return _measured(
+        programs,
+        {name: model.observed() for name, model in models.items()},
+        {name: np.concatenate([device.download(branch[name]) for branch in branches]) for name in branches[0]},
+    )
+
+
+def _measured(
+    programs: Sequence[Program], models: Mapping[str, Observed], conditions: Mapping[str, npt.NDArray[Any]]
+) -> TrajectoryRanges:
+    program = programs[0]
+    return TrajectoryRanges(
+        schedule=program.schedule,
+        steps=len(program.steps),
+        solver=program.solver,
+        guidance=program.guidance,
+        calls={model: sum(each.calls(model) for each in programs) for model in (LARGE, SMALL)},
+        models=models,
+        conditions=conditions,
+    )
+
+
+def _manifest(request: RangesRequest) -> Manifest:
+    """As much of a manifest as sampling reads: there is nothing to decode with, and no bundle."""
+    components = {
+        name: Component.model_construct(
+            spec=graph.spec,
+            backend="onnxruntime",
+            backend_version="",
+            files=(BundleFile.model_construct(path=str(graph.onnx), bytes=0, sha256=""),),
+            key={},
+        )
+        for name, graph in request.graphs.items()
+    }
+    return Manifest.model_construct(
+        id="",
+        pipeline=request.pipeline,
+        profiles=(VideoProfile.fixed(request.geometry),),
+        components=components,
+        tokenizer=(BundleFile.model_construct(path=str(request.tokenizer), bytes=0, sha256=""),),
+        rebuild=(),
+        created_by="",
+    )
+
+
+def _sample(
+    loader: Loader,
+    programs: Sequence[Program],
+    conditions: Sequence[Mapping[str, Mapping[str, Tensor]]],
+    progress: Callable[[str], None],
+) -> dict[str, _Model]:
+    """Sample every prompt, all of them step by step, so that each model is loaded once per stage."""
+    names = dict.fromkeys(step.model for step in programs[0].steps)
+    models = {name: _Model(name, loader) for name in names}
+    sampler = Sampler(models, loader.device)
+    runs = [
+        sampler.prepare(program, given).follow(TorchNormal(seed).normal((1, *program.latent_shape)), ahead=0)
+        for seed, (program, given) in enumerate(zip(programs, conditions, strict=True))
+    ]
+    total = len(programs[0].steps)
+    for number, step in enumerate(programs[0].steps, start=1):
+        for prompt, run in enumerate(runs, start=1):
+            progress(f"step {number} of {total}, {step.model}, prompt {prompt} of {len(runs)}")
+            next(run)
+    for run in runs:
+        next(run, None)
+    return models
+
+
+@dataclass(kw_only=True)
+class _Encoding(Pipeline):
+    """The part of a pipeline that encodes prompts, with its engine from elsewhere."""
+
+    loader: Loader
+
+    def engine(self, name: str) -> Engine:
+        """An engine by its component's name."""
+        return self.loader.engine(name)
+
+
+class _Model:
+    """A transformer as the sampler knows it, which keeps what its graph tells of each call."""
+
+    def __init__(self, name: str, loader: Loader) -> None:
+        spec, device = loader.graphs[name].spec, loader.device
+        *outputs, self._output = spec.outputs
+        self._spec = GraphSpec(name=spec.name, precision=spec.precision, inputs=spec.inputs, outputs=tuple(outputs))
+        self._name = name
+        self._loader = loader
+        self._device = device
+        self._ranges = device.empty(self._output.resolve({}), np.dtype(np.float32))
+        self._timesteps: list[float] = []
+        self._found: list[npt.NDArray[np.float32]] = []
+
+    @property
+    def spec(self) -> GraphSpec:
+        """Without the output that tells."""
+        return self._spec
+
+    def run(self, tensors: Mapping[str, Tensor], stream: int) -> None:
+        """Run the graph, and keep what it tells."""
+        self._loader.engine(self._name).run({**tensors, self._output.name: self._ranges}, stream)
+        self._found.append(self._device.download(self._ranges))
+        self._timesteps.append(float(self._device.download(tensors[TIMESTEP])[0]))
+
+    def close(self) -> None:
+        """The loader closes the engine."""
+
+    def observed(self) -> Observed:
+        """Everything that was kept."""
+        return Observed(timesteps=tuple(self._timesteps), ranges=np.stack(self._found))

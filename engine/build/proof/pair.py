@@ -98,6 +98,11 @@ class ModelCall:
 def follow(program: Mapping[str, Any], velocity: Velocity, latents: Floats) -> tuple[Floats, list[ModelCall]]:
     """Interpret a sampling program (file contract 3, `flowblending.contracts.program`), an instruction at a time.
 
+    Not by the runtime's executor (`flowblending.runtime.sampler.executor`), on purpose. That one runs engines on
+    memory that is bound beforehand, and ends at the first number that is not finite; here velocities come from
+    whatever computes them (modules of torch, an engine, a branch at a time), each is kept, and a pair that overflows
+    has to be followed to its end, to be judged. A test holds the two to the same bits.
+
     Args:
         program: as its JSON.
         velocity: called once for every branch of every run.

@@ -1,7 +1,4 @@
-"""Measuring a pair against torch in fp32 while it is built, and keeping the trajectory for the plans on their GPU.
-
-With `build`, `fp8_build` and `proof_build`, the only files of this package that call the exporter.
-"""
+"""Measuring a pair against torch in fp32 while it is built, and keeping the trajectory for the plans on their GPU."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ import numpy.typing as npt
 
 from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, Precision
 from flowblending.contracts.manifest import Manifest
+from flowblending.contracts.program import COND, TIMESTEP, UNCOND
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.registry import gpu_components, open_engine
 from flowblending.engine.backends.tensor import CPU, Tensor
@@ -29,14 +27,18 @@ from flowblending.engine.build.proof.pair import (
     follow,
     unmeasured,
 )
-from flowblending.engine.build.proof.pair_start import pair_start
 from flowblending.engine.bundle.bundle import TRAJECTORY, Bundle
+from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.media.prompt import Tokenizer
 
 if TYPE_CHECKING:
     from flowblending.export.graph.exportable import Part
 
 AFFORDABLE = 2e12
 """Operations of a trajectory that a few cores do in well under a minute; it is sampled three times."""
+
+_SEED = 1000
+"""One that a calibration has no prompt for: a trajectory that the ranges were measured on would flatter them."""
 
 Arrays = Mapping[str, Mapping[str, npt.NDArray[Any]]]
 
@@ -75,10 +77,9 @@ def measure_pair(
         return unmeasured(program, "sampling it in fp32 is too much work for a CPU")
     from flowblending.export.verify.trajectory import TorchPair, encode
 
-    start = pair_start(bundle, prompt, progress)
-    noise = start.latents
+    noise, tokens = initial_latents(manifest), tokens_of(bundle, prompt)
     progress("encoding the prompt")
-    conditions = encode(parts[TEXT_ENCODER].load(Precision.FP32), start.tokens, manifest.pipeline.frame_rate)
+    conditions = encode(parts[TEXT_ENCODER].load(Precision.FP32), tokens, manifest.pipeline.frame_rate)
     progress("sampling it in torch in fp32")
     models = {name: parts[name].load(Precision.FP32) for name in (LARGE, SMALL)}
     final, calls = follow(program, TorchPair(models, conditions, stock=True), noise)
@@ -93,6 +94,27 @@ def measure_pair(
         ours = {name: parts[name].load(precision) for name, precision in precisions.items()}
         velocity = TorchPair(ours, conditions, stock=False)
     return compare_pair(program, calls, final, velocity, noise, where="cpu", allowed=allowed(manifest))
+
+
+def initial_latents(manifest: Manifest) -> npt.NDArray[np.float32]:
+    """Noise fp32 [1, C, F, H, W], as ``fb-run`` draws it."""
+    return TorchNormal(_SEED).normal((1, *manifest.geometry.latent_shape))
+
+
+def tokens_of(bundle: Bundle, prompt: str) -> dict[str, dict[str, npt.NDArray[np.int64]]]:
+    """Tokens of a prompt, and of the pipeline's negative prompt, as ``fb-run`` gives them to the text encoder.
+
+    Returns:
+        By guidance branch: ``ids`` and ``mask``, int64 [1, L].
+
+    Raises:
+        FlowBlendingError: the tokenizer cannot be read.
+    """
+    pipeline = bundle.manifest.pipeline
+    path = bundle.folder / bundle.manifest.tokenizer[0].path
+    tokenizer = Tokenizer(path, length=pipeline.text_length, clean=pipeline.clean_prompt)
+    encoded = {COND: tokenizer.encode(prompt), UNCOND: tokenizer.encode(pipeline.negative_prompt)}
+    return {branch: {"ids": each.ids, "mask": each.mask} for branch, each in encoded.items()}
 
 
 def _open(bundle: Bundle, name: str) -> Engine:
@@ -115,7 +137,7 @@ class EnginePair:
     def __call__(self, model: str, latents: Floats, timestep: float, branch: str) -> Floats:
         """The velocity of latents fp32 [1, C, F, H, W]."""
         engine = self._engines[model]
-        given = {LATENTS: latents, "timestep": np.array([timestep], np.float32), **self._conditions[branch]}
+        given = {LATENTS: latents, TIMESTEP: np.array([timestep], np.float32), **self._conditions[branch]}
         output = np.empty_like(latents)
         (spec,) = engine.spec.outputs
         tensors = {each.name: Tensor.of(np.ascontiguousarray(given[each.name])) for each in engine.spec.inputs}

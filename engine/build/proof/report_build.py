@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowblending import FlowBlendingError
-from flowblending.engine.build.proof.default_program import default_program
+from flowblending.contracts.manifest import Manifest
 from flowblending.engine.build.proof.pair import slots_of
 from flowblending.engine.build.proof.pair_build import measure_pair
 from flowblending.engine.build.proof.report import BuildReport, make_report, read_report, write_report
 from flowblending.engine.build.proof.table import show_report
 from flowblending.engine.bundle.bundle import TRAJECTORY, Bundle
+from flowblending.runtime.jobs import Job, compile_job
 from flowblending.system.console import Console
 
 if TYPE_CHECKING:
@@ -41,12 +42,17 @@ def add_report(
         report = make_report(bundle, slots=earlier.slots, pair=earlier.pair, inspected=earlier.inspected)
     else:
         with console.phase("Measuring the pair") as progress:
-            program = default_program(bundle.manifest, progress)
+            program = default_program(bundle.manifest)
             pair = measure_pair(bundle, parts, program, prompt, progress)
             report = make_report(bundle, slots=slots_of(program), pair=pair)
     check_report(report, console)
     write_report(report, bundle.folder)
     return report
+
+
+def default_program(manifest: Manifest) -> Mapping[str, Any]:
+    """The program that ``fb-run`` runs unless told otherwise, as its JSON (file contract 3)."""
+    return compile_job(Job(prompt=""), manifest).to_json()
 
 
 def check_report(report: BuildReport, console: Console) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import LTXVideoTransformer3DModel
@@ -24,6 +23,7 @@ from flowblending.export.checkpoint.checkpoint import (
     vae_factors,
     vae_statistics,
 )
+from flowblending.export.families.ltx.row import LTX
 from flowblending.export.families.ltx.signal import load_signal
 from flowblending.export.families.ltx.transformer import REVISION, load_transformer
 from flowblending.export.families.ltx.vae import vae_part
@@ -38,12 +38,8 @@ _ARCHITECTURES: Mapping[tuple[object, ...], str] = {(28, 32, 64): LTX_2B}
 """By number of layers, number of heads, and width of a head."""
 
 
-@dataclass(frozen=True)
 class Ltx:
     """The family ``ltx``; see ``flowblending.export.graph.exportable.Family``."""
-
-    name: str = "ltx"
-    pipelines: tuple[str, ...] = tuple(TEXT_LENGTH)
 
     def advise(self, checkpoint: Checkpoint) -> str | None:
         """That an LTXPipeline whose scheduler has no dynamic shift is probably LTX-Video 0.9.5.
@@ -68,7 +64,7 @@ class Ltx:
         temporal, spatial = vae_factors(checkpoint)
         conditioned = vae.get("timestep_conditioning", False)
         return PipelineSpec(
-            family=self.name,
+            family=LTX.name,
             pipeline=checkpoint.pipeline,
             latent_channels=transformer["in_channels"],
             temporal_factor=temporal,

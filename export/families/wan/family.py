@@ -20,6 +20,7 @@ from flowblending.export.checkpoint.checkpoint import (
     vae_statistics,
 )
 from flowblending.export.families.t5 import text_encoder_part
+from flowblending.export.families.wan.row import WAN
 from flowblending.export.families.wan.transformer import REVISION, load_signal, load_transformer
 from flowblending.export.families.wan.vae import check_decoder, decoder_parts
 from flowblending.export.graph.exportable import Part
@@ -81,9 +82,6 @@ _SCHEDULERS = {
 class Wan:
     """Which checkpoints are Wan 2.1 text-to-video, and what they consist of."""
 
-    name = "wan"
-    pipelines = ("WanPipeline",)
-
     def advise(self, checkpoint: Checkpoint) -> str | None:  # noqa: ARG002 - Family
         """Nothing: there is one class."""
         return None
@@ -102,7 +100,7 @@ class Wan:
         mean, std = vae_statistics(checkpoint)
         patch_frames, patch_height, patch_width = transformer["patch_size"]
         return PipelineSpec(
-            family=self.name,
+            family=WAN.name,
             pipeline=checkpoint.pipeline,
             latent_channels=transformer["in_channels"],
             temporal_factor=temporal,

@@ -13,6 +13,16 @@ constexpr std::int64_t kLargestProgram = 64 << 20;
 // work, few enough that a cancel is soon heard.
 constexpr std::size_t kAhead = 2;
 
+// What to do about a velocity that is not finite, by the precision of the model that gave it. The same words as in
+// Python (runtime/refusals.py), which a test holds side by side.
+const char* remedy(const std::string& precision) {
+  if (precision == "fp16") return "build it in fp16-mixed, bf16 or fp32";
+  if (precision == "fp16-mixed") return "build it in bf16 or fp32";
+  if (precision == "fp8") return "build it in bf16 or fp32, or calibrate it with more prompts";
+  if (precision == "fp32") return "check its checkpoint and the initial latents";
+  return "build it in fp32";
+}
+
 }  // namespace
 
 class Sampling {
@@ -175,8 +185,7 @@ class Sampling {
     }
     const std::string& precision = manifest_->models.at(model).spec.precision;
     fail(Code::failed, "The ", model, " model gave a non-finite velocity at step ", step, " of ",
-         binding_->steps.size(), "; it was built in ", precision, ": ",
-         precision == "fp32" ? "check its checkpoint and the initial latents." : "build it in bf16 or fp32.");
+         binding_->steps.size(), "; it was built in ", precision, ": ", remedy(precision), ".");
   }
 
   std::shared_ptr<const Manifest> manifest_;

@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.checkpoints import TEXT_DIM, ltx_transformer, wan_transformer
 from flowblending.contracts.graph import LARGE, TEXT_ENCODER, Precision
 from flowblending.engine.backends.tensor import Tensor
-from flowblending.engine.build.fp8.trajectories import Graph, HeldWeight
-from flowblending.engine.build.fp8.trajectories_worker import Loader
+from flowblending.engine.build.fp8.loader import Graph, HeldWeight, Loader
 from flowblending.export.families.ltx import transformer as ltx
 from flowblending.export.families.t5 import text_encoder_part
 from flowblending.export.families.wan import transformer as wan

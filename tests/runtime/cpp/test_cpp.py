@@ -6,6 +6,7 @@ Where cmake, a compiler or nlohmann-json is missing, everything here is skipped 
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import os
 import shutil
@@ -18,9 +19,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flowblending import FlowBlendingError
+from flowblending.contracts.graph import Precision
+from flowblending.engine.backends.function import FunctionEngine
+from flowblending.engine.backends.tensor import Tensor
+from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.golden import vectors as golden
-from flowblending.runtime.golden.closed_form import CASES
+from flowblending.runtime.golden.closed_form import CASES, FORMS
+from flowblending.runtime.golden.closed_form import engines as formulas
 from flowblending.runtime.jobs import Job
+from flowblending.runtime.sampler.loop import Sampler
 from tests.conftest import SEVERAL, Build
 from tests.support.required import unavailable
 
@@ -304,6 +312,43 @@ def test_mistakes_through_the_c_interface(library: ctypes.CDLL, closed_form: Pat
     library.fb_sampler_destroy(None)
     library.fb_close(bundle)
     library.fb_close(None)
+
+
+@pytest.mark.parametrize("precision", Precision)
+@pytest.mark.parametrize("case", [CASE, "dpm-one-call"])
+def test_a_velocity_that_is_not_finite_is_told_in_the_words_of_python(
+    library: ctypes.CDLL, closed_form: Path, tmp_path: Path, precision: Precision, case: str
+) -> None:
+    bundle, golden_case = tmp_path / "bundle", golden.Golden.read(closed_form / case)
+    shutil.copytree(closed_form / "bundle", bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for component in manifest["components"].values():
+        component["spec"]["precision"] = precision
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    opened = library.fb_open(str(bundle).encode(), 0)
+    sampler = library.fb_sampler_create(opened, 0, None, 0)
+    program = str(closed_form / case / "program.json").encode()
+    assert library.fb_sampler_load(sampler, program) == 0, library.fb_last_error()
+    give_inputs(library, sampler, closed_form / case)
+    noise = golden_case.latents.copy()
+    noise[0, 0, 0, 0, 0] = np.inf
+    latents = np.empty_like(noise)
+    assert library.fb_sample(sampler, noise.ctypes.data, latents.ctypes.data, OnStep(), None) == 4
+    told = library.fb_last_error().decode()
+    library.fb_sampler_destroy(sampler)
+    library.fb_close(opened)
+
+    engines = {
+        name: FunctionEngine(dataclasses.replace(each.spec, precision=precision), FORMS[name])
+        for name, each in formulas().items()
+    }
+    conditions = {
+        branch: {name: Tensor.of(array) for name, array in inputs.items()}
+        for branch, inputs in golden_case.conditions.items()
+    }
+    with pytest.raises(FlowBlendingError) as found, np.errstate(invalid="ignore"):
+        Sampler(engines, HostDevice()).sample(golden_case.file.program, noise, conditions)
+    assert told == str(found.value)
 
 
 def test_a_missing_back_end_is_named(library: ctypes.CDLL, closed_form: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from flowblending import FlowBlendingError
 from flowblending.contracts.graph import VAE, VAE_FIRST, VAE_NEXT, Dim, GraphSpec, Precision, TensorSpec
 from flowblending.engine.backends.function import Arrays, FunctionEngine
 from flowblending.engine.backends.tensor import Tensor
@@ -71,6 +72,22 @@ def stepwise(seen: Seen) -> Decoder:
         for name, inputs, count in ((VAE_FIRST, {"latents": FRAME}, 1), (VAE_NEXT, {"latents": FRAME, **caches}, 2))
     }
     return Decoder(engines=engines, device=HostDevice(), pipeline=PIPELINE)
+
+
+@pytest.mark.parametrize(("frame", "first"), [(0, 1), (1, 2), (3, 6)])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_pixel_that_is_not_finite_ends_the_video_before_its_frames(frame: int, first: int, value: float) -> None:
+    latents = LATENTS.copy()
+    latents[0, 0, frame, 0, 0] = value
+    chunks = []
+    with np.errstate(invalid="ignore"), pytest.raises(FlowBlendingError) as found:
+        for chunk in stepwise([]).decode(Tensor.of(latents), TorchNormal(0)):
+            chunks.append(chunk)
+    assert str(found.value) == (
+        f"The VAE decoder gave a non-finite pixel from frame {first} on; "
+        "it was built in fp32: check its checkpoint and the latents."
+    )
+    assert sum(chunk.shape[1] for chunk in chunks) == first - 1
 
 
 def test_caches_are_handed_from_frame_to_frame() -> None:

@@ -15,8 +15,7 @@ from flowblending.engine.build.fp8.room import (
     check_load,
     sampled_geometry,
 )
-from flowblending.engine.build.fp8.trajectories import RangesRequest, Trajectories
-from flowblending.engine.build.fp8.trajectories_worker import work
+from flowblending.engine.build.fp8.trajectories import RangesRequest, Trajectories, sample_ranges
 from flowblending.engine.bundle.geometry import plan_geometry
 from flowblending.export.checkpoint.model_files import model_files
 from tests.support.manifests import PIPELINE
@@ -71,7 +70,7 @@ def test_calls_of_a_schedule(schedule: str, large: int, small: int) -> None:
         trajectories=Trajectories(prompts=("a", "b", "c", "d"), schedule=schedule, steps=50),
         sample=False,
     )
-    assert work(plan, lambda _: None).calls == {"large": large, "small": small}
+    assert sample_ranges(plan, lambda _: None).calls == {"large": large, "small": small}
 
 
 def test_another_size_than_the_bundles() -> None:

@@ -14,8 +14,14 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.fp8_calibration import summarise
 from flowblending.contracts.graph import Dim, ExportedGraph, GraphSpec, Precision, TensorSpec
 from flowblending.contracts.manifest import Geometry, Manifest, VideoProfile
-from flowblending.engine.build.fp8.trajectories import Graph, RangesRequest, Trajectories, TrajectoryRanges, measure
-from flowblending.engine.build.fp8.trajectories_worker import work
+from flowblending.engine.build.fp8.loader import Graph
+from flowblending.engine.build.fp8.trajectories import (
+    RangesRequest,
+    Trajectories,
+    TrajectoryRanges,
+    measure,
+    sample_ranges,
+)
 from flowblending.export.fp8.observe import observe
 from flowblending.export.graph.trace import read_graph
 from flowblending.export.graph.weight_inputs import write_weight_inputs
@@ -125,7 +131,7 @@ def amax(measured: TrajectoryRanges, model: str) -> float:
 
 def test_each_model_meets_its_own_timesteps_and_both_branches(tmp_path: Path) -> None:
     doings: list[str] = []
-    found = work(request(tmp_path), doings.append)
+    found = sample_ranges(request(tmp_path), doings.append)
     assert (found.schedule, found.steps, found.guidance) == ("L4 S4 L2", 10, 5.0)
     for model in ("large", "small"):
         steps = [timestep for each, timestep in timesteps("LSL") if each == model]
@@ -141,7 +147,7 @@ def test_each_model_meets_its_own_timesteps_and_both_branches(tmp_path: Path) ->
 
 def test_a_stage_needs_a_smaller_range_than_all_steps(tmp_path: Path) -> None:
     """The layer's values grow with the timestep, so what is right for all steps wastes range in the middle ones."""
-    staged, uniform = work(request(tmp_path), ignore), work(request(tmp_path, schedule="SSS"), ignore)
+    staged, uniform = sample_ranges(request(tmp_path), ignore), sample_ranges(request(tmp_path, schedule="SSS"), ignore)
     every = [timestep for _, timestep in timesteps("SSS")]
     middle = [timestep for model, timestep in timesteps("LSL") if model == "small"]
     assert amax(uniform, "small") == pytest.approx(max(every), rel=1e-5)

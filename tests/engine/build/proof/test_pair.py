@@ -13,7 +13,7 @@ import pytest
 
 from flowblending.contracts.graph import LARGE, SMALL, Precision
 from flowblending.contracts.manifest import Manifest
-from flowblending.engine.build.proof.default_program import default_program
+from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.build.proof.pair import (
     ALLOWED,
     Floats,
@@ -24,10 +24,13 @@ from flowblending.engine.build.proof.pair import (
     slots_of,
     unmeasured,
 )
+from flowblending.engine.build.proof.report_build import default_program
 from flowblending.export.verify.verify import TOLERANCE
+from flowblending.runtime.devices.host import HostDevice
+from flowblending.runtime.golden.closed_form import CASES, FORMS, ClosedFormCase, engines
 from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.sampler.loop import Sampler
 from tests.support.manifests import spec, write
-from tests.support.plans import ignore
 
 LIMITS = {LARGE: 1e-2, SMALL: 5e-2}
 
@@ -52,7 +55,7 @@ def program_of(manifest: Manifest, **options: Any) -> Mapping[str, Any]:
 
 
 def test_the_runtime_tells_the_default_program(manifest: Manifest) -> None:
-    found = default_program(manifest, ignore)
+    found = default_program(manifest)
     assert found == program_of(manifest)
     assert found["schedule"] == "L20 S20 L10"
     assert slots_of(found) == len(compile_job(Job(prompt=""), manifest).slots())
@@ -81,6 +84,25 @@ def test_a_program_is_followed(manifest: Manifest) -> None:
         program_of(manifest, steps=10, solver="euler", guidance=4.0, batched_guidance=True), velocity, noise()
     )
     np.testing.assert_allclose(batched, final, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+def test_a_program_is_followed_as_the_runtime_runs_it(case: ClosedFormCase) -> None:
+    random = np.random.default_rng(3)
+    conditions, latents = case.conditions(random), random.standard_normal((1, *case.latent)).astype(np.float32)
+
+    def formula(model: str, latents: Floats, timestep: float, branch: str) -> Floats:
+        given = {"latents": latents, "timestep": np.array([timestep], np.float32), **conditions[branch]}
+        return np.asarray(FORMS[model](given)["velocity"], np.float32)
+
+    program = case.program().program
+    tensors = {
+        branch: {name: Tensor.of(array) for name, array in inputs.items()} for branch, inputs in conditions.items()
+    }
+    result = Sampler(engines(), HostDevice()).sample(program, latents, tensors)
+    final, calls = follow(program.to_json(), formula, latents)
+    np.testing.assert_array_equal(final, result.latents.numpy())
+    assert len(calls) == sum(result.calls.values())
 
 
 def measure(manifest: Manifest, large: float, small: float) -> PairFacts:

@@ -21,10 +21,8 @@ from flowblending.engine.backends.onnxruntime.run import OrtEngine
 from flowblending.engine.build.build import build_bundle
 from flowblending.engine.build.proof import pair as pair_errors
 from flowblending.engine.build.proof.pair import follow, pair_claims
-from flowblending.engine.build.proof.pair_build import EnginePair, write_trajectory
-from flowblending.engine.build.proof.pair_start import pair_start
-from flowblending.engine.build.proof.prove import ProveRequest, prove_bundle
-from flowblending.engine.build.proof.prove_worker import work
+from flowblending.engine.build.proof.pair_build import EnginePair, initial_latents, tokens_of, write_trajectory
+from flowblending.engine.build.proof.prove import ProveRequest, inspect, prove_bundle
 from flowblending.engine.build.proof.report import BuildReport, read_report
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
 from flowblending.export.checkpoint.checkpoint import open_checkpoint
@@ -136,9 +134,9 @@ def test_a_pair_is_measured_on_what_the_runtime_samples(
 ) -> None:
     """The runtime encodes the prompt with its engines and samples; here, torch does the one and `follow` the other."""
     bundle, checkpoint = build(kind), open_checkpoint(str(checkpoints(kind) / "large"))
-    start = pair_start(bundle, "a red ball", ignore)
+    noise = initial_latents(bundle.manifest)
     (part,) = [each for each in family_of(checkpoint).parts(checkpoint) if each.name == "text_encoder"]
-    found = encode(part.load(Precision.FP32), start.tokens, bundle.manifest.pipeline.frame_rate)
+    found = encode(part.load(Precision.FP32), tokens_of(bundle, "a red ball"), bundle.manifest.pipeline.frame_rate)
     conditions = {branch: {name: value.numpy() for name, value in each.items()} for branch, each in found.items()}
 
     job = Job(prompt="a red ball", steps=4)
@@ -152,8 +150,8 @@ def test_a_pair_is_measured_on_what_the_runtime_samples(
     assert not np.allclose(conditions["cond"]["text"], conditions["uncond"]["text"], atol=1e-2)
 
     engines = {name: OrtEngine(bundle.path(name), bundle.manifest.components[name].spec) for name in ("large", "small")}
-    final, _ = follow(program.to_json(), EnginePair(engines, conditions), start.latents)
-    sampled = pipeline.sample(program, start.latents, expected).latents.numpy()
+    final, _ = follow(program.to_json(), EnginePair(engines, conditions), noise)
+    sampled = pipeline.sample(program, noise, expected).latents.numpy()
     np.testing.assert_allclose(final, sampled, rtol=1e-3, atol=1e-4)
 
 
@@ -198,7 +196,7 @@ def test_what_torch_did_not_give_is_found(build: Build, tmp_path: Path) -> None:
         trajectory=tmp_path / "pair.npz",
         allowed={"large": 1e-4, "small": 1e-4},
     )
-    found = work(asked, ignore)
+    found = inspect(asked, ignore)
     assert found.inspected.differences["large"] == pytest.approx(0.2, rel=1e-3)
     # Nothing of torch was given for it, and what it makes of noise is finite.
     assert found.inspected.differences["small"] is None

@@ -1,0 +1,28 @@
+"""What is known of a model family before torch is loaded: its name, its pipelines, and where the rest is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowblending.export.graph.exportable import Family
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFamily:
+    """A row of the table of families.
+
+    Attributes:
+        name: in manifests and messages.
+        pipelines: the diffusers pipeline classes that it covers, as ``model_index.json`` names them.
+        vae_factors: from the VAE's configuration to the video frames and pixels per latent frame and pixel, as the VAE
+            class derives them.
+        load: imports torch and diffusers, and makes what answers all further questions.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    vae_factors: Callable[[Mapping[str, Any]], tuple[int, int]]
+    load: Callable[[], Family]

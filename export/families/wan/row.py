@@ -1,0 +1,25 @@
+"""The family's row in the table of families."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from flowblending.export.families.model_family import ModelFamily
+
+if TYPE_CHECKING:
+    from flowblending.export.graph.exportable import Family
+
+
+def _vae_factors(config: Mapping[str, Any]) -> tuple[int, int]:
+    # The published configurations predate these two settings.
+    return int(config.get("scale_factor_temporal", 4)), int(config.get("scale_factor_spatial", 8))
+
+
+def _load() -> Family:
+    from flowblending.export.families.wan.family import Wan
+
+    return Wan()
+
+
+WAN = ModelFamily(name="wan", pipelines=("WanPipeline",), vae_factors=_vae_factors, load=_load)

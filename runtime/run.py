@@ -1,0 +1,249 @@
+"""One run: load, encode, sample, decode, write, as one generator of events.
+
+Everything that makes a video (fb-run, its worker processes, the Python API, the Triton worker, fb-compare) iterates
+over `VideoRun.events` and shows or sends what it is told. Closing the generator, at whatever event, is all that
+stopping takes: steps under way are waited for, memory is given back, and what is not whole on the disk goes away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Sequence
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from flowblending.contracts.graph import TEXT_ENCODER, VAE
+from flowblending.contracts.manifest import Geometry, Manifest
+from flowblending.contracts.program import Program
+from flowblending.engine.backends.tensor import Tensor
+from flowblending.engine.bundle.geometry import geometry_of
+from flowblending.runtime.devices.arrays import Array
+from flowblending.runtime.events import (
+    EncodeEvent,
+    FinishedEvent,
+    FramesEvent,
+    LatentsEvent,
+    LoadEvent,
+    RunEvent,
+    SamplingEvent,
+    WarningEvent,
+)
+from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.media.latents import save_latents
+from flowblending.runtime.media.noise import TorchNormal, draw_latents
+from flowblending.runtime.media.video import check_output, open_writer
+from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.program.caches.parse import OFF
+from flowblending.runtime.sampler.binding import Conditions
+from flowblending.runtime.sampler.loop import AHEAD, SampleResult
+from flowblending.runtime.stage_times import LOADING, VIDEO, Clock
+from flowblending.system.whole_file import check_target
+
+
+class VideoRun:
+    """A job on an open pipeline. Nothing has run yet, and all that can be refused before work has been.
+
+    Args:
+        latents: initial latents in place of the seed's noise, float32 [1, C, F, H, W]: an array, which is checked, or
+            a tensor of the device, which is taken as it is.
+        embeddings: as `Pipeline.embed` gives them, of the branches whose text is not to be encoded.
+        outputs: where to write the video (see `open_writer`).
+        latents_out: where to write the final latents (.npy).
+        decode: whether frames are wanted; there are no outputs without.
+        open_first: open every engine before the first step, the decoder's too, so that what keeps one from being
+            opened is known before the work; otherwise the decoder's are opened when they are needed.
+        ahead: steps that may be under way on a GPU beyond the one told; 0 leaves the latents of the step told in the
+            trajectory's memory (`SamplingEvent`).
+
+    Attributes:
+        program: the steps.
+        frame_rate: of the video, in frames per second.
+        geometry: of the video.
+
+    Raises:
+        UsageError: a job that makes no program, latents that do not fit, or outputs that no video can have.
+        FlowBlendingError: a file cannot be written.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        job: Job,
+        *,
+        latents: npt.NDArray[np.generic] | Tensor | None = None,
+        embeddings: Conditions | None = None,
+        outputs: Sequence[Path] = (),
+        latents_out: Path | None = None,
+        decode: bool = True,
+        open_first: bool = False,
+        ahead: int = AHEAD,
+    ) -> None:
+        self._pipeline = pipeline
+        self._job = job
+        self.program: Final[Program] = compile_job(job, pipeline.bundle.manifest)
+        self.frame_rate: Final[float] = pipeline.frame_rate(job)
+        self.geometry: Final[Geometry] = geometry_of(pipeline.bundle.manifest.pipeline, self.program.latent_shape)
+        if latents is not None and not isinstance(latents, Tensor):
+            latents = pipeline.check_latents(latents, self.program.latent_shape)
+        self._given = latents
+        self._embeddings = embeddings or {}
+        self._outputs = tuple(outputs)
+        self._latents_out = latents_out
+        self._decode = decode
+        self._open_first = open_first
+        self._ahead = ahead
+        self._check_files()
+
+    @cached_property
+    def metadata(self) -> dict[str, str]:
+        """What the video's file says about how it was made."""
+        given = self._given
+        array = self._pipeline.device.download(given) if isinstance(given, Tensor) else given
+        return video_metadata(self._pipeline.bundle.manifest, self._job, self.program, array)
+
+    def start(self) -> tuple[npt.NDArray[np.float32] | Tensor, TorchNormal]:
+        """The initial latents, and the generator that a decoder draws on from.
+
+        Raises:
+            UsageError: a seed that is none.
+        """
+        if self._given is not None:
+            return self._given, TorchNormal(self._job.seed)
+        return draw_latents(self._job.seed, self.program.latent_shape)
+
+    def events(self) -> Generator[RunEvent, None, None]:
+        """Make the video, anew with every call.
+
+        Yields:
+            A `LoadEvent` before an engine is opened; `EncodeEvent`; `WarningEvent` about the prompt; `SamplingEvent`;
+            a `StepEvent` for every step that has finished; `LatentsEvent`, when those are written too; `FramesEvent`
+            for frames that were decoded and written; `FinishedEvent`, when every output is whole.
+
+        Raises:
+            FlowBlendingError: a number that is not finite, an engine that failed, a pipeline that has been closed, or
+                a file that cannot be written. What was at the outputs before stays as it was.
+        """
+        clock, pipeline = Clock(), self._pipeline
+        self._check_files()  # again: they may have come to be since
+        latents, generator = self.start()
+        yield from _opened(pipeline, self._needed(), clock)
+        result = yield from self._sampled(latents, clock)
+        if self._latents_out is not None:
+            save_latents(self._latents_out, pipeline.device.download(result.latents))
+        yield LatentsEvent(latents=Array(result.latents, pipeline.device), seconds=result.loop_seconds)
+        if self._decode:
+            yield from self._written(result.latents, generator, clock)
+        yield FinishedEvent(sample=result, seconds=clock.seconds())
+
+    def _check_files(self) -> None:
+        for path in self._outputs:
+            check_output(path, width=self.geometry.width, height=self.geometry.height)
+        if self._latents_out is not None:
+            check_target(self._latents_out)
+
+    def _texts(self) -> list[str]:
+        """The branches whose text is encoded."""
+        return [branch for branch in self.program.branches() if branch not in self._embeddings]
+
+    def _needed(self) -> list[str]:
+        """The components that are opened at first, in the order in which they are used."""
+        models = sorted({step.model for step in self.program.steps})
+        decoders = self._pipeline.decoders() if self._decode and self._open_first else []
+        return [*([TEXT_ENCODER] if self._texts() else []), *models, *decoders]
+
+    def _sampled(
+        self, latents: npt.NDArray[np.float32] | Tensor, clock: Clock
+    ) -> Generator[RunEvent, None, SampleResult]:
+        """Encode and sample. Conditions and slots are this generator's, and go before anything is decoded."""
+        pipeline, device = self._pipeline, self._pipeline.device
+        warnings: list[str] = []
+        if self._texts():
+            yield EncodeEvent()
+        # Marks and not the clock: on a GPU, encoding has only been enqueued when it returns.
+        began, ended = device.mark(), device.mark()
+        began.record()
+        conditions = pipeline.encode(self._job, self.program, warnings.append, self._embeddings)
+        ended.record()
+        for line in warnings:
+            yield WarningEvent(message=line)
+        trajectory = pipeline.prepare(self.program, conditions)
+        yield SamplingEvent(trajectory=trajectory)
+        result = yield from trajectory.follow(latents, ahead=self._ahead)
+        if self._texts():
+            clock.add(TEXT_ENCODER, device.seconds(began, ended))
+        for model, seconds in result.model_seconds.items():
+            clock.add(model, seconds)
+        return result
+
+    def _written(self, latents: Tensor, generator: TorchNormal, clock: Clock) -> Generator[RunEvent, None, None]:
+        """Decode, and write what is decoded."""
+        width, height = self.geometry.width, self.geometry.height
+        with contextlib.ExitStack() as files:
+            with clock.measure(VIDEO):
+                writers = [
+                    files.enter_context(
+                        open_writer(
+                            path, width=width, height=height, frame_rate=self.frame_rate, metadata=self.metadata
+                        )
+                    )
+                    for path in self._outputs
+                ]
+            decoding = files.enter_context(contextlib.closing(decoded(self._pipeline, latents, generator, clock)))
+            for event in decoding:
+                if isinstance(event, FramesEvent):
+                    with clock.measure(VIDEO):
+                        for writer in writers:
+                            writer.write(event.frames)
+                yield event
+            with clock.measure(VIDEO):
+                files.close()
+
+
+def video_metadata(
+    manifest: Manifest, job: Job, program: Program, given: npt.NDArray[np.float32] | None = None
+) -> dict[str, str]:
+    """The metadata of a job's video; initial latents that were given are known by their digest."""
+    noise = {"seed": str(job.seed)} if given is None else {"latents_sha256": sha256(given.tobytes()).hexdigest()}
+    return {
+        "prompt": job.prompt,
+        **noise,
+        "schedule": program.schedule,
+        "solver": program.solver,
+        "guidance": f"{program.guidance:g}",
+        "bundle": manifest.id,
+        **({} if job.cache == OFF else {"cache": job.cache}),
+    }
+
+
+def decoded(
+    pipeline: Pipeline, latents: Tensor, generator: TorchNormal, clock: Clock | None = None
+) -> Generator[LoadEvent | FramesEvent, None, None]:
+    """Decode latents [1, C, F, H, W].
+
+    Args:
+        generator: that the initial latents were drawn from; a decoder that adds noise draws on.
+
+    Raises:
+        FlowBlendingError: a pixel that is not finite, or an engine that failed.
+    """
+    clock = clock or Clock()
+    yield from _opened(pipeline, pipeline.decoders(), clock)
+    first = 0
+    with contextlib.closing(pipeline.decode(latents, generator)) as chunks:
+        for frames in clock.timed(VAE, chunks):
+            yield FramesEvent(first=first, frames=frames)
+            first += frames.shape[1]
+
+
+def _opened(pipeline: Pipeline, names: Sequence[str], clock: Clock) -> Generator[LoadEvent, None, None]:
+    """Open engines that are not open yet, naming each before."""
+    for name in names:
+        if not pipeline.is_open(name):
+            yield LoadEvent(component=name)
+            with clock.measure(LOADING):
+                pipeline.engine(name)

@@ -1,0 +1,228 @@
+"""One run on formulas: its events, its files, and what is left when it ends early or badly."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import weakref
+from pathlib import Path
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts.graph import Precision
+from flowblending.runtime.api import Generation, VideoSampler
+from flowblending.runtime.compare.sample import sample
+from flowblending.runtime.events import (
+    EncodeEvent,
+    FinishedEvent,
+    FramesEvent,
+    LatentsEvent,
+    LoadEvent,
+    RunEvent,
+    SamplingEvent,
+)
+from flowblending.runtime.generate import generate
+from flowblending.runtime.jobs import Job
+from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.media.video import to_uint8
+from flowblending.runtime.run import VideoRun
+from flowblending.runtime.sampler.loop import StepEvent, Trajectory
+from flowblending.system.console import Console
+from tests.support.toy_pipeline import FRAMES, NO_TEXT, ToyPipeline, toy_pipeline
+
+JOB = Job(prompt="a cat", steps=4, schedule="L1 S2 L1", seed=7)
+KINDS = [
+    *[LoadEvent] * 2,
+    SamplingEvent,
+    *[StepEvent] * 4,
+    LatentsEvent,
+    *[LoadEvent] * 2,
+    *[FramesEvent] * 3,
+    FinishedEvent,
+]
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> ToyPipeline:
+    return toy_pipeline(tmp_path / "toy")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    return folder
+
+
+def a_run(pipeline: ToyPipeline, out: Path, job: Job = JOB) -> VideoRun:
+    outputs = [out / "video.npy", out / "frames"]
+    out.mkdir(exist_ok=True)
+    return VideoRun(pipeline, job, embeddings=NO_TEXT, outputs=outputs, latents_out=out / "latents.npy")
+
+
+def test_a_run_tells_what_it_does_and_writes_what_it_tells(pipeline: ToyPipeline, out: Path) -> None:
+    run = a_run(pipeline, out)
+    events = list(run.events())
+    assert [type(event) for event in events] == KINDS
+    assert [event.component for event in events if isinstance(event, LoadEvent)] == [
+        "large",
+        "small",
+        "vae_first",
+        "vae_next",
+    ]
+    frames = [event for event in events if isinstance(event, FramesEvent)]
+    assert [event.first for event in frames] == [0, 1, 5]
+    np.testing.assert_array_equal(np.load(out / "video.npy"), np.concatenate([each.images() for each in frames]))
+    assert len(list((out / "frames").iterdir())) == FRAMES
+    (latents,) = (event.latents.numpy() for event in events if isinstance(event, LatentsEvent))
+    np.testing.assert_array_equal(np.load(out / "latents.npy"), latents)
+    finished = events[-1]
+    assert isinstance(finished, FinishedEvent)
+    assert finished.seconds.keys() == {"loading", "large", "small", "vae", "video", "total"}
+    assert sum(seconds for stage, seconds in finished.seconds.items() if stage != "total") <= finished.seconds["total"]
+    assert dict(finished.sample.calls) == {"large": 4, "small": 4}
+    # Again, with every engine open; a folder of images is never merged, which is told before the work.
+    with pytest.raises(UsageError, match="exists already"):
+        next(run.events())
+    again = [type(event) for event in a_run(pipeline, out / "again").events()]
+    assert again == [kind for kind in KINDS if kind is not LoadEvent]
+
+
+def test_engines_are_opened_first_where_that_is_asked_for(pipeline: ToyPipeline) -> None:
+    events = VideoRun(pipeline, JOB, embeddings=NO_TEXT, open_first=True).events()
+    assert [type(event) for event in itertools.islice(events, 5)] == [*[LoadEvent] * 4, SamplingEvent]
+    events.close()
+
+
+@pytest.mark.parametrize("number", range(len(KINDS)))
+def test_a_run_closed_at_any_event_leaves_nothing_half_written_and_nothing_held(
+    pipeline: ToyPipeline, out: Path, number: int
+) -> None:
+    run = a_run(pipeline, out)
+    alive = pipeline.device.alive
+    events = run.events()
+    for event in itertools.islice(events, number + 1):
+        kind = type(event)
+    assert kind is KINDS[number]
+    events.close()
+    del event
+    assert pipeline.device.alive == alive
+    written = {path.name for path in out.iterdir()}
+    latents = {"latents.npy"} if number >= KINDS.index(LatentsEvent) else set()
+    assert written == latents | ({"video.npy", "frames"} if kind is FinishedEvent else set())
+    # And the pipeline is as good as new.
+    assert isinstance(list(a_run(pipeline, out / "again").events())[-1], FinishedEvent)
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, FlowBlendingError, SystemExit])
+def test_what_was_there_before_stays_when_a_consumer_fails(
+    pipeline: ToyPipeline, out: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
+) -> None:
+    (out / "video.npy").write_bytes(b"older")
+
+    console = Console(quiet=True)
+    monkeypatch.setattr(console, "progress", Mock(side_effect=failure))
+    with pytest.raises(failure):
+        generate(pipeline, JOB, out / "video.npy", console)
+    assert (out / "video.npy").read_bytes() == b"older"
+    assert [path.name for path in out.iterdir()] == ["video.npy"]
+
+
+def test_slots_and_conditions_go_before_anything_is_decoded(pipeline: ToyPipeline) -> None:
+    trajectories: list[weakref.ref[Trajectory]] = []
+    for event in VideoRun(pipeline, JOB, embeddings=NO_TEXT).events():
+        if isinstance(event, SamplingEvent):
+            trajectories.append(weakref.ref(event.trajectory))
+        if isinstance(event, LatentsEvent):
+            assert [each() for each in trajectories] == [None]
+
+
+def test_nothing_is_written_or_opened_of_a_job_that_is_refused(pipeline: ToyPipeline, out: Path) -> None:
+    with pytest.raises(UsageError, match="steps were asked for"):
+        a_run(pipeline, out, dataclasses.replace(JOB, steps=0))
+    with pytest.raises(UsageError, match="frame rate of 0"):
+        a_run(pipeline, out, dataclasses.replace(JOB, frame_rate=0))
+    with pytest.raises(UsageError, match="does not fit in 64 bits"):
+        list(a_run(pipeline, out, dataclasses.replace(JOB, seed=2**70)).events())
+    with pytest.raises(UsageError, match=r"suffix \.gif is unknown"):
+        VideoRun(pipeline, JOB, outputs=[out / "x.npy", out / "x.gif"])
+    with pytest.raises(FlowBlendingError, match="is no folder"):
+        VideoRun(pipeline, JOB, latents_out=out / "none" / "x.npy")
+    with pytest.raises(UsageError, match="infinite or undefined numbers"):
+        VideoRun(pipeline, JOB, latents=np.full((1, 16, 3, 4, 8), np.nan, np.float32))
+    assert not list(out.iterdir())
+    assert not pipeline.is_open("large")
+
+
+def test_latents_that_are_given_are_known_by_their_digest(pipeline: ToyPipeline) -> None:
+    noise = TorchNormal(7).normal((1, 16, 3, 4, 8))
+    given = VideoRun(pipeline, JOB, embeddings=NO_TEXT, latents=noise, decode=False)
+    tensor = VideoRun(pipeline, JOB, embeddings=NO_TEXT, latents=pipeline.device.upload(noise), decode=False)
+    drawn = VideoRun(pipeline, JOB, embeddings=NO_TEXT, decode=False)
+    assert drawn.metadata["seed"] == "7"
+    assert given.metadata == tensor.metadata
+    assert "seed" not in given.metadata
+    assert len(given.metadata["latents_sha256"]) == 64
+    results = [final_latents(run) for run in (given, tensor, drawn)]
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def final_latents(run: VideoRun) -> np.ndarray:
+    (latents,) = (event.latents.numpy() for event in run.events() if isinstance(event, LatentsEvent))
+    return latents
+
+
+@pytest.mark.parametrize(
+    ("precision", "remedy"),
+    [
+        (Precision.FP16, "build it in bf16 or fp32"),
+        (Precision.BF16, "build it in fp32"),
+        (Precision.FP32, "check its checkpoint and the latents"),
+    ],
+)
+def test_a_non_finite_pixel_is_told_in_one_wording(tmp_path: Path, precision: Precision, remedy: str) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    told = set()
+    for number, make in enumerate(("run", "generate", "iterate", "decode", "pixels", "compare")):
+        pipeline = toy_pipeline(tmp_path / f"toy{number}", spoiled={"vae_next": 1}, precision=precision)
+        latents = TorchNormal(7).normal((1, 16, 3, 4, 8))
+        with pytest.raises(FlowBlendingError) as found:
+            match make:
+                case "run":
+                    list(a_run(pipeline, out).events())
+                case "generate":
+                    generate(pipeline, JOB, out / "video.npy", Console(quiet=True))
+                case "iterate":
+                    list(Generation(pipeline, JOB, None, {}))
+                case "decode":
+                    list(VideoSampler(pipeline).decode(latents))
+                case "pixels":
+                    pipeline.pixels(latents, 7)
+                case "compare":
+                    sample(pipeline, JOB, warn=print, on_step=lambda *_: None, out=out / "video.npy")
+        told.add(str(found.value))
+    assert told == {f"The VAE decoder gave a non-finite pixel from frame 6 on; it was built in {precision}: {remedy}."}
+    assert [path.name for path in out.iterdir()] == ["latents.npy"]
+
+
+def test_every_consumer_makes_the_same_video(pipeline: ToyPipeline, out: Path) -> None:
+    expected = generate(pipeline, JOB, out / "a.npy", Console(quiet=True)).latents
+    frames = np.load(out / "a.npy")
+    events: list[RunEvent] = list(Generation(pipeline, JOB, None, {}))
+    assert EncodeEvent not in map(type, events)  # what users of the Python API are told has not changed
+    (latents,) = (event.latents.numpy() for event in events if isinstance(event, LatentsEvent))
+    np.testing.assert_array_equal(latents, expected)
+    api = np.concatenate([event.images() for event in events if isinstance(event, FramesEvent)])
+    np.testing.assert_array_equal(api, frames)
+    compared = sample(pipeline, JOB, warn=print, on_step=lambda *_: None, out=out / "b.npy")
+    np.testing.assert_array_equal(compared.latents, expected)
+    np.testing.assert_array_equal(compared.frames, frames)
+    np.testing.assert_array_equal(np.load(out / "b.npy"), frames)
+    np.testing.assert_array_equal(pipeline.pixels(expected, JOB.seed), frames)
+    decoded = [event.frames for event in VideoSampler(pipeline).decode(expected) if isinstance(event, FramesEvent)]
+    np.testing.assert_array_equal(to_uint8(np.concatenate(decoded, axis=1)), frames)
