@@ -36,8 +36,9 @@ from benchmarks.schedules.run import (
     stages,
 )
 from flowblending.runtime import api
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.video import open_writer
+from flowblending.runtime.options import Job
 from flowblending.system.console import Console, run_program
 
 PROGRAMS = {"fb-build-engines": "flowblending.engine.cli", "fb-run": "flowblending.runtime.cli"}

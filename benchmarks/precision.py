@@ -40,8 +40,8 @@ from flowblending.engine.build.build import build_bundle
 from flowblending.engine.build.fp8.options import Fp8Options
 from flowblending.engine.build.request import BuildRequest
 from flowblending.runtime import api
-from flowblending.runtime.jobs import Job
 from flowblending.runtime.measures.similarity import cosine, psnr, ssim
+from flowblending.runtime.options import Job
 from flowblending.system.console import Console, run_program
 from flowblending.system.whole_file import write_whole
 

@@ -31,8 +31,9 @@ from benchmarks.checkpoints import wan_pipeline, wan_transformer
 from flowblending.engine.build.build import BuildRequest, build_bundle
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.devices.open import open_device
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.cost import cost_of
 from flowblending.system.console import Console

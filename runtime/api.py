@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, Unpack
 
 import numpy as np
 
@@ -19,15 +19,17 @@ from flowblending import UsageError
 from flowblending.contracts.graph import LARGE
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import COND, UNCOND, Program
-from flowblending.engine.backends.tensor import CPU, CUDA, Tensor
+from flowblending.engine.backends.tensor import CPU, Tensor
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.devices.arrays import Array, Shape, adopt, stream_handle
 from flowblending.runtime.devices.foreign import ForeignArray, ForeignStream
 from flowblending.runtime.devices.open import AUTO, open_device
 from flowblending.runtime.events import Embedding, Event, FramesEvent, LatentsEvent, LoadEvent, WarningEvent
-from flowblending.runtime.jobs import Job, job_geometry
+from flowblending.runtime.jobs import job_geometry
 from flowblending.runtime.media.noise import draw_latents
+from flowblending.runtime.option_values import PYTHON, make_job, read_options, read_value
+from flowblending.runtime.options import DEVICE, THREADS, Job, JobOptions
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.run import VideoRun, decoded
 from flowblending.runtime.sampler.binding import Conditions
@@ -123,54 +125,26 @@ class VideoSampler:
         prompt: str | Embedding,
         *,
         negative_prompt: str | Embedding | None = None,
-        seed: int = 0,
-        size: str | None = None,
-        frames: int | None = None,
-        steps: int | None = None,
-        schedule: str = "auto",
-        guidance: float | None = None,
-        batched_guidance: bool | None = None,
-        solver: str | None = None,
-        frame_rate: float | None = None,
-        cache: str = "off",
         noise: ForeignArray | None = None,
+        **options: Unpack[JobOptions],
     ) -> Generation:
         """A video to be made; see `Generation`. None means the default of the bundle's family.
 
         Args:
             prompt: what the video shows; a text, or its embedding.
             negative_prompt: what it should not show.
-            seed: of the noise, which is the one diffusers draws for the same seed on the CPU.
-            size: such as ``832x480``, and
-            frames: of the video: one that the bundle was built for.
-            steps: sampling steps.
-            schedule: ``auto`` (what the bundle was calibrated to, or LSL), ``LSL``, or ``L20 S20 L10``, whose stages
-                may have a guidance scale and timesteps of their own: ``S20:g1:t750,625``.
-            guidance: scale of classifier-free guidance; 1 or less turns it off.
-            batched_guidance: both guidance branches in one call of the engine.
-            solver: ``unipc``, ``dpm++`` or ``euler``.
-            frame_rate: of the video, in frames per second.
-            cache: which engine calls to leave out, such as ``taylor:1`` or ``scm:slow+guidance:5``.
             noise: initial latents in place of the seed's, float32 [1, C, F, H, W], of the video's size. They are read
                 where they are, when the video is made, and left as they are.
+            options: further fields of a `Job`: seed, size, frames, steps, schedule, guidance, batched_guidance,
+                solver, cache and frame_rate.
 
         Raises:
             UsageError: an option or an array that does not fit.
         """
-        job = Job(
-            prompt=prompt if isinstance(prompt, str) else "",
-            negative_prompt=negative_prompt if isinstance(negative_prompt, str) else None,
-            seed=seed,
-            size=size,
-            frames=frames,
-            steps=steps,
-            schedule=schedule,
-            guidance=guidance,
-            batched_guidance=batched_guidance,
-            solver=solver,
-            frame_rate=frame_rate,
-            cache=cache,
-        )
+        texts = {"prompt": prompt, "negative_prompt": negative_prompt}
+        given = {name: text for name, text in texts.items() if not isinstance(text, Embedding)}
+        fields = read_options({**given, **options}, PYTHON, beside=["noise"])
+        job = make_job({"prompt": "", **fields})
         embeddings = {}
         for branch, text, name in ((COND, prompt, "prompt"), (UNCOND, negative_prompt, "negative prompt")):
             if isinstance(text, Embedding):
@@ -194,7 +168,7 @@ class VideoSampler:
         channels = self.manifest.pipeline.latent_channels
         tensor = self._latents(latents, "array of latents", (1, channels, None, None, None))
         check_latent_shape(self.manifest, tensor.shape[1:])
-        _, generator = draw_latents(seed, tensor.shape[1:])
+        _, generator = draw_latents(read_options({"seed": seed}, PYTHON)["seed"], tensor.shape[1:])
         return decoded(self._pipeline, tensor, generator)
 
     def close(self) -> None:
@@ -249,10 +223,8 @@ def open(
         UsageError: a wrong argument.
         FlowBlendingError: the bundle is missing, damaged or altered, or its libraries or its GPU are not here.
     """
-    if device not in (AUTO, CPU, CUDA):
-        raise UsageError(f"The device is {device!r}, but {AUTO}, {CPU} or {CUDA} was expected; give one of them.")
-    if threads is not None and threads < 1:
-        raise UsageError(f"{threads} threads were asked for, but at least 1 is needed; try threads=2.")
+    read_value(device, DEVICE, PYTHON)
+    threads = read_value(threads, THREADS, PYTHON)
     handle = None if stream is None else stream_handle(stream)
     opened = open_bundle(Path(bundle))
     opened.verify()

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
-from flowblending.runtime.program.caches.registry import cache_help
-from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
+from flowblending.runtime.arguments import add_machine, add_options, check_machine, given
+from flowblending.runtime.option import RUN
+from flowblending.runtime.option_values import make_job
+from flowblending.runtime.options import HOW, MACHINE, OUTPUT, WHAT, Job
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
-    from flowblending.runtime.jobs import Job, PromptLine
     from flowblending.runtime.pipeline import Pipeline
+    from flowblending.runtime.prompt_file import PromptLine
     from flowblending.system.console import Console
 
 DEFAULT_OUT = Path("video.mp4")
@@ -33,9 +35,8 @@ def parser() -> argparse.ArgumentParser:
         epilog='Example: fb-run wan --prompt "A cat walks on the grass" --schedule LSL --out cat.mp4',
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that fb-build-engines wrote")
-    what = parser.add_argument_group("what to generate")
-    what.add_argument("--prompt", metavar="TEXT", help="what the video shows")
-    what.add_argument("--negative-prompt", metavar="TEXT", help="what it should not show (default: the family's)")
+    what = parser.add_argument_group(WHAT)
+    add_options(what, RUN, [WHAT])
     what.add_argument(
         "--prompts",
         type=Path,
@@ -46,36 +47,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--shard", metavar="I/N", help="with --prompts: only every N-th line, from line I on; for N runs at a time"
     )
-    what.add_argument("--seed", type=int, default=0, help="of the noise; the same as in diffusers (default: 0)")
     what.add_argument("--latents", type=Path, metavar="FILE", help="initial latents (.npy, fp32 [B, C, F, H, W])")
-    what.add_argument("--size", metavar="WxH", help="of the video, if the bundle has several (default: its first)")
-    what.add_argument("--frames", type=int, metavar="N", help="of the video, likewise (default: its first)")
-    how = parser.add_argument_group("how to sample")
-    how.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the family's)")
-    how.add_argument(
-        "--schedule",
-        default="auto",
-        metavar="S",
-        help='LSL, LLL, SSS, LSS, SLL with the family\'s boundaries, or "L20 S20 L10"; stages may have a guidance '
-        'scale and timesteps of their own, "L20 S20:g1:t750,625 L10" (default: what fb-calibrate found for the bundle, '
-        "else LSL)",
-    )
-    how.add_argument(
-        "--guidance", type=float, metavar="G", help="guidance scale; 1 turns it off (default: the family's)"
-    )
-    how.add_argument(
-        "--batched-guidance",
-        action=argparse.BooleanOptionalAction,
-        help="run both guidance branches in one call, or one after the other (default: the family's)",
-    )
-    how.add_argument("--solver", type=SOLVERS.argument, metavar=METAVAR, help="(default: the family's)")
-    how.add_argument(
-        "--cache",
-        default="off",
-        metavar="POLICY",
-        help=cache_help(),
-    )
-    where = parser.add_argument_group("what to write")
+    add_options(parser.add_argument_group(HOW), RUN, [HOW])
+    where = parser.add_argument_group(OUTPUT)
     where.add_argument(
         "--out",
         type=Path,
@@ -83,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         help="video.mp4, frames.npy (uint8 [F, H, W, 3]) or a new folder for PNG files; "
         "with --prompts the folder for the videos (default: video.mp4, or videos/)",
     )
-    where.add_argument("--fps", type=float, dest="frame_rate", help="frames per second (default: the family's)")
+    add_options(where, RUN, [OUTPUT])
     where.add_argument("--save-latents", type=Path, metavar="FILE", help="also write the final latents (.npy)")
     where.add_argument(
         "--emit-program",
@@ -100,11 +74,8 @@ def parser() -> argparse.ArgumentParser:
     )
     where.add_argument("--dry-run", action="store_true", help="print the plan and its cost; run nothing")
     where.add_argument("--quiet", action="store_true", help="print errors and warnings only")
-    machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="for onnxruntime bundles (default: auto)"
-    )
-    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads of ONNX Runtime")
+    machine = parser.add_argument_group(MACHINE)
+    add_machine(machine, RUN)
     machine.add_argument(
         "--workers",
         type=int,
@@ -132,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console(quiet=arguments.quiet)
     bundle = open_bundle(arguments.bundle)
     if arguments.dry_run:
-        _dry_run(arguments, bundle)
+        _dry_run(arguments, bundle, console)
         return 0
     if arguments.emit_program is not None:
         _emit_program(arguments, bundle)
@@ -155,8 +126,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("Give either --prompt TEXT or --prompts FILE.")
     if arguments.prompt is not None and arguments.prompts is not None and not arguments.dry_run:
         raise UsageError("Give either --prompt TEXT or --prompts FILE.")
-    if arguments.prompt is not None and not arguments.prompt.strip():
-        raise UsageError("The prompt is empty; say what the video shows.")
     if arguments.prompts is not None and (arguments.latents or arguments.save_latents or arguments.emit_inputs):
         raise UsageError(
             "--latents, --save-latents and --emit-inputs are for a single --prompt; leave them out with --prompts."
@@ -165,8 +134,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError("--workers, --shard and --ray are for --prompts FILE; leave them out with a single --prompt.")
     if arguments.workers is not None and arguments.workers < 1:
         raise UsageError(f"{arguments.workers} workers were asked for, but at least 1 is needed; try --workers 2.")
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UsageError(f"{arguments.threads} threads were asked for, but at least 1 is needed; try --threads 2.")
+    check_machine(arguments)
+    given(arguments, RUN)
     out = _out(arguments)
     if arguments.prompts is not None and out.suffix in VIDEO_SUFFIXES:
         raise UsageError(f"--out {out} names one video, but --prompts makes a folder of them; name a folder.")
@@ -191,30 +160,16 @@ def _out(arguments: argparse.Namespace) -> Path:
 
 
 def _job(arguments: argparse.Namespace) -> Job:
-    from flowblending.runtime.jobs import Job
-
-    return Job(
-        prompt=arguments.prompt or "",
-        negative_prompt=arguments.negative_prompt,
-        seed=arguments.seed,
-        size=arguments.size,
-        frames=arguments.frames,
-        steps=arguments.steps,
-        schedule=arguments.schedule,
-        guidance=arguments.guidance,
-        batched_guidance=arguments.batched_guidance,
-        solver=arguments.solver,
-        frame_rate=arguments.frame_rate,
-        cache=arguments.cache,
-    )
+    """The job of the command line; its prompt is empty where a file has the prompts."""
+    return make_job({"prompt": "", **given(arguments, RUN)})
 
 
-def _dry_run(arguments: argparse.Namespace, bundle: Bundle) -> None:
+def _dry_run(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> None:
     """Print what would be done, for every prompt of a file too, after every check that needs no engine."""
     from flowblending.runtime.dry_run import plan_lines
 
     job = _job(arguments)
-    lines = [] if arguments.prompts is None else _lines(arguments)
+    lines = [] if arguments.prompts is None else _lines(arguments, console)
     for line in lines:
         if line.job is None:
             raise UsageError(f"Line {line.number} of {arguments.prompts}: {line.error}")
@@ -273,12 +228,12 @@ def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     return 0
 
 
-def _lines(arguments: argparse.Namespace) -> list[PromptLine]:
+def _lines(arguments: argparse.Namespace, console: Console) -> list[PromptLine]:
     """The lines of the prompt file that this run makes."""
     from flowblending.runtime.batch.tasks import Shard
-    from flowblending.runtime.jobs import read_jobs
+    from flowblending.runtime.prompt_file import read_jobs
 
-    lines = read_jobs(arguments.prompts, _job(arguments))
+    lines = read_jobs(arguments.prompts, _job(arguments), console.log)
     if arguments.shard is None:
         return lines
     shard = Shard.parse(arguments.shard)
@@ -289,7 +244,7 @@ def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -
     from flowblending.runtime.batch.tasks import Batch, run_batch
     from flowblending.runtime.devices.open import device_kind
 
-    batch = Batch(_lines(arguments), _out(arguments), bundle.manifest.edition, console)
+    batch = Batch(_lines(arguments, console), _out(arguments), bundle.manifest.edition, console)
     if not batch.unfinished:
         return batch.finish()
     if arguments.ray is not None:

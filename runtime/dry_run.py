@@ -11,7 +11,8 @@ from flowblending.contracts.program import Program, Run, Step
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.geometry import geometry_of
 from flowblending.runtime.devices.open import device_kind
-from flowblending.runtime.jobs import Job, calibrated_schedule, compile_job
+from flowblending.runtime.jobs import calibrated_schedule, compile_job
+from flowblending.runtime.options import Job
 from flowblending.runtime.program.cost import Cost, Timings, cost_of
 
 _Number = TypeVar("_Number", int, float)

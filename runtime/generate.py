@@ -23,8 +23,8 @@ from flowblending.runtime.events import (
     SamplingEvent,
     WarningEvent,
 )
-from flowblending.runtime.jobs import Job
 from flowblending.runtime.media.tensor_file import write_tensors
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.run import VideoRun
 from flowblending.runtime.sampler.loop import SampleResult, StepEvent

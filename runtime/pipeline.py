@@ -17,15 +17,13 @@ from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.devices.protocol import Device
-from flowblending.runtime.jobs import Job
 from flowblending.runtime.media.decode import Decoder, Frames
 from flowblending.runtime.media.noise import TorchNormal, draw_latents
 from flowblending.runtime.media.prompt import Tokenizer
 from flowblending.runtime.media.video import to_uint8
+from flowblending.runtime.options import Job
 from flowblending.runtime.sampler.binding import Conditions
 from flowblending.runtime.sampler.loop import Sampler, SampleResult, StepEvent, Trajectory
-
-MAX_FRAME_RATE = 1000
 
 
 @dataclass(kw_only=True)
@@ -76,18 +74,8 @@ class Pipeline:
             self._engines.popitem()[1].close()
 
     def frame_rate(self, job: Job) -> float:
-        """Frames per second of a job's video.
-
-        Raises:
-            UsageError: not between 1 and ``MAX_FRAME_RATE``.
-        """
-        rate = self.bundle.manifest.pipeline.frame_rate if job.frame_rate is None else job.frame_rate
-        if not 1 <= rate <= MAX_FRAME_RATE:
-            raise UsageError(
-                f"A frame rate of {rate} was given, but 1 to {MAX_FRAME_RATE} frames per second were expected; "
-                "try --fps 16."
-            )
-        return rate
+        """Frames per second of a job's video."""
+        return self.bundle.manifest.pipeline.frame_rate if job.frame_rate is None else job.frame_rate
 
     def encode(
         self, job: Job, program: Program, warn: Callable[[str], None], given: Conditions | None = None

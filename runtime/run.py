@@ -33,10 +33,11 @@ from flowblending.runtime.events import (
     SamplingEvent,
     WarningEvent,
 )
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.latents import save_latents
 from flowblending.runtime.media.noise import TorchNormal, draw_latents
 from flowblending.runtime.media.video import check_output, open_writer
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.sampler.binding import Conditions

@@ -34,7 +34,7 @@ from benchmarks.schedules.run import (
 from benchmarks.schedules.samples import REFERENCE
 from flowblending import FlowBlendingError, UsageError
 from flowblending.runtime import api
-from flowblending.runtime.jobs import Job
+from flowblending.runtime.options import Job
 from flowblending.system.console import Console, run_program
 from flowblending.system.whole_file import write_whole
 

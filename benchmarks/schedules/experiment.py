@@ -21,7 +21,8 @@ from benchmarks.schedules.samples import REFERENCE
 from flowblending.contracts.program import Program
 from flowblending.engine.build.build import BuildRequest, build_bundle
 from flowblending.runtime import api
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from flowblending.system.console import Console
 
 SHOWN = 4

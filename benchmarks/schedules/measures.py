@@ -21,8 +21,8 @@ from benchmarks.shapes.render import render
 from benchmarks.shapes.scene import Scene
 from flowblending import FlowBlendingError
 from flowblending.contracts.manifest import Geometry
-from flowblending.runtime.jobs import Job
 from flowblending.runtime.measures.similarity import cosine, frechet, psnr, ssim, temporal_smoothness
+from flowblending.runtime.options import Job
 
 REAL = 512
 """Drawn clips that sets of clips are compared with."""

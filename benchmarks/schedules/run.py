@@ -15,8 +15,9 @@ from benchmarks.shapes.adherence import Adherence, adherence
 from benchmarks.shapes.judge import read
 from benchmarks.shapes.scene import Scene, caption, draw
 from flowblending import FlowBlendingError
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.noise import draw_latents
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.cost import flops_of
 from flowblending.runtime.program.schedule import StageSchedule

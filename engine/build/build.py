@@ -127,17 +127,18 @@ class _BuildPlan:
 
 
 def _plan(request: BuildRequest) -> _BuildPlan:
-    from flowblending.export.checkpoint.checkpoint import check_pair, open_checkpoint, open_transformer
-    from flowblending.export.checkpoint.pipeline_class import check_class, describe_class, run_with
-    from flowblending.export.families.registry import row_of
+    from flowblending.export.checkpoint.checkpoint import open_checkpoint, open_transformer
+    from flowblending.export.families.pair import check_pair
+    from flowblending.export.families.pipeline_class import check_class, describe_class, run_with
+    from flowblending.export.families.registry import pipeline_classes, row_of
     from flowblending.export.families.tokenizer import read_tokenizer
 
     check_class(request.pipeline)
-    published = open_checkpoint(request.large)
+    published = open_checkpoint(request.large, pipeline_classes())
     row = row_of(published)
     large = run_with(published, request.pipeline, row.pipelines)
     large_transformer = large.folder / "transformer"
-    small_transformer, small = open_transformer(request.small, large)
+    small_transformer, small = open_transformer(request.small, large, pipeline_classes())
     if small is not None:
         small = run_with(small, request.pipeline, row.pipelines)
     check_pair(large, large_transformer, small_transformer, small)

@@ -1,32 +1,28 @@
-"""Reading diffusers checkpoints: folders or hub ids, which files make a component, whether two can be a pair.
+"""Reading diffusers checkpoints: folders or hub ids, which files make a component.
 
 Loads neither torch nor diffusers, so that a wrong argument is answered at once and before any download.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.model_files import model_files, read_json, read_tensor, weights_sha256
-from flowblending.export.families.registry import pipeline_classes, row_of
 
 __all__ = [
     "MODEL_INDEX",
     "TRANSFORMER",
     "Checkpoint",
-    "check_pair",
     "component_files",
     "model_files",
     "open_checkpoint",
     "open_transformer",
     "read_json",
-    "vae_factors",
     "vae_statistics",
     "weights_sha256",
 ]
@@ -58,18 +54,19 @@ class Checkpoint:
         return read_json(self.folder / component / name)
 
 
-def open_checkpoint(source: str) -> Checkpoint:
+def open_checkpoint(source: str, classes: Collection[str] | None = None) -> Checkpoint:
     """A whole pipeline.
 
     Args:
         source: a folder with ``model_index.json``, or a hub id (``Org/Name``) where no such folder exists; what is
             needed of it is downloaded to the cache of huggingface_hub.
+        classes: pipeline classes that are supported; None takes any.
 
     Raises:
         FlowBlendingError: it is not there, no diffusers pipeline, one of another class, or incomplete.
     """
-    folder = _locate(source, (TRANSFORMER, "text_encoder", "vae"))
-    checkpoint = _read_index(folder)
+    folder = _locate(source, (TRANSFORMER, "text_encoder", "vae"), classes)
+    checkpoint = _read_index(folder, classes)
     for component in (TRANSFORMER, "text_encoder", "vae"):
         component_files(checkpoint, component)
     for component in ("scheduler", "tokenizer"):
@@ -78,18 +75,21 @@ def open_checkpoint(source: str) -> Checkpoint:
     return checkpoint
 
 
-def open_transformer(source: str, of: Checkpoint) -> tuple[Path, Checkpoint | None]:
+def open_transformer(
+    source: str, of: Checkpoint, classes: Collection[str] | None = None
+) -> tuple[Path, Checkpoint | None]:
     """A transformer to run in the pipeline ``of``: its folder, and the pipeline that it came from, if any.
 
     Args:
         source: a pipeline folder, a transformer folder (``config.json`` and weights), or a hub id of either.
         of: the pipeline that the transformer is to run in.
+        classes: as for ``open_checkpoint``.
 
     Raises:
         FlowBlendingError: as for ``open_checkpoint``, or the folder holds another kind of model.
     """
-    folder = _locate(source, (TRANSFORMER, "vae"))
-    checkpoint = _read_index(folder) if (folder / MODEL_INDEX).is_file() else None
+    folder = _locate(source, (TRANSFORMER, "vae"), classes)
+    checkpoint = _read_index(folder, classes) if (folder / MODEL_INDEX).is_file() else None
     if checkpoint is None and not (folder / "config.json").is_file():
         raise _foreign(folder, "neither model_index.json nor a transformer's config.json")
     found = folder if checkpoint is None else folder / TRANSFORMER
@@ -107,36 +107,6 @@ def open_transformer(source: str, of: Checkpoint) -> tuple[Path, Checkpoint | No
 def component_files(checkpoint: Checkpoint, component: str) -> tuple[Path, ...]:
     """The files that determine a component that has weights: configuration, index, weights."""
     return model_files(checkpoint.folder / component)
-
-
-def check_pair(large: Checkpoint, large_transformer: Path, small_transformer: Path, small: Checkpoint | None) -> None:
-    """Refuse a pair that cannot share latents or text.
-
-    What can be seen from the configurations: two VAEs of one architecture and equal statistics count as the same.
-
-    Args:
-        large: the pipeline that text encoder, VAE and scheduler are taken from.
-        large_transformer: folder of the large transformer.
-        small_transformer: folder of the small transformer.
-        small: the pipeline that the small transformer came from; None where it was given alone.
-
-    Raises:
-        FlowBlendingError: names the first field that differs, and both values.
-    """
-    if small is not None and small.pipeline != large.pipeline:
-        # LTXPipeline and LTXConditionPipeline place frames at different times (rotary coordinates) and draw other
-        # noise levels: the transformer of one runs under the other, but on inputs that it was not trained on.
-        raise FlowBlendingError(
-            f"The large checkpoint is a {large.pipeline} but the small one is a {small.pipeline}, and each gives its "
-            f"transformer different inputs; choose two checkpoints of one pipeline class, or name the class that runs "
-            f"both: --pipeline {large.pipeline}."
-        )
-    for field, ours, theirs in _compared(large, large_transformer, small_transformer, small):
-        if not _same(ours, theirs):
-            raise FlowBlendingError(
-                f"The two checkpoints cannot be a pair: {field} is {_show(ours)} in the large one ({large.folder}) "
-                f"but {_show(theirs)} in the small one ({small_transformer}); choose two that share latents and text."
-            )
 
 
 def vae_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -158,12 +128,7 @@ def vae_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[flo
     return found[0], found[1]
 
 
-def vae_factors(checkpoint: Checkpoint) -> tuple[int, int]:
-    """Video frames and pixels per latent frame and pixel, as the VAE classes derive them from their configuration."""
-    return row_of(checkpoint).vae_factors(checkpoint.config("vae"))
-
-
-def _locate(source: str, weights: Sequence[str]) -> Path:
+def _locate(source: str, weights: Sequence[str], classes: Collection[str] | None) -> Path:
     """The folder ``source``, or where the hub's checkpoint of that name was downloaded to."""
     path = Path(source).expanduser()
     if path.is_dir():
@@ -175,7 +140,8 @@ def _locate(source: str, weights: Sequence[str]) -> Path:
     folder = _download(source, [MODEL_INDEX, "config.json"])
     if not (folder / MODEL_INDEX).is_file():
         return _download(source, ["config.json", "diffusion_pytorch_model*"])
-    _read_index(folder)
+    # Before gigabytes are downloaded.
+    _read_index(folder, classes)
     patterns = [f"{component}/*.safetensors" for component in weights]
     return _download(source, ["*.json", "tokenizer/*", *patterns])
 
@@ -193,14 +159,15 @@ def _download(source: str, patterns: list[str]) -> Path:
         ) from None
 
 
-def _read_index(folder: Path) -> Checkpoint:
+def _read_index(folder: Path, classes: Collection[str] | None) -> Checkpoint:
     if not (folder / MODEL_INDEX).is_file():
         raise _foreign(folder, "no model_index.json")
     pipeline = read_json(folder / MODEL_INDEX).get("_class_name")
-    if pipeline not in pipeline_classes():
+    if not isinstance(pipeline, str):
+        raise FlowBlendingError(f"{folder / MODEL_INDEX} names no pipeline class (_class_name); {_EXPECTED}.")
+    if classes is not None and pipeline not in classes:
         raise FlowBlendingError(
-            f"{folder} is a checkpoint of {pipeline}, which is not supported; give one of "
-            f"{', '.join(pipeline_classes())}."
+            f"{folder} is a checkpoint of {pipeline}, which is not supported; give one of {', '.join(classes)}."
         )
     return Checkpoint(folder=folder, pipeline=pipeline)
 
@@ -212,46 +179,3 @@ def _foreign(folder: Path, lacks: str) -> FlowBlendingError:
     if loose:
         return FlowBlendingError(f"{folder} holds weights in their authors' format ({loose[0]}); {_EXPECTED}.")
     return FlowBlendingError(f"{folder} is no diffusers checkpoint, as it has {lacks}; {_EXPECTED}.")
-
-
-def _compared(
-    large: Checkpoint, large_transformer: Path, small_transformer: Path, small: Checkpoint | None
-) -> Iterator[tuple[str, object, object]]:
-    """Fields that must agree, with the value of each side."""
-    ours, theirs = (read_json(folder / "config.json") for folder in (large_transformer, small_transformer))
-    for field in ("_class_name", "in_channels", "patch_size", "patch_size_t", "text_dim", "caption_channels"):
-        yield f"the transformer's {field.strip('_')}", ours.get(field), theirs.get(field)
-    # The classes take no out_channels for as many as in_channels.
-    of_ours, of_theirs = (config.get("out_channels") or config.get("in_channels") for config in (ours, theirs))
-    yield "the transformer's out_channels", of_ours, of_theirs
-    if small is None:
-        return
-    yield from _fields("vae", ("_class_name", "z_dim", "latent_channels", "scaling_factor"), large, small)
-    yield "the VAE's compression (frames, pixels)", vae_factors(large), vae_factors(small)
-    statistics = zip(vae_statistics(large), vae_statistics(small), strict=True)
-    for name, both in zip(("latents_mean", "latents_std"), statistics, strict=True):
-        yield f"the number of the VAE's {name}", len(both[0]), len(both[1])
-        for channel, (mean, other) in enumerate(zip(*both, strict=True)):
-            yield f"the VAE's {name}[{channel}]", mean, other
-    yield from _fields("text_encoder", ("model_type", "d_model", "vocab_size"), large, small)
-
-
-def _fields(
-    component: str, names: Sequence[str], large: Checkpoint, small: Checkpoint
-) -> Iterator[tuple[str, object, object]]:
-    ours, theirs = large.config(component), small.config(component)
-    for name in names:
-        yield f"the {component}'s {name.strip('_')}", ours.get(name), theirs.get(name)
-
-
-def _same(ours: object, theirs: object) -> bool:
-    if isinstance(ours, float) and isinstance(theirs, float):
-        # The same statistics may have been stored in fp32 once and in bf16 (8 bits) once.
-        return math.isclose(ours, theirs, rel_tol=2**-8, abs_tol=1e-6)
-    return ours == theirs
-
-
-def _show(value: object) -> str:
-    if value is None:
-        return "missing"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -37,6 +37,11 @@ def row_of(checkpoint: Checkpoint) -> ModelFamily:
     )
 
 
+def vae_factors(checkpoint: Checkpoint) -> tuple[int, int]:
+    """Video frames and pixels per latent frame and pixel, as the VAE classes derive them from their configuration."""
+    return row_of(checkpoint).vae_factors(checkpoint.config("vae"))
+
+
 def family_of(checkpoint: Checkpoint) -> Family:
     """The family that covers the checkpoint's pipeline class.
 

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.runtime.generate import generate
-from flowblending.runtime.jobs import Job, PromptLine
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.prompt_file import PromptLine
 from flowblending.system.console import Console
 
 SUFFIX = ".mp4"

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
+from flowblending.runtime.arguments import add_machine, add_options, check_machine, given
+from flowblending.runtime.option import CALIBRATE
+from flowblending.runtime.option_values import make_job
+from flowblending.runtime.options import HOW, MACHINE, OUTPUT, WHAT, Job
 from flowblending.runtime.program.caches.registry import MEASURED, measured_caches, measured_name
-from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
     from flowblending.runtime.calibrate.budget import Allowance
     from flowblending.runtime.calibrate.run import Calibrator
-    from flowblending.runtime.jobs import Job
     from flowblending.runtime.pipeline import Pipeline
     from flowblending.system.console import Console
 
@@ -41,18 +43,8 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="one prompt a line, or one JSON object a line with prompt, seed, ...",
     )
-    how = parser.add_argument_group("how to sample")
-    how.add_argument("--size", metavar="WxH", help="of the videos (default: the bundle's first)")
-    how.add_argument("--frames", type=int, metavar="N", help="of the videos (default: the bundle's first)")
-    how.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the family's)")
-    how.add_argument("--guidance", type=float, metavar="G", help="guidance scale (default: the family's)")
-    how.add_argument("--solver", type=SOLVERS.argument, metavar=METAVAR, help="(default: the family's)")
-    how.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="of the first line; one more for every line after it that has none of its own (default: 0)",
-    )
+    how = parser.add_argument_group(HOW)
+    add_options(how, CALIBRATE, [WHAT, HOW, OUTPUT])
     what = parser.add_argument_group("what to measure")
     what.add_argument(
         "--proxy-only", action="store_true", help="choose by the divergence of the velocities; generate nothing"
@@ -99,18 +91,14 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"try boundaries at every N-th part, and measure so many blocks with --budget (default: {PARTS})",
     )
-    where = parser.add_argument_group("what to write")
+    where = parser.add_argument_group(OUTPUT)
     where.add_argument("--plot", type=Path, default=DEFAULT_PLOT, metavar="FILE", help=f"(default: {DEFAULT_PLOT})")
     where.add_argument("--no-plot", action="store_true", help="write no plot, which takes matplotlib")
     where.add_argument(
         "--work", type=Path, metavar="DIR", help="measurements of each prompt, to resume from (default: BUNDLE.work)"
     )
     where.add_argument("--quiet", action="store_true", help="print errors and warnings only")
-    machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="for onnxruntime bundles (default: auto)"
-    )
-    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads of ONNX Runtime")
+    add_machine(parser.add_argument_group(MACHINE), CALIBRATE)
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
     return parser
 
@@ -124,7 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     console = Console(quiet=arguments.quiet)
     bundle = open_bundle(arguments.bundle)
-    jobs = check_jobs(read_prompts(arguments.prompts, _defaults(arguments)), arguments.prompts, bundle.manifest)
+    lines = read_prompts(arguments.prompts, _defaults(arguments), console.log)
+    jobs = check_jobs(lines, arguments.prompts, bundle.manifest)
     _check_targets(arguments, bundle)
     _check_signals(arguments.cache or (), bundle)
     budget = None if arguments.budget is None else _allowance(arguments, bundle, jobs[0])
@@ -163,8 +152,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(
             f"{arguments.parts} parts were asked for, but at least 2 make a boundary; try --parts {PARTS}."
         )
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UsageError(f"{arguments.threads} threads were asked for, but at least 1 is needed; try --threads 2.")
+    check_machine(arguments)
+    given(arguments, CALIBRATE)
     if arguments.cache and (arguments.proxy_only or arguments.blended or arguments.budget is not None):
         raise UsageError(
             "--cache measures constants and chooses no schedule; leave out --proxy-only, --blended and --budget."
@@ -209,17 +198,7 @@ def _check_targets(arguments: argparse.Namespace, bundle: Bundle) -> None:
 
 
 def _defaults(arguments: argparse.Namespace) -> Job:
-    from flowblending.runtime.jobs import Job
-
-    return Job(
-        prompt="",
-        seed=arguments.seed,
-        size=arguments.size,
-        frames=arguments.frames,
-        steps=arguments.steps,
-        guidance=arguments.guidance,
-        solver=arguments.solver,
-    )
+    return make_job({"prompt": "", **given(arguments, CALIBRATE)})
 
 
 def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:

@@ -13,7 +13,7 @@ from flowblending.runtime.calibrate.boundaries import PROXY_LEVEL
 from flowblending.runtime.calibrate.budget import Allowance
 from flowblending.runtime.calibrate.divergence import Divergence, Series, mean_of, spread_of
 from flowblending.runtime.calibrate.features import LATENT
-from flowblending.runtime.jobs import Job
+from flowblending.runtime.options import Job
 from flowblending.runtime.program.caches.registry import measured_caches
 
 NOTHING = 0.1

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
 from flowblending.engine.bundle.geometry import geometry_of
-from flowblending.runtime.jobs import Job, PromptLine, compile_job, parse_jobs, plain_jobs, read_prompt_file
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import MOST_SEED, Job
+from flowblending.runtime.prompt_file import PromptLine, plain_jobs, read_jobs
 
 LEAST_STEPS = 3
 """One for each stage."""
 
 
-def read_prompts(path: Path, defaults: Job) -> list[PromptLine]:
+def read_prompts(path: Path, defaults: Job, tell: Callable[[str], None] | None = None) -> list[PromptLine]:
     """The lines of a prompt file, each with noise of its own: line N without a seed takes the default and N - 1 more.
 
     With one noise for all, the results would differ by their prompts alone, and distances between sets say little.
 
+    Args:
+        path: of the file.
+        defaults: of the fields that a line does not set.
+        tell: see `prompt_file.parse_jobs`.
+
     Raises:
         FlowBlendingError: the file cannot be read, or holds no prompt at all.
     """
-    text = read_prompt_file(path)
-    lines = parse_jobs(text, path, defaults)
-    # A line without a seed of its own is one that follows the default.
-    others = parse_jobs(text, path, dataclasses.replace(defaults, seed=defaults.seed + 1))
     return [
         line
-        if line.job is None or line == other
-        else dataclasses.replace(line, job=dataclasses.replace(line.job, seed=defaults.seed + line.number - 1))
-        for line, other in zip(lines, others, strict=True)
+        if line.job is None or "seed" in line.given
+        else dataclasses.replace(line, job=dataclasses.replace(line.job, seed=_seed(defaults.seed, line.number)))
+        for line in read_jobs(path, defaults, tell)
     ]
+
+
+def _seed(first: int, number: int) -> int:
+    """Of a line; after the largest seed comes 0."""
+    return (first + number - 1) % (MOST_SEED + 1)
 
 
 def check_jobs(lines: Sequence[PromptLine], path: Path, manifest: Manifest) -> list[Job]:

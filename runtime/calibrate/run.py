@@ -42,9 +42,10 @@ from flowblending.runtime.calibrate.measure import (
 from flowblending.runtime.calibrate.trajectory import StepTrajectory
 from flowblending.runtime.calibrate.under_budget import Propagation, by_divergence, by_propagation
 from flowblending.runtime.calibrate.work import Work
-from flowblending.runtime.jobs import Job, compile_job, job_geometry
+from flowblending.runtime.jobs import compile_job, job_geometry
 from flowblending.runtime.measures.networks import Frames
 from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.system.console import Console

@@ -19,7 +19,8 @@ from flowblending.contracts.program import Program, Run
 from flowblending.engine.backends.protocol import Engine
 from flowblending.runtime.calibrate.signal import Signal, open_signals
 from flowblending.runtime.devices.protocol import Device
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.refusals import non_finite_velocity
 from flowblending.runtime.sampler.binding import BoundStep, Conditions, EngineCall, bind

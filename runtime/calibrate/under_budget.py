@@ -21,8 +21,8 @@ from flowblending.runtime.calibrate.findings import BudgetTest, Tried
 from flowblending.runtime.calibrate.propagation import block_ticks, measure_blocks, measure_schedules, shared_out
 from flowblending.runtime.calibrate.trajectory import StepTrajectory
 from flowblending.runtime.calibrate.work import Work
-from flowblending.runtime.jobs import Job
 from flowblending.runtime.measures.networks import Frames
+from flowblending.runtime.options import Job
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.system.console import Console
 

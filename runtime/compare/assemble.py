@@ -34,8 +34,9 @@ from flowblending.runtime.compare.report import (
 )
 from flowblending.runtime.compare.runs import Variant
 from flowblending.runtime.compare.scoring import Asked, Scorer
-from flowblending.runtime.jobs import Job, job_geometry
+from flowblending.runtime.jobs import job_geometry
 from flowblending.runtime.measures.similarity import psnr_of
+from flowblending.runtime.options import Job
 from flowblending.runtime.program.caches.parse import OFF
 
 Scores = Mapping[str, Mapping[str, float]]

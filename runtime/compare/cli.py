@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
-from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
+from flowblending.runtime.arguments import add_machine, add_options, check_machine, flag_of, given
+from flowblending.runtime.option import COMPARE
+from flowblending.runtime.option_values import make_job
+from flowblending.runtime.options import AUTO, HOW, MACHINE, OUTPUT, WHAT, Job, options
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
     from flowblending.runtime.compare.report import ComparisonReport
     from flowblending.runtime.compare.runs import Variant
     from flowblending.runtime.compare.scoring import Asked
-    from flowblending.runtime.jobs import Job
     from flowblending.system.console import Console
 
 DEFAULT_OUT = Path("report")
@@ -46,15 +48,8 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--videos", type=Path, nargs="+", metavar="FILE", help="compare these videos with the first of them instead"
     )
-    how = parser.add_argument_group("how to sample, for all alike")
-    how.add_argument("--size", metavar="WxH", help="of the videos (default: the bundle's first)")
-    how.add_argument("--frames", type=int, metavar="N", help="of the videos (default: the bundle's first)")
-    how.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: the family's)")
-    how.add_argument("--guidance", type=float, metavar="G", help="guidance scale (default: the family's)")
-    how.add_argument("--solver", type=SOLVERS.argument, metavar=METAVAR, help="(default: the family's)")
-    how.add_argument("--negative-prompt", metavar="TEXT", help="(default: the family's)")
-    how.add_argument("--seed", type=int, metavar="N", help="of every prompt's noise (default: 0)")
-    how.add_argument("--fps", type=float, dest="frame_rate", help="frames per second (default: the family's)")
+    how = parser.add_argument_group(f"{HOW}, for all alike")
+    add_options(how, COMPARE, [WHAT, HOW, OUTPUT])
     scores = parser.add_argument_group("what to measure beside likeness, time and FLOPs")
     scores.add_argument(
         "--judge",
@@ -74,24 +69,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="I3D (TorchScript, i3d_torchscript.pt): distance of whole videos",
     )
-    where = parser.add_argument_group("what to write")
+    where = parser.add_argument_group(OUTPUT)
     where.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="the report (default: report/)")
     where.add_argument("--vbench", type=Path, metavar="DIR", help="also copy the videos to DIR/RUN/PROMPT-INDEX.mp4")
     where.add_argument("--quiet", action="store_true", help="print errors and warnings only")
-    machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="for onnxruntime bundles (default: auto)"
-    )
-    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads of ONNX Runtime")
+    add_machine(parser.add_argument_group(MACHINE), COMPARE)
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
     return parser
 
 
-_OF_RUNS = (
-    *("prompts", "schedules", "caches", "size", "frames", "steps", "guidance", "solver", "negative_prompt", "seed"),
-    *("frame_rate", "vbench", "threads"),
-)
-"""Options that mean nothing for existing videos."""
+_OF_RUNS = ("prompts", "schedules", "caches", "vbench", "device", "threads")
+"""Options that mean nothing for existing videos, beside those of a job."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -102,10 +90,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.videos is not None:
         if arguments.bundle is not None:
             raise UsageError("Give either a bundle or --videos; existing videos need no bundle.")
-        for name in _OF_RUNS:
-            if getattr(arguments, name) is not None:
-                option = "--fps" if name == "frame_rate" else f"--{name.replace('_', '-')}"
-                raise UsageError(f"{option} is for runs of a bundle; leave it out with --videos.")
+        line = parser()
+        for option in (*_OF_RUNS, *(each.name for each in options() if COMPARE in each.programs)):
+            if getattr(arguments, option) != line.get_default(option):
+                raise UsageError(f"{flag_of(line, option)} is for runs of a bundle; leave it out with --videos.")
         return _compare_videos(arguments, console)
     if arguments.bundle is None or arguments.prompts is None:
         raise UsageError("Give a bundle and --prompts FILE, or --videos and at least two files.")
@@ -141,7 +129,7 @@ def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
 
     out: Path = arguments.out
     bundle = open_bundle(arguments.bundle)
-    jobs, variants = _planned(arguments, bundle)
+    jobs, variants = _planned(arguments, bundle, console)
     total = sum(file.bytes for file in bundle.files())
     with console.progress("checking the bundle", total=total, unit="B") as advance:
         bundle.verify(progress=advance)
@@ -166,26 +154,25 @@ def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
     return 1 if failed else 0
 
 
-def _planned(arguments: argparse.Namespace, bundle: Bundle) -> tuple[list[Job], list[Variant]]:
+def _planned(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> tuple[list[Job], list[Variant]]:
     """Prompts and variants, after every check that needs no engine."""
     from flowblending.runtime.compare.figures import VIDEOS
     from flowblending.runtime.compare.layout import check_names
     from flowblending.runtime.compare.runs import check_jobs, parse_variants, prompts_of
-    from flowblending.runtime.jobs import job_geometry, read_jobs
+    from flowblending.runtime.jobs import job_geometry
     from flowblending.runtime.media.video import check_output
-    from flowblending.runtime.program.schedule import AUTO
+    from flowblending.runtime.prompt_file import read_jobs
 
     out: Path = arguments.out
     if arguments.bundle.resolve() in (out.resolve(), *out.resolve().parents):
         raise UsageError(f"{out} lies in the bundle, which holds nothing but engines; choose another place.")
-    if arguments.threads is not None and arguments.threads < 1:
-        raise UsageError(f"{arguments.threads} threads were asked for, but at least 1 is needed; try --threads 2.")
+    check_machine(arguments)
     calibration = bundle.manifest.calibration
     schedules = SCHEDULES if calibration is None or calibration.schedule is None else f"{SCHEDULES},{AUTO}"
     if arguments.schedules is not None:
         schedules = arguments.schedules
     variants = parse_variants(schedules, "off" if arguments.caches is None else arguments.caches)
-    jobs = prompts_of(read_jobs(arguments.prompts, _job(arguments)), arguments.prompts)
+    jobs = prompts_of(read_jobs(arguments.prompts, _job(arguments), console.log), arguments.prompts)
     check_jobs(jobs, variants, bundle.manifest)
     geometry = job_geometry(jobs[0], bundle.manifest)
     check_output(out / VIDEOS / "any.mp4", width=geometry.width, height=geometry.height)
@@ -199,19 +186,7 @@ def _planned(arguments: argparse.Namespace, bundle: Bundle) -> tuple[list[Job], 
 
 
 def _job(arguments: argparse.Namespace) -> Job:
-    from flowblending.runtime.jobs import Job
-
-    return Job(
-        prompt="",
-        negative_prompt=arguments.negative_prompt,
-        seed=arguments.seed or 0,
-        size=arguments.size,
-        frames=arguments.frames,
-        steps=arguments.steps,
-        guidance=arguments.guidance,
-        solver=arguments.solver,
-        frame_rate=arguments.frame_rate,
-    )
+    return make_job({"prompt": "", **given(arguments, COMPARE)})
 
 
 def _compare_videos(arguments: argparse.Namespace, console: Console) -> int:

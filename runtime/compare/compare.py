@@ -13,11 +13,10 @@ from flowblending.runtime.compare.figures import Against, Figures, Latents, RunF
 from flowblending.runtime.compare.runs import REFERENCE, Variant, file_stem
 from flowblending.runtime.compare.sample import Sampled, sample, warm_up
 from flowblending.runtime.compare.scoring import Scorer, SetScorer
-from flowblending.runtime.jobs import Job
 from flowblending.runtime.measures.networks import Frames
 from flowblending.runtime.measures.similarity import Likeness, Smoothness, cosine
+from flowblending.runtime.options import AUTO, Job
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.program.schedule import AUTO
 
 
 @dataclass(frozen=True, kw_only=True)

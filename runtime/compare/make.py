@@ -14,8 +14,8 @@ from flowblending.runtime.compare.report import ComparisonReport
 from flowblending.runtime.compare.runs import Variant
 from flowblending.runtime.compare.scoring import Asked
 from flowblending.runtime.compare.sets import Features, set_distances
-from flowblending.runtime.jobs import Job
 from flowblending.runtime.measures.function import MeasureError
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.system.console import Console
 

@@ -11,7 +11,7 @@ from flowblending.runtime.compare.report import CalibrationDivergence
 from flowblending.runtime.compare.runs import Variant
 from flowblending.runtime.compare.sample import TRAIL
 from flowblending.runtime.compare.scoring import Asked
-from flowblending.runtime.program.schedule import AUTO
+from flowblending.runtime.options import AUTO
 
 _UNMEASURED = {
     "judge": ("Prompt adherence", "--judge MODULE:FUNCTION"),

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
-from flowblending.runtime.jobs import Job, PromptLine, calibrated_schedule, compile_job, job_geometry, plain_jobs
+from flowblending.runtime.jobs import calibrated_schedule, compile_job, job_geometry
+from flowblending.runtime.options import AUTO, Job
 from flowblending.runtime.program.caches.parse import OFF
-from flowblending.runtime.program.schedule import AUTO
+from flowblending.runtime.prompt_file import PromptLine, plain_jobs
 
 REFERENCE = "LLL"
 """The schedule that all others are measured against, without a cache; it is always among the runs."""

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from flowblending.contracts.graph import TEXT_ENCODER, VAE
 from flowblending.contracts.program import Program
 from flowblending.runtime.events import FinishedEvent, FramesEvent, LatentsEvent, SamplingEvent, WarningEvent
-from flowblending.runtime.jobs import Job
 from flowblending.runtime.measures.networks import Frames
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.cost import flops_of
 from flowblending.runtime.run import VideoRun

@@ -31,8 +31,9 @@ from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.runtime.devices.host import HostDevice, HostWatch
 from flowblending.runtime.devices.protocol import Term
 from flowblending.runtime.golden import closed_form
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.program_file import ProgramFile
 from flowblending.runtime.sampler.binding import Conditions

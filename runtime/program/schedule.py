@@ -10,9 +10,6 @@ from dataclasses import dataclass, replace
 from flowblending import UsageError
 from flowblending.runtime.program.stage import FORMS, Stage, model_of, read_stage
 
-AUTO = "auto"
-"""The schedule that a bundle was calibrated to, or LSL."""
-
 _NAME = re.compile(r"[A-Z]{3}")
 
 

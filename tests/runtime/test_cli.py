@@ -46,8 +46,11 @@ def toy(tmp_path: Path) -> Path:
 
 
 WRONG_JOBS: list[tuple[tuple[str, ...], str]] = [
-    (("--prompt", "x", "--steps", "0"), "0 steps were asked for"),
-    (("--prompt", "x", "--steps", "-3"), "-3 steps were asked for"),
+    (
+        ("--prompt", "x", "--steps", "0"),
+        "--steps is 0, but a whole number of steps, at least 1, was expected; give --steps 50",
+    ),
+    (("--prompt", "x", "--steps", "-3"), "--steps is -3, but a whole number"),
     (("--prompt", "x", "--schedule", "L20 S20", "--steps", "50"), "add up to 40 steps, but 50"),
     (("--prompt", "x", "--schedule", "LXL"), "X"),
     (("--prompt", "x", "--schedule", ""), "schedule is empty"),
@@ -60,12 +63,21 @@ WRONG_JOBS: list[tuple[tuple[str, ...], str]] = [
     (("--prompt", "x", "--steps", "3", "--schedule", "L1 S2", "--cache", "mask:101"), "skips step 2, the first of"),
     (("--prompt", "x", "--cache", "magcache"), "MagCache has published constants for wan2.1-t2v-1.3b and"),
     (("--prompt", "x", "--guidance", "1", "--cache", "guidance:5"), "but guidance is off"),
-    (("--prompt", "x", "--fps", "0"), "frame rate of 0.0 was given"),
-    (("--prompt", "x", "--fps", "1e300"), "frame rate of 1e+300 was given"),
+    (
+        ("--prompt", "x", "--fps", "0"),
+        "--fps is 0.0, but a finite number of frames per second from 1 to 1000 was expected",
+    ),
+    (("--prompt", "x", "--fps", "1e300"), "--fps is 1e+300, but a finite number"),
     (("--prompt", "x", "--steps", "1000000000"), "the models tell 1000 noise levels apart"),
-    (("--prompt", "x", "--guidance", "nan"), "guidance scale is nan"),
-    (("--prompt", "x", "--threads", "0"), "0 threads were asked for"),
-    (("--prompt", "x", "--seed", str(2**70)), "does not fit in 64 bits"),
+    (
+        ("--prompt", "x", "--guidance", "nan"),
+        "--guidance is nan, but a finite number was expected; give --guidance 5.0",
+    ),
+    (("--prompt", "x", "--threads", "0"), "--threads is 0, but a whole number of threads, at least 1, was expected"),
+    (
+        ("--prompt", "x", "--seed", str(2**70)),
+        "but a whole number from 0 to 18446744073709551615 was expected; give --seed 42",
+    ),
     ((), "Give either --prompt TEXT or --prompts FILE"),
     (("--prompt", " "), "The prompt is empty; say what the video shows"),
     (("--prompt", "x", "--prompts", "y"), "Give either --prompt TEXT or --prompts FILE"),

@@ -10,7 +10,8 @@ from flowblending.contracts.manifest import BundleFile, CalibratedSchedule, Cali
 from flowblending.contracts.model_sampling import ModelSampling
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.dry_run import plan_lines
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from flowblending.runtime.program.cost import Timings
 from tests.support import manifests
 

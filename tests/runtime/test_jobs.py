@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from flowblending import FlowBlendingError, UsageError
+from flowblending import UsageError
 from flowblending.contracts.graph import LARGE, SMALL, WAN_T2V_1_3B, WAN_T2V_14B
-from flowblending.runtime.jobs import Job, compile_job, read_jobs
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
+from flowblending.runtime.prompt_file import read_jobs
 from tests.support import manifests
 
 DEFAULTS = Job(prompt="", seed=7, steps=4)
@@ -16,13 +18,6 @@ def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "prompts.txt"
     path.write_text(text, encoding="utf-8")
     return path
-
-
-def test_plain_lines_and_json_lines(tmp_path: Path) -> None:
-    text = '# mine\na cat\n\n{"prompt": "一只猫 🐈", "seed": 3, "guidance": 4, "schedule": "L2 S2"}\n'
-    first, second = read_jobs(write(tmp_path, text), DEFAULTS)
-    assert (first.number, first.job) == (2, Job(prompt="a cat", seed=7, steps=4))
-    assert second.job == Job(prompt="一只猫 🐈", seed=3, steps=4, guidance=4, schedule="L2 S2")
 
 
 def test_a_line_may_have_a_cache_of_its_own(tmp_path: Path) -> None:
@@ -51,40 +46,6 @@ def test_magcache_knows_the_models_by_the_manifest(tmp_path: Path) -> None:
     assert program.calls(LARGE) + program.calls(SMALL) < 100
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ('{"prompt": "x", "stepz": 3}', "Unknown option 'stepz'; known are prompt, negative_prompt"),
-        ('{"prompt": "x", "steps": "3"}', "Option steps is '3', but int was expected"),
-        ('{"prompt": "x", "steps": true}', "Option steps is True, but int was expected"),
-        ('{"prompt": "x", "cache": null}', "Option cache is None, but str was expected"),
-        ('{"seed": 3}', "The line has no prompt"),
-        ('{"prompt": ""}', "The line has no prompt"),
-        ('{"prompt": ', "The line is no JSON object"),
-    ],
-)
-def test_a_bad_line_is_reported_and_the_others_stay(tmp_path: Path, line: str, message: str) -> None:
-    good, bad, last = read_jobs(write(tmp_path, f"one\n{line}\ntwo\n"), DEFAULTS)
-    assert (good.job, last.job) == (Job(prompt="one", seed=7, steps=4), Job(prompt="two", seed=7, steps=4))
-    assert bad.job is None
-    assert bad.error is not None
-    assert message in bad.error
-
-
-@pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n"])
-def test_an_empty_file(tmp_path: Path, text: str) -> None:
-    with pytest.raises(UsageError, match="holds no prompt; write one prompt a line"):
-        read_jobs(write(tmp_path, text), DEFAULTS)
-
-
-def test_an_unreadable_file(tmp_path: Path) -> None:
-    with pytest.raises(FlowBlendingError, match="Cannot read the prompt file"):
-        read_jobs(tmp_path / "none.txt", DEFAULTS)
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(FlowBlendingError, match="UTF-8"):
-        read_jobs(tmp_path / "latin.txt", DEFAULTS)
-
-
 def test_file_names_are_readable_and_follow_the_job() -> None:
     job = Job(prompt="A cat / walks: on the grass, in a very realistic style 🐈")
     assert job.file_stem("b").startswith("a-cat-walks-on-the-grass-in-a-very")
@@ -92,10 +53,3 @@ def test_file_names_are_readable_and_follow_the_job() -> None:
     assert job.file_stem("b") != Job(prompt=job.prompt, seed=1).file_stem("b")
     assert job.file_stem("b") != job.file_stem("another bundle")
     assert "-" not in Job(prompt="🐈").file_stem("b")
-
-
-def test_byte_order_marks_and_line_separators(tmp_path: Path) -> None:
-    (tmp_path / "bom.jsonl").write_text('{"prompt": "a\u2028b"}\n', encoding="utf-8-sig")
-    (line,) = read_jobs(tmp_path / "bom.jsonl", DEFAULTS)
-    assert line.job is not None
-    assert line.job.prompt == "a\u2028b"

@@ -25,9 +25,9 @@ from flowblending.runtime.events import (
     SamplingEvent,
 )
 from flowblending.runtime.generate import generate
-from flowblending.runtime.jobs import Job
 from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.media.video import to_uint8
+from flowblending.runtime.options import Job
 from flowblending.runtime.run import VideoRun
 from flowblending.runtime.sampler.loop import StepEvent, Trajectory
 from flowblending.system.console import Console
@@ -143,8 +143,8 @@ def test_slots_and_conditions_go_before_anything_is_decoded(pipeline: ToyPipelin
 def test_nothing_is_written_or_opened_of_a_job_that_is_refused(pipeline: ToyPipeline, out: Path) -> None:
     with pytest.raises(UsageError, match="steps were asked for"):
         a_run(pipeline, out, dataclasses.replace(JOB, steps=0))
-    with pytest.raises(UsageError, match="frame rate of 0"):
-        a_run(pipeline, out, dataclasses.replace(JOB, frame_rate=0))
+    with pytest.raises(UsageError, match="unknown"):
+        a_run(pipeline, out, dataclasses.replace(JOB, solver="none"))
     with pytest.raises(UsageError, match="does not fit in 64 bits"):
         list(a_run(pipeline, out, dataclasses.replace(JOB, seed=2**70)).events())
     with pytest.raises(UsageError, match=r"suffix \.gif is unknown"):

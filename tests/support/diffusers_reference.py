@@ -21,7 +21,8 @@ from diffusers import (
 )
 
 from flowblending.contracts.manifest import Manifest
-from flowblending.runtime.jobs import Job, compile_job, job_geometry
+from flowblending.runtime.jobs import compile_job, job_geometry
+from flowblending.runtime.options import Job
 
 Floats = npt.NDArray[np.float32]
 Reference = tuple[Floats, Floats | None]

@@ -17,8 +17,13 @@ GROUND = {"contracts", "system"}
 """What the stages write for one another, and what any of them needs of the operating system. They know nobody."""
 ENGINE = {*GROUND, "engine/backends", "engine/bundle"}
 """What of the engine is there when a bundle runs."""
+OPTIONS = {"runtime/option", "runtime/options", "runtime/option_values"}
+"""What a job may say; standard library only."""
+FRONT = {"runtime/arguments", "runtime/prompt_file"}
+"""Ways in for it."""
 SAMPLING = {
     *ENGINE,
+    *OPTIONS,
     "runtime/program",
     "runtime/devices",
     "runtime/refusals",
@@ -28,6 +33,7 @@ SAMPLING = {
 }
 RUN = {
     *SAMPLING,
+    *FRONT,
     "runtime/events",
     "runtime/pipeline",
     "runtime/stage_times",
@@ -48,7 +54,12 @@ PACKAGES: dict[str, set[str]] = {
     "engine/store": GROUND,
     "runtime/program": GROUND,
     "runtime/measures": GROUND,
-    "runtime/jobs": {*GROUND, "engine/bundle", "runtime/program"},
+    "runtime/option": GROUND,
+    "runtime/options": {*GROUND, "runtime/option", "runtime/program"},
+    "runtime/option_values": {"runtime/option", "runtime/options"},
+    "runtime/arguments": OPTIONS,
+    "runtime/prompt_file": OPTIONS,
+    "runtime/jobs": {*GROUND, "engine/bundle", "runtime/options", "runtime/program"},
     "runtime/devices": {*GROUND, "engine/backends"},
     "runtime/refusals": GROUND,
     "runtime/media": {*GROUND, "engine/backends", "runtime/devices", "runtime/refusals"},
@@ -58,7 +69,7 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/stage_times": {*SAMPLING, "runtime/pipeline"},
     "runtime/run": {*SAMPLING, "runtime/events", "runtime/pipeline", "runtime/stage_times"},
     "runtime/generate": {*SAMPLING, "runtime/events", "runtime/pipeline", "runtime/stage_times", "runtime/run"},
-    "runtime/dry_run": {*ENGINE, "runtime/devices", "runtime/jobs", "runtime/program"},
+    "runtime/dry_run": {*ENGINE, "runtime/devices", "runtime/jobs", "runtime/options", "runtime/program"},
     "runtime/api": RUN,
     "runtime/golden": RUN,
     "runtime/calibrate": {*RUN, "runtime/measures"},

@@ -24,7 +24,7 @@ from flowblending.runtime.batch.worker import make
 from flowblending.runtime.compare.sample import sample
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.generate import generate
-from flowblending.runtime.jobs import Job
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.serve.triton.worker import answer
 from flowblending.system.console import Console
@@ -38,7 +38,7 @@ JOB = Job(
     seed=11,
     steps=5,
     schedule="L2 S2 L1",
-    cache="mask:11011+taylor:1",
+    cache="mask:10111+guidance:2,1001",
 )
 
 

@@ -16,8 +16,9 @@ from flowblending.engine.backends.gpu import gpu_architecture
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.generate import generate
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.system.console import Console
 from tests.conftest import SEVERAL, Build

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from benchmarks.schedules.run import CHECKPOINTS, FRAMES, SIZE
 from benchmarks.shapes.evaluate import reconstruct
 from flowblending.engine.build.build import BuildRequest, build_bundle
-from flowblending.runtime.jobs import Job
+from flowblending.runtime.options import Job
 from flowblending.system.console import Console
 from tests.support import diffusers_reference
 from tests.whole.test_parity import FRAME_TOLERANCE, our_frames

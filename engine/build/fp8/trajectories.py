@@ -23,8 +23,9 @@ from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.build.fp8.loader import Graph, Loader
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.devices.open import AUTO, open_device
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.sampler.loop import Sampler
 from flowblending.system.subprocess_call import EndedError, call_in_subprocess

@@ -13,7 +13,8 @@ from flowblending.engine.build.proof.pair_build import measure_pair
 from flowblending.engine.build.proof.report import BuildReport, make_report, read_report, write_report
 from flowblending.engine.build.proof.table import show_report
 from flowblending.engine.bundle.bundle import TRAJECTORY, Bundle
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from flowblending.system.console import Console
 
 if TYPE_CHECKING:

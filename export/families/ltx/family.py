@@ -20,7 +20,6 @@ from flowblending.export.checkpoint.checkpoint import (
     Checkpoint,
     model_files,
     read_json,
-    vae_factors,
     vae_statistics,
 )
 from flowblending.export.families.ltx.row import LTX
@@ -61,7 +60,7 @@ class Ltx:
         transformer, vae = checkpoint.config(TRANSFORMER), checkpoint.config(VAE)
         mean, std = vae_statistics(checkpoint)
         scaling = vae.get("scaling_factor", 1.0)
-        temporal, spatial = vae_factors(checkpoint)
+        temporal, spatial = LTX.vae_factors(checkpoint.config("vae"))
         conditioned = vae.get("timestep_conditioning", False)
         return PipelineSpec(
             family=LTX.name,
@@ -115,7 +114,7 @@ class Ltx:
                 name,
                 precision,
                 text_length=TEXT_LENGTH[checkpoint.pipeline],
-                factors=vae_factors(checkpoint),
+                factors=LTX.vae_factors(checkpoint.config("vae")),
                 causal=checkpoint.pipeline == CONDITION,
             ),
             revision=f"ltx transformer {REVISION}",

@@ -16,7 +16,6 @@ from flowblending.export.checkpoint.checkpoint import (
     Checkpoint,
     model_files,
     read_json,
-    vae_factors,
     vae_statistics,
 )
 from flowblending.export.families.t5 import text_encoder_part
@@ -96,7 +95,7 @@ class Wan:
         check_decoder(checkpoint)
         solver, grid = _sampler(checkpoint)
         transformer = checkpoint.config(TRANSFORMER)
-        temporal, spatial = vae_factors(checkpoint)
+        temporal, spatial = WAN.vae_factors(checkpoint.config("vae"))
         mean, std = vae_statistics(checkpoint)
         patch_frames, patch_height, patch_width = transformer["patch_size"]
         return PipelineSpec(

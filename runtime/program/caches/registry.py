@@ -45,7 +45,7 @@ def cache_help() -> str:
     alone = ", ".join(_form(each) for each in rows if each.decides is Decides.STEPS and not each.online)
     beside = " and ".join(f"+{each.form} {each.help}" for each in rows if each.decides is not Decides.STEPS)
     online = " or ".join(f"{each.form}, {each.help}" for each in rows if each.online)
-    return f"leave out engine calls: {alone}, each with {beside}; or {online} (default: off)"
+    return f"leave out engine calls: {alone}, each with {beside}; or {online}"
 
 
 def _form(cache: Cache) -> str:

@@ -10,6 +10,9 @@ from typing import NoReturn
 
 import flowblending
 from flowblending import UsageError
+from flowblending.runtime.arguments import add_machine, check_machine
+from flowblending.runtime.option import EXPORT_TRITON
+from flowblending.runtime.options import MACHINE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,14 +50,11 @@ def parser() -> argparse.ArgumentParser:
         help="requests may ask for a priority from 1, served first, to N; those that do not have the middle one "
         "(default: all are served in the order of their arrival)",
     )
-    machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="for onnxruntime bundles (default: auto)"
-    )
+    machine = parser.add_argument_group(MACHINE)
+    add_machine(machine, EXPORT_TRITON)
     machine.add_argument(
         "--gpus", metavar="0,1,...", help="the server's GPUs to use, one video at a time on each (default: all)"
     )
-    machine.add_argument("--threads", type=int, metavar="N", help="CPU threads of ONNX Runtime")
     parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
     return parser
@@ -74,9 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
         timeout=arguments.timeout,
         priorities=_positive(arguments.priorities, "--priorities") or 0,
     )
-    place = Placement(
-        device=arguments.device, gpus=_gpus(arguments.gpus), threads=_positive(arguments.threads, "--threads")
-    )
+    check_machine(arguments)
+    place = Placement(device=arguments.device, gpus=_gpus(arguments.gpus), threads=arguments.threads)
     console = Console(quiet=arguments.quiet)
     bundles = [open_bundle(folder) for folder in arguments.bundles]
     models = []

@@ -7,12 +7,14 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import flowblending
 from flowblending import FlowBlendingError, UsageError
-from flowblending.runtime.program.solvers.registry import METAVAR
-from flowblending.runtime.serve.triton.signature import FRAMES, LATENTS, MP4
+from flowblending.runtime.arguments import add_options, given
+from flowblending.runtime.option import CLIENT, Option
+from flowblending.runtime.options import HOW, OUTPUT, WHAT, options
+from flowblending.runtime.serve.triton.signature import FRAMES, LATENTS, MP4, dtype_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,32 +33,23 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--url", default="localhost:8001", metavar="HOST:PORT", help="gRPC (default: %(default)s)")
     parser.add_argument("--model", required=True, metavar="NAME", help="of the model in the server's repository")
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what the video shows")
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="what it should not show")
-    parser.add_argument("--seed", type=int, help="of the noise (default: 0)")
-    parser.add_argument("--size", metavar="WxH", help="of the video, if the bundle has several (default: its first)")
-    parser.add_argument("--frames", type=int, metavar="N", help="of the video, likewise")
-    parser.add_argument("--latents", type=Path, metavar="FILE", help="initial latents (.npy, fp32 [B, C, F, H, W])")
-    parser.add_argument("--steps", type=int, metavar="N", help="sampling steps")
-    parser.add_argument("--schedule", metavar="S", help='LSL, LLL, ... or "L20 S20 L10" (default: the bundle\'s)')
-    parser.add_argument("--guidance", type=float, metavar="G", help="guidance scale; 1 turns it off")
-    parser.add_argument(
-        "--batched-guidance", action=argparse.BooleanOptionalAction, help="both guidance branches in one call"
-    )
-    parser.add_argument("--solver", metavar=METAVAR)
-    parser.add_argument("--cache", metavar="POLICY", help="leave out engine calls, as fb-run --cache (default: off)")
-    parser.add_argument("--fps", type=float, dest="frame_rate", help="frames per second")
-    parser.add_argument(
+    what = parser.add_argument_group(WHAT)
+    add_options(what, CLIENT, [WHAT], required=["prompt"])
+    what.add_argument("--latents", type=Path, metavar="FILE", help="initial latents (.npy, fp32 [B, C, F, H, W])")
+    add_options(parser.add_argument_group(HOW), CLIENT, [HOW])
+    where = parser.add_argument_group(OUTPUT)
+    where.add_argument(
         "--out",
         type=Path,
         default=Path("video.mp4"),
         metavar="FILE",
         help="video.mp4, or frames.npy (uint8 [F, H, W, 3]) (default: %(default)s)",
     )
-    parser.add_argument("--save-latents", type=Path, metavar="FILE", help="also write the final latents (.npy)")
+    add_options(where, CLIENT, [OUTPUT])
+    where.add_argument("--save-latents", type=Path, metavar="FILE", help="also write the final latents (.npy)")
+    where.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     parser.add_argument("--priority", type=int, default=0, metavar="N", help="from 1, served first, as far as exported")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up when still in the queue after this")
-    parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
     return parser
 
@@ -70,6 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     from flowblending.runtime.serve.triton.client import responses
     from flowblending.system.console import Console
 
+    inputs = _inputs(arguments)
     if arguments.out.suffix not in (".mp4", ".npy"):
         raise UsageError(f"Cannot save a video as {arguments.out}; use .mp4 or .npy.")
     if arguments.save_latents is not None and arguments.save_latents.suffix != ".npy":
@@ -79,9 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     for path in filter(None, (arguments.out, arguments.save_latents)):
         check_output(path, width=2, height=2)  # the server knows the real size
     console = Console(quiet=arguments.quiet)
-    answers = responses(
-        arguments.url, arguments.model, _inputs(arguments), priority=arguments.priority, timeout=arguments.timeout
-    )
+    answers = responses(arguments.url, arguments.model, inputs, priority=arguments.priority, timeout=arguments.timeout)
     with closing(answers):
         result = show(answers, console)
     report = json.loads(result["report"][0])
@@ -122,31 +114,31 @@ def _inputs(arguments: argparse.Namespace) -> Arrays:
     results = [MP4 if arguments.out.suffix == ".mp4" else FRAMES]
     if arguments.save_latents is not None:
         results.append(LATENTS)
-    texts = {
-        name: getattr(arguments, name) for name in ("prompt", "negative_prompt", "size", "schedule", "solver", "cache")
+    inputs: dict[str, npt.NDArray[np.generic]] = {
+        "result": np.array([each.encode() for each in results], np.object_),
+        "progress": np.array([True]),
     }
-    given: dict[str, npt.NDArray[np.generic]] = {
-        name: np.array([text.encode()], np.object_) for name, text in texts.items() if text is not None
-    }
-    given["result"] = np.array([each.encode() for each in results], np.object_)
-    types = {"seed": np.int64, "frames": np.int32, "steps": np.int32, "guidance": np.float64, "frame_rate": np.float64}
-    for name, kind in types.items():
-        if (value := getattr(arguments, name)) is not None:
-            given[name] = _number(name, value, np.dtype(kind))
-    if arguments.batched_guidance is not None:
-        given["batched_guidance"] = np.array([arguments.batched_guidance])
+    fields = given(arguments, CLIENT)
+    for option in options():
+        if (value := fields.get(option.name)) is not None:
+            inputs[option.name] = _tensor(option, value)
     if arguments.latents is not None:
-        given["latents"] = _latents(arguments.latents)
-    return given
+        inputs["latents"] = _latents(arguments.latents)
+    return inputs
 
 
-def _number(name: str, value: float, kind: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
+def _tensor(option: Option, value: Any) -> npt.NDArray[np.generic]:
     import numpy as np
 
+    if option.kind is str:
+        return np.array([value.encode()], np.object_)
+    kind = np.dtype(dtype_of(option))
     try:
         return np.array([value], kind)
     except OverflowError:
-        raise UsageError(f"{value} was given to --{name}, but it must fit in {kind}; give a smaller one.") from None
+        raise UsageError(
+            f"{value} was given to {option.option}, but it must fit in {kind}; give a smaller one."
+        ) from None
 
 
 def _latents(path: Path) -> npt.NDArray[np.float32]:

@@ -74,7 +74,7 @@ class VideoModel:
 
         try:
             arrays = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            answer(self._pipeline, arrays, respond, sender.is_cancelled)
+            answer(self._pipeline, arrays, respond, sender.is_cancelled, json.loads(request.parameters()))
         except Cancelled:
             return pb_utils.TritonError("The request was cancelled.", pb_utils.TritonError.CANCELLED)
         except UsageError as error:

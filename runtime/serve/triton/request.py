@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
-from flowblending.runtime.jobs import Job
-from flowblending.runtime.serve.triton.signature import MP4, RESULTS, Port, inputs
+from flowblending.runtime.option import Option
+from flowblending.runtime.option_values import TRITON, make_job, read_options, unknown
+from flowblending.runtime.options import Job, options
+from flowblending.runtime.serve.triton.signature import RESULTS, Port, inputs
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
@@ -33,48 +35,35 @@ class VideoRequest:
     progress: bool
 
 
-def read_request(arrays: Arrays, manifest: Manifest) -> VideoRequest:
+def read_request(arrays: Arrays, manifest: Manifest, parameters: Iterable[str] = ()) -> VideoRequest:
     """The request that the input tensors make.
 
     Args:
         arrays: by input name; strings are object arrays of bytes, as Triton's Python backend gives them.
+        manifest: of the bundle.
+        parameters: names of what Triton passes on beside the inputs: over HTTP, every field that is no input.
 
     Raises:
         UsageError: an input is unknown, missing or of another shape, or a value that no request may have.
     """
     ports = {port.name: port for port in inputs(manifest)}
-    for name, array in arrays.items():
+    for name in (*arrays, *parameters):
         if name not in ports:
-            raise UsageError(f"Unknown input {name!r}; known are {', '.join(ports)}.")
+            raise unknown(name, TRITON, ports)
+    for name in parameters:
+        raise UsageError(f"The input {name} was given as a parameter; give it beside the prompt, as an input.")
+    for name, array in arrays.items():
         _check_shape(ports[name], array)
-    values = _Values(arrays)
-    steps = values.whole("steps")
-    limit = manifest.pipeline.grid.train_timesteps
-    # More steps than the model knows noise levels gain nothing, and would keep every other client waiting.
-    if steps is not None and steps > limit:
-        raise UsageError(f"{steps} steps were asked for, but the model knows {limit} noise levels; ask for fewer.")
-    prompt, progress = values.text("prompt"), values.truth("progress")
-    if prompt is None:
+    values = {option.name: _value(option, arrays[option.name]) for option in options() if option.name in arrays}
+    fields = read_options(values, TRITON)
+    if "prompt" not in fields:
         raise UsageError("The request has no prompt; give one as a string in the input prompt.")
-    job = Job(
-        prompt=prompt,
-        negative_prompt=values.text("negative_prompt"),
-        seed=values.whole("seed") or 0,
-        size=values.text("size"),
-        frames=values.whole("frames"),
-        steps=steps,
-        schedule=values.text("schedule") or "auto",
-        guidance=values.number("guidance"),
-        batched_guidance=values.truth("batched_guidance"),
-        solver=values.text("solver"),
-        frame_rate=values.number("frame_rate"),
-        cache=values.text("cache") or "off",
-    )
+    progress = arrays.get("progress")
     return VideoRequest(
-        job=job,
+        job=make_job(fields),
         latents=arrays.get("latents"),
-        results=_results(values.texts("result")),
-        progress=progress is None or progress,
+        results=_results(arrays.get("result")),
+        progress=progress is not None and bool(progress.item()),
     )
 
 
@@ -88,41 +77,22 @@ def _check_shape(port: Port, array: npt.NDArray[np.generic]) -> None:
         raise UsageError(f"Input {port.name} has shape {list(array.shape)}, but {list(expected)} was expected.")
 
 
-def _results(given: tuple[str, ...]) -> tuple[str, ...]:
-    results = tuple(dict.fromkeys(given)) or (MP4,)
+def _results(given: npt.NDArray[np.generic] | None) -> tuple[str, ...]:
+    asked = () if given is None else [_text("result", each) for each in given.reshape(-1).tolist()]
+    results = tuple(dict.fromkeys(asked)) or RESULTS[:1]
     for each in results:
         if each not in RESULTS:
             raise UsageError(f"The result {each!r} was asked for, but it must be one of {', '.join(RESULTS)}.")
     return results
 
 
-class _Values:
-    """Single values out of arrays, None for those that were not given."""
-
-    def __init__(self, arrays: Arrays) -> None:
-        self._arrays = arrays
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        array = self._arrays.get(name)
-        return () if array is None else tuple(_decode(name, each) for each in array.reshape(-1).tolist())
-
-    def text(self, name: str) -> str | None:
-        return next(iter(self.texts(name)), None)
-
-    def number(self, name: str) -> float | None:
-        array = self._arrays.get(name)
-        return None if array is None else float(array.reshape(-1)[0].item())
-
-    def whole(self, name: str) -> int | None:
-        array = self._arrays.get(name)
-        return None if array is None else int(array.reshape(-1)[0].item())
-
-    def truth(self, name: str) -> bool | None:
-        array = self._arrays.get(name)
-        return None if array is None else bool(array.reshape(-1)[0].item())
+def _value(option: Option, array: npt.NDArray[np.generic]) -> object:
+    """The single value of an option's tensor."""
+    value: object = array.item()
+    return _text(option.name, value) if option.kind is str else value
 
 
-def _decode(name: str, value: object) -> str:
+def _text(name: str, value: object) -> str:
     if isinstance(value, bytes):
         try:
             return value.decode()

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from flowblending.runtime.option import Option
+from flowblending.runtime.options import options
+
 if TYPE_CHECKING:
     from flowblending.contracts.manifest import Manifest
 
@@ -14,7 +17,7 @@ MP4_BASE64: Final = "mp4-base64"
 FRAMES: Final = "frames"
 LATENTS: Final = "latents"
 
-RESULTS: Final = (MP4, MP4_BASE64, FRAMES, LATENTS)
+RESULTS: Final = (MP4_BASE64, MP4, FRAMES, LATENTS)
 """What a request can ask for. JSON has no place for bytes, hence base64 for clients that have only HTTP."""
 
 MODEL_VERSION: Final = "1"
@@ -34,6 +37,7 @@ TYPES: Final = {
     "int32": "TYPE_INT32",
     "int64": "TYPE_INT64",
     "uint8": "TYPE_UINT8",
+    "uint64": "TYPE_UINT64",
     STRING: "TYPE_STRING",
 }
 """Triton's names of numpy's types (data_types of its model_config.proto)."""
@@ -56,28 +60,24 @@ class Port:
 
 
 def inputs(manifest: Manifest) -> tuple[Port, ...]:
-    """A job (see `runtime.jobs.Job`), the initial latents in place of the seed's noise, and what to answer.
+    """A job's options, the initial latents in place of the seed's noise, and what to answer.
 
-    ``result`` is one or more of ``RESULTS``; ``progress`` false leaves out the responses before the last.
-    Numbers are doubles where ``fb-run`` computes with doubles, so that both give the same bits.
+    ``result`` is one or more of ``RESULTS``, and the first unless told; ``progress`` asks for a response after every
+    step. Numbers are doubles where ``fb-run`` computes with doubles, so that both give the same bits.
     """
     return (
-        Port(name="prompt", dtype=STRING),
-        Port(name="negative_prompt", dtype=STRING, optional=True),
-        Port(name="seed", dtype="int64", optional=True),
-        Port(name="size", dtype=STRING, optional=True),
-        Port(name="frames", dtype="int32", optional=True),
-        Port(name="steps", dtype="int32", optional=True),
-        Port(name="schedule", dtype=STRING, optional=True),
-        Port(name="guidance", dtype="float64", optional=True),
-        Port(name="batched_guidance", dtype="bool", optional=True),
-        Port(name="solver", dtype=STRING, optional=True),
-        Port(name="frame_rate", dtype="float64", optional=True),
-        Port(name="cache", dtype=STRING, optional=True),
+        *(Port(name=each.name, dtype=dtype_of(each), optional=each.name != "prompt") for each in options()),
         Port(name="latents", dtype="float32", shape=(1, *_latents(manifest)), optional=True),
         Port(name="result", dtype=STRING, shape=(-1,), optional=True),
         Port(name="progress", dtype="bool", optional=True),
     )
+
+
+def dtype_of(option: Option) -> str:
+    """The type of an option's tensor."""
+    if option.kind is int:
+        return "uint64" if option.most is not None and option.most >= 2**31 else "int32"
+    return {str: STRING, float: "float64", bool: "bool"}[option.kind]
 
 
 def outputs(manifest: Manifest) -> tuple[Port, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -36,19 +36,26 @@ class Cancelled(Exception):
     """Nobody waits for the answer any more."""
 
 
-def answer(pipeline: Pipeline, arrays: Arrays, respond: Respond, cancelled: Callable[[], bool]) -> None:
+def answer(
+    pipeline: Pipeline,
+    arrays: Arrays,
+    respond: Respond,
+    cancelled: Callable[[], bool],
+    parameters: Iterable[str] = (),
+) -> None:
     """Serve one request: a response per step, then one with the result.
 
     Args:
         arrays: the request's inputs.
         respond: sends one response; see `signature.outputs`.
         cancelled: whether the client has gone; asked at every event, so between the steps and between decoded chunks.
+        parameters: names of what came beside the inputs.
 
     Raises:
         Cancelled: the client has gone; what was under way has finished.
         FlowBlendingError: the request is wrong, or the work failed.
     """
-    request = read_request(arrays, pipeline.bundle.manifest)
+    request = read_request(arrays, pipeline.bundle.manifest, parameters)
     warnings: list[str] = []
     with scratch() as folder:
         files = [folder / name for name in _files(request)]

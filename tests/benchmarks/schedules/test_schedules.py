@@ -30,7 +30,7 @@ from benchmarks.shapes import data, networks
 from benchmarks.shapes.scene import HELD_OUT, caption
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.manifest import Geometry
-from flowblending.runtime.jobs import Job
+from flowblending.runtime.options import Job
 from tests.support.scenes import film, one
 
 ROOT = Path(__file__).parents[3]

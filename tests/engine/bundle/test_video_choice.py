@@ -14,7 +14,8 @@ from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.geometry import plan_profiles
 from flowblending.engine.bundle.video_choice import check_latent_shape, choose_geometry
 from flowblending.runtime.devices.open import open_device
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from tests.support import manifests
 

@@ -18,17 +18,16 @@ from safetensors.torch import load_file, save_file
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.checkpoint import (
     Checkpoint,
-    check_pair,
     component_files,
     model_files,
     open_checkpoint,
     open_transformer,
-    vae_factors,
     vae_statistics,
     weights_sha256,
 )
 from flowblending.export.checkpoint.model_files import read_tensor
-from flowblending.export.families.registry import pipeline_classes, row_of
+from flowblending.export.families.pair import check_pair
+from flowblending.export.families.registry import pipeline_classes, row_of, vae_factors
 
 Edit = Callable[[Path], None]
 VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
@@ -124,6 +123,7 @@ def test_opens_a_pipeline_and_either_kind_of_transformer(checkpoints: Callable[[
         (_write("model_index.json", b"[1]"), ["no JSON object", "model_index.json"]),
         (_write("model_index.json", b"\xff\xfe\x00"), ["Cannot read", "model_index.json"]),
         (_set("model_index.json", _class_name="FluxPipeline"), ["FluxPipeline", *pipeline_classes()]),
+        (_write("model_index.json", b"{}"), ["model_index.json names no pipeline class (_class_name)"]),
         (_remove("vae"), ["vae/config.json is missing"]),
         (_remove("scheduler"), ["no folder scheduler"]),
         (_remove("tokenizer"), ["no folder tokenizer"]),
@@ -153,7 +153,7 @@ def test_opens_a_pipeline_and_either_kind_of_transformer(checkpoints: Callable[[
 def test_refuses_a_damaged_pipeline(large: Path, edit: Edit, says: list[str]) -> None:
     edit(large)
     with pytest.raises(FlowBlendingError) as caught:
-        open_checkpoint(str(large))
+        open_checkpoint(str(large), pipeline_classes())
     message = str(caught.value)
     assert "\n" not in message
     assert message.endswith(".")
@@ -359,7 +359,7 @@ def test_fetches_a_transformer_that_is_a_repository_of_its_own(
 def test_fetches_nothing_of_an_unknown_pipeline(hub: _Hub, large: Path) -> None:
     _set("model_index.json", _class_name="FluxPipeline")(large)
     with pytest.raises(FlowBlendingError, match="FluxPipeline, which is not supported"):
-        open_checkpoint("black-forest-labs/FLUX.1-dev")
+        open_checkpoint("black-forest-labs/FLUX.1-dev", pipeline_classes())
     assert hub.fetched == {"model_index.json"}
 
 

@@ -16,7 +16,8 @@ from flowblending import UsageError
 from flowblending.runtime.batch.tasks import Batch, Shard, Task
 from flowblending.runtime.batch.worker import WorkerConfig
 from flowblending.runtime.batch.workers import plan_workers, run_workers
-from flowblending.runtime.jobs import Job, PromptLine
+from flowblending.runtime.options import Job
+from flowblending.runtime.prompt_file import PromptLine
 from tests.conftest import Build
 from tests.support.store_process import Recorder
 

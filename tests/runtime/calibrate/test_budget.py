@@ -14,7 +14,8 @@ from flowblending.runtime.calibrate.budget import Allowance, allowance, cheapest
 from flowblending.runtime.calibrate.findings import BudgetTest, Tried
 from flowblending.runtime.calibrate.propagation import shared_out
 from flowblending.runtime.calibrate.under_budget import by_divergence, psnr
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from tests.support import manifests
 
 

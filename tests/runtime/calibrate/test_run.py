@@ -31,7 +31,8 @@ from flowblending.runtime.calibrate.propagation import block_ticks, measure_bloc
 from flowblending.runtime.calibrate.trajectory import StepTrajectory
 from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.golden import closed_form
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from flowblending.runtime.program.caches.magcache import CONSTANTS
 from flowblending.runtime.program.compile import compile_program
 from flowblending.runtime.program.cost import cost_of
@@ -385,7 +386,7 @@ def main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
             "asks for 7 steps of unipc with guidance 5 for 64x32, 9 frames, but the first line for",
         ),
         ("a\n", ("--steps", "2"), 2, "2 steps were asked for, but a schedule of three stages needs at least 3"),
-        ("a\n", ("--steps", "0"), 2, "0 steps were asked for"),
+        ("a\n", ("--steps", "0"), 2, "--steps is 0, but a whole number"),
         ("a\n", ("--threshold", "1.5"), 2, "The threshold is 1.5"),
         ("a\n", ("--parts", "1"), 2, "1 parts were asked for"),
         ("a\n", ("--cache", "magcache", "--proxy-only"), 2, "--cache measures constants and chooses no schedule"),

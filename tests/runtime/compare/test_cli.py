@@ -338,14 +338,14 @@ def test_errors_of_a_command_line_are_one_sentence(tmp_path: Path) -> None:
     cases: list[tuple[tuple[str, ...], str]] = [
         (("--schedules", "LXL"), "LXL: "),
         (("--caches", "fast"), "LLL . fast: The cache .fast. is unknown"),
-        (("--threads", "0"), "0 threads were asked for"),
+        (("--threads", "0"), "--threads is 0, but a whole number"),
         (("--out", str(tmp_path / "toy" / "report")), "lies in the bundle"),
         (("--out", str(tmp_path / "own")), "holds other files and no report"),
         (("--judge", "nonsense"), "MODULE:FUNCTION was expected"),
         (("--clip", str(tmp_path)), "is no folder of a model"),
         (("--lpips", str(tmp_path / "none.pt")), "There is no file"),
         (("--fvd", str(tmp_path / "none.pt")), "--fvd compares sets of videos, but .* holds 1 prompt"),
-        (("--fps", "0"), "frame rate of 0.0 was given"),
+        (("--fps", "0"), "--fps is 0.0, but a finite number"),
     ]
     for more, message in cases:
         arguments = (tmp_path / "toy", "--prompts", tmp_path / "prompts.txt", "--device", "cpu")

@@ -33,8 +33,9 @@ from flowblending.runtime.compare.report import (
 )
 from flowblending.runtime.compare.runs import Variant, check_jobs, file_stem, parse_variants, prompts_of
 from flowblending.runtime.compare.sample import TRAIL, trail_indices
-from flowblending.runtime.jobs import Job, read_jobs
 from flowblending.runtime.measures.function import MeasureError
+from flowblending.runtime.options import Job
+from flowblending.runtime.prompt_file import read_jobs
 from tests.support import manifests
 
 COLUMN = {column.key: column for column in COLUMNS}
@@ -72,7 +73,7 @@ def test_prompts(tmp_path: Path) -> None:
     for name, value in (("schedule", "SSS"), ("cache", "taylor:1")):
         with pytest.raises(UsageError, match=f"Line 2 of .* sets its {name}, which --{name}s gives"):
             prompts(tmp_path, "a cat\n" + json.dumps({"prompt": "a dog", name: value}))
-    with pytest.raises(UsageError, match=r"Line 1 of .*no prompt"):
+    with pytest.raises(UsageError, match=r"Line 1 of .*The prompt is empty"):
         prompts(tmp_path, '{"prompt": ""}')
 
 

@@ -27,7 +27,7 @@ from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.golden import vectors as golden
 from flowblending.runtime.golden.closed_form import CASES, FORMS
 from flowblending.runtime.golden.closed_form import engines as formulas
-from flowblending.runtime.jobs import Job
+from flowblending.runtime.options import Job
 from flowblending.runtime.sampler.loop import Sampler
 from tests.conftest import SEVERAL, Build
 from tests.support.required import unavailable

@@ -90,6 +90,25 @@ def test_cleaning_equals_diffusers(text: str) -> None:
     assert clean_prompt(text) == prompt_clean(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # Where a text has a "<" of its own, ftfy leaves entities alone, and both times are ours.
+        ("a < b &lt; c", "a < b < c"),
+        ("a < b &amp;lt; c", "a < b < c"),
+        ("a < b &amp;amp;lt; c", "a < b &lt; c"),
+        ("a < b &amp;amp;amp;lt; c", "a < b &amp;lt; c"),
+        # Elsewhere ftfy resolves them until there are none left.
+        ("a &amp;amp;lt; b", "a < b"),
+        ("a &amp;amp;amp;lt; b", "a < b"),
+        # White space that an entity stands for is folded too.
+        ("<x>&amp;nbsp; y&#10;", "<x> y"),
+    ],
+)
+def test_entities_are_resolved_twice(text: str, expected: str) -> None:
+    assert clean_prompt(text) == prompt_clean(text) == expected
+
+
 def test_a_file_will_do_and_its_own_padding_is_ignored(tokenizer: tuple[Path, T5Tokenizer], tmp_path: Path) -> None:
     folder, _ = tokenizer
     content = json.loads((folder / "tokenizer.json").read_text())

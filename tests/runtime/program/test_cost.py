@@ -9,7 +9,8 @@ import pytest
 from flowblending.contracts.manifest import Flops, Manifest
 from flowblending.contracts.model_sampling import ModelSampling
 from flowblending.contracts.program import Program
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from flowblending.runtime.program.cost import Cost, Timings, cost_of
 from tests.support import manifests
 

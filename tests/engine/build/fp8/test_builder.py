@@ -24,8 +24,9 @@ from flowblending.engine.bundle.bundle import Bundle
 from flowblending.export.checkpoint.checkpoint import open_checkpoint
 from flowblending.export.graph.audit import audit
 from flowblending.runtime.devices.host import HostDevice
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from tests.conftest import Build
 from tests.support.diffusers_reference import Floats, relative_error

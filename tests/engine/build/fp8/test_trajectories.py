@@ -25,7 +25,8 @@ from flowblending.engine.build.fp8.trajectories import (
 from flowblending.export.fp8.observe import observe
 from flowblending.export.graph.trace import read_graph
 from flowblending.export.graph.weight_inputs import write_weight_inputs
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from tests.support.manifests import PIPELINE
 from tests.support.plans import ignore
 

@@ -28,7 +28,8 @@ from flowblending.engine.build.proof.report_build import default_program
 from flowblending.export.verify.verify import TOLERANCE
 from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.golden.closed_form import CASES, FORMS, ClosedFormCase, engines
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from flowblending.runtime.sampler.loop import Sampler
 from tests.support.manifests import spec, write
 
@@ -172,6 +173,54 @@ def test_one_bad_call_counts_as_one_of_many_unless_it_is_no_number(manifest: Man
         again = PairFacts.model_validate_json(pair.model_dump_json())
         (claim,) = pair_claims(again, mixed)
         assert claim.state == "failed"
+
+
+@pytest.mark.parametrize("end", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("late", [1, 12])
+def test_a_trajectory_that_ends_in_no_number_is_not_proved(manifest: Manifest, end: float, late: int) -> None:
+    """Every call alone is right; but on its own way the pair comes to nothing, in the last calls."""
+    mixed = precision(manifest, large=Precision.BF16, small=Precision.FP8)
+    program = program_of(manifest, steps=10)
+    final, calls = follow(program, velocity, noise())
+    done = 0
+
+    def ours(model: str, latents: Floats, timestep: float, branch: str) -> Floats:
+        nonlocal done
+        done += 1
+        found = velocity(model, latents, timestep, branch)
+        return np.full_like(found, end) if done > 2 * len(calls) - late else found
+
+    with np.errstate(invalid="ignore"):
+        pair = compare_pair(program, calls, final, ours, noise(), where="cpu", allowed=LIMITS)
+    assert done == 2 * len(calls)
+    assert (set(pair.velocity), set(pair.overall.values())) == ({0.0}, {0.0})
+    (claim,) = pair_claims(pair, mixed)
+    assert claim.state == "failed"
+    again = PairFacts.model_validate_json(pair.model_dump_json())
+    assert not again.holds
+
+
+def test_what_holds_of_a_pair() -> None:
+    facts = PairFacts(
+        schedule="L1 S1",
+        where="cpu",
+        velocity=(0.01, 0.05),
+        models=(LARGE, SMALL),
+        overall={LARGE: 0.01, SMALL: 0.05},
+        final=0.2,
+        allowed=LIMITS,
+        reason="",
+    )
+    # Exactly what is allowed is allowed; how far the latents come apart in the end is not judged.
+    assert facts.holds
+    assert facts.model_copy(update={"final": 1e6}).holds
+    above = float(np.nextafter(0.05, 1))
+    for overall in ({LARGE: above, SMALL: 0.0}, {LARGE: 0.0, SMALL: above}, {SMALL: float("nan")}):
+        assert not facts.model_copy(update={"overall": overall}).holds
+    for final in (None, float("nan"), float("inf")):
+        assert not facts.model_copy(update={"final": final}).holds
+    spoilt = facts.model_copy(update={"velocity": (0.3, float("nan"), 0.9), "models": (SMALL, SMALL, SMALL)})
+    assert str(spoilt.worst(SMALL)) == "(nan, 2)"
 
 
 def test_a_limit_is_never_below_what_the_verification_of_one_call_allows() -> None:

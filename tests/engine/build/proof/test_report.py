@@ -29,7 +29,8 @@ from flowblending.export.checkpoint.checkpoint import open_checkpoint
 from flowblending.export.families.registry import family_of
 from flowblending.export.verify.trajectory import encode
 from flowblending.runtime.devices.host import HostDevice
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from tests.conftest import Build
 from tests.engine.build.test_build import request

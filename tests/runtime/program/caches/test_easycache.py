@@ -19,7 +19,8 @@ from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.dry_run import plan_lines
 from flowblending.runtime.golden.closed_form import FORMS, LATENT, ClosedFormCase, bundle_id, engines
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from flowblending.runtime.program.caches.easycache import EasyCache, EasyMask
 from flowblending.runtime.program.caches.parse import parse_cache
 from flowblending.runtime.program.caches.policy import Outline, decide

@@ -173,6 +173,24 @@ def test_guidance_is_skipped_late_and_counted_by_stage() -> None:
     assert mask(decisions.uncond) == "1000100100"
 
 
+@pytest.mark.parametrize(
+    ("below", "expected"),
+    [
+        # A step at the very limit has both branches, as in FasterCache, where the range has open ends.
+        ("641", "1111000"),
+        ("640.5", "1111000"),
+        ("641.5", "1110000"),
+        ("900", "1100000"),
+        ("100", "1111111"),
+        ("99", "1111111"),
+    ],
+)
+def test_the_timestep_at_which_guidance_skipping_begins(below: str, expected: str) -> None:
+    timesteps = (1000.0, 900.0, 800.0, 641.0, 640.0, 500.0, 100.0)
+    decisions = decide(parse_cache(f"guidance:7,{below}"), outline("L7", timesteps=timesteps))
+    assert mask(decisions.uncond) == expected
+
+
 def test_guidance_that_is_off_cannot_be_skipped() -> None:
     with pytest.raises(UsageError, match="but guidance is off; leave guidance out of --cache"):
         decide(parse_cache("guidance"), outline("L4", guided=False))

@@ -16,7 +16,8 @@ from flowblending.contracts.graph import LARGE, LTX_2B, SMALL, WAN_T2V_1_3B, WAN
 from flowblending.contracts.program import COND, Run
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.runtime.calibrate.divergence import DivergenceRecorder
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from flowblending.runtime.program.caches.parse import parse_cache
 from flowblending.runtime.program.caches.policy import Outline, decide
 from flowblending.runtime.program.caches.teacache import (

@@ -64,7 +64,7 @@ def program(module: str, *arguments: object) -> subprocess.CompletedProcess[str]
 
 def tensors(**values: object) -> Arrays:
     """Inputs as a client sends them."""
-    types = {"seed": np.int64, "frames": np.int32, "steps": np.int32, "guidance": np.float64, "frame_rate": np.float64}
+    types = {"seed": np.uint64, "frames": np.int32, "steps": np.int32, "guidance": np.float64, "frame_rate": np.float64}
     found: dict[str, npt.NDArray[np.generic]] = {}
     for name, value in values.items():
         if isinstance(value, np.ndarray):
@@ -92,8 +92,7 @@ def toy(tmp_path: Path) -> Bundle:
         ({}, "no prompt"),
         ({"prompt": "x", "colour": "red"}, "Unknown input 'colour'; known are prompt, negative_prompt"),
         ({"prompt": b"\xff"}, "Input prompt is no UTF-8 text"),
-        ({"prompt": "x", "steps": 1001}, "1001 steps were asked for, but the model knows 1000 noise levels"),
-        ({"prompt": "x", "result": "gif"}, "'gif' was asked for, but it must be one of mp4, mp4-base64, frames"),
+        ({"prompt": "x", "result": "gif"}, "'gif' was asked for, but it must be one of mp4-base64, mp4, frames"),
         ({"prompt": "x", "latents": np.zeros((1, 16, 3, 4, 7), np.float32)}, r"\[1, 16, 3, 4, 8\] was expected"),
         ({"prompt": np.array([], np.object_)}, r"Input prompt has shape \[0\], but \[1\] was expected"),
     ],
@@ -104,11 +103,11 @@ def test_a_request_that_is_none(toy: Bundle, values: dict[str, object], message:
 
 
 def test_a_request_becomes_the_job_of_the_command_line(toy: Bundle) -> None:
-    from flowblending.runtime.jobs import Job
+    from flowblending.runtime.options import Job
 
     request = read_request(tensors(prompt=PROMPT), toy.manifest)
     assert request.job == Job(prompt=PROMPT)
-    assert (request.latents, request.results, request.progress) == (None, ("mp4",), True)
+    assert (request.latents, request.results, request.progress) == (None, ("mp4-base64",), False)
     latents = np.zeros((1, 16, 3, 4, 8), np.float32)
     request = read_request(
         tensors(
@@ -283,7 +282,7 @@ WRONG_EXPORTS: list[tuple[tuple[str, ...], int, str]] = [
     (("toy", "--timeout", "nan"), 2, "A timeout of nan seconds"),
     (("toy", "--priorities", "101"), 2, "101 priorities were asked for"),
     (("toy", "--gpus", "0,x"), 2, "GPUs '0,x' were given"),
-    (("toy", "--threads", "0"), 2, "0 was given to --threads"),
+    (("toy", "--threads", "0"), 2, "--threads is 0, but a whole number of threads"),
     (("toy", "--plans"), 2, "large in toy is an engine of onnxruntime, which Triton has no backend for"),
     (("toy", "toy"), 2, "Two models would be called toy"),
     (("plans", "--device", "cpu"), 2, "large is a TensorRT plan, which runs on GPUs only"),
@@ -440,13 +439,16 @@ def test_latents_can_be_given(served: Served, reference: Arrays) -> None:
 
 
 BAD: list[tuple[dict[str, object], str]] = [
-    ({"steps": 0}, "0 steps were asked for, but at least 1 is needed; give a positive number of steps."),
-    ({"steps": 2**31 - 1}, "2147483647 steps were asked for, but the model knows 1000 noise levels; ask for fewer."),
+    ({"steps": 0}, 'steps is 0, but a whole number of steps, at least 1, was expected; give "steps": 50, for example.'),
+    (
+        {"steps": 2**31 - 1},
+        "2147483647 steps were asked for, but the models tell 1000 noise levels apart; give no more",
+    ),
     ({"schedule": "L20 S20"}, "add up to 40 steps, but 3 steps"),
     ({"cache": "mask:11"}, "The mask has 2 digits, but the run has 3 steps"),
-    ({"guidance": float("nan")}, "guidance scale is nan"),
+    ({"guidance": float("nan")}, "guidance is nan, but a finite number was expected"),
     ({"solver": "heun"}, "heun"),
-    ({"frame_rate": 0.0}, "A frame rate of 0.0 was given"),
+    ({"frame_rate": 0.0}, "frame_rate is 0.0, but a finite number of frames per second from 1 to 1000 was expected"),
     ({"result": "gif"}, "The result 'gif' was asked for"),
     ({"prompt": b"\xff\xfe"}, "Input prompt is no UTF-8 text"),
     ({"latents": np.full((1, 16, 3, 6, 4), np.nan, np.float32)}, "infinite or undefined"),
@@ -472,7 +474,7 @@ def test_http_answers_a_bad_request_with_status_400(served: Served) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
         served.server.post("models/wan/generate", {"prompt": "x", "steps": 0, "progress": False})
     assert caught.value.code == 400
-    assert json.loads(caught.value.read())["error"].startswith("0 steps were asked for, but at least 1 is needed")
+    assert json.loads(caught.value.read())["error"].startswith("steps is 0, but a whole number of steps")
 
 
 @pytest.mark.slow
@@ -657,7 +659,7 @@ def test_the_client_fails_in_one_sentence(served: Served, tmp_path: Path) -> Non
     out = ("--out", tmp_path / "x.mp4")
     where = ("--url", served.server.url, "--model", "wan", "--prompt", "x")
     cases: list[tuple[tuple[object, ...], int, str]] = [
-        ((*where, *out, "--steps", 0), 1, "0 steps were asked for, but at least 1 is needed"),
+        ((*where, *out, "--steps", 0), 2, "--steps is 0, but a whole number of steps, at least 1,"),
         (
             ("--url", "127.0.0.1:9", "--model", "wan", "--prompt", "x", *out),
             1,
@@ -665,7 +667,7 @@ def test_the_client_fails_in_one_sentence(served: Served, tmp_path: Path) -> Non
         ),
         (("--url", served.server.url, "--model", "none", "--prompt", "x", *out), 1, "it does not serve this model"),
         ((*where, *out, "--timeout", "nan"), 2, "timeout nan were given"),
-        ((*where, *out, "--seed", 2**70), 2, "was given to --seed, but it must fit in int64"),
+        ((*where, *out, "--seed", 2**70), 2, "--seed is 1180591620717411303424, but a whole number from 0 to"),
         ((*where, *out, "--latents", tmp_path / "no.npy"), 1, "Cannot read latents"),
         ((*where, "--out", tmp_path / "x.gif"), 2, "x.gif; use .mp4 or .npy"),
         ((*where, "--out", tmp_path), 2, "Cannot save a video as"),

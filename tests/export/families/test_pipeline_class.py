@@ -7,8 +7,8 @@ import pytest
 
 from flowblending import UsageError
 from flowblending.export.checkpoint.checkpoint import Checkpoint
-from flowblending.export.checkpoint.pipeline_class import check_class, describe_class, run_with
 from flowblending.export.families.ltx.family import Ltx
+from flowblending.export.families.pipeline_class import check_class, describe_class, run_with
 from flowblending.export.families.wan.family import Wan
 
 LTX = ("LTXPipeline", "LTXConditionPipeline")

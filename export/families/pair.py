@@ -1,0 +1,84 @@
+"""Whether two checkpoints can be a pair: what they must share, told from their configurations alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from flowblending import FlowBlendingError
+from flowblending.export.checkpoint.checkpoint import Checkpoint, read_json, vae_statistics
+from flowblending.export.families.registry import vae_factors
+
+
+def check_pair(large: Checkpoint, large_transformer: Path, small_transformer: Path, small: Checkpoint | None) -> None:
+    """Refuse a pair that cannot share latents or text.
+
+    What can be seen from the configurations: two VAEs of one architecture and equal statistics count as the same.
+
+    Args:
+        large: the pipeline that text encoder, VAE and scheduler are taken from.
+        large_transformer: folder of the large transformer.
+        small_transformer: folder of the small transformer.
+        small: the pipeline that the small transformer came from; None where it was given alone.
+
+    Raises:
+        FlowBlendingError: names the first field that differs, and both values.
+    """
+    if small is not None and small.pipeline != large.pipeline:
+        # LTXPipeline and LTXConditionPipeline place frames at different times (rotary coordinates) and draw other
+        # noise levels: the transformer of one runs under the other, but on inputs that it was not trained on.
+        raise FlowBlendingError(
+            f"The large checkpoint is a {large.pipeline} but the small one is a {small.pipeline}, and each gives its "
+            f"transformer different inputs; choose two checkpoints of one pipeline class, or name the class that runs "
+            f"both: --pipeline {large.pipeline}."
+        )
+    for field, ours, theirs in _compared(large, large_transformer, small_transformer, small):
+        if not _same(ours, theirs):
+            raise FlowBlendingError(
+                f"The two checkpoints cannot be a pair: {field} is {_show(ours)} in the large one ({large.folder}) "
+                f"but {_show(theirs)} in the small one ({small_transformer}); choose two that share latents and text."
+            )
+
+
+def _compared(
+    large: Checkpoint, large_transformer: Path, small_transformer: Path, small: Checkpoint | None
+) -> Iterator[tuple[str, object, object]]:
+    """Fields that must agree, with the value of each side."""
+    ours, theirs = (read_json(folder / "config.json") for folder in (large_transformer, small_transformer))
+    for field in ("_class_name", "in_channels", "patch_size", "patch_size_t", "text_dim", "caption_channels"):
+        yield f"the transformer's {field.strip('_')}", ours.get(field), theirs.get(field)
+    # The classes take no out_channels for as many as in_channels.
+    of_ours, of_theirs = (config.get("out_channels") or config.get("in_channels") for config in (ours, theirs))
+    yield "the transformer's out_channels", of_ours, of_theirs
+    if small is None:
+        return
+    yield from _fields("vae", ("_class_name", "z_dim", "latent_channels", "scaling_factor"), large, small)
+    yield "the VAE's compression (frames, pixels)", vae_factors(large), vae_factors(small)
+    statistics = zip(vae_statistics(large), vae_statistics(small), strict=True)
+    for name, both in zip(("latents_mean", "latents_std"), statistics, strict=True):
+        yield f"the number of the VAE's {name}", len(both[0]), len(both[1])
+        for channel, (mean, other) in enumerate(zip(*both, strict=True)):
+            yield f"the VAE's {name}[{channel}]", mean, other
+    yield from _fields("text_encoder", ("model_type", "d_model", "vocab_size"), large, small)
+
+
+def _fields(
+    component: str, names: Sequence[str], large: Checkpoint, small: Checkpoint
+) -> Iterator[tuple[str, object, object]]:
+    ours, theirs = large.config(component), small.config(component)
+    for name in names:
+        yield f"the {component}'s {name.strip('_')}", ours.get(name), theirs.get(name)
+
+
+def _same(ours: object, theirs: object) -> bool:
+    if isinstance(ours, float) and isinstance(theirs, float):
+        # The same statistics may have been stored in fp32 once and in bf16 (8 bits) once.
+        return math.isclose(ours, theirs, rel_tol=2**-8, abs_tol=1e-6)
+    return ours == theirs
+
+
+def _show(value: object) -> str:
+    if value is None:
+        return "missing"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

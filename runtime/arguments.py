@@ -1,0 +1,88 @@
+"""The options of `options` on command lines: argparse's arguments made from the table, and fields read back."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from flowblending.runtime import options
+from flowblending.runtime.option import CLIENT, Option
+from flowblending.runtime.option_values import CLIENT_LINE, COMMAND_LINE, read_options, read_value
+from flowblending.runtime.options import DEVICE, THREADS
+
+
+class Group(Protocol):
+    """A parser, or a group of one."""
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        """As argparse has it."""
+        ...
+
+
+def add_options(
+    group: Group, program: str, sections: Iterable[str], *, required: Sequence[str] = (), leave_out: Sequence[str] = ()
+) -> None:
+    """Add the job's options that a program offers, of some sections of ``--help``.
+
+    None of them has a default: what was not given is None, and has the job's own default.
+
+    Args:
+        required: names of those that must be given.
+        leave_out: names of those that the program offers in another way.
+    """
+    wanted = tuple(sections)
+    for option in options.options():
+        if option.section in wanted and program in option.programs and option.name not in leave_out:
+            _add(group, option, program, required=option.name in required)
+
+
+def add_machine(group: Group, program: str) -> None:
+    """Add ``--device`` and ``--threads``."""
+    _add(group, DEVICE, program)
+    _add(group, THREADS, program)
+
+
+def given(arguments: argparse.Namespace, program: str) -> dict[str, Any]:
+    """The fields of a job that were given to a program, checked.
+
+    Raises:
+        UsageError: a value out of bounds.
+    """
+    offered = (option.name for option in options.options() if program in option.programs)
+    values = {name: getattr(arguments, name) for name in offered}
+    return read_options(
+        {name: value for name, value in values.items() if value is not None},
+        CLIENT_LINE if program == CLIENT else COMMAND_LINE,
+    )
+
+
+def check_machine(arguments: argparse.Namespace) -> None:
+    """Refuse a number of threads that is none.
+
+    Raises:
+        UsageError: fewer than one.
+    """
+    read_value(arguments.threads, THREADS, COMMAND_LINE)
+
+
+def flag_of(line: argparse.ArgumentParser, name: str) -> str:
+    """The flag of a field of parsed arguments, as its user wrote or would have written it."""
+    return next(action.option_strings[0] for action in line._actions if action.dest == name)
+
+
+def _add(group: Group, option: Option, program: str, *, required: bool = False) -> None:
+    settings: dict[str, Any] = {"dest": option.name, "help": option.described(program)}
+    if required:
+        settings["required"] = True
+    if option.kind is bool:
+        settings["action"] = argparse.BooleanOptionalAction
+    else:
+        settings["type"] = option.kind if option.registry is None or program == CLIENT else option.registry.argument
+        if option.choices:
+            settings["choices"] = option.choices
+        elif option.metavar is not None:
+            settings["metavar"] = option.metavar
+    if option is DEVICE:
+        settings["default"] = option.default
+    group.add_argument(option.option, **settings)

@@ -1,0 +1,280 @@
+"""What a job may say: every option once, with its type, default, bounds, words and who offers it.
+
+The table is the class `Job`: a field is an option, and what is known of it beside name, type and default stands in
+its annotation. Command lines (`arguments`), prompt files (`prompt_file`), the Python API, Triton's inputs and
+fb-client are made from it, so that an option is added here and used where it has its effect. Standard library only:
+every ``--help`` needs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+import types
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, TypedDict, get_args, get_origin, get_type_hints
+
+from flowblending.runtime.option import CALIBRATE, CLIENT, COMPARE, RUN, Option
+from flowblending.runtime.program.caches.parse import OFF
+from flowblending.runtime.program.caches.registry import cache_help
+from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
+
+_ONE_VIDEO: Final = frozenset({RUN, CLIENT})
+
+WHAT: Final = "what to generate"
+HOW: Final = "how to sample"
+OUTPUT: Final = "what to write"
+MACHINE: Final = "machine"
+
+AUTO: Final = "auto"
+"""The schedule that a bundle was calibrated to, or LSL."""
+DEVICES: Final = ("auto", "cpu", "cuda")
+
+MOST_SEED: Final = 2**64 - 1
+MAX_FRAME_RATE: Final = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One video to make. None means the default of the bundle's family.
+
+    Attributes:
+        seed: of the initial noise, which is the one diffusers draws for the same seed on the CPU.
+        size: such as ``832x480``, and
+        frames: of the video: one that the bundle was built for.
+        steps: of the run; stages with timesteps of their own stand in for as many as they say.
+        schedule: ``auto`` (what the bundle was calibrated to, or LSL), ``LSL``, ``L20 S20 L10``, or with guidance and
+            timesteps of a stage's own, ``L20 S20:g1:t909.4,725 L10``.
+        guidance: scale of classifier-free guidance; 1 or less turns it off.
+        batched_guidance: both guidance branches in one call of the engine.
+        solver: ``unipc``, ``dpm++`` or ``euler``.
+        frame_rate: of the video, in frames per second.
+        cache: which engine calls to leave out, such as ``taylor:1``; see `flowblending.runtime.program.caches`.
+    """
+
+    prompt: Annotated[
+        str,
+        Option(
+            section=WHAT,
+            help="what the video shows",
+            metavar="TEXT",
+            example="A cat walks on the grass",
+            blank="The prompt is empty; say what the video shows.",
+            aliases=("text", "caption", "positive_prompt", "text_prompt", "prompts"),
+            programs=_ONE_VIDEO,
+        ),
+    ]
+    negative_prompt: Annotated[
+        str | None,
+        Option(
+            section=WHAT,
+            help="what it should not show",
+            usual="the family's",
+            metavar="TEXT",
+            example="blurry",
+            aliases=("negative", "neg", "neg_prompt", "uncond", "n_prompt"),
+        ),
+    ] = None
+    seed: Annotated[
+        int,
+        Option(
+            section=WHAT,
+            help="of the noise; the same as in diffusers",
+            usual="0",
+            words={
+                CALIBRATE: "of the first line; one more for every line after it that has none of its own (default: 0)",
+                COMPARE: "of every prompt's noise (default: 0)",
+            },
+            metavar="N",
+            least=0,
+            most=MOST_SEED,
+            example=42,
+            aliases=("random_seed", "generator", "noise_seed", "manual_seed"),
+        ),
+    ] = 0
+    size: Annotated[
+        str | None,
+        Option(
+            section=WHAT,
+            help="of the video, if the bundle has several",
+            usual="its first",
+            metavar="WxH",
+            example="832x480",
+            aliases=("resolution", "width", "height", "video_size"),
+        ),
+    ] = None
+    frames: Annotated[
+        int | None,
+        Option(
+            section=WHAT,
+            help="of the video, likewise",
+            usual="its first",
+            metavar="N",
+            unit="frames",
+            least=1,
+            example=81,
+            aliases=("num_frames", "frame_num", "video_length", "length", "n_frames"),
+        ),
+    ] = None
+    steps: Annotated[
+        int | None,
+        Option(
+            section=HOW,
+            help="sampling steps",
+            usual="the family's",
+            metavar="N",
+            unit="steps",
+            least=1,
+            example=50,
+            aliases=("num_inference_steps", "inference_steps", "sampling_steps", "sample_steps", "num_steps"),
+        ),
+    ] = None
+    schedule: Annotated[
+        str,
+        Option(
+            section=HOW,
+            help='LSL, LLL, SSS, LSS, SLL with the family\'s boundaries, or "L20 S20 L10"; stages may have a guidance '
+            'scale and timesteps of their own, "L20 S20:g1:t750,625 L10"',
+            usual="what fb-calibrate found for the bundle, else LSL",
+            metavar="S",
+            example="LSL",
+            aliases=("stages", "model_schedule"),
+            programs=_ONE_VIDEO,
+        ),
+    ] = AUTO
+    guidance: Annotated[
+        float | None,
+        Option(
+            section=HOW,
+            help="guidance scale; 1 turns it off",
+            usual="the family's",
+            metavar="G",
+            example=5.0,
+            aliases=("guidance_scale", "cfg", "cfg_scale", "sample_guide_scale", "guide_scale", "true_cfg_scale"),
+        ),
+    ] = None
+    batched_guidance: Annotated[
+        bool | None,
+        Option(
+            section=HOW,
+            help="run both guidance branches in one call, or one after the other",
+            usual="the family's",
+            example=True,
+            aliases=("batch_cfg", "batched_cfg"),
+        ),
+    ] = None
+    solver: Annotated[
+        str | None,
+        Option(
+            section=HOW,
+            help="method of integration",
+            usual="the family's",
+            metavar=METAVAR,
+            registry=SOLVERS,
+            example="unipc",
+            aliases=("sampler", "scheduler", "sample_solver", "sampler_name"),
+        ),
+    ] = None
+    cache: Annotated[
+        str,
+        Option(
+            section=HOW,
+            help=cache_help(),
+            usual="off",
+            metavar="POLICY",
+            example="scm:slow",
+            aliases=("step_cache", "cache_policy"),
+            programs=_ONE_VIDEO,
+        ),
+    ] = OFF
+    frame_rate: Annotated[
+        float | None,
+        Option(
+            section=OUTPUT,
+            help="frames per second",
+            usual="the family's",
+            flag="--fps",
+            metavar="N",
+            unit="frames per second",
+            least=1,
+            most=MAX_FRAME_RATE,
+            example=16.0,
+            aliases=("fps", "framerate", "video_fps", "sample_fps"),
+        ),
+    ] = None
+
+    def file_stem(self, edition: str) -> str:
+        """A readable file name for the job's video on a bundle: the same for the same video, else another.
+
+        Args:
+            edition: of the bundle's manifest.
+        """
+        words = re.sub(r"[^\w]+", "-", self.prompt.lower()).strip("-")[:40].strip("-")
+        content = json.dumps([edition, dataclasses.asdict(self)], sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+        return "-".join(filter(None, (words, digest)))
+
+
+class JobOptions(TypedDict, total=False):
+    """A job's fields beside the prompts, as keywords that a type checker knows. A test compares them with `Job`."""
+
+    seed: int
+    size: str | None
+    frames: int | None
+    steps: int | None
+    schedule: str
+    guidance: float | None
+    batched_guidance: bool | None
+    solver: str | None
+    cache: str
+    frame_rate: float | None
+
+
+JOB: type[Job] = Job
+"""The class whose fields are the options."""
+
+DEVICE: Final = Option(
+    name="device",
+    default="auto",
+    section=MACHINE,
+    help="for onnxruntime bundles",
+    usual="auto",
+    choices=DEVICES,
+    example="cpu",
+)
+THREADS: Final = Option(
+    name="threads",
+    kind=int,
+    nullable=True,
+    section=MACHINE,
+    help="CPU threads of ONNX Runtime",
+    metavar="N",
+    unit="threads",
+    least=1,
+    example=2,
+)
+
+
+def options() -> tuple[Option, ...]:
+    """All options of a job, in the order of the fields."""
+    job: Any = JOB  # a class is hashable, which mypy denies those of dataclasses
+    return _options(job)
+
+
+@functools.cache
+def _options(job: Any) -> tuple[Option, ...]:
+    hints = get_type_hints(job, include_extras=True)
+    return tuple(_option(each, hints[each.name]) for each in dataclasses.fields(job))
+
+
+def _option(one: dataclasses.Field[Any], hint: Any) -> Option:
+    """What the annotation tells, completed by what the field does."""
+    told: Option
+    kind, told = get_args(hint)
+    kinds = get_args(kind) if get_origin(kind) is types.UnionType else (kind,)
+    (plain,) = (each for each in kinds if each is not type(None))
+    default = None if one.default is dataclasses.MISSING else one.default
+    return dataclasses.replace(told, name=one.name, kind=plain, nullable=type(None) in kinds, default=default)

@@ -1,0 +1,215 @@
+"""Files of many prompts: a prompt a line, a JSON object a line, or one JSON array of either."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowblending import FlowBlendingError, UsageError
+from flowblending.runtime.option_values import PROMPT_FILE, make_job, read_options
+from flowblending.runtime.options import Job, options
+
+COMMENT = "#"
+_BENCHMARK_PROMPT = "prompt_en"
+_BENCHMARK_FIELDS = frozenset({"dimension", "auxiliary_info"})
+"""What VBench's own list of prompts says beside them, for its scores alone."""
+
+_ARRAY = re.compile(r'\[\s*(["{]|$)', re.MULTILINE)
+"""How an array begins, unlike a prompt such as ``[wide shot] a cat walks``."""
+_PIECE = re.compile(r"[\[\]{},\s]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptLine:
+    """A line of a prompt file, or an entry of its array.
+
+    Attributes:
+        number: from 1 on.
+        job: None if there is none.
+        error: why there is none.
+        given: the fields that the line itself sets.
+    """
+
+    number: int
+    job: Job | None = None
+    error: str | None = None
+    given: frozenset[str] = frozenset()
+
+
+def read_jobs(path: Path, defaults: Job, tell: Callable[[str], None] | None = None) -> list[PromptLine]:
+    """The jobs of a prompt file, which may be a pipe and is read once; see `parse_jobs`.
+
+    Raises:
+        FlowBlendingError: it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise FlowBlendingError(f"Cannot read the prompt file {path} ({error.strerror}); give another file.") from None
+    except UnicodeDecodeError as error:
+        raise FlowBlendingError(f"Cannot read the prompt file {path} ({error}); give a UTF-8 text file.") from None
+    return parse_jobs(text, path, defaults, tell)
+
+
+def parse_jobs(text: str, path: Path, defaults: Job, tell: Callable[[str], None] | None = None) -> list[PromptLine]:
+    """The jobs of a prompt file's text: a prompt a line, or a JSON object a line with a job's fields.
+
+    One JSON array of texts or of objects is taken for as many lines; VBench's own list is one. A line or an entry
+    that is no job is returned with its error, so that the others still run. Empty lines and lines that start with
+    ``#`` are left out; the latter are prompts in JSON.
+
+    Args:
+        path: of it, for the messages.
+        defaults: of the fields that a line does not set.
+        tell: told how many lines that start with ``#`` were left out.
+
+    Raises:
+        UsageError: it holds no prompt at all, or is a JSON document of another kind.
+    """
+    if "\0" in text:
+        raise UsageError(f"The prompt file {path} holds zero bytes, as no text does; save it as UTF-8 text.")
+    entries = _array(text, path)
+    if entries is not None:
+        lines = [_line(number, entry, defaults) for number, entry in enumerate(entries, start=1)]
+    else:
+        _check_lines(text, path)
+        lines = list(_lines(text, defaults))
+        left_out = sum(line.lstrip().startswith(COMMENT) for line in text.split("\n"))
+        if left_out and tell is not None:
+            tell(
+                f"{path}: {left_out} line{'s' * (left_out > 1)} beginning with {COMMENT} left out as comments; write "
+                f'a prompt that begins so as {{"prompt": "{COMMENT}..."}}'
+            )
+    if not lines:
+        raise UsageError(f"The prompt file {path} holds no prompt; write one prompt a line.")
+    return lines
+
+
+def plain_jobs(lines: Sequence[PromptLine], path: Path, reason: str) -> list[Job]:
+    """The jobs of all lines, where schedule and cache are not a line's to say.
+
+    Args:
+        lines: of a prompt file.
+        path: of it, for the errors.
+        reason: why not, as the end of a sentence; ``{}`` stands for the field.
+
+    Raises:
+        UsageError: a line is no job, or says either.
+    """
+    jobs = []
+    for line in lines:
+        if line.job is None:
+            raise UsageError(f"Line {line.number} of {path}: {line.error}")
+        for option in options():
+            if option.name in ("schedule", "cache") and getattr(line.job, option.name) != option.default:
+                raise UsageError(
+                    f"Line {line.number} of {path} sets its {option.name}, {reason.format(option.name)}; "
+                    "leave it out there."
+                )
+        jobs.append(line.job)
+    return jobs
+
+
+def _array(text: str, path: Path) -> list[Any] | None:
+    """The entries of a file that is one JSON array, and None for another file."""
+    content = text.strip()
+    if not content.startswith("["):
+        return None
+    try:
+        entries = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        if not _ARRAY.match(content):
+            return None
+        raise UsageError(
+            f"The prompt file {path} begins a JSON array that is none ({error}); mend it, or write one prompt a line."
+        ) from None
+    if not isinstance(entries, list):
+        return None
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, str | dict):
+            raise UsageError(
+                f"Entry {number} of the JSON array {path} is {json.dumps(entry)[:40]}, but a prompt or an object with "
+                'a prompt was expected; write ["...", ...] or [{"prompt": "..."}, ...].'
+            )
+    return entries
+
+
+def _check_lines(text: str, path: Path) -> None:
+    """Refuse a JSON document that is spread over lines: its pieces would become prompts.
+
+    Raises:
+        UsageError: it is one.
+    """
+    start = 0
+    for number, line in enumerate(text.split("\n"), start=1):
+        content = line.strip()
+        if content and (_PIECE.fullmatch(content) or (content.startswith("{") and _goes_on(text, start, line))):
+            raise UsageError(
+                f"Line {number} of the prompt file {path} is a piece of a JSON document ({content[:40]}); write one "
+                "object a line, or one array of prompts or of objects."
+            )
+        start += len(line) + 1
+
+
+def _goes_on(text: str, start: int, line: str) -> bool:
+    """Whether the JSON object that begins with a line, at a place of the text, ends after that line."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        pass
+    else:
+        return False
+    try:
+        json.JSONDecoder().raw_decode(text, start + line.index("{"))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _lines(text: str, defaults: Job) -> Iterator[PromptLine]:
+    # Not splitlines: a JSON string may hold Unicode's own line separators.
+    for number, line in enumerate(text.split("\n"), start=1):
+        content = line.strip()
+        if not content or content.startswith(COMMENT):
+            continue
+        try:
+            entry = _json(content) if content.startswith("{") or _ARRAY.match(content) else content
+            if isinstance(entry, list):
+                raise UsageError("The line is a JSON array, but one prompt or object a line was expected; split it.")
+        except UsageError as error:
+            yield PromptLine(number=number, error=str(error))
+        else:
+            yield _line(number, entry, defaults)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"The line is no JSON object ({error}); write one object or one prompt a line.") from None
+
+
+def _line(number: int, entry: str | dict[str, Any], defaults: Job) -> PromptLine:
+    """A prompt, or an object with a job's fields, as a line."""
+    try:
+        values = {"prompt": entry} if isinstance(entry, str) else _values(entry)
+        fields = read_options(values, PROMPT_FILE)
+        if "prompt" not in fields:
+            raise UsageError('The line has no prompt; write {"prompt": "..."}.')
+    except UsageError as error:
+        return PromptLine(number=number, error=str(error))
+    job = make_job({each.name: getattr(defaults, each.name) for each in dataclasses.fields(defaults)} | fields)
+    return PromptLine(number=number, job=job, given=frozenset(fields))
+
+
+def _values(entry: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an object; of an entry of VBench's list, the prompt."""
+    if _BENCHMARK_PROMPT not in entry or "prompt" in entry:
+        return entry
+    rest = {name: value for name, value in entry.items() if name not in _BENCHMARK_FIELDS}
+    return {"prompt": rest.pop(_BENCHMARK_PROMPT), **rest}
