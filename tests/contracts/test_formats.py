@@ -27,7 +27,8 @@ from flowblending.engine.build.proof.pair import pair_claims
 from flowblending.engine.build.proof.report import BuildReport, read_report
 from flowblending.engine.bundle.bundle import REPORT, open_bundle
 from flowblending.engine.store.entry import ENTRY, read_entry
-from flowblending.runtime.jobs import Job, compile_job
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from flowblending.runtime.program.program_file import ProgramFile
 from tests.support import manifests, schemas
 
