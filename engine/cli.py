@@ -28,11 +28,15 @@ def parser() -> argparse.ArgumentParser:
         "--small Wan-AI/Wan2.1-T2V-1.3B-Diffusers --out wan --size 832x480 --frames 81",
         allow_abbrev=False,  # fb-run's --cache means something else than --cache-dir
     )
-    parser.add_argument("--large", metavar="DIR_OR_HUB_ID", help="diffusers pipeline: the large model")
+    parser.add_argument(
+        "--large",
+        metavar="DIR_OR_HUB_ID",
+        help="the large model: a diffusers pipeline folder, or ORG/NAME[/FOLDER][@REVISION] of the hub",
+    )
     parser.add_argument(
         "--small",
         metavar="DIR_OR_HUB_ID",
-        help="the small model: a diffusers pipeline or transformer folder with the same latents and text encoder",
+        help="the small model, likewise, or a transformer alone, with the same latents and text encoder",
     )
     parser.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write the bundle to")
     parser.add_argument(

@@ -55,6 +55,18 @@ class UsageError(FlowBlendingError):
     exit_code = 2
 
 
+class DiskError(FlowBlendingError):
+    """A disk that is full or cannot be written to: no job that writes there would do better."""
+
+
+class DeviceError(FlowBlendingError):
+    """A device or an engine that cannot be used: no job in this process would do better."""
+
+
+class OutOfMemoryError(FlowBlendingError):
+    """Memory that is too small: no job of this size would do better."""
+
+
 def __getattr__(name: str) -> object:
     if name in __all__:
         from flowblending.runtime import api

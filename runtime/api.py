@@ -7,8 +7,11 @@ comes from it belong to one thread at a time.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
+import os
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, Unpack
@@ -22,14 +25,15 @@ from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.engine.backends.tensor import CPU, Tensor
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.engine.bundle.video_choice import check_latent_shape
+from flowblending.runtime.decode_conditioning import decode_conditioning
 from flowblending.runtime.devices.arrays import Array, Shape, adopt, stream_handle
 from flowblending.runtime.devices.foreign import ForeignArray, ForeignStream
 from flowblending.runtime.devices.open import AUTO, open_device
 from flowblending.runtime.events import Embedding, Event, FramesEvent, LatentsEvent, LoadEvent, WarningEvent
 from flowblending.runtime.jobs import job_geometry
 from flowblending.runtime.media.noise import draw_latents
-from flowblending.runtime.option_values import PYTHON, make_job, read_options, read_value
-from flowblending.runtime.options import DEVICE, THREADS, Job, JobOptions
+from flowblending.runtime.option_values import PYTHON, is_blank, make_job, read_options, read_value, shown
+from flowblending.runtime.options import DEVICE, TEXT, THREADS, Job, JobOptions
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.run import VideoRun, decoded
 from flowblending.runtime.sampler.binding import Conditions
@@ -47,6 +51,9 @@ __all__ = [
 ]
 
 
+_ENCODE: Final = dataclasses.replace(PYTHON, several="for text in texts: sampler.encode(text)")
+
+
 class Generation:
     """A video to be made. Nothing has run yet: iterate over it, or ask for its latents.
 
@@ -62,19 +69,31 @@ class Generation:
     """
 
     def __init__(self, pipeline: Pipeline, job: Job, noise: Tensor | None, embeddings: Conditions) -> None:
-        self._run = VideoRun(pipeline, job, latents=noise, embeddings=embeddings)
+        self._planned = functools.partial(VideoRun, pipeline, job, latents=noise, embeddings=embeddings)
+        self._run = self._planned()
         self.noise: Final = noise
         self.embeddings: Final = embeddings
         self.program: Final[Program] = self._run.program
         self.frame_rate: Final[float] = self._run.frame_rate
 
     def __iter__(self) -> Generator[Event, None, None]:
-        with contextlib.closing(self._run.events()) as events:
+        return _told(self._run)
+
+    def save(self, path: str | os.PathLike[str], on_event: Callable[[Event], object] | None = None) -> None:
+        """Make the video and write it, as fb-run would: whole, or not at all.
+
+        Args:
+            path: ``video.mp4``, ``frames.npy`` (uint8 [F, H, W, 3]), or a new folder for PNG files.
+            on_event: called with every event that iterating would yield.
+
+        Raises:
+            UsageError: a path that no video can have.
+            FlowBlendingError: as `latents`, or the file cannot be written.
+        """
+        with contextlib.closing(_told(self._planned(outputs=(Path(path),)))) as events:
             for event in events:
-                if isinstance(event, WarningEvent):
-                    _warn(event.message)
-                elif isinstance(event, Event):
-                    yield event
+                if on_event is not None:
+                    on_event(event)
 
     def latents(self) -> Array:
         """Sample without decoding: float32 [1, C, F, H, W], normalised as the transformers see them.
@@ -87,6 +106,16 @@ class Generation:
                 if isinstance(event, LatentsEvent):
                     return event.latents
         raise AssertionError("sampling ends with its latents")
+
+
+def _told(run: VideoRun) -> Generator[Event, None, None]:
+    """What the API tells of a run's events; warnings become Python's."""
+    with contextlib.closing(run.events()) as events:
+        for event in events:
+            if isinstance(event, WarningEvent):
+                _warn(event.message)
+            elif isinstance(event, Event):
+                yield event
 
 
 class VideoSampler:
@@ -115,7 +144,15 @@ class VideoSampler:
         return self._pipeline.device.stream
 
     def encode(self, text: str) -> Embedding:
-        """Run the text encoder once, for any number of videos. Warns when the text is too long, and is cut."""
+        """Run the text encoder once, for any number of videos. Warns when the text is too long, and is cut.
+
+        Args:
+            text: of a prompt, or of a negative prompt, which may be empty.
+
+        Raises:
+            UsageError: it is no text.
+        """
+        text = read_value(text, TEXT, _ENCODE)
         tensors, device = self._pipeline.embed(text, _warn), self._pipeline.device
         device.close()  # waits: what is handed out is complete
         return Embedding(text=Array(tensors["text"], device), mask=Array(tensors["text_mask"], device))
@@ -131,12 +168,12 @@ class VideoSampler:
         """A video to be made; see `Generation`. None means the default of the bundle's family.
 
         Args:
-            prompt: what the video shows; a text, or its embedding.
+            prompt: what the video shows; one text that is not blank, or its embedding. Several videos are a loop.
             negative_prompt: what it should not show.
             noise: initial latents in place of the seed's, float32 [1, C, F, H, W], of the video's size. They are read
                 where they are, when the video is made, and left as they are.
-            options: further fields of a `Job`: seed, size, frames, steps, schedule, guidance, batched_guidance,
-                solver, cache and frame_rate.
+            options: further fields of a `Job`: seed, size, frames, steps, schedule, guidance,
+                guidance_rescale, batched_guidance, solver, cache, decode_timestep, decode_noise_scale and frame_rate.
 
         Raises:
             UsageError: an option or an array that does not fit.
@@ -154,22 +191,34 @@ class VideoSampler:
             latents = self._latents(noise, "noise", (1, *job_geometry(job, self.manifest).latent_shape))
         return Generation(self._pipeline, job, latents, embeddings)
 
-    def decode(self, latents: ForeignArray, *, seed: int = 0) -> Iterator[LoadEvent | FramesEvent]:
+    def decode(
+        self,
+        latents: ForeignArray,
+        *,
+        seed: int = 0,
+        decode_timestep: float | None = None,
+        decode_noise_scale: float | None = None,
+    ) -> Iterator[LoadEvent | FramesEvent]:
         """Decode latents, float32 [1, C, F, H, W], normalised as the transformers see them.
 
         Args:
             latents: of a video that the bundle was built for; read where they are.
             seed: of the noise that some decoders add (LTX-Video's); the seed that the latents were made with gives
                 the frames that iterating over the generation gives.
+            decode_timestep: what a timestep-conditioned decoder is told, from 0 to 1; None for the bundle's.
+            decode_noise_scale: the share of noise in the latents that such a decoder sees, likewise.
 
         Raises:
-            UsageError: an array that does not fit.
+            UsageError: an array that does not fit, or options that the bundle's decoder does not have.
         """
         channels = self.manifest.pipeline.latent_channels
         tensor = self._latents(latents, "array of latents", (1, channels, None, None, None))
         check_latent_shape(self.manifest, tensor.shape[1:])
-        _, generator = draw_latents(read_options({"seed": seed}, PYTHON)["seed"], tensor.shape[1:])
-        return decoded(self._pipeline, tensor, generator)
+        told = {"decode_timestep": decode_timestep, "decode_noise_scale": decode_noise_scale}
+        read = read_options({"seed": seed, **told}, PYTHON)
+        _, generator = draw_latents(read["seed"], tensor.shape[1:])
+        conditioning = decode_conditioning(self.manifest.pipeline, *(read[name] for name in told))
+        return decoded(self._pipeline, tensor, generator, conditioning)
 
     def close(self) -> None:
         """Wait for what is running, and close the engines. Arrays that were handed out stay. Twice is harmless."""
@@ -223,13 +272,24 @@ def open(
         UsageError: a wrong argument.
         FlowBlendingError: the bundle is missing, damaged or altered, or its libraries or its GPU are not here.
     """
-    read_value(device, DEVICE, PYTHON)
+    folder = _folder(bundle)
+    device = read_value(device, DEVICE, PYTHON)
     threads = read_value(threads, THREADS, PYTHON)
     handle = None if stream is None else stream_handle(stream)
-    opened = open_bundle(Path(bundle))
+    opened = open_bundle(folder)
     opened.verify()
     place = open_device(device, opened.manifest, handle)
     return VideoSampler(Pipeline(bundle=opened, device=place, threads=threads), stream)
+
+
+def _folder(bundle: object) -> Path:
+    path = os.fspath(bundle) if isinstance(bundle, os.PathLike) else bundle
+    if not isinstance(path, str) or is_blank(path) or "\0" in path:
+        raise UsageError(
+            f"bundle is {shown(bundle)}, but the path of a bundle's folder was expected; give bundle='wan-bundle', for "
+            "example."
+        )
+    return Path(path)
 
 
 def _warn(message: str) -> None:

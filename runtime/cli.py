@@ -102,9 +102,11 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     console = Console(quiet=arguments.quiet)
     bundle = open_bundle(arguments.bundle)
+    _warn_unused(arguments, bundle, console)
     if arguments.dry_run:
         _dry_run(arguments, bundle, console)
         return 0
+    _check_outputs(arguments)
     if arguments.emit_program is not None:
         _emit_program(arguments, bundle)
         if arguments.prompt is None and arguments.prompts is None:
@@ -137,7 +139,7 @@ def _check(arguments: argparse.Namespace) -> None:
     check_machine(arguments)
     given(arguments, RUN)
     out = _out(arguments)
-    if arguments.prompts is not None and out.suffix in VIDEO_SUFFIXES:
+    if arguments.prompts is not None and out.suffix.lower() in VIDEO_SUFFIXES:
         raise UsageError(f"--out {out} names one video, but --prompts makes a folder of them; name a folder.")
     options = {"--save-latents": arguments.save_latents, "--emit-program": arguments.emit_program}
     named = {"--out": out, **options, "--emit-inputs": arguments.emit_inputs}
@@ -152,11 +154,56 @@ def _check(arguments: argparse.Namespace) -> None:
             )
 
 
+def _idle(arguments: argparse.Namespace) -> tuple[str, list[str]]:
+    """An option beside which others do nothing, and those."""
+    files, machine = ["out", "save_latents"], ["threads", "verify"]
+    if arguments.dry_run:
+        both = [] if arguments.prompts is None else ["prompt"]
+        return "--dry-run", [*files, "emit_program", "emit_inputs", "latents", *machine, "workers", "ray", *both]
+    if arguments.emit_inputs is not None:
+        return "--emit-inputs", files
+    if arguments.prompt is None and arguments.prompts is None:
+        rest = ["latents", *machine, "seed", "negative_prompt", "frame_rate"]
+        return "--emit-program without a prompt", [*files, *rest]
+    return "", []
+
+
+def _warn_unused(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> None:
+    """Tell of options that do nothing beside the others, or on this bundle."""
+    from flowblending.runtime.devices.open import device_kind
+    from flowblending.runtime.unused import unused_flags, unused_threads
+
+    beside, names = _idle(arguments)
+    for flag in unused_flags(parser(), arguments, names):
+        console.warn(f"{flag} does nothing with {beside}.")
+    if "threads" not in names:
+        unused_threads(arguments.threads, device_kind(arguments.device, bundle.manifest), bundle.manifest, console.warn)
+
+
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse names that cannot be written, before there is anything to write."""
+    from flowblending.runtime.media.video import check_video_name
+    from flowblending.system.output import check_file, check_folder
+
+    for path in (arguments.emit_program, arguments.emit_inputs, arguments.save_latents):
+        if path is not None:
+            check_file(path)
+    if arguments.prompts is not None:
+        check_folder(_out(arguments))
+    elif arguments.prompt is not None and arguments.emit_inputs is None:
+        check_video_name(_out(arguments))
+
+
 def _out(arguments: argparse.Namespace) -> Path:
     """Where the video goes, or the videos."""
     default = DEFAULT_OUT if arguments.prompts is None else DEFAULT_FOLDER
     out: Path = arguments.out or default
     return out
+
+
+def _timed(out: Path) -> bool:
+    """Whether the file has a frame rate."""
+    return out.suffix.lower() == ".mp4"
 
 
 def _job(arguments: argparse.Namespace) -> Job:
@@ -167,6 +214,8 @@ def _job(arguments: argparse.Namespace) -> Job:
 def _dry_run(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> None:
     """Print what would be done, for every prompt of a file too, after every check that needs no engine."""
     from flowblending.runtime.dry_run import plan_lines
+    from flowblending.runtime.jobs import compile_job
+    from flowblending.runtime.unused import unused_options
 
     job = _job(arguments)
     lines = [] if arguments.prompts is None else _lines(arguments, console)
@@ -177,6 +226,10 @@ def _dry_run(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
         if number:
             print(f"line      {number}: {each.prompt}")
         print("\n".join(plan_lines(bundle, each, arguments.device)))
+        program, timed = compile_job(each, bundle.manifest), arguments.prompts is not None or _timed(_out(arguments))
+        given_latents = arguments.latents is not None
+        for sentence in unused_options(each, program, bundle.manifest, timed=timed, latents_given=given_latents):
+            console.warn(sentence)
 
 
 def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:

@@ -31,13 +31,17 @@ def plan_lines(bundle: Bundle, job: Job, device: str) -> list[str]:
         f"bundle    {bundle.folder} ({manifest.id}), {manifest.pipeline.family}",
         f"video     {geometry}, latents {list(geometry.latent_shape)}",
         f"schedule  {program.schedule}{_origin(job, manifest)}, {len(program.steps)} steps, {program.solver}, "
-        f"guidance {program.guidance:g}",
+        f"guidance {program.guidance:g}{_rescaled(program)}",
         *_steps(program),
         _calls(cost, cached=job.cache != "off"),
         _operations(cost),
         f"memory    engines {_mega(cost.engine_bytes)}, latent slots {_mega(cost.slot_bytes)}",
         _expected(cost, Timings(manifest.id, device_kind(device, manifest), program.latent_shape).read()),
     ]
+
+
+def _rescaled(program: Program) -> str:
+    return f", rescaled by {program.guidance_rescale:g}" if program.guidance_rescale else ""
 
 
 def _origin(job: Job, manifest: Manifest) -> str:

@@ -75,7 +75,7 @@ class EncodeEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class WarningEvent:
-    """Something about the prompt that the user should not miss, as one line."""
+    """Something about the prompt or the options that the user should not miss, as one line."""
 
     message: str
 

@@ -30,7 +30,7 @@ from flowblending.runtime.run import VideoRun
 from flowblending.runtime.sampler.loop import SampleResult, StepEvent
 from flowblending.runtime.stage_times import remember
 from flowblending.system.console import Console
-from flowblending.system.whole_file import check_target
+from flowblending.system.output import check_file
 
 _Shown = TypeVar("_Shown")
 
@@ -153,7 +153,7 @@ def write_inputs(
     Raises:
         FlowBlendingError: a job that makes no program, latents that do not fit, or a file that cannot be written.
     """
-    check_target(out)
+    check_file(out)
     run = VideoRun(pipeline, job, latents=latents, decode=False)
     initial, _ = run.start()
     assert not isinstance(initial, Tensor), "an array was given, or drawn"

@@ -6,9 +6,9 @@ import dataclasses
 import json
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from flowblending import UsageError
 from flowblending.runtime import options
@@ -28,12 +28,14 @@ class FrontEnd:
         name: how one is named; ``{option}`` is the flag and ``{name}`` the field.
         given: how one is given a value.
         here: whether the job is run by this installation, whose packages may have registered names.
+        several: the loop to write for one video of each of several values; empty where there is none to write.
     """
 
     noun: str
     name: str
     given: str
     here: bool = True
+    several: str = ""
 
     def call(self, option: Option) -> str:
         """The option's name."""
@@ -51,11 +53,20 @@ class FrontEnd:
             python=repr(option.example),
         )
 
+    def loop(self, option: Option) -> str:
+        """The loop over several values of the option."""
+        return self.several.format(name=option.name, before="" if option.name == "prompt" else "prompt, ")
+
 
 COMMAND_LINE: Final = FrontEnd(noun="option", name="{option}", given="{option} {text}")
 CLIENT_LINE: Final = dataclasses.replace(COMMAND_LINE, here=False)
 PROMPT_FILE: Final = FrontEnd(noun="option", name="{name}", given='"{name}": {json}')
-PYTHON: Final = FrontEnd(noun="argument", name="{name}", given="{name}={python}")
+PYTHON: Final = FrontEnd(
+    noun="argument",
+    name="{name}",
+    given="{name}={python}",
+    several="for {name} in {name}s: sampler.generate({before}{name}={name})",
+)
 TRITON: Final = FrontEnd(noun="input", name="{name}", given='"{name}": {json}')
 
 
@@ -91,9 +102,14 @@ def read_value(value: object, option: Option, front: FrontEnd) -> Any:
     if value is None and option.nullable:
         return None
     found = _converted(value, option.kind)
+    if found is None and front.several and _are_several(value, option.kind):
+        raise UsageError(
+            f"{front.call(option)} is {shown(value)}, but one {_plain(option)} was expected; write a loop, "
+            f"{front.loop(option)}."
+        )
     if found is None or not _within(found, option):
         raise UsageError(
-            f"{front.call(option)} is {_shown(value)}, but {_expected(option)} was expected; "
+            f"{front.call(option)} is {shown(value)}, but {_expected(option)} was expected; "
             f"give {front.give(option)}, for example."
         )
     if isinstance(found, str):
@@ -152,6 +168,15 @@ def _converted(value: object, kind: type) -> Any:
     return None
 
 
+def _are_several(value: object, kind: type) -> TypeGuard[Collection[object]]:
+    """Whether a value is a collection of values of the kind, such as diffusers takes for a prompt."""
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Collection):
+        return False
+    if not getattr(value, "shape", (1,)):  # numpy's arrays of no dimension cannot be looped over
+        return False
+    return len(value) > 0 and all(_converted(each, kind) is not None for each in value)
+
+
 def _within(value: Any, option: Option) -> bool:
     if option.choices and value not in option.choices:
         return False
@@ -160,6 +185,10 @@ def _within(value: Any, option: Option) -> bool:
     if option.least is not None and value < option.least:
         return False
     return option.most is None or value <= option.most
+
+
+def _plain(option: Option) -> str:
+    return {str: "text", bool: "truth value"}.get(option.kind, "number")
 
 
 def _expected(option: Option) -> str:
@@ -175,8 +204,8 @@ def _expected(option: Option) -> str:
     return noun if option.least is None else f"{noun}, at least {option.least:g},"
 
 
-def _shown(value: object) -> str:
-    """The value, shortened."""
+def shown(value: object) -> str:
+    """A wrong value as a message repeats it, shortened."""
     try:
         text = repr(value)
     except ValueError:  # Python writes no number of more than 4300 digits

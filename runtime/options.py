@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import re
 import types
@@ -35,6 +34,8 @@ DEVICES: Final = ("auto", "cpu", "cuda")
 
 MOST_SEED: Final = 2**64 - 1
 MAX_FRAME_RATE: Final = 1000
+MOST_THREADS: Final = 4096
+"""More than any machine has; ONNX Runtime makes as many as it is told to, until the system gives no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,9 @@ class Job:
         batched_guidance: both guidance branches in one call of the engine.
         solver: ``unipc``, ``dpm++`` or ``euler``.
         frame_rate: of the video, in frames per second.
+        guidance_rescale: phi of guidance rescale (arXiv 2305.08891, section 3.4); 0 for none.
+        decode_timestep: what a timestep-conditioned VAE decoder (LTX-Video's from 0.9.1 on) is told.
+        decode_noise_scale: the share of noise in the latents that such a decoder sees.
         cache: which engine calls to leave out, such as ``taylor:1``; see `flowblending.runtime.program.caches`.
     """
 
@@ -156,6 +160,19 @@ class Job:
             aliases=("guidance_scale", "cfg", "cfg_scale", "sample_guide_scale", "guide_scale", "true_cfg_scale"),
         ),
     ] = None
+    guidance_rescale: Annotated[
+        float | None,
+        Option(
+            section=HOW,
+            help="how far the guided velocity is scaled to the spread of the conditional one, from 0 to 1",
+            usual="the bundle's, 0 for none",
+            metavar="PHI",
+            least=0,
+            most=1,
+            example=0.7,
+            aliases=("rescale_scale", "rescaling_scale", "cfg_rescale", "guidance_rescale_factor"),
+        ),
+    ] = None
     batched_guidance: Annotated[
         bool | None,
         Option(
@@ -190,6 +207,32 @@ class Job:
             programs=_ONE_VIDEO,
         ),
     ] = OFF
+    decode_timestep: Annotated[
+        float | None,
+        Option(
+            section=HOW,
+            help="what a timestep-conditioned VAE decoder is told (LTX-Video 0.9.1 and later)",
+            usual="the bundle's, 0.05",
+            metavar="T",
+            least=0,
+            most=1,
+            example=0.05,
+            aliases=("vae_timestep", "decoder_timestep"),
+        ),
+    ] = None
+    decode_noise_scale: Annotated[
+        float | None,
+        Option(
+            section=HOW,
+            help="share of noise in the latents that such a decoder sees",
+            usual="the bundle's, 0.025",
+            metavar="S",
+            least=0,
+            most=1,
+            example=0.025,
+            aliases=("decode_noise", "decoder_noise_scale", "noise_scale"),
+        ),
+    ] = None
     frame_rate: Annotated[
         float | None,
         Option(
@@ -212,6 +255,8 @@ class Job:
         Args:
             edition: of the bundle's manifest.
         """
+        import hashlib  # takes longer than all of this file, and --help needs none
+
         words = re.sub(r"[^\w]+", "-", self.prompt.lower()).strip("-")[:40].strip("-")
         content = json.dumps([edition, dataclasses.asdict(self)], sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:12]
@@ -227,9 +272,12 @@ class JobOptions(TypedDict, total=False):
     steps: int | None
     schedule: str
     guidance: float | None
+    guidance_rescale: float | None
     batched_guidance: bool | None
     solver: str | None
     cache: str
+    decode_timestep: float | None
+    decode_noise_scale: float | None
     frame_rate: float | None
 
 
@@ -254,7 +302,14 @@ THREADS: Final = Option(
     metavar="N",
     unit="threads",
     least=1,
+    most=MOST_THREADS,
     example=2,
+)
+TEXT: Final = Option(
+    name="text",
+    section=WHAT,
+    help="to be encoded",
+    example="A cat walks on the grass",
 )
 
 

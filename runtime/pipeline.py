@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from flowblending import FlowBlendingError, UsageError
+from flowblending import DeviceError, FlowBlendingError, UsageError
 from flowblending.contracts.graph import TEXT_ENCODER, VAE
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.engine.backends.protocol import Engine
@@ -16,7 +16,9 @@ from flowblending.engine.backends.registry import open_engine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.video_choice import check_latent_shape
+from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.devices.protocol import Device
+from flowblending.runtime.jobs import job_conditioning
 from flowblending.runtime.media.decode import Decoder, Frames
 from flowblending.runtime.media.noise import TorchNormal, draw_latents
 from flowblending.runtime.media.prompt import Tokenizer
@@ -51,20 +53,24 @@ class Pipeline:
         """An engine of the bundle by its component's name, opened if it is not yet.
 
         Raises:
-            FlowBlendingError: the engine cannot be opened, or the pipeline has been closed.
+            DeviceError: the engine cannot be opened.
+            FlowBlendingError: the pipeline has been closed.
         """
         if self._closed:
             raise FlowBlendingError(f"The bundle {self.bundle.folder} has been closed; open it again.")
         if name not in self._engines:
             component = self.bundle.manifest.components[name]
-            self._engines[name] = open_engine(
-                backend=component.backend,
-                path=self.bundle.path(name),
-                spec=component.spec,
-                device=self.device.kind,
-                stream=self.device.stream,
-                threads=self.threads,
-            )
+            try:
+                self._engines[name] = open_engine(
+                    backend=component.backend,
+                    path=self.bundle.path(name),
+                    spec=component.spec,
+                    device=self.device.kind,
+                    stream=self.device.stream,
+                    threads=self.threads,
+                )
+            except FlowBlendingError as error:
+                raise DeviceError(str(error)) from None
         return self._engines[name]
 
     def close(self) -> None:
@@ -173,18 +179,24 @@ class Pipeline:
         """The components that decoding takes."""
         return [name for name in self.bundle.manifest.components if name.startswith(VAE)]
 
-    def decode(self, latents: Tensor, generator: TorchNormal) -> Generator[Frames, None, None]:
-        """Chunks of frames float32 [3, f, H, W] in [-1, 1]; see `Decoder`."""
-        engines = {name: self.engine(name) for name in self.decoders()}
-        return Decoder(engines=engines, device=self.device, pipeline=self.bundle.manifest.pipeline).decode(
-            latents, generator
-        )
+    def decode(
+        self, latents: Tensor, generator: TorchNormal, conditioning: DecodeConditioning | None = None
+    ) -> Generator[Frames, None, None]:
+        """Chunks of frames float32 [3, f, H, W] in [-1, 1]; see `Decoder`.
 
-    def pixels(self, latents: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.uint8]:
-        """The whole video of latents whose initial noise was of a seed, [F, H, W, 3].
+        Args:
+            conditioning: of a timestep-conditioned decoder; None for the bundle's.
+        """
+        engines = {name: self.engine(name) for name in self.decoders()}
+        told = decode_conditioning(self.bundle.manifest.pipeline) if conditioning is None else conditioning
+        return Decoder(engines=engines, device=self.device, conditioning=told).decode(latents, generator)
+
+    def pixels(self, latents: npt.NDArray[np.float32], job: Job) -> npt.NDArray[np.uint8]:
+        """The whole video of a job's latents, [F, H, W, 3].
 
         Raises:
             FlowBlendingError: the decoder gave a non-finite pixel.
         """
-        _, generator = draw_latents(seed, latents.shape[1:])
-        return np.concatenate([to_uint8(chunk) for chunk in self.decode(self.device.upload(latents), generator)])
+        _, generator = draw_latents(job.seed, latents.shape[1:])
+        chunks = self.decode(self.device.upload(latents), generator, job_conditioning(job, self.bundle.manifest))
+        return np.concatenate([to_uint8(chunk) for chunk in chunks])

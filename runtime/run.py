@@ -22,6 +22,7 @@ from flowblending.contracts.manifest import Geometry, Manifest
 from flowblending.contracts.program import Program
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.geometry import geometry_of
+from flowblending.runtime.decode_conditioning import DecodeConditioning
 from flowblending.runtime.devices.arrays import Array
 from flowblending.runtime.events import (
     EncodeEvent,
@@ -33,7 +34,7 @@ from flowblending.runtime.events import (
     SamplingEvent,
     WarningEvent,
 )
-from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.jobs import compile_job, job_conditioning
 from flowblending.runtime.media.latents import save_latents
 from flowblending.runtime.media.noise import TorchNormal, draw_latents
 from flowblending.runtime.media.video import check_output, open_writer
@@ -43,7 +44,8 @@ from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.sampler.binding import Conditions
 from flowblending.runtime.sampler.loop import AHEAD, SampleResult
 from flowblending.runtime.stage_times import LOADING, VIDEO, Clock
-from flowblending.system.whole_file import check_target
+from flowblending.runtime.unused import unused_options
+from flowblending.system.output import check_file
 
 
 class VideoRun:
@@ -87,6 +89,7 @@ class VideoRun:
         self._pipeline = pipeline
         self._job = job
         self.program: Final[Program] = compile_job(job, pipeline.bundle.manifest)
+        self._conditioning = job_conditioning(job, pipeline.bundle.manifest)
         self.frame_rate: Final[float] = pipeline.frame_rate(job)
         self.geometry: Final[Geometry] = geometry_of(pipeline.bundle.manifest.pipeline, self.program.latent_shape)
         if latents is not None and not isinstance(latents, Tensor):
@@ -98,6 +101,13 @@ class VideoRun:
         self._decode = decode
         self._open_first = open_first
         self._ahead = ahead
+        self._unused = unused_options(
+            job,
+            self.program,
+            pipeline.bundle.manifest,
+            timed=decode and (not outputs or any(path.suffix.lower() == ".mp4" for path in outputs)),
+            latents_given=latents is not None,
+        )
         self._check_files()
 
     @cached_property
@@ -121,7 +131,8 @@ class VideoRun:
         """Make the video, anew with every call.
 
         Yields:
-            A `LoadEvent` before an engine is opened; `EncodeEvent`; `WarningEvent` about the prompt; `SamplingEvent`;
+            A `WarningEvent` about every option that does nothing; a `LoadEvent` before an engine is opened;
+            `EncodeEvent`; `WarningEvent` about the prompt; `SamplingEvent`;
             a `StepEvent` for every step that has finished; `LatentsEvent`, when those are written too; `FramesEvent`
             for frames that were decoded and written; `FinishedEvent`, when every output is whole.
 
@@ -132,6 +143,8 @@ class VideoRun:
         clock, pipeline = Clock(), self._pipeline
         self._check_files()  # again: they may have come to be since
         latents, generator = self.start()
+        for line in self._unused:
+            yield WarningEvent(message=line)
         yield from _opened(pipeline, self._needed(), clock)
         result = yield from self._sampled(latents, clock)
         if self._latents_out is not None:
@@ -145,7 +158,7 @@ class VideoRun:
         for path in self._outputs:
             check_output(path, width=self.geometry.width, height=self.geometry.height)
         if self._latents_out is not None:
-            check_target(self._latents_out)
+            check_file(self._latents_out)
 
     def _texts(self) -> list[str]:
         """The branches whose text is encoded."""
@@ -194,7 +207,8 @@ class VideoRun:
                     )
                     for path in self._outputs
                 ]
-            decoding = files.enter_context(contextlib.closing(decoded(self._pipeline, latents, generator, clock)))
+            frames = decoded(self._pipeline, latents, generator, self._conditioning, clock)
+            decoding = files.enter_context(contextlib.closing(frames))
             for event in decoding:
                 if isinstance(event, FramesEvent):
                     with clock.measure(VIDEO):
@@ -217,17 +231,25 @@ def video_metadata(
         "solver": program.solver,
         "guidance": f"{program.guidance:g}",
         "bundle": manifest.id,
+        **({"guidance_rescale": f"{program.guidance_rescale:g}"} if program.guidance_rescale else {}),
         **({} if job.cache == OFF else {"cache": job.cache}),
+        **({} if job.decode_timestep is None else {"decode_timestep": f"{job.decode_timestep:g}"}),
+        **({} if job.decode_noise_scale is None else {"decode_noise_scale": f"{job.decode_noise_scale:g}"}),
     }
 
 
 def decoded(
-    pipeline: Pipeline, latents: Tensor, generator: TorchNormal, clock: Clock | None = None
+    pipeline: Pipeline,
+    latents: Tensor,
+    generator: TorchNormal,
+    conditioning: DecodeConditioning,
+    clock: Clock | None = None,
 ) -> Generator[LoadEvent | FramesEvent, None, None]:
     """Decode latents [1, C, F, H, W].
 
     Args:
         generator: that the initial latents were drawn from; a decoder that adds noise draws on.
+        conditioning: of a timestep-conditioned decoder.
 
     Raises:
         FlowBlendingError: a pixel that is not finite, or an engine that failed.
@@ -235,7 +257,7 @@ def decoded(
     clock = clock or Clock()
     yield from _opened(pipeline, pipeline.decoders(), clock)
     first = 0
-    with contextlib.closing(pipeline.decode(latents, generator)) as chunks:
+    with contextlib.closing(pipeline.decode(latents, generator, conditioning)) as chunks:
         for frames in clock.timed(VAE, chunks):
             yield FramesEvent(first=first, frames=frames)
             first += frames.shape[1]

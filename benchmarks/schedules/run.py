@@ -21,7 +21,7 @@ from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.cost import flops_of
 from flowblending.runtime.program.schedule import StageSchedule
-from flowblending.system.whole_file import check_target
+from flowblending.system.output import check_file
 
 Clip = npt.NDArray[np.float32]
 """[F, H, W, 3] in 0..1."""
@@ -111,7 +111,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FlowBlendingError(f"Cannot make the folder {folder} ({error.strerror}); give another --out.") from None
-    check_target(folder / "result")
+    check_file(folder / "result")
 
 
 def evaluation_scenes(key: Sequence[int], count: int) -> list[Scene]:

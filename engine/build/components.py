@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from flowblending.engine.backends.onnxruntime import backend as onnxruntime
 from flowblending.engine.backends.protocol import ShapeProfile, ends
 from flowblending.engine.build.fp8.builder import Fp8Builder
 from flowblending.engine.build.fp8.calibrate import Pair, RangeCalibrator
+from flowblending.engine.build.plan import Plan
 from flowblending.engine.build.precision import base_precision, component_precision, fp8_models
 from flowblending.engine.build.proof.component import REVISION as PROOF
 from flowblending.engine.build.proof.component import gather, note_no_fp8_attention, note_verified
@@ -50,6 +51,15 @@ class ComponentBuilder:
     folder: Path
     store: Store
     hashes: dict[str, str] = field(default_factory=dict)
+    checksums: Mapping[Path, str] = field(default_factory=dict)
+    """Of files that are still to be fetched."""
+
+    def check_room(self, plan: Plan, precisions: Mapping[str, Precision], old: Bundle | None) -> None:
+        """Refuse, before weights are fetched, what `components` would refuse after it."""
+        models = fp8_models(precisions)
+        fp8 = self._fp8(plan.parts, models, plan.tokenizer.content, old) if models else None
+        wanted = {part.name: component_precision(precisions, part.name) for part in plan.parts}
+        self._check_room(plan.parts, wanted, fp8, old)
 
     def components(
         self, parts: Sequence[Part], precisions: Mapping[str, Precision], tokenizer: bytes, old: Bundle | None
@@ -60,7 +70,8 @@ class ComponentBuilder:
         models = fp8_models(precisions)
         fp8 = self._fp8(parts, models, tokenizer, old) if models else None
         wanted = {part.name: component_precision(precisions, part.name) for part in parts}
-        self._check_room(parts, wanted, fp8, old)
+        for line in self._check_room(parts, wanted, fp8, old):
+            self.console.log(line)
         for part in sorted(parts, key=lambda part: part.name in models):
             if fp8 is not None and calibration is None and part.name in models:
                 calibration = fp8.calibrator.obtain()
@@ -93,15 +104,13 @@ class ComponentBuilder:
 
     def _check_room(
         self, parts: Sequence[Part], wanted: Mapping[str, Precision], fp8: Fp8Builder | None, old: Bundle | None
-    ) -> None:
-        """Say what building these components takes of disk and memory, and refuse if it is not there."""
+    ) -> list[str]:
+        """Lines about what building these components takes of disk and memory; raises if it is not there."""
         keys = {part.name: self.key(part, wanted[part.name], fp8) for part in parts}
         planned = plan_room(parts, wanted, keys, fp8, compiled=self._backend.compiles)
-        for line in check_room(planned, self.store, old, self.folder, self.request.out):
-            self.console.log(line)
+        lines = check_room(planned, self.store, old, self.folder, self.request.out)
         load = fp8.calibrator.check_load() if fp8 is not None else None
-        if load is not None:
-            self.console.log(load)
+        return lines if load is None else [*lines, load]
 
     def _component(self, part: Part, precision: Precision, old: Bundle | None, fp8: Fp8Builder | None) -> Component:
         """One component: from the cache, from the bundle that was there, or built."""
@@ -204,12 +213,14 @@ class ComponentBuilder:
         from flowblending.export.checkpoint.checkpoint import weights_sha256
 
         if part.name not in self.hashes:
-            total = sum(path.stat().st_size for path in part.sources)
+            total = sum(path.stat().st_size for path in part.sources if path not in self.checksums)
             checksums = ChecksumCache()
+
+            def checksum(path: Path, told: Callable[[int], None] | None) -> str:
+                return self.checksums.get(path) or checksums.sha256(path, progress=told)
+
             with self.console.progress(f"{part.name}: reading weights", total=total, unit="B") as advance:
-                self.hashes[part.name] = weights_sha256(
-                    part.sources, advance, checksum=lambda path, told: checksums.sha256(path, progress=told)
-                )
+                self.hashes[part.name] = weights_sha256(part.sources, advance, checksum=checksum)
         return self.hashes[part.name]
 
     def _take_over(self, part: Part, key: Mapping[str, str], old: Bundle | None, work: Path) -> Component | None:

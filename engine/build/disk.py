@@ -71,5 +71,25 @@ def check_disk(needed: Need, folder: Path, out: Path, *, cache: bool = False) ->
     return f"disk: up to {_size(needed.most)} are needed{where}{then}, {_size(free)} are free"
 
 
+def check_download(count: int, folder: Path, sources: str) -> None:
+    """Whether there is room for weights that are still to be fetched.
+
+    Args:
+        count: their bytes.
+        folder: that they are fetched to; it need not be there yet.
+        sources: what the user calls them.
+
+    Raises:
+        FlowBlendingError: there is not.
+    """
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    free = free_bytes(there)
+    if count > free:
+        raise FlowBlendingError(
+            f"The weights of {sources} are {_size(count)} more to fetch, but {_size(free)} are free in {folder}; "
+            "free some space or set HF_HOME to a larger disk. Nothing was fetched."
+        )
+
+
 def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

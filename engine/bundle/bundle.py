@@ -12,12 +12,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from flowblending import FlowBlendingError, UsageError
+from flowblending import FlowBlendingError
 from flowblending.contracts import upgrade
 from flowblending.contracts.graph import PipelineSpec
 from flowblending.contracts.manifest import EVIDENCE, MANIFEST, BundleFile, Component, Manifest, VideoProfile
 from flowblending.system import temporary
 from flowblending.system.checksum import ChecksumCache, sha256
+from flowblending.system.output import check_new_folder, check_replaceable, resolve
 from flowblending.system.shell import command
 from flowblending.system.whole_file import whole_folder
 
@@ -173,6 +174,21 @@ def bundle_id(
     return digest.hexdigest()[:16]
 
 
+def check_bundle_place(out: Path) -> None:
+    """Find out before hours of work whether a bundle can be put there.
+
+    Raises:
+        FlowBlendingError: ``out`` holds something that is no bundle, or cannot be written or replaced.
+    """
+    target = resolve(out)
+    if (target / MANIFEST).is_file():
+        check_replaceable(out)
+    elif target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FlowBlendingError(f"{out} exists and is no bundle; choose another --out or remove it.")
+    else:
+        check_new_folder(out)
+
+
 @contextmanager
 def write_bundle(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes ``out`` when the block ends well and vanishes when it does not.
@@ -182,12 +198,9 @@ def write_bundle(out: Path) -> Iterator[Path]:
     Raises:
         FlowBlendingError: ``out`` holds something that is no bundle, or its parent cannot be written.
     """
+    check_bundle_place(out)
     # A link is followed, so that the bundle lies on the disk that the user means.
     out = out.resolve()
-    if out in (Path.cwd(), *Path.cwd().parents):
-        raise UsageError(f"{out} is the folder that this runs in, which cannot be replaced; choose another --out.")
-    if out.exists() and not (out / MANIFEST).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise FlowBlendingError(f"{out} exists and is no bundle; choose another --out or remove it.")
     failure: BaseException | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

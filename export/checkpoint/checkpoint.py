@@ -1,18 +1,30 @@
-"""Reading diffusers checkpoints: folders or hub ids, which files make a component.
+"""Reading diffusers checkpoints: which files make a component.
 
 Loads neither torch nor diffusers, so that a wrong argument is answered at once and before any download.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flowblending import FlowBlendingError
-from flowblending.export.checkpoint.model_files import model_files, read_json, read_tensor, weights_sha256
+from flowblending.export.checkpoint.fit import quantised
+from flowblending.export.checkpoint.hub import EXPECTED
+from flowblending.export.checkpoint.model_files import (
+    STATISTICS,
+    WEIGHT_SUFFIXES,
+    check_there,
+    model_files,
+    read_json,
+    read_tensor,
+    weights_listing,
+    weights_sha256,
+)
+from flowblending.export.checkpoint.naming import listed, shown
+from flowblending.export.checkpoint.quantised import quantised_by_config
 
 __all__ = [
     "MODEL_INDEX",
@@ -30,8 +42,14 @@ __all__ = [
 TRANSFORMER = "transformer"
 MODEL_INDEX = "model_index.json"
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_EXPECTED = "give a folder with model_index.json as diffusers' save_pretrained writes it, or a hub id"
+COMPONENTS = (TRANSFORMER, "text_encoder", "vae")
+"""Those with weights."""
+
+_AUTHORS_CLASSES = ("WanModel", "VaceWanModel")
+"""What the authors of a model call its transformer in a config.json of their own."""
+
+_ENCODERS = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
+"""The class of a text encoder by the ``model_type`` in its configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,54 +71,75 @@ class Checkpoint:
         name = "scheduler_config.json" if component == "scheduler" else "config.json"
         return read_json(self.folder / component / name)
 
+    def has(self, component: str) -> bool:
+        """Whether the folder holds a component; of a pipeline that only gives a transformer, some may be left out."""
+        return (self.folder / component / "config.json").is_file()
 
-def open_checkpoint(source: str, classes: Collection[str] | None = None) -> Checkpoint:
+    def has_weights(self, component: str) -> bool:
+        """Whether a component that is there has weights."""
+        return weights_listing({path.name for path in (self.folder / component).iterdir()}) is not None
+
+
+def open_checkpoint(folder: str | Path, classes: Collection[str] | None = None, *, whole: bool = True) -> Checkpoint:
     """A whole pipeline.
 
     Args:
-        source: a folder with ``model_index.json``, or a hub id (``Org/Name``) where no such folder exists; what is
-            needed of it is downloaded to the cache of huggingface_hub.
+        folder: with ``model_index.json``; see `flowblending.export.checkpoint.source` for those of the hub.
         classes: pipeline classes that are supported; None takes any.
+        whole: look at the files of weights, too, and not only at configurations.
 
     Raises:
-        FlowBlendingError: it is not there, no diffusers pipeline, one of another class, or incomplete.
+        FlowBlendingError: it is no diffusers pipeline, one of another class, quantised, or incomplete.
     """
-    folder = _locate(source, (TRANSFORMER, "text_encoder", "vae"), classes)
-    checkpoint = _read_index(folder, classes)
-    for component in (TRANSFORMER, "text_encoder", "vae"):
-        component_files(checkpoint, component)
+    checkpoint = _read_index(Path(folder), classes)
+    folder = checkpoint.folder
+    for component in COMPONENTS:
+        check_there(folder / component / "config.json")
     for component in ("scheduler", "tokenizer"):
         if not (folder / component).is_dir():
-            raise FlowBlendingError(f"{folder} has no folder {component}; give a complete diffusers checkpoint.")
+            raise FlowBlendingError(f"{shown(folder)} has no folder {component}; give a complete diffusers checkpoint.")
+    _check_configurations(checkpoint, (*COMPONENTS, "scheduler"))
+    for component in COMPONENTS if whole else ():
+        component_files(checkpoint, component)
     return checkpoint
 
 
 def open_transformer(
-    source: str, of: Checkpoint, classes: Collection[str] | None = None
+    source: str | Path, of: Checkpoint, classes: Collection[str] | None = None, *, whole: bool = True
 ) -> tuple[Path, Checkpoint | None]:
     """A transformer to run in the pipeline ``of``: its folder, and the pipeline that it came from, if any.
 
     Args:
-        source: a pipeline folder, a transformer folder (``config.json`` and weights), or a hub id of either.
+        source: a pipeline folder, which may lack what a transformer alone does not need, a transformer folder
+            (``config.json`` and weights), or a folder with one of the name ``transformer``.
         of: the pipeline that the transformer is to run in.
         classes: as for ``open_checkpoint``.
+        whole: look at the file of weights, too.
 
     Raises:
         FlowBlendingError: as for ``open_checkpoint``, or the folder holds another kind of model.
     """
-    folder = _locate(source, (TRANSFORMER, "vae"), classes)
+    folder = Path(source)
     checkpoint = _read_index(folder, classes) if (folder / MODEL_INDEX).is_file() else None
-    if checkpoint is None and not (folder / "config.json").is_file():
+    inner = folder / TRANSFORMER
+    found = inner if checkpoint is not None or (inner / "config.json").is_file() else folder
+    if checkpoint is None and not (found / "config.json").is_file():
         raise _foreign(folder, "neither model_index.json nor a transformer's config.json")
-    found = folder if checkpoint is None else folder / TRANSFORMER
-    expected = of.config(TRANSFORMER).get("_class_name")
-    actual = read_json(found / "config.json").get("_class_name")
+    check_there(found / "config.json")
+    config = read_json(found / "config.json")
+    expected, actual = of.config(TRANSFORMER).get("_class_name"), config.get("_class_name")
+    if actual in _AUTHORS_CLASSES:
+        raise _foreign(found, "")
     if actual != expected:
         raise FlowBlendingError(
-            f"{found} holds a {actual or 'model of no diffusers class'}, but {of.folder} needs a {expected}; "
-            f"give a {of.pipeline} folder or the transformer folder of one."
+            f"{shown(found)} holds a {actual or 'model of no diffusers class'}, but {shown(of.folder)} needs a "
+            f"{expected}; give a {of.pipeline} folder or the transformer folder of one."
         )
-    model_files(found)
+    if checkpoint is not None:
+        _check_configurations(checkpoint, [name for name in COMPONENTS if checkpoint.has(name)])
+    _refuse_quantised(found, config)
+    if whole:
+        model_files(found)
     return found, checkpoint
 
 
@@ -120,62 +159,68 @@ def vae_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[flo
     config = checkpoint.config("vae")
     folder = checkpoint.folder / "vae"
     found: list[tuple[float, ...]] = []
-    for name in ("latents_mean", "latents_std"):
+    for name in STATISTICS:
         values = config.get(name) or read_tensor(model_files(folder), name)
         if values is None:
-            raise FlowBlendingError(f"{folder} holds no {name}; give a complete diffusers checkpoint.")
+            raise FlowBlendingError(f"{shown(folder)} holds no {name}; give a complete diffusers checkpoint.")
         found.append(tuple(float(value) for value in values))
     return found[0], found[1]
-
-
-def _locate(source: str, weights: Sequence[str], classes: Collection[str] | None) -> Path:
-    """The folder ``source``, or where the hub's checkpoint of that name was downloaded to."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise FlowBlendingError(f"{source} is a single file, but a diffusers folder was expected; {_EXPECTED}.")
-    if not _HUB_ID.fullmatch(source):
-        raise FlowBlendingError(f"There is no folder {source}; {_EXPECTED}.")
-    folder = _download(source, [MODEL_INDEX, "config.json"])
-    if not (folder / MODEL_INDEX).is_file():
-        return _download(source, ["config.json", "diffusion_pytorch_model*"])
-    # Before gigabytes are downloaded.
-    _read_index(folder, classes)
-    patterns = [f"{component}/*.safetensors" for component in weights]
-    return _download(source, ["*.json", "tokenizer/*", *patterns])
-
-
-def _download(source: str, patterns: list[str]) -> Path:
-    from huggingface_hub import snapshot_download
-
-    variants = ["*.fp16*", "*.bf16*", "*.bin", "*.non_ema*"]
-    try:
-        return Path(snapshot_download(source, allow_patterns=patterns, ignore_patterns=variants))
-    except Exception as error:  # the errors of its HTTP library, which changes between versions, pass through it
-        reason = str(error).strip().partition("\n")[0]
-        raise FlowBlendingError(
-            f"{source} is no folder here and could not be fetched from the hub ({reason}); {_EXPECTED}."
-        ) from None
 
 
 def _read_index(folder: Path, classes: Collection[str] | None) -> Checkpoint:
     if not (folder / MODEL_INDEX).is_file():
         raise _foreign(folder, "no model_index.json")
-    pipeline = read_json(folder / MODEL_INDEX).get("_class_name")
+    index = read_json(folder / MODEL_INDEX)
+    pipeline = index.get("_class_name")
     if not isinstance(pipeline, str):
-        raise FlowBlendingError(f"{folder / MODEL_INDEX} names no pipeline class (_class_name); {_EXPECTED}.")
+        raise FlowBlendingError(f"{shown(folder / MODEL_INDEX)} names no pipeline class (_class_name); {EXPECTED}.")
     if classes is not None and pipeline not in classes:
         raise FlowBlendingError(
-            f"{folder} is a checkpoint of {pipeline}, which is not supported; give one of {', '.join(classes)}."
+            f"{shown(folder)} is a checkpoint of {pipeline}, which is not supported; give one of {', '.join(classes)}."
         )
+    # A component that is absent stands in the index as [null, null]. Without a second transformer, a boundary between
+    # the two means nothing: the script that converts Wan writes one for every version.
+    for field in ("transformer_2", "expand_timesteps"):
+        if index.get(field) not in (None, [None, None], False):
+            raise FlowBlendingError(
+                f"{shown(folder)} is a Wan 2.2 pipeline (it sets {field}), but only Wan 2.1 is supported; "
+                "give a Wan 2.1 T2V checkpoint."
+            )
     return Checkpoint(folder=folder, pipeline=pipeline)
 
 
+def _check_configurations(checkpoint: Checkpoint, components: Sequence[str]) -> None:
+    """Refuse components that are quantised, or of another class than the index says."""
+    index = read_json(checkpoint.folder / MODEL_INDEX)
+    for component in components:
+        config = checkpoint.config(component)
+        _refuse_quantised(checkpoint.folder / component, config)
+        entry = index.get(component)
+        named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        own = config.get("_class_name") or _ENCODERS.get(str(config.get("model_type")))
+        if named is not None and own is not None and named != own:
+            raise FlowBlendingError(
+                f"{MODEL_INDEX} of {shown(checkpoint.folder)} says that the {component} is a {named}, but the "
+                f"component's own configuration is that of a {own}; correct the one that is wrong."
+            )
+
+
+def _refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:
+    method = quantised_by_config(config)
+    if method is not None:
+        raise quantised(shown(folder), method, "as its config.json says")
+
+
 def _foreign(folder: Path, lacks: str) -> FlowBlendingError:
-    if (folder / "config.json").is_file():
-        return FlowBlendingError(f"{folder} is one component of a checkpoint, not a whole pipeline; {_EXPECTED}.")
-    loose = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".pth", ".pt", ".ckpt"))
-    if loose:
-        return FlowBlendingError(f"{folder} holds weights in their authors' format ({loose[0]}); {_EXPECTED}.")
-    return FlowBlendingError(f"{folder} is no diffusers checkpoint, as it has {lacks}; {_EXPECTED}.")
+    name, config = shown(folder), folder / "config.json"
+    kind = read_json(config).get("_class_name") if config.is_file() else None
+    loose = sorted(path.name for path in folder.iterdir() if path.name.endswith(WEIGHT_SUFFIXES))
+    if kind in _AUTHORS_CLASSES or (loose and not config.is_file()):
+        return FlowBlendingError(
+            f"{name} holds weights in their authors' format ({listed(loose) or kind}); {EXPECTED} of the same model "
+            f"in diffusers' format, which often has a name like {folder.name if name == str(folder) else name}"
+            "-Diffusers."
+        )
+    if config.is_file():
+        return FlowBlendingError(f"{name} is one component of a checkpoint, not a whole pipeline; {EXPECTED}.")
+    return FlowBlendingError(f"{name} is no diffusers checkpoint, as it has {lacks}; {EXPECTED}.")

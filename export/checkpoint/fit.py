@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.model_files import TensorPlace
+from flowblending.export.checkpoint.naming import listed
 from flowblending.export.checkpoint.quantised import quantised_by_name, quantised_by_type
 
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -83,13 +84,6 @@ def quantised(where: str, method: str, seen: str) -> FlowBlendingError:
         f"{where} is quantised with {method} ({seen}), but weights in {', '.join(FLOATS)} were expected; give the "
         "checkpoint that it was made from, and choose --precision fp8 where less memory is wanted."
     )
-
-
-def listed(names: Iterable[str]) -> str:
-    """Three names and the number of the others."""
-    every = list(names)
-    shown = ", ".join(every[:3])
-    return f"{shown} and {len(every) - 3} more" if len(every) > 3 else shown
 
 
 def _sort_out(

@@ -6,12 +6,13 @@ import hashlib
 import json
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flowblending import FlowBlendingError
+from flowblending.export.checkpoint.naming import listed, shown
 
 _WEIGHTS = (
     # Where both exist, the one that the library itself reads stands first.
@@ -20,6 +21,9 @@ _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
 )
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".msgpack", ".onnx")
+STATISTICS = ("latents_mean", "latents_std")
+"""Tensors of a VAE that are read beside its headers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +48,49 @@ def model_files(folder: Path) -> tuple[Path, ...]:
         FlowBlendingError: one of them is missing or cut short.
     """
     config = folder / "config.json"
-    if not config.is_file():
-        raise FlowBlendingError(f"{config} is missing; give a complete diffusers checkpoint.")
-    listing = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
-    if listing is None:
-        found = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pth", ".pt"))
+    check_there(config)
+    names = {path.name for path in folder.iterdir()}
+    found = weights_listing(names)
+    if found is None:
+        others = listed(sorted(name for name in names if name.endswith(WEIGHT_SUFFIXES))) or "none"
         raise FlowBlendingError(
-            f"{folder} has no {_WEIGHTS[1]} or {_WEIGHTS[2]} (weight files there: {', '.join(found) or 'none'}); "
+            f"{shown(folder)} has no {_WEIGHTS[1]} or {_WEIGHTS[2]} (weight files there: {others}); "
             "give a complete diffusers checkpoint with safetensors weights."
         )
+    listing = folder / found
+    check_there(listing)
     if listing.suffix == ".safetensors":
         _header(listing)
         return config, listing
-    shards = tuple(folder / name for name in sorted(set(_weight_map(listing).values())))
+    shards = tuple(folder / name for name in sorted(set(weight_map(listing).values())))
+    missing = [shard for shard in shards if not shard.is_file()]
+    if missing:
+        raise FlowBlendingError(
+            f"{shown(folder)} lacks {listed(shard.name for shard in missing)}, though {listing.name} names "
+            f"{'it' if len(missing) == 1 else 'them'}{_broken(missing)}; download {shown(folder)} again."
+        )
     for shard in shards:
-        if not shard.is_file():
-            raise FlowBlendingError(f"{shard} is missing, though {listing.name} names it; download it again.")
         _header(shard)
     return config, listing, *shards
+
+
+def weights_listing(names: Collection[str]) -> str | None:
+    """The file among these names that the library itself would read: weights, or the index of sharded ones."""
+    return next((name for name in _WEIGHTS if name in names), None)
+
+
+def check_there(path: Path) -> None:
+    """Refuse a file that is missing, or a link to nothing.
+
+    Raises:
+        FlowBlendingError: likewise.
+    """
+    if not path.is_file():
+        raise FlowBlendingError(f"{shown(path)} is missing{_broken([path])}; give a complete diffusers checkpoint.")
+
+
+def _broken(paths: Sequence[Path]) -> str:
+    return " (a link to nothing)" if any(path.is_symlink() for path in paths) else ""
 
 
 def stored_tensors(folder: Path) -> dict[str, TensorPlace]:
@@ -151,17 +180,29 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise FlowBlendingError(f"Cannot read {path} ({error}); give a complete diffusers checkpoint.") from None
+        raise FlowBlendingError(
+            f"Cannot read {shown(path)} ({_reason(error)}); give a complete diffusers checkpoint."
+        ) from None
     if not isinstance(content, dict):
-        raise FlowBlendingError(f"{path} holds no JSON object; give a complete diffusers checkpoint.")
+        raise FlowBlendingError(f"{shown(path)} holds no JSON object; give a complete diffusers checkpoint.")
     return content
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise FlowBlendingError(f"{index} names no weight files; give a complete diffusers checkpoint.")
-    return weight_map
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, from the index of sharded weights.
+
+    Raises:
+        FlowBlendingError: it is no such index.
+    """
+    found = read_json(index).get("weight_map")
+    plain = isinstance(found, dict) and all(isinstance(name, str) and "/" not in name for name in found.values())
+    if not found or not plain:
+        raise FlowBlendingError(f"{shown(index)} names no weight files; give a complete diffusers checkpoint.")
+    return dict(found)
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
@@ -176,5 +217,5 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         whole = False
     if not whole:
-        raise FlowBlendingError(f"{path} ({size} bytes) is no whole safetensors file; download it again.")
+        raise FlowBlendingError(f"{shown(path)} ({size} bytes) is no whole safetensors file; download it again.")
     return tensors, start

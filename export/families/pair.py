@@ -8,6 +8,8 @@ from pathlib import Path
 
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.checkpoint import Checkpoint, read_json, vae_statistics
+from flowblending.export.checkpoint.model_files import STATISTICS
+from flowblending.export.checkpoint.naming import shown
 from flowblending.export.families.registry import vae_factors
 
 
@@ -36,8 +38,9 @@ def check_pair(large: Checkpoint, large_transformer: Path, small_transformer: Pa
     for field, ours, theirs in _compared(large, large_transformer, small_transformer, small):
         if not _same(ours, theirs):
             raise FlowBlendingError(
-                f"The two checkpoints cannot be a pair: {field} is {_show(ours)} in the large one ({large.folder}) "
-                f"but {_show(theirs)} in the small one ({small_transformer}); choose two that share latents and text."
+                f"The two checkpoints cannot be a pair: {field} is {_show(ours)} in the large one "
+                f"({shown(large.folder)}) but {_show(theirs)} in the small one ({shown(small_transformer)}); "
+                "choose two that share latents and text."
             )
 
 
@@ -53,14 +56,22 @@ def _compared(
     yield "the transformer's out_channels", of_ours, of_theirs
     if small is None:
         return
+    if small.has("vae"):
+        yield from _compared_vaes(large, small)
+    if small.has("text_encoder"):
+        yield from _fields("text_encoder", ("model_type", "d_model", "vocab_size"), large, small)
+
+
+def _compared_vaes(large: Checkpoint, small: Checkpoint) -> Iterator[tuple[str, object, object]]:
     yield from _fields("vae", ("_class_name", "z_dim", "latent_channels", "scaling_factor"), large, small)
     yield "the VAE's compression (frames, pixels)", vae_factors(large), vae_factors(small)
+    if not all(small.config("vae").get(name) for name in STATISTICS) and not small.has_weights("vae"):
+        return
     statistics = zip(vae_statistics(large), vae_statistics(small), strict=True)
-    for name, both in zip(("latents_mean", "latents_std"), statistics, strict=True):
+    for name, both in zip(STATISTICS, statistics, strict=True):
         yield f"the number of the VAE's {name}", len(both[0]), len(both[1])
         for channel, (mean, other) in enumerate(zip(*both, strict=True)):
             yield f"the VAE's {name}[{channel}]", mean, other
-    yield from _fields("text_encoder", ("model_type", "d_model", "vocab_size"), large, small)
 
 
 def _fields(

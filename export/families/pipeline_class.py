@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from flowblending import UsageError
 from flowblending.export.checkpoint.checkpoint import MODEL_INDEX, Checkpoint
+from flowblending.export.checkpoint.naming import shown
 from flowblending.export.families.registry import pipeline_classes
 
 
@@ -36,7 +37,7 @@ def run_with(checkpoint: Checkpoint, asked: str | None, able: Sequence[str]) -> 
         return checkpoint
     if asked not in able:
         raise UsageError(
-            f"--pipeline {asked} was given, but {checkpoint.folder} is a checkpoint of {checkpoint.pipeline}; "
+            f"--pipeline {asked} was given, but {shown(checkpoint.folder)} is a checkpoint of {checkpoint.pipeline}; "
             f"give one of {', '.join(able)}, or leave it out."
         )
     return dataclasses.replace(checkpoint, pipeline=asked, published=checkpoint.pipeline)

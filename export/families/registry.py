@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flowblending import FlowBlendingError
+from flowblending.export.checkpoint.naming import shown
 from flowblending.export.families.ltx.row import LTX
 from flowblending.export.families.model_family import ModelFamily
 from flowblending.export.families.wan.row import WAN
@@ -32,7 +33,7 @@ def row_of(checkpoint: Checkpoint) -> ModelFamily:
         if checkpoint.pipeline in row.pipelines:
             return row
     raise FlowBlendingError(
-        f"{checkpoint.folder} is a checkpoint of {checkpoint.pipeline}, which is not supported; give one of "
+        f"{shown(checkpoint.folder)} is a checkpoint of {checkpoint.pipeline}, which is not supported; give one of "
         f"{', '.join(pipeline_classes())}."
     )
 

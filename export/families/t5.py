@@ -17,6 +17,7 @@ from transformers import T5EncoderModel, UMT5EncoderModel
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import TEXT_ENCODER, GraphSpec, Precision, TensorSpec
 from flowblending.export.checkpoint.checkpoint import Checkpoint, component_files
+from flowblending.export.checkpoint.naming import shown
 from flowblending.export.graph.exportable import Exportable, Part, Tensors
 from flowblending.export.graph.load import check_encoder, load_encoder
 
@@ -62,8 +63,8 @@ def text_encoder_part(
     kind = checkpoint.config(TEXT_ENCODER).get("model_type")
     if kind not in ENCODERS:
         raise FlowBlendingError(
-            f"The text encoder of {checkpoint.folder} is of type {kind}, but {' or '.join(ENCODERS)} was expected; "
-            "give a checkpoint whose text encoder is one of these."
+            f"The text encoder of {shown(checkpoint.folder)} is of type {kind}, but {' or '.join(ENCODERS)} was "
+            "expected; give a checkpoint whose text encoder is one of these."
         )
     padding = _Padding(length=text_length, zeroed=zero_padding, attended=attend_padding)
     return Part(

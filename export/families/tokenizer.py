@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.checkpoint import Checkpoint
+from flowblending.export.checkpoint.naming import shown
 
 TOKENIZER_FILE = "tokenizer.json"
 PAD = "<pad>"
@@ -66,7 +67,8 @@ def read_tokenizer(checkpoint: Checkpoint) -> TokenizerFile:
         content: str = stock.backend_tokenizer.to_str()
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         raise FlowBlendingError(
-            f"Cannot read the tokenizer in {folder} ({_first_line(error)}); give a complete diffusers checkpoint."
+            f"Cannot read the tokenizer in {shown(folder)} ({_first_line(error)}); give a complete diffusers "
+            "checkpoint."
         ) from error
     stock.model_max_length = len(" ".join(PROBES))  # it would warn of the long one
     theirs = [list(ids) for ids in stock(list(PROBES))["input_ids"]]
@@ -84,6 +86,11 @@ def read_tokenizer(checkpoint: Checkpoint) -> TokenizerFile:
     return TokenizerFile(content=content.encode(), origin=f"{source}{_compared(ours, theirs, stock, version, own)}")
 
 
+def largest_id(content: bytes) -> int:
+    """The largest id that a ``tokenizer.json`` gives."""
+    return max(Tokenizer.from_str(content.decode()).get_vocab(with_added_tokens=True).values(), default=0)
+
+
 def _own(path: Path, stock: Any) -> str | None:
     """The checkpoint's own file, if it is complete: one that ends prompts and pads them as the model expects."""
     if not path.is_file():
@@ -93,7 +100,8 @@ def _own(path: Path, stock: Any) -> str | None:
         tokenizer = Tokenizer.from_str(content)
     except Exception as error:  # tokenizers raises bare Exception for a file that it cannot parse
         raise FlowBlendingError(
-            f"Cannot read the tokenizer in {path.parent} ({_first_line(error)}); give a complete diffusers checkpoint."
+            f"Cannot read the tokenizer in {shown(path.parent)} ({_first_line(error)}); give a complete diffusers "
+            "checkpoint."
         ) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -132,8 +140,8 @@ def _check_alone(alone: Tokenizer, stock: Any, folder: Path) -> None:
         ):
             if (found.ids, found.attention_mask) != (ids, mask):
                 raise FlowBlendingError(
-                    f"The tokenizer in {folder} cannot be used without transformers, as {TOKENIZER_FILE} alone reads "
-                    f"{prompt[:24]!r} differently; give a checkpoint with a T5 or UMT5 tokenizer."
+                    f"The tokenizer in {shown(folder)} cannot be used without transformers, as {TOKENIZER_FILE} alone "
+                    f"reads {prompt[:24]!r} differently; give a checkpoint with a T5 or UMT5 tokenizer."
                 )
 
 

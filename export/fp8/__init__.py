@@ -1,1 +1,1 @@
-"""Fp8."""
+"""Quantising a traced graph to fp8, and observing what enters its layers; for any family."""

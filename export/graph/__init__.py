@@ -1,1 +1,1 @@
-"""Graph."""
+"""From a torch module to an ONNX graph, for any family: loading, tracing, attention, weights, and an audit."""

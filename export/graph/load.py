@@ -20,6 +20,7 @@ from flowblending import FlowBlendingError
 from flowblending.contracts.graph import Precision
 from flowblending.export.checkpoint.fit import Expected, check_tensors
 from flowblending.export.checkpoint.model_files import stored_tensors
+from flowblending.export.checkpoint.naming import shown
 from flowblending.export.graph.exportable import TORCH_DTYPES
 from flowblending.export.graph.stored import STREAMED_BYTES, Stored, find_stored, leave_in_file
 
@@ -85,7 +86,7 @@ def check_model(kind: ModelClass[Module], folder: Path) -> tuple[str, ...]:
     model = _empty(kind, folder, Precision.FP32)
     ignored = [(pattern, _CLASS_IGNORES) for pattern in kind._keys_to_ignore_on_load_unexpected or ()]
     return check_tensors(
-        _expected(model), stored_tensors(folder), model=type(model).__name__, where=str(folder), ignored=ignored
+        _expected(model), stored_tensors(folder), model=type(model).__name__, where=shown(folder), ignored=ignored
     )
 
 
@@ -111,7 +112,7 @@ def check_encoder(kind: type[Encoder], folder: Path) -> tuple[str, ...]:
         _expected(model),
         _both_tables(stored_tensors(folder)),
         model=kind.__name__,
-        where=str(folder),
+        where=shown(folder),
         ignored=[(r"^(decoder|lm_head)\.", "the decoder, which encodes no text")],
     )
 
@@ -157,7 +158,7 @@ def empty_model(make: Callable[[], Module], folder: Path, precision: Precision) 
     except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise FlowBlendingError(
-            f"Cannot load the model in {folder} ({reason}); give a complete diffusers checkpoint."
+            f"Cannot load the model in {shown(folder)} ({reason}); give a complete diffusers checkpoint."
         ) from error
 
 

@@ -169,6 +169,7 @@ class PipelineSpec:
         text_length: tokens of a prompt, after truncation and padding.
         clean_prompt: whether the reference mends the prompt with ftfy, HTML unescaping and white space folding.
         decode_noise_scale, decode_timestep: of a timestep-conditioned VAE decoder, else None.
+        guidance_rescale: phi of guidance rescale (arXiv 2305.08891), 0 for none.
         early, late: default shares of the steps that the large model takes at the start and at the end.
         batched_guidance: whether the reference runs both guidance branches in one call.
     """
@@ -197,6 +198,7 @@ class PipelineSpec:
     frames: int
     early: float
     late: float
+    guidance_rescale: float = 0.0
 
     def tokens(self, latent_shape: Sequence[int]) -> int:
         """How many tokens the transformers make of latents [C, F, H, W]."""

@@ -6,7 +6,9 @@ left out and the plain lines remain.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,8 +30,7 @@ from rich.progress import (
 from rich.table import Table
 
 from flowblending import FlowBlendingError
-
-INTERRUPTED = 130
+from flowblending.system.signals import stop_on_signals
 
 
 class Board:
@@ -58,7 +59,7 @@ class Console:
         # Not rich's own idea of a terminal, which an environment variable can change.
         self._live = sys.stderr is not None and sys.stderr.isatty() and not quiet
         # A log file has no width of its own; rich would take 80 columns and cut wide tables.
-        self._rich = RichConsole(stderr=True, highlight=False, width=None if self.live else 120)
+        self._rich = RichConsole(stderr=True, highlight=False, emoji=False, width=None if self.live else 120)
 
     @property
     def live(self) -> bool:
@@ -152,19 +153,40 @@ class Console:
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:
-    """Run a program and exit: an error that the user can mend becomes one line, an interrupt no traceback."""
-    try:
-        code = main() or 0
-        code = _flush() or code
-    except FlowBlendingError as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; nothing was left half-written", file=sys.stderr)
-        code = INTERRUPTED
-    except BrokenPipeError:
-        code = _give_up_output(0)
+    """Run a program and exit.
+
+    An error that the user can mend becomes one line. SIGINT (Ctrl-C), SIGTERM and SIGHUP become one line and the exit
+    code 128 + the signal's number.
+    """
+    with stop_on_signals() as signals:
+        try:
+            code = main() or 0
+            code = _flush() or code
+        except KeyboardInterrupt:
+            code = _stopped(signals.asked or signal.SIGINT)
+        except Exception as error:
+            code = _failed(error, signals.asked)
     sys.exit(code)
+
+
+def _failed(error: Exception, asked: signal.Signals | None) -> int:
+    """Say how a program failed, and return its exit code; what nobody thought of is raised again."""
+    if asked is not None:
+        # The signal may have come anywhere, amid the import of a library that makes an error of its own of it.
+        return _stopped(asked)
+    if isinstance(error, FlowBlendingError):
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):
+        return _give_up_output(0)
+    raise error
+
+
+def _stopped(by: signal.Signals) -> int:
+    how = "interrupted" if by == signal.SIGINT else f"ended by {by.name}"
+    with contextlib.suppress(OSError):  # a terminal that was closed takes nothing any more
+        print(f"{how}; nothing was left half-written", file=sys.stderr, flush=True)
+    return 128 + by
 
 
 def _flush() -> int:

@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from typing import IO, Any, TypeVar
 
 from flowblending import FlowBlendingError
+from flowblending.system.signals import leave_signals_to_parent
 
 _PR_SET_PDEATHSIG = 1
 
@@ -93,8 +94,8 @@ def _follow(connection: Connection, progress: Progress) -> Any:
 
 def _answer(descriptor: int) -> None:
     """What the process does: receive the work and its request, report progress, send the result or the error."""
-    # Ctrl-C goes to the parent too, which ends this process; so does the parent's death, however it came.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The parent ends this process when it has to end itself; so does the parent's death, however it came.
+    leave_signals_to_parent()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     connection = Connection(descriptor)
     try:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flowblending import FlowBlendingError
+from flowblending.system.output import cannot_write
 from flowblending.system.temporary import NEW, set_aside, temporary_folder
 
 
@@ -27,6 +27,9 @@ def whole_file(target: Path, *, durable: bool = True) -> Iterator[Path]:
         OSError: it cannot be written.
     """
     target = Path(os.path.realpath(target))
+    if target.exists() and not target.is_file():
+        # A rename would put a file in the place of a pipe or a device, as root even of /dev/null.
+        raise OSError(errno.EEXIST, "it is no file", str(target))
     with temporary_folder(target) as folder:
         yield folder / NEW
         if durable:
@@ -92,12 +95,10 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         FlowBlendingError: it cannot be written.
     """
-    if path.is_dir():
-        raise _cannot_write(path, "it is a folder")
     try:
         replace_file(path, content)
     except OSError as error:
-        raise _cannot_write(path, error.strerror or str(error)) from None
+        raise cannot_write(path, error) from None
 
 
 def flush(path: Path) -> None:
@@ -121,21 +122,3 @@ def _flush_names(folder: Path) -> None:
     """Wait until the names in a folder are on the disk; what they name is there already, and whole."""
     with contextlib.suppress(OSError):
         flush(folder)
-
-
-def check_target(path: Path) -> None:
-    """Find out before a long run whether a file can be written afterwards.
-
-    Raises:
-        FlowBlendingError: the folder does not exist or is not writable, or ``path`` is a folder.
-    """
-    if path.is_dir():
-        raise _cannot_write(path, "it is a folder")
-    if not path.parent.is_dir():
-        raise _cannot_write(path, f"{path.parent} is no folder")
-    if not os.access(path.parent, os.W_OK):
-        raise _cannot_write(path, f"{path.parent} is not writable")
-
-
-def _cannot_write(path: Path, why: str) -> FlowBlendingError:
-    return FlowBlendingError(f"Cannot write {path} ({why}); name a file in a folder that you can write to.")

@@ -1,1 +1,1 @@
-"""Batch."""
+"""Many videos: tasks for worker processes, one for each GPU, or for the actors of a Ray cluster."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from flowblending.runtime.batch.tasks import Cause
 from flowblending.system.console import Console
 
 _PERIOD = 0.1
@@ -50,9 +51,10 @@ class Finished:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """The task cannot be done, and would fail again."""
+    """The task cannot be done, and would fail again; as would others that share the cause."""
 
     why: str
+    cause: Cause = Cause.JOB
 
 
 Message = Ready | Unable | Doing | Warned | Finished | Failed

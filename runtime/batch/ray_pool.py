@@ -26,9 +26,10 @@ from flowblending.runtime.batch.cluster import (
     plan_share,
 )
 from flowblending.runtime.batch.messages import Failed, Ready, Unable
-from flowblending.runtime.batch.tasks import Batch, Task
+from flowblending.runtime.batch.tasks import Batch, Cause, Task, cause_of
 from flowblending.runtime.batch.workers import CRASHES
 from flowblending.system.console import Board, Console
+from flowblending.system.signals import own_handlers
 from flowblending.system.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def _connected(ray: Any, address: str, console: Console) -> Iterator[None]:
     try:
         with console.phase("connecting to Ray"):
             _knock(address)
-            ray.init(address=address, **quiet)
+            with own_handlers():
+                ray.init(address=address, **quiet)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise FlowBlendingError(
             f"Cannot connect to the Ray cluster {address} ({_first_line(error)}); "
@@ -181,18 +183,22 @@ class _Pool:
             self._console.warn(f"{worker.name} cannot work: {answer.why}")
             self.workers.remove(worker)
             return
+        if isinstance(answer, Failed) and answer.cause in {Cause.DEVICE, Cause.DISK}:
+            # The node's own, where videos are not kept: another one may do better.
+            self._bury(worker, batch, answer.why.rstrip("."))
+            return
         task, worker.task = worker.task, None
         assert task is not None
         worker.crashes = 0
         if isinstance(answer, Failed):
-            batch.failed(task, answer.why)
+            batch.failed(task, answer.why, answer.cause)
             return
         for line in answer.warnings:
             self._console.warn(f"line {task.number}: {line}")
         try:
             write_whole(task.out, answer.content)
         except FlowBlendingError as error:
-            batch.failed(task, str(error))
+            batch.failed(task, str(error), cause_of(error))
         else:
             batch.made(task, answer.seconds)
 

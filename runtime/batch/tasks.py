@@ -10,9 +10,10 @@ import re
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
-from flowblending import FlowBlendingError, UsageError
+from flowblending import DeviceError, DiskError, FlowBlendingError, OutOfMemoryError, UsageError
 from flowblending.runtime.generate import generate
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
@@ -60,6 +61,31 @@ class Shard:
     def holds(self, number: int) -> bool:
         """Whether a line of the file, from 1 on, is in this part."""
         return (number - 1) % self.count == self.index - 1
+
+
+class Cause(StrEnum):
+    """What kept a video from being made, and so which others it keeps from it."""
+
+    JOB = "job"
+    MEMORY = "memory"
+    DEVICE = "device"
+    DISK = "disk"
+
+
+def cause_of(error: Exception) -> Cause:
+    """What an error is about."""
+    if isinstance(error, OutOfMemoryError | MemoryError):
+        return Cause.MEMORY
+    if isinstance(error, DeviceError):
+        return Cause.DEVICE
+    # Whatever else the system refuses, such as another open file, it refuses the next line too.
+    return Cause.DISK if isinstance(error, DiskError | OSError) else Cause.JOB
+
+
+def _shares(waiting: Task, failed: Task, cause: Cause) -> bool:
+    if cause == Cause.MEMORY:
+        return (waiting.job.size, waiting.job.frames) == (failed.job.size, failed.job.frames)
+    return cause != Cause.JOB
 
 
 class Batch:
@@ -129,10 +155,19 @@ class Batch:
         self._running -= 1
         self._count("made", f"{task.out.name}: {seconds:.1f} s")
 
-    def failed(self, task: Task, why: str) -> None:
-        """It will fail again, and is not tried again."""
+    def failed(self, task: Task, why: str, cause: Cause = Cause.JOB) -> None:
+        """It will fail again, and is not tried again; nor are those that wait and share the cause."""
         self._running -= 1
         self._fail(task.number, why)
+        shared = [each for each in self._waiting if _shares(each, task, cause)]
+        if shared:
+            for each in shared:
+                self._waiting.remove(each)
+            self._counts["not tried"] = self._counts.get("not tried", 0) + len(shared)
+            lines = "line was" if len(shared) == 1 else "lines were"
+            self._console.warn(
+                f"{len(shared)} more {lines} not tried, which would fail alike; mend that and run again."
+            )
 
     def crashed(self, task: Task, worker: str, how: str) -> None:
         """The worker died of it, or with it: it is tried once again, elsewhere."""
@@ -169,10 +204,10 @@ def run_batch(pipeline: Pipeline, batch: Batch, console: Console) -> int:
         try:
             outcome = generate(pipeline, task.job, task.out, console)
         except FlowBlendingError as error:
-            batch.failed(task, str(error))
+            batch.failed(task, str(error), cause_of(error))
         except Exception as error:
             # Hours of other lines must not be lost to what nobody thought of.
-            batch.failed(task, f"{type(error).__name__}: {error}; please report this.")
+            batch.failed(task, f"{type(error).__name__}: {error}; please report this.", cause_of(error))
         else:
             batch.made(task, outcome.seconds["total"])
     return batch.finish()

@@ -13,10 +13,11 @@ from pathlib import Path
 from flowblending import FlowBlendingError
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.runtime.batch.messages import Failed, Finished, Message, MessageConsole, Ready, Unable
-from flowblending.runtime.batch.tasks import Task
+from flowblending.runtime.batch.tasks import Cause, Task, cause_of
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.generate import generate
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.system.signals import leave_signals_to_parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +52,9 @@ class _Stop:
 
 
 def serve(config: WorkerConfig, connection: Connection) -> None:
-    """The worker's process: ignores Ctrl-C, and ends when it is terminated or told so."""
+    """The worker's process: ignores Ctrl-C and SIGHUP, and ends when it is terminated or told so."""
     stop = _Stop()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_signals_to_parent()
     signal.signal(signal.SIGTERM, stop)
     if config.gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = config.gpu
@@ -101,5 +102,7 @@ def make(pipeline: Pipeline, task: Task, console: MessageConsole) -> Finished | 
     try:
         outcome = generate(pipeline, task.job, task.out, console)
     except FlowBlendingError as error:
-        return Failed(why=str(error))
+        return Failed(why=str(error), cause=cause_of(error))
+    except MemoryError:
+        return Failed(why="Memory ran out; use fewer workers, or make a smaller video.", cause=Cause.MEMORY)
     return Finished(seconds=outcome.seconds["total"])

@@ -21,9 +21,10 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.backends.gpu import gpu_count
 from flowblending.engine.backends.tensor import CPU
 from flowblending.runtime.batch.messages import Doing, Failed, Finished, Message, Ready, Unable, Warned
-from flowblending.runtime.batch.tasks import Batch, Task
+from flowblending.runtime.batch.tasks import Batch, Cause, Task
 from flowblending.runtime.batch.worker import WorkerConfig, serve
 from flowblending.system.console import Board, Console
+from flowblending.system.signals import ignored_by_children
 from flowblending.system.temporary import sweep
 
 CRASHES: Final = 3
@@ -96,8 +97,12 @@ def _hear(worker: _ProcessWorker, batch: Batch, console: Console, board: Board, 
             batch.made(worker.done(), message.seconds)
             board.show(worker.name, "", 0, 0)
             worker.crashes = 0
+        case Failed(cause=Cause.DEVICE):
+            # A new process may do better, and so may another GPU.
+            worker.dismiss()
+            return _bury(worker, batch, console, message.why)
         case Failed():
-            batch.failed(worker.done(), message.why)
+            batch.failed(worker.done(), message.why, message.cause)
             worker.crashes = 0
         case Unable():
             worker.end()
@@ -112,9 +117,11 @@ def _hear(worker: _ProcessWorker, batch: Batch, console: Console, board: Board, 
     return True
 
 
-def _bury(worker: _ProcessWorker, batch: Batch, console: Console) -> bool:
+def _bury(worker: _ProcessWorker, batch: Batch, console: Console, why: str | None = None) -> bool:
     """Put a new worker in a dead one's config, unless that was of no use before."""
     how = worker.end()
+    if why is not None:
+        how = why.rstrip(".")
     worker.crashes += 1
     if worker.task is not None:
         sweep(worker.task.out)
@@ -137,7 +144,7 @@ class _ProcessWorker:
         self.start()
 
     def start(self) -> None:
-        """Start the process. It ignores Ctrl-C from its first moment: the one that gives it work ends it."""
+        """Start the process. It ignores Ctrl-C and SIGHUP from its first moment: this process ends it."""
         self.ready = False
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
@@ -145,11 +152,8 @@ class _ProcessWorker:
         self._process: BaseProcess = context.Process(
             target=serve, args=(self._config, theirs), name=self.name, daemon=True
         )
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with ignored_by_children():
             self._process.start()
-        finally:
-            signal.signal(signal.SIGINT, before)
         theirs.close()
 
     def give(self, batch: Batch, *, alone: bool) -> None:

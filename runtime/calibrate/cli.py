@@ -115,6 +115,7 @@ def run(arguments: argparse.Namespace) -> int:
     lines = read_prompts(arguments.prompts, _defaults(arguments), console.log)
     jobs = check_jobs(lines, arguments.prompts, bundle.manifest)
     _check_targets(arguments, bundle)
+    _warn_unused(arguments, jobs[0], bundle, console)
     _check_signals(arguments.cache or (), bundle)
     budget = None if arguments.budget is None else _allowance(arguments, bundle, jobs[0])
     total = sum(file.bytes for file in bundle.files())
@@ -140,6 +141,18 @@ def _check_signals(caches: Sequence[str], bundle: Bundle) -> None:
                 f"The bundle {bundle.folder} was built without the graphs that {cache.name} looks at; build it again, "
                 f"which reuses its engines: {bundle.rebuild} --teacache"
             )
+
+
+def _warn_unused(arguments: argparse.Namespace, job: Job, bundle: Bundle, console: Console) -> None:
+    """Tell of options that do nothing on this bundle."""
+    from flowblending.runtime.devices.open import device_kind
+    from flowblending.runtime.jobs import compile_job
+    from flowblending.runtime.unused import unused_options, unused_threads
+
+    program = compile_job(dataclasses.replace(job, schedule="LLL"), bundle.manifest)
+    for line in unused_options(job, program, bundle.manifest, timed=False):
+        console.warn(line)
+    unused_threads(arguments.threads, device_kind(arguments.device, bundle.manifest), bundle.manifest, console.warn)
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -189,12 +202,12 @@ def _check_targets(arguments: argparse.Namespace, bundle: Bundle) -> None:
     """Find out before hours of work whether its results can be written."""
     from flowblending.contracts.manifest import MANIFEST
     from flowblending.runtime.calibrate.plot import check_plotting
-    from flowblending.system.whole_file import check_target
+    from flowblending.system.output import check_file
 
-    check_target(bundle.folder / MANIFEST)
+    check_file(bundle.folder / MANIFEST)
     if not arguments.no_plot and not arguments.cache:
         check_plotting()
-        check_target(arguments.plot)
+        check_file(arguments.plot)
 
 
 def _defaults(arguments: argparse.Namespace) -> Job:

@@ -61,7 +61,10 @@ def check_jobs(lines: Sequence[PromptLine], path: Path, manifest: Manifest) -> l
     for line, job in zip(lines, jobs, strict=True):
         program = compile_job(dataclasses.replace(job, schedule="LLL", cache="off"), manifest)
         video = geometry_of(manifest.pipeline, program.latent_shape)
-        found = f"{len(program.steps)} steps of {program.solver} with guidance {program.guidance:g} for {video}"
+        scale = f"{program.guidance:g}"
+        if program.guidance_rescale:
+            scale += f" rescaled by {program.guidance_rescale:g}"
+        found = f"{len(program.steps)} steps of {program.solver} with guidance {scale} for {video}"
         first = first or found
         if found != first:
             raise UsageError(

@@ -289,7 +289,7 @@ class Calibrator:
         return TorchNormal(job.seed).normal((1, *shape))
 
     def _decoder(self, job: Job) -> Callable[[Latents], Frames]:
-        return lambda latents: self.pipeline.pixels(latents, job.seed)
+        return lambda latents: self.pipeline.pixels(latents, job)
 
 
 def _guided(divergences: Sequence[Divergence], measure: str = COSINE) -> list[float]:

@@ -124,12 +124,14 @@ def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
     from flowblending.runtime.compare.figures import LATENTS, VIDEOS
     from flowblending.runtime.compare.layout import lay_out, prepare
     from flowblending.runtime.compare.make import make_all
-    from flowblending.runtime.devices.open import open_device
+    from flowblending.runtime.devices.open import device_kind, open_device
     from flowblending.runtime.pipeline import Pipeline
+    from flowblending.runtime.unused import unused_threads
 
     out: Path = arguments.out
     bundle = open_bundle(arguments.bundle)
     jobs, variants = _planned(arguments, bundle, console)
+    unused_threads(arguments.threads, device_kind(arguments.device, bundle.manifest), bundle.manifest, console.warn)
     total = sum(file.bytes for file in bundle.files())
     with console.progress("checking the bundle", total=total, unit="B") as advance:
         bundle.verify(progress=advance)
@@ -167,6 +169,7 @@ def _planned(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     if arguments.bundle.resolve() in (out.resolve(), *out.resolve().parents):
         raise UsageError(f"{out} lies in the bundle, which holds nothing but engines; choose another place.")
     check_machine(arguments)
+    _check_outputs(arguments)
     calibration = bundle.manifest.calibration
     schedules = SCHEDULES if calibration is None or calibration.schedule is None else f"{SCHEDULES},{AUTO}"
     if arguments.schedules is not None:
@@ -185,6 +188,14 @@ def _planned(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     return jobs, variants
 
 
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    from flowblending.system.output import check_folder
+
+    check_folder(arguments.out)
+    if arguments.vbench is not None:
+        check_folder(arguments.vbench)
+
+
 def _job(arguments: argparse.Namespace) -> Job:
     return make_job({"prompt": "", **given(arguments, COMPARE)})
 
@@ -193,12 +204,13 @@ def _compare_videos(arguments: argparse.Namespace, console: Console) -> int:
     from flowblending.runtime.compare import existing
     from flowblending.runtime.compare.assemble import labels_of, of_videos
     from flowblending.runtime.compare.figures import VIDEOS
-    from flowblending.runtime.compare.layout import prepare, write
+    from flowblending.runtime.compare.layout import prepare, words_of, write
     from flowblending.runtime.compare.sets import set_distances
 
     out: Path = arguments.out
     if arguments.fvd is not None:
         raise UsageError("--fvd compares sets of videos, but --videos single ones; leave it out.")
+    _check_outputs(arguments)
     videos = existing.open_all(arguments.videos)
     unknown = [video.path for video in videos if "prompt" not in video.about]
     if arguments.judge is not None and unknown:
@@ -215,7 +227,7 @@ def _compare_videos(arguments: argparse.Namespace, console: Console) -> int:
             seen.append(existing.look(videos, asked.scorers, asked.sets, video))
     for index, video in enumerate(videos, start=1):
         suffix = video.path.suffix if video.fits(videos[0]) else ".mp4"
-        placed.append(f"{VIDEOS}/{index}-{video.path.stem}{suffix}")
+        placed.append(f"{VIDEOS}/{index}-{words_of(video.path.stem)}{suffix.lower()}")
         existing.place(video, videos[0], out / placed[-1])
     labels = labels_of(videos)
     features = dict(zip(labels, (each.features for each in seen), strict=True))

@@ -87,7 +87,7 @@ class Comparison:
         kept = None if figures is None else files.read_latents(trail=alone)
         if figures is None or kept is None:
             return self._make(job, variant, files, reference)
-        frames = self._pipeline.pixels(kept[0], job.seed)
+        frames = self._pipeline.pixels(kept[0], job)
         if kept[1] is not None:
             self._keep(job, Reference(frames=frames, latents=kept[0], trail=kept[1]))
         return self._ask(files, figures, frames, job, reference, scorers=missing, sets=sets)
@@ -101,9 +101,7 @@ class Comparison:
             if kept is None or kept[1] is None:
                 self._make(job, variant, files, None)
             else:
-                self._keep(
-                    job, Reference(frames=self._pipeline.pixels(kept[0], job.seed), latents=kept[0], trail=kept[1])
-                )
+                self._keep(job, Reference(frames=self._pipeline.pixels(kept[0], job), latents=kept[0], trail=kept[1]))
         assert self._reference is not None
         return self._reference
 

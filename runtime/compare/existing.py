@@ -229,7 +229,8 @@ def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise FlowBlendingError(f"There is no video {path}; give --videos the names of files.")
     try:
-        with av.open(str(path)) as container:
+        # FFmpeg takes what stands before a colon for a protocol, but not in an absolute path.
+        with av.open(str(path.absolute())) as container:
             if not container.streams.video:
                 raise FlowBlendingError(f"{path} holds no video; give --videos files that do.")
             yield container

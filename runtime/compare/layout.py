@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from flowblending import FlowBlendingError, UsageError
 from flowblending.runtime.compare.page import page
 from flowblending.runtime.compare.report import ComparisonReport, as_json
-from flowblending.system.whole_file import write_whole
+from flowblending.system.whole_file import whole_file, write_whole
 
 PAGE, FIGURES = "index.html", "report.json"
 LONGEST = 255
@@ -58,6 +59,11 @@ def write(folder: Path, report: ComparisonReport) -> None:
     write_whole(folder / PAGE, page(report).encode())
 
 
+def words_of(stem: str) -> str:
+    """What of another's file name is fit for a name of ours: no more than 40 letters, and nothing that links mind."""
+    return re.sub(r"\W+", "-", stem)[:40].strip("-")
+
+
 def check_names(prompts: Sequence[str]) -> None:
     """See that VBench's names can be files.
 
@@ -92,7 +98,8 @@ def lay_out(report: ComparisonReport, folder: Path, target: Path) -> int:
                 if (clip := case.clips.get(run.label)) is None:
                     continue
                 place.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / clip.video, place / f"{case.title}-{seen[case.title]}.mp4")
+                with whole_file(place / f"{case.title}-{seen[case.title]}.mp4") as temporary:
+                    shutil.copyfile(folder / clip.video, temporary)
                 seen[case.title] += 1
                 count += 1
     except OSError as error:

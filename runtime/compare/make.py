@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowblending import FlowBlendingError
+from flowblending import DeviceError, DiskError, FlowBlendingError
 from flowblending.runtime.compare.assemble import PromptResult, of_runs
 from flowblending.runtime.compare.calibrated import divergence_of
 from flowblending.runtime.compare.compare import Comparison
@@ -30,7 +30,8 @@ def make_all(
 
     Raises:
         MeasureError: a scorer failed.
-        FlowBlendingError: the page cannot be written.
+        DeviceError: an engine or the GPU cannot be used. What was made is kept.
+        FlowBlendingError: something cannot be written.
     """
     made: list[PromptResult] = []
     failed, total = 0, len(jobs) * len(variants)
@@ -55,8 +56,8 @@ def make_all(
                 try:
                     figures[variant.label] = comparison.run(job, variant)
                     videos[variant.label] = str(comparison.files(job, variant).video.relative_to(out))
-                except MeasureError:
-                    raise
+                except (MeasureError, DeviceError, DiskError):
+                    raise  # every other run would meet it too
                 except FlowBlendingError as error:
                     failed += 1
                     console.warn(f"{variant.label} of {job.prompt[:60]!r} failed: {error}")

@@ -117,5 +117,7 @@ def file_stem(job: Job, variant: Variant, manifest: Manifest, place: str) -> str
     parts = [manifest.id, place, dataclasses.asdict(made), None if chosen is None else chosen.runs, constants]
     content = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
-    words = re.sub(r"[^\w]+", "-", f"{variant.label} {job.prompt.lower()}").strip("-")[:60].strip("-")
+    words = re.sub(r"[^\w]+", "-", f"{variant.label} {job.prompt.lower()}").strip("-")[:60]
+    # A file's name is limited in bytes, of which a letter may have four.
+    words = words.encode()[:180].decode(errors="ignore").strip("-")
     return f"{words}-{digest}"

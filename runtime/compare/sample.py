@@ -168,5 +168,7 @@ def warm_up(pipeline: Pipeline, job: Job, *, both: bool, warn: Callable[[str], N
         job: any; its prompt is used.
         both: whether the small model will run too.
     """
-    brief = dataclasses.replace(job, seed=0, steps=2, schedule="L1 S1" if both else "L2", cache="off")
+    brief = dataclasses.replace(
+        job, seed=0, steps=2, schedule="L1 S1" if both else "L2", cache="off", guidance_rescale=None
+    )
     sample(pipeline, brief, warn=warn, on_step=lambda _done, _of: None)

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from flowblending import FlowBlendingError
+from flowblending import DeviceError, FlowBlendingError, OutOfMemoryError
 from flowblending.engine.backends.tensor import CUDA, Tensor
 from flowblending.runtime.devices.cuda_probe import PROBE_SOURCE, CudaProbe
 from flowblending.runtime.devices.cuda_rescale import MOMENTS, RESCALE_BLOCKS, RESCALE_SOURCE
@@ -111,7 +111,7 @@ class CudaDevice:
         try:
             buffer = self._device.allocate(max(tensor.nbytes, 1), stream=self._stream)
         except Exception as error:  # cuda.core's errors have no public base class
-            raise FlowBlendingError(
+            raise OutOfMemoryError(
                 f"The GPU has no {tensor.nbytes / 2**20:.1f} MiB left ({error}); "
                 "stop other programs on it, or build a bundle for a smaller size."
             ) from None
@@ -234,7 +234,7 @@ class CudaDevice:
     def _check(self, result: tuple[Any, ...]) -> None:
         status = result[0]
         if status != self._driver.CUresult.CUDA_SUCCESS:
-            raise FlowBlendingError(f"The GPU failed ({status.name}); run again, and look at the system's log.")
+            raise DeviceError(f"The GPU failed ({status.name}); run again, and look at the system's log.")
 
 
 class CudaMark:

@@ -1,1 +1,1 @@
-"""Golden."""
+"""Vectors that an interpreter of sampling programs in another language is held to."""

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.graph import VAE, VAE_FIRST, VAE_NEXT, PipelineSpec
+from flowblending.contracts.graph import VAE, VAE_FIRST, VAE_NEXT
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
+from flowblending.runtime.decode_conditioning import DecodeConditioning
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.refusals import non_finite_pixel
@@ -32,12 +33,12 @@ class Decoder:
     Attributes:
         engines: ``vae``, or ``vae_first`` and ``vae_next``.
         device: where the engines and the latents are.
-        pipeline: noise scale and timestep of a timestep-conditioned decoder.
+        conditioning: of a timestep-conditioned decoder.
     """
 
     engines: Mapping[str, Engine]
     device: Device
-    pipeline: PipelineSpec
+    conditioning: DecodeConditioning
 
     def decode(self, latents: Tensor, noise: TorchNormal) -> Generator[Frames, None, None]:
         """Chunks of frames, float32 [3, f, height, width] in [-1, 1], in order; all of them are finite.
@@ -58,9 +59,7 @@ class Decoder:
     def _whole(self, latents: Tensor, noise: TorchNormal) -> Frames:
         engine = self.engines[VAE]
         sizes = dict(zip(("frames", "height", "width"), latents.shape[2:], strict=True))
-        timestep = self.pipeline.decode_timestep or 0.0
-        scale = self.pipeline.decode_noise_scale
-        scalars = {"timestep": timestep, "noise_scale": timestep if scale is None else scale}
+        scalars = {"timestep": self.conditioning.timestep, "noise_scale": self.conditioning.noise_scale}
         tensors = {LATENTS: latents}
         for spec in engine.spec.inputs:
             if spec.name in scalars:

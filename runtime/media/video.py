@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.system.output import cannot_write, check_file, check_new_folder
 from flowblending.system.whole_file import whole_file, whole_folder
 
 Metadata = Mapping[str, str | int | float]
@@ -59,7 +59,7 @@ class VideoWriter:
                 self._sink.put(frame)
                 self._count += 1
         except OSError as error:
-            raise _cannot_write(self._path, error) from None
+            raise cannot_write(self._path, error) from None
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +75,7 @@ class VideoWriter:
             with self._whole:
                 self._finish()
         except OSError as error:
-            raise _cannot_write(self._path, error) from None
+            raise cannot_write(self._path, error) from None
 
     def _finish(self) -> None:
         try:
@@ -121,7 +121,7 @@ def open_writer(path: str | Path, *, width: int, height: int, frame_rate: float,
                 else:
                     sink = _Mp4(temporary, (height, width), frame_rate, metadata)
         except OSError as error:
-            raise _cannot_write(path, error) from None
+            raise cannot_write(path, error) from None
         whole = stack.pop_all()
     return VideoWriter(path, whole, sink, (height, width))
 
@@ -133,27 +133,38 @@ def check_output(path: str | Path, *, width: int, height: int) -> None:
         UsageError: unknown suffix, an odd size for MP4, or something in the way at ``path``.
         FlowBlendingError: the folder cannot be written to, or the encoder is missing.
     """
-    folder = _is_folder(path)
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if not folder and suffix not in {_MP4, _NPY}:
-        raise UsageError(
-            f"Cannot write a video as {path.name}: the suffix {suffix} is unknown; "
-            "use .mp4, .npy, or no suffix for a folder of PNG images."
-        )
-    if suffix == _MP4 and not folder and (width % 2 or height % 2):
+    check_video_name(path)
+    if _is_mp4(path) and (width % 2 or height % 2):
         raise UsageError(
             f"A video of {width}x{height} pixels cannot be MP4 (yuv420p), which needs even sizes; use .npy or a folder."
         )
-    if suffix == _MP4 and not folder:
+
+
+def check_video_name(path: str | Path) -> None:
+    """The same, but for what depends on the video's size.
+
+    Raises:
+        UsageError, FlowBlendingError: as `check_output`.
+    """
+    folder = _is_folder(path)
+    path = Path(path)
+    name, suffix = path.name, path.suffix.lower()
+    if name.lower() in {_MP4, _NPY} or name != name.rstrip(" ."):
+        raise UsageError(
+            f"Cannot write a video as {name!r}, which is a suffix alone, or ends in a dot or a blank; "
+            "name it video.mp4, frames.npy, or without a suffix for a folder of PNG images."
+        )
+    if not folder and suffix not in {_MP4, _NPY}:
+        raise UsageError(
+            f"Cannot write a video as {name}: the suffix {suffix} is unknown; "
+            "use .mp4, .npy, or no suffix for a folder of PNG images."
+        )
+    if folder:
+        check_new_folder(path)
+    else:
+        check_file(path, parents=True)
+    if _is_mp4(path):
         _load_av()
-    if folder and path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise UsageError(f"{path} exists already and a folder of PNG images is never merged; give another name.")
-    if not folder and path.is_dir():
-        raise UsageError(f"{path} is a folder, but a file was expected; give another name.")
-    ancestor = next(each for each in path.absolute().parents if each.exists())
-    if not ancestor.is_dir() or not os.access(ancestor, os.W_OK | os.X_OK):
-        raise FlowBlendingError(f"Cannot write to {ancestor}; make it a writable folder, or give another place.")
 
 
 def to_uint8(frames: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
@@ -170,13 +181,17 @@ def from_uint8(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return frames.transpose(3, 0, 1, 2).astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
+def is_video_file(path: Path) -> bool:
+    """Whether a video of that name would be a file."""
+    return path.suffix.lower() in {_MP4, _NPY}
+
+
 def _is_folder(path: str | Path) -> bool:
     return str(path).endswith("/") or not Path(path).suffix
 
 
-def _cannot_write(path: Path, error: OSError) -> FlowBlendingError:
-    reason = error.strerror or str(error)
-    return FlowBlendingError(f"Cannot write {path} ({reason}); free some space there, or give another place.")
+def _is_mp4(path: str | Path) -> bool:
+    return not _is_folder(path) and Path(path).suffix.lower() == _MP4
 
 
 class _Sink(Protocol):

@@ -39,7 +39,8 @@ def test_importing_the_package_is_instant_and_loads_nothing() -> None:
     ("options", "message"),
     [
         ({"device": "gpu"}, "device is 'gpu', but auto, cpu or cuda was expected; give device='cpu'"),
-        ({"threads": 0}, "threads is 0, but a whole number of threads, at least 1, was expected; give threads=2"),
+        ({"threads": 0}, "threads is 0, but a whole number of threads from 1 to 4096 was expected; give threads=2"),
+        ({"threads": 4097}, "threads is 4097, but a whole number of threads from 1 to 4096 was expected"),
         ({"device": "cpu", "stream": "5"}, "The stream is a str, but a CUDA stream was expected"),
         ({"device": "cpu", "stream": 5}, "A CUDA stream was given, but the bundle runs on the CPU"),
     ],
@@ -50,6 +51,13 @@ def test_wrong_arguments(tmp_path: Path, options: dict[str, object], message: st
         flowblending.open(tmp_path / "toy", **options)  # type: ignore[arg-type]  # what the check is for
     with pytest.raises(FlowBlendingError, match="is no bundle"):
         flowblending.open(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [None, 5, b"toy", ["toy"], "", " ", "a\0b"], ids=repr)
+def test_what_names_no_folder_is_no_bundle(wrong: object) -> None:
+    message = f"bundle is {wrong!r}, but the path of a bundle's folder was expected; give bundle='wan-bundle'"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        flowblending.open(wrong)  # type: ignore[arg-type]  # what the check is for
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +240,29 @@ def test_models_that_ask_for_a_mask_are_given_one(build: Build) -> None:
         at_once = [event.frames for event in events if isinstance(event, FramesEvent)]
         later = [event.frames for event in sampler.decode(latents) if isinstance(event, FramesEvent)]
         np.testing.assert_array_equal(np.concatenate(at_once, axis=1), np.concatenate(later, axis=1))
+
+
+@pytest.mark.slow
+def test_a_video_is_saved_as_fb_run_writes_it(sampler: flowblending.VideoSampler, bundle: Path, tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours.npy", tmp_path / "theirs.npy"
+    events: list[object] = []
+    sampler.generate("a cat", steps=2, seed=3).save(ours, events.append)
+    command = ["--prompt", "a cat", "--steps", "2", "--seed", "3", "--threads", "1", "--out", str(theirs), "--quiet"]
+    subprocess.run([sys.executable, "-m", "flowblending.runtime.cli", str(bundle), *command], check=True)
+    assert ours.read_bytes() == theirs.read_bytes()
+    assert sum(isinstance(event, StepEvent) for event in events) == 2
+
+
+@pytest.mark.slow
+def test_a_video_that_cannot_be_saved_is_refused_before_work(
+    sampler: flowblending.VideoSampler, tmp_path: Path
+) -> None:
+    events: list[object] = []
+    for name in ("video.avi", f"{'x' * 300}.mp4"):
+        with pytest.raises(flowblending.FlowBlendingError):
+            sampler.generate("a cat", steps=2).save(tmp_path / name, events.append)
+    assert events == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def examples() -> list[str]:

@@ -73,7 +73,7 @@ WRONG_JOBS: list[tuple[tuple[str, ...], str]] = [
         ("--prompt", "x", "--guidance", "nan"),
         "--guidance is nan, but a finite number was expected; give --guidance 5.0",
     ),
-    (("--prompt", "x", "--threads", "0"), "--threads is 0, but a whole number of threads, at least 1, was expected"),
+    (("--prompt", "x", "--threads", "0"), "--threads is 0, but a whole number of threads from 1 to 4096 was expected"),
     (
         ("--prompt", "x", "--seed", str(2**70)),
         "but a whole number from 0 to 18446744073709551615 was expected; give --seed 42",

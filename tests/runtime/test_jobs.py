@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flowblending import UsageError
-from flowblending.contracts.graph import LARGE, SMALL, WAN_T2V_1_3B, WAN_T2V_14B
-from flowblending.runtime.jobs import compile_job
+from flowblending.contracts.graph import LARGE, SMALL, WAN_T2V_1_3B, WAN_T2V_14B, SigmaGrid
+from flowblending.runtime.decode_conditioning import DecodeConditioning
+from flowblending.runtime.jobs import compile_job, job_conditioning
 from flowblending.runtime.options import Job
 from flowblending.runtime.prompt_file import read_jobs
 from tests.support import manifests
@@ -53,3 +55,43 @@ def test_file_names_are_readable_and_follow_the_job() -> None:
     assert job.file_stem("b") != Job(prompt=job.prompt, seed=1).file_stem("b")
     assert job.file_stem("b") != job.file_stem("another bundle")
     assert "-" not in Job(prompt="🐈").file_stem("b")
+
+
+def test_guidance_rescale_is_the_jobs_or_the_bundles(tmp_path: Path) -> None:
+    manifest = manifests.write(tmp_path / "bundle")
+    job = Job(prompt="x", steps=4, guidance=5.0)
+    assert compile_job(job, manifest).guidance_rescale == 0.0
+    assert compile_job(replace(job, guidance_rescale=0.7), manifest).guidance_rescale == 0.7
+    rescaled = manifest.model_copy(update={"pipeline": replace(manifest.pipeline, guidance_rescale=0.5)})
+    assert compile_job(job, rescaled).guidance_rescale == 0.5
+    assert compile_job(replace(job, guidance_rescale=0.0), rescaled).guidance_rescale == 0.0
+    # The bundle's own is no request: without guidance it is not needed.
+    assert compile_job(replace(job, guidance=1.0), rescaled).guidance_rescale == 0.0
+    for guidance, schedule in ((1.0, "LSL"), (5.0, "L2:g1 S2:g0")):
+        unguided = replace(job, guidance=guidance, schedule=schedule, guidance_rescale=0.7)
+        with pytest.raises(UsageError, match=r"A guidance rescale of 0\.7 was given, but no step of this run is"):
+            compile_job(unguided, manifest)
+
+
+def test_options_of_a_decoder_that_has_none_are_refused_before_work(tmp_path: Path) -> None:
+    manifest = manifests.write(tmp_path / "bundle")
+    plain = Job(prompt="x", steps=4)
+    for job in (replace(plain, decode_timestep=0.05), replace(plain, decode_noise_scale=0.0)):
+        with pytest.raises(UsageError, match="this bundle's VAE decoder takes neither a timestep nor noise"):
+            compile_job(job, manifest)
+    pipeline = replace(manifest.pipeline, decode_timestep=0.05, decode_noise_scale=0.025)
+    conditioned = manifest.model_copy(update={"pipeline": pipeline})
+    job = Job(prompt="x", steps=4, decode_timestep=0.1)
+    compile_job(job, conditioned)
+    assert job_conditioning(job, conditioned) == DecodeConditioning(timestep=0.1, noise_scale=0.025)
+    with pytest.raises(UsageError, match="The decode timestep is 50, but a number from 0 to 1"):
+        compile_job(Job(prompt="x", steps=4, decode_timestep=50), conditioned)
+
+
+def test_a_video_too_large_for_the_checkpoints_shift_is_named(tmp_path: Path) -> None:
+    manifest = manifests.write(tmp_path / "bundle")
+    grid = SigmaGrid(kind="dynamic-shift", base_shift=0.95, max_shift=99.0, base_tokens=1, max_tokens=2)
+    shifted = manifest.model_copy(update={"pipeline": replace(manifest.pipeline, grid=grid)})
+    size = f"{manifest.geometry.width}x{manifest.geometry.height}, {manifest.geometry.frames} frames"
+    with pytest.raises(UsageError, match=f"For {size} with its [0-9]+ latent tokens, the checkpoint's dynamic shift"):
+        compile_job(Job(prompt="x", steps=4, solver="euler"), shifted)

@@ -168,6 +168,21 @@ WRONG: list[tuple[dict[str, object], str]] = [
     ({"negative_prompt": b"x"}, "negative_prompt is b'x', but a text was expected"),
     ({"num_inference_steps": 3}, "Unknown argument 'num_inference_steps'; steps is probably what was meant"),
     ({"colour": 3}, "Unknown argument 'colour'; known are prompt, negative_prompt, seed"),
+    (
+        {"prompt": ["a cat", "a dog"]},
+        "prompt is ['a cat', 'a dog'], but one text was expected; write a loop, "
+        "for prompt in prompts: sampler.generate(prompt=prompt).",
+    ),
+    ({"negative_prompt": ("a",)}, "negative_prompt is ('a',), but one text was expected; write a loop, for negative_"),
+    (
+        {"seed": np.arange(2)},
+        "seed is array([0, 1]), but one number was expected; write a loop, for seed in seeds: ",
+    ),
+    ({"prompt": []}, "prompt is [], but a text was expected"),
+    ({"prompt": ["a", None]}, "prompt is ['a', None], but a text was expected"),
+    ({"prompt": {"a": 1}}, "prompt is {'a': 1}, but a text was expected"),
+    ({"prompt": np.array("a")}, "prompt is array('a', dtype='<U1'), but a text was expected"),
+    ({"cache": None}, "cache is None, but a text was expected; give cache='scm:slow'"),
 ]
 
 
@@ -203,7 +218,16 @@ def test_the_api_checks_names_types_and_ranges_at_once(tmp_path: Path) -> None:
             ({"steps": 2.5}, "steps is 2.5, but a whole number"),
             ({"seed": -1}, "seed is -1, but"),
             ({"prompt": " "}, "The prompt is empty"),
+            ({"prompt": None}, "prompt is None, but a text was expected"),
+            ({"prompt": ["a", "b"]}, "write a loop, for prompt in prompts"),
         ):
             with pytest.raises(UsageError, match=message):
                 opened.generate(**{"prompt": "x", **wrong})  # type: ignore[arg-type]  # what the check is for
+        for text, message in (
+            (None, "text is None, but a text was expected; give text='A cat walks on the grass'"),
+            (b"a", "text is b'a', but a text was expected"),
+            (["a", "b"], r"one text was expected; write a loop, for text in texts: sampler\.encode\(text\)"),
+        ):
+            with pytest.raises(UsageError, match=message):
+                opened.encode(text)  # type: ignore[arg-type]  # what the check is for
         assert opened.generate("x", steps=3, seed=2**64 - 1).program.steps[-1].sigma > 0

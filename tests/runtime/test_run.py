@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import weakref
+from collections.abc import Generator
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -13,8 +14,10 @@ import pytest
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import Precision
+from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.api import Generation, VideoSampler
 from flowblending.runtime.compare.sample import sample
+from flowblending.runtime.decode_conditioning import DecodeConditioning
 from flowblending.runtime.events import (
     EncodeEvent,
     FinishedEvent,
@@ -23,8 +26,10 @@ from flowblending.runtime.events import (
     LoadEvent,
     RunEvent,
     SamplingEvent,
+    WarningEvent,
 )
 from flowblending.runtime.generate import generate
+from flowblending.runtime.media.decode import Decoder, Frames
 from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.media.video import to_uint8
 from flowblending.runtime.options import Job
@@ -140,6 +145,16 @@ def test_slots_and_conditions_go_before_anything_is_decoded(pipeline: ToyPipelin
             assert [each() for each in trajectories] == [None]
 
 
+def test_an_option_that_does_nothing_is_told_first(pipeline: ToyPipeline, out: Path) -> None:
+    job = dataclasses.replace(JOB, negative_prompt="y", guidance=1.0)
+    first, *rest = a_run(pipeline, out, job).events()
+    assert isinstance(first, WarningEvent)
+    assert first.message == "the negative prompt does nothing, because no step has guidance above 1."
+    assert not any(isinstance(event, WarningEvent) for event in rest)
+    guided = dataclasses.replace(job, guidance=3.0)
+    assert not any(isinstance(event, WarningEvent) for event in a_run(pipeline, out / "guided", guided).events())
+
+
 def test_nothing_is_written_or_opened_of_a_job_that_is_refused(pipeline: ToyPipeline, out: Path) -> None:
     with pytest.raises(UsageError, match="steps were asked for"):
         a_run(pipeline, out, dataclasses.replace(JOB, steps=0))
@@ -202,7 +217,7 @@ def test_a_non_finite_pixel_is_told_in_one_wording(tmp_path: Path, precision: Pr
                 case "decode":
                     list(VideoSampler(pipeline).decode(latents))
                 case "pixels":
-                    pipeline.pixels(latents, 7)
+                    pipeline.pixels(latents, JOB)
                 case "compare":
                     sample(pipeline, JOB, warn=print, on_step=lambda *_: None, out=out / "video.npy")
         told.add(str(found.value))
@@ -223,6 +238,38 @@ def test_every_consumer_makes_the_same_video(pipeline: ToyPipeline, out: Path) -
     np.testing.assert_array_equal(compared.latents, expected)
     np.testing.assert_array_equal(compared.frames, frames)
     np.testing.assert_array_equal(np.load(out / "b.npy"), frames)
-    np.testing.assert_array_equal(pipeline.pixels(expected, JOB.seed), frames)
+    np.testing.assert_array_equal(pipeline.pixels(expected, JOB), frames)
     decoded = [event.frames for event in VideoSampler(pipeline).decode(expected) if isinstance(event, FramesEvent)]
     np.testing.assert_array_equal(to_uint8(np.concatenate(decoded, axis=1)), frames)
+
+
+@pytest.mark.parametrize(("timestep", "scale"), [(None, None), (0.3, None), (0.0, 0.0)])
+def test_every_consumer_tells_the_decoder_what_the_job_says(
+    pipeline: ToyPipeline, out: Path, monkeypatch: pytest.MonkeyPatch, timestep: float | None, scale: float | None
+) -> None:
+    manifest = pipeline.bundle.manifest
+    spec = dataclasses.replace(manifest.pipeline, decode_timestep=0.05, decode_noise_scale=0.025)
+    changed = manifest.model_copy(update={"pipeline": spec})
+    pipeline.bundle = dataclasses.replace(pipeline.bundle, manifest=changed)
+    told: list[DecodeConditioning] = []
+
+    class Spy(Decoder):
+        """Keeps what it is told."""
+
+        def decode(self, latents: Tensor, noise: TorchNormal) -> Generator[Frames, None, None]:
+            told.append(self.conditioning)
+            return super().decode(latents, noise)
+
+    monkeypatch.setattr("flowblending.runtime.pipeline.Decoder", Spy)
+    job = dataclasses.replace(JOB, decode_timestep=timestep, decode_noise_scale=scale)
+    latents = generate(pipeline, job, out / "a.npy", Console(quiet=True)).latents
+    list(Generation(pipeline, job, None, {}))
+    sample(pipeline, job, warn=print, on_step=lambda *_: None, out=out / "b.npy")
+    pipeline.pixels(latents, job)
+    list(VideoSampler(pipeline).decode(latents, decode_timestep=timestep, decode_noise_scale=scale))
+    expected = DecodeConditioning(
+        timestep=0.05 if timestep is None else timestep, noise_scale=0.025 if scale is None else scale
+    )
+    assert told == [expected] * 5
+    metadata = VideoRun(pipeline, job, embeddings=NO_TEXT).metadata
+    assert metadata.get("decode_timestep") == (None if timestep is None else f"{timestep:g}")

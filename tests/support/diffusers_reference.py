@@ -51,6 +51,14 @@ def run(checkpoints: Path, manifest: Manifest, job: Job, *, decode: bool = False
     models = [step.model for step in compile_job(job, manifest).steps]
     geometry = job_geometry(job, manifest)
     final: list[torch.Tensor] = []
+    options: dict[str, Any] = {}
+    if not isinstance(pipe, WanPipeline):
+        # diffusers' own defaults are others than a bundle's.
+        spec = manifest.pipeline
+        told = {"decode_timestep": spec.decode_timestep, "decode_noise_scale": spec.decode_noise_scale}
+        told |= {"guidance_rescale": spec.guidance_rescale}
+        asked = {name: getattr(job, name) for name in told if getattr(job, name) is not None}
+        options = {name: value for name, value in (told | asked).items() if value is not None}
 
     def swap(pipe: Any, step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
         final[:] = [values["latents"]]
@@ -70,6 +78,7 @@ def run(checkpoints: Path, manifest: Manifest, job: Job, *, decode: bool = False
         latents=latents,
         output_type="pt" if decode else "latent",
         callback_on_step_end=swap,
+        **options,
     )
     (packed,) = final
     if isinstance(pipe, WanPipeline):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 from flowblending import UsageError
@@ -35,3 +36,10 @@ def leave(code: int, _progress: Callable[[str], None]) -> None:
 def kill(number: int, _progress: Callable[[str], None]) -> None:
     """End by a signal."""
     os.kill(os.getpid(), signal.Signals(number))
+
+
+def busy(_: object, progress: Callable[[str], None]) -> None:
+    """Say so, then which process this is, and take a minute."""
+    progress("ready")
+    progress(str(os.getpid()))
+    time.sleep(60)

@@ -22,7 +22,8 @@ def children() -> list[int]:
 def test_the_process_imports_the_module_of_the_work_alone() -> None:
     told: list[str] = []
     found = call_in_subprocess(work.modules, "flowblending", told.append)
-    assert found == ["flowblending", "flowblending.system", "flowblending.system.subprocess_call"]
+    system = [f"flowblending.system{name}" for name in ("", ".signals", ".subprocess_call")]
+    assert found == ["flowblending", *system]
     assert told == ["looking"]
     assert "tests.support.subprocess_work" in call_in_subprocess(work.modules, "tests", ignore)
     assert not call_in_subprocess(work.modules, "pytest", ignore)

@@ -153,7 +153,7 @@ def comparison(pipeline: Pipeline, folder: Path) -> Result:
     out = folder / "compared.npy"
     made = sample(pipeline, JOB, warn=print, on_step=lambda _done, _of: None, out=out)
     np.testing.assert_array_equal(np.load(out), made.frames)
-    np.testing.assert_array_equal(pipeline.pixels(made.latents, JOB.seed), made.frames)
+    np.testing.assert_array_equal(pipeline.pixels(made.latents, JOB), made.frames)
     return Result(made.frames, made.latents)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flowblending import FlowBlendingError
+from flowblending import DeviceError, FlowBlendingError, OutOfMemoryError
 from flowblending.contracts.graph import GraphSpec, Precision
 from flowblending.engine.backends.checks import check_tensors
 from flowblending.engine.backends.tensor import CPU, CUDA, Tensor
@@ -148,7 +149,7 @@ class OrtEngine:
         try:
             self._session.run_with_iobinding(binding, self._run_options)
         except Exception as error:
-            raise FlowBlendingError(
+            raise _kind(error)(
                 f"ONNX Runtime failed in engine {self._spec.name} ({_first_line(error)}); "
                 "if memory ran out, build a smaller size."
             ) from None
@@ -241,3 +242,10 @@ def _providers(device: str, stream: int) -> list[Any]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _kind(error: Exception) -> type[FlowBlendingError]:
+    """What an error of ONNX Runtime's, which has no class that tells, is about."""
+    if re.search(r"bad_alloc|allocate memory|out of memory|Available memory", str(error), re.I):
+        return OutOfMemoryError
+    return DeviceError if re.search(r"CUDA (failure|error)|cudaError", str(error)) else FlowBlendingError

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flowblending import FlowBlendingError
+from flowblending import DeviceError, FlowBlendingError, OutOfMemoryError
 from flowblending.contracts.graph import GraphSpec
 from flowblending.engine.backends.checks import check_tensors
 from flowblending.engine.backends.gpu import gpu_architecture
@@ -210,8 +210,10 @@ class TrtEngine:
     def _failure(self, what: str, remedy: str) -> FlowBlendingError:
         """The sentence for a call that failed, with the library's own words and what to do."""
         reason = self._library.messages.error()
+        kind: type[FlowBlendingError] = FlowBlendingError
         if _MEMORY.search(reason):
+            kind = OutOfMemoryError
             remedy = "stop other programs on the GPU, or build a bundle for a smaller size"
         elif "cudaError" in reason:
-            remedy = "check the GPU and its driver"
-        return FlowBlendingError(f"{self._library.title} {self._library.version} {what} ({reason}); {remedy}.")
+            kind, remedy = DeviceError, "check the GPU and its driver"
+        return kind(f"{self._library.title} {self._library.version} {what} ({reason}); {remedy}.")

@@ -1,1 +1,1 @@
-"""Fp8."""
+"""Transformers in fp8: the calibration that their ranges come from, and graphs quantised with it."""

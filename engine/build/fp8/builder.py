@@ -1,7 +1,4 @@
-"""The graphs of the fp8 transformers of a bundle.
-
-With `build`, `fp8_calibrate`, `proof_build` and `pair_build`, the only files of this package that call the exporter.
-"""
+"""The graphs of the fp8 transformers of a bundle."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The calibration of an fp8 pair: given, kept from an earlier build, or measured on the schedule's own trajectories.
-
-With `build` and `fp8_build`, the only files of this package that call the exporter.
-"""
+"""The calibration of an fp8 pair: given, kept from an earlier build, or measured on the schedule's own trajectories."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Rows = tuple[tuple[str, ...], ...]
 
 def plain_graph(part: Part, scratch: Path, report: Callable[[str], None]) -> Graph:
     """A component's graph in ``scratch``."""
-    return _apart(_traced(part, report), scratch)
+    return _weights_as_inputs(_traced(part, report), scratch)
 
 
 def observed_graph(part: Part, percentile: float, scratch: Path, report: Callable[[str], None]) -> tuple[Graph, Rows]:
@@ -30,7 +30,7 @@ def observed_graph(part: Part, percentile: float, scratch: Path, report: Callabl
     from flowblending.export.fp8.observe import observe
 
     observed = observe(_traced(part, report), percentile)
-    return _apart(observed.graph, scratch), observed.rows
+    return _weights_as_inputs(observed.graph, scratch), observed.rows
 
 
 def _traced(part: Part, report: Callable[[str], None]) -> TracedGraph:
@@ -40,7 +40,7 @@ def _traced(part: Part, report: Callable[[str], None]) -> TracedGraph:
     return trace_graph(part.load(Precision.FP32))
 
 
-def _apart(traced: TracedGraph, scratch: Path) -> Graph:
+def _weights_as_inputs(traced: TracedGraph, scratch: Path) -> Graph:
     from flowblending.export.graph.weight_inputs import write_weight_inputs
 
     graph = write_weight_inputs(traced, scratch)

@@ -214,7 +214,7 @@ def _sample(
 
 @dataclass(kw_only=True)
 class _Encoding(Pipeline):
-    """The part of a pipeline that encodes prompts, with its engine from elsewhere."""
+    """The part of a pipeline that encodes prompts, with the engine that a loader opens."""
 
     loader: Loader
 

@@ -1,7 +1,4 @@
-"""Gathering what is known of a component while it is built.
-
-With `build` and `fp8_build`, the only files of this package that call the exporter.
-"""
+"""Gathering what is known of a component while it is built."""
 
 from __future__ import annotations
 

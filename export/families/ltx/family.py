@@ -22,6 +22,7 @@ from flowblending.export.checkpoint.checkpoint import (
     read_json,
     vae_statistics,
 )
+from flowblending.export.checkpoint.naming import shown
 from flowblending.export.families.ltx.row import LTX
 from flowblending.export.families.ltx.signal import load_signal
 from flowblending.export.families.ltx.transformer import REVISION, load_transformer
@@ -33,6 +34,10 @@ from flowblending.export.graph.load import check_model
 CONDITION = "LTXConditionPipeline"
 TEXT_LENGTH = {"LTXPipeline": 128, CONDITION: 256}
 
+DECODE_TIMESTEP, DECODE_NOISE_SCALE = 0.05, 0.025
+"""What the authors run a timestep-conditioned decoder with, and the examples of diffusers' documentation (0.9.1 and
+later). The pipelines' own defaults, 0.0 and None, leave the decoder's last denoising step out."""
+
 _ARCHITECTURES: Mapping[tuple[object, ...], str] = {(28, 32, 64): LTX_2B}
 """By number of layers, number of heads, and width of a head."""
 
@@ -41,22 +46,27 @@ class Ltx:
     """The family ``ltx``; see ``flowblending.export.graph.exportable.Family``."""
 
     def advise(self, checkpoint: Checkpoint) -> str | None:
-        """That an LTXPipeline whose scheduler has no dynamic shift is probably LTX-Video 0.9.5.
+        """That an LTXPipeline with a conditioned decoder and a scheduler without shift is probably LTX-Video 0.9.5.
 
         diffusers' script convert_ltx_to_diffusers.py writes that version so, but its authors and diffusers' examples
-        run it with LTXConditionPipeline.
+        run it with LTXConditionPipeline. 0.9.1 has a dynamic shift.
         """
-        shifting = checkpoint.config("scheduler").get("use_dynamic_shifting", False)
-        if checkpoint.published is not None or checkpoint.pipeline == CONDITION or shifting:
+        scheduler = checkpoint.config("scheduler")
+        shifting = scheduler.get("use_dynamic_shifting", False) or scheduler.get("shift", 1.0) != 1.0
+        conditioned = checkpoint.config(VAE).get("timestep_conditioning", False)
+        if checkpoint.published is not None or checkpoint.pipeline == CONDITION or shifting or not conditioned:
             return None
         return (
-            f"{checkpoint.folder} is published as {checkpoint.pipeline}, but its scheduler has no dynamic shift, like "
+            f"{shown(checkpoint.folder)} is published as {checkpoint.pipeline}, but its scheduler has no shift, like "
             f"that of LTX-Video 0.9.5, which is meant for {CONDITION}; if it is that version, give "
             f"--pipeline {CONDITION}."
         )
 
     def describe(self, checkpoint: Checkpoint) -> PipelineSpec:
-        """The defaults of the pipeline's ``__call__``, and what its components' configurations say."""
+        """The defaults of the pipeline's ``__call__``, and what its components' configurations say.
+
+        What the decoder is told is the authors' choice and not the class's; see `DECODE_TIMESTEP`.
+        """
         transformer, vae = checkpoint.config(TRANSFORMER), checkpoint.config(VAE)
         mean, std = vae_statistics(checkpoint)
         scaling = vae.get("scaling_factor", 1.0)
@@ -73,9 +83,8 @@ class Ltx:
             latents_std=tuple(value / scaling for value in std),
             text_length=TEXT_LENGTH[checkpoint.pipeline],
             clean_prompt=False,
-            # The pipelines' decode_noise_scale is None by default, which means: as decode_timestep.
-            decode_noise_scale=0.0 if conditioned else None,
-            decode_timestep=0.0 if conditioned else None,
+            decode_noise_scale=DECODE_NOISE_SCALE if conditioned else None,
+            decode_timestep=DECODE_TIMESTEP if conditioned else None,
             grid=_grid(checkpoint),
             solver="euler",
             steps=50,
@@ -98,7 +107,7 @@ class Ltx:
         for field in ("patch_size", "patch_size_t"):
             if config.get(field, 1) != 1:
                 raise FlowBlendingError(
-                    f"{folder} has {field} {config[field]}, but the LTX pipelines of diffusers run 1 only; "
+                    f"{shown(folder)} has {field} {config[field]}, but the LTX pipelines of diffusers run 1 only; "
                     "give a transformer with patches of one latent pixel."
                 )
         return Part(
@@ -168,8 +177,8 @@ def _grid(checkpoint: Checkpoint) -> SigmaGrid:
     for field, value in expected.items():
         if (config.get(field, value) or None) != (value or None):
             raise FlowBlendingError(
-                f"The scheduler of {checkpoint.folder} has {field} {config[field]}, but {value} was expected for "
-                f"{checkpoint.pipeline}; correct scheduler/scheduler_config.json."
+                f"The scheduler of {shown(checkpoint.folder)} has {field} {config[field]}, but {value} was expected "
+                f"for {checkpoint.pipeline}; correct scheduler/scheduler_config.json."
             )
     if checkpoint.pipeline == CONDITION:
         return SigmaGrid(kind="linear-quadratic")

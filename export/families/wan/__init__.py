@@ -1,1 +1,1 @@
-"""Wan."""
+"""Wan: transformer, VAE and signal as graphs; knows no other family."""

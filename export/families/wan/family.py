@@ -11,13 +11,13 @@ from diffusers import WanTransformer3DModel
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import WAN_T2V_1_3B, WAN_T2V_14B, PipelineSpec, SigmaGrid
 from flowblending.export.checkpoint.checkpoint import (
-    MODEL_INDEX,
     TRANSFORMER,
     Checkpoint,
     model_files,
     read_json,
     vae_statistics,
 )
+from flowblending.export.checkpoint.naming import shown
 from flowblending.export.families.t5 import text_encoder_part
 from flowblending.export.families.wan.row import WAN
 from flowblending.export.families.wan.transformer import REVISION, load_signal, load_transformer
@@ -89,9 +89,8 @@ class Wan:
         """The constants of WanPipeline and of this checkpoint.
 
         Raises:
-            FlowBlendingError: a pipeline of Wan 2.2 or a scheduler of another kind.
+            FlowBlendingError: a VAE or a scheduler of another kind.
         """
-        _refuse_later_versions(checkpoint)
         check_decoder(checkpoint)
         solver, grid = _sampler(checkpoint)
         transformer = checkpoint.config(TRANSFORMER)
@@ -124,17 +123,16 @@ class Wan:
             late=0.2,
         )
 
-    def transformer(self, checkpoint: Checkpoint, folder: Path, name: str) -> Part:
+    def transformer(self, _checkpoint: Checkpoint, folder: Path, name: str) -> Part:
         """The graph: latents fp32 [B, C, F, H, W], timestep fp32 [B], text fp32 [B, L, D] -> velocity like latents.
 
         Raises:
             FlowBlendingError: a transformer that needs an image, or missing files.
         """
-        _refuse_later_versions(checkpoint)
         config = read_json(folder / "config.json")
         if config.get("image_dim") is not None or config.get("added_kv_proj_dim") is not None:
             raise FlowBlendingError(
-                f"{folder} is an image-to-video transformer, but only text-to-video is supported; "
+                f"{shown(folder)} is an image-to-video transformer, but only text-to-video is supported; "
                 "give a Wan 2.1 T2V checkpoint."
             )
         return Part(
@@ -162,24 +160,12 @@ class Wan:
         return (text_encoder_part(checkpoint, TEXT_LENGTH, zero_padding=True), *decoder_parts(checkpoint))
 
 
-def _refuse_later_versions(checkpoint: Checkpoint) -> None:
-    index = read_json(checkpoint.folder / MODEL_INDEX)
-    # A component that is absent stands in the index as [null, null].
-    absent = {"transformer_2": [None, None], "boundary_ratio": None, "expand_timesteps": False}
-    for field, value in absent.items():
-        if index.get(field) not in (value, None):
-            raise FlowBlendingError(
-                f"{checkpoint.folder} is a Wan 2.2 pipeline (it sets {field}), but only Wan 2.1 is supported; "
-                "give a Wan 2.1 T2V checkpoint."
-            )
-
-
 def _sampler(checkpoint: Checkpoint) -> tuple[str, SigmaGrid]:
     config = checkpoint.config("scheduler")
     kind = config.get("_class_name")
     if kind not in _SCHEDULERS:
         raise FlowBlendingError(
-            f"{checkpoint.folder} samples with {kind}, but {', '.join(_SCHEDULERS)} are supported; "
+            f"{shown(checkpoint.folder)} samples with {kind}, but {', '.join(_SCHEDULERS)} are supported; "
             "give a checkpoint with one of these schedulers."
         )
     scheduler = _SCHEDULERS[kind]
@@ -191,7 +177,7 @@ def _sampler(checkpoint: Checkpoint) -> tuple[str, SigmaGrid]:
     for field, value in {**scheduler.needs, **keeps}.items():
         if found[field] != value:
             raise FlowBlendingError(
-                f"The {kind} of {checkpoint.folder} has {field} = {found[field]}, but {value} was expected; "
+                f"The {kind} of {shown(checkpoint.folder)} has {field} = {found[field]}, but {value} was expected; "
                 "give a Wan 2.1 T2V checkpoint with the scheduler it was published with."
             )
     return scheduler.solver, SigmaGrid(

@@ -27,6 +27,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import VAE, VAE_FIRST, VAE_NEXT, GraphSpec, Precision, TensorSpec
 from flowblending.export.checkpoint.checkpoint import Checkpoint, component_files
+from flowblending.export.checkpoint.naming import shown
 from flowblending.export.graph.exportable import Exportable, Part, Tensors
 from flowblending.export.graph.load import check_model, load_model, twin
 
@@ -43,8 +44,8 @@ def check_decoder(checkpoint: Checkpoint) -> None:
     config = checkpoint.config(VAE)
     if config.get("_class_name") != "AutoencoderKLWan" or config.get("is_residual") or config.get("patch_size"):
         raise FlowBlendingError(
-            f"The VAE of {checkpoint.folder} is not that of Wan 2.1 (an AutoencoderKLWan without is_residual and "
-            "patch_size was expected); give a Wan 2.1 T2V checkpoint."
+            f"The VAE of {shown(checkpoint.folder)} is not that of Wan 2.1 (an AutoencoderKLWan without is_residual "
+            "and patch_size was expected); give a Wan 2.1 T2V checkpoint."
         )
 
 

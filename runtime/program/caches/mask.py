@@ -17,7 +17,8 @@ SCM_TABLES = {
     "ultra": ((4, 1, 1, 1, 1), (2, 5, 6, 7)),
 }
 """Step computation masking: lengths of the runs of computed steps, and of the skipped ones between them, for
-``SCM_STEPS`` steps. Source: vipshop/cache-dit, src/cache_dit/caching/cache_interface.py, ``steps_mask``."""
+``SCM_STEPS`` steps, the slowest mask first. Source: vipshop/cache-dit, src/cache_dit/caching/cache_interface.py,
+``steps_mask``."""
 
 SCM_STEPS = 28
 
@@ -48,7 +49,8 @@ class Scm:
 
     The tables are for 28 steps. For another number their bounds move in proportion, and no run of computed steps gets
     shorter than one (cache-dit stretches them otherwise, and not alike in all its versions). The first step after a
-    switch computes as well.
+    switch computes as well. A stage in which all this would leave fewer steps than the next faster mask has there gets
+    that mask's: at few steps, the bounds of one mask may round down where those of the other round up.
 
     Attributes:
         name: ``slow``, ``medium``, ``fast`` or ``ultra``.
@@ -58,15 +60,7 @@ class Scm:
 
     def narrow(self, decisions: Decisions, outline: Outline) -> Decisions:
         """Leave out the steps between the table's runs."""
-        computed = [step in outline.starts for step in range(outline.steps)]
-        start = 0
-        for length, pause in itertools.zip_longest(*SCM_TABLES[self.name], fillvalue=0):
-            first = start * outline.steps // SCM_STEPS
-            end = (start + length) * outline.steps // SCM_STEPS
-            for step in range(first, max(end, first + 1)):
-                computed[step] = True
-            start += length + pause
-        return decisions.only(computed)
+        return decisions.only(_scm_steps(self.name, outline))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +82,33 @@ class Interval:
             since = 0 if step in outline.starts else since + 1
             computed.append(since % self.every == 0)
         return decisions.only(computed)
+
+
+def _scm_steps(name: str, outline: Outline) -> list[bool]:
+    """Whether each step computes: in every stage at least as many as with the masks further down the tables."""
+    computed = _scaled(name, outline)
+    names = list(SCM_TABLES)
+    if name == names[-1]:
+        return computed
+    faster = _scm_steps(names[names.index(name) + 1], outline)
+    bounds = [*sorted(outline.starts), outline.steps]
+    for start, end in itertools.pairwise(bounds):
+        if sum(computed[start:end]) < sum(faster[start:end]):
+            computed[start:end] = faster[start:end]
+    return computed
+
+
+def _scaled(name: str, outline: Outline) -> list[bool]:
+    """A table's runs in proportion, and the first step of every stage."""
+    computed = [step in outline.starts for step in range(outline.steps)]
+    start = 0
+    for length, pause in itertools.zip_longest(*SCM_TABLES[name], fillvalue=0):
+        first = start * outline.steps // SCM_STEPS
+        end = (start + length) * outline.steps // SCM_STEPS
+        for step in range(first, max(end, first + 1)):
+            computed[step] = True
+        start += length + pause
+    return computed
 
 
 def _mask(arguments: str, word: str) -> StaticMask:

@@ -65,7 +65,14 @@ def run(arguments: argparse.Namespace) -> None:
     from flowblending.engine.bundle.bundle import open_bundle
     from flowblending.runtime.devices.open import device_kind
     from flowblending.runtime.serve.triton.config import Placement, QueuePolicy
-    from flowblending.runtime.serve.triton.repository import model_names, plan_models, video_model, write_repository
+    from flowblending.runtime.serve.triton.repository import (
+        check_repository,
+        model_names,
+        plan_models,
+        video_model,
+        write_repository,
+    )
+    from flowblending.runtime.unused import unused_threads
     from flowblending.system.console import Console
     from flowblending.system.shell import command
 
@@ -76,14 +83,17 @@ def run(arguments: argparse.Namespace) -> None:
     )
     check_machine(arguments)
     place = Placement(device=arguments.device, gpus=_gpus(arguments.gpus), threads=arguments.threads)
+    if place.gpus and place.device == "cpu":
+        raise UsageError("--gpus was given with --device cpu; leave one of them out.")
     console = Console(quiet=arguments.quiet)
     bundles = [open_bundle(folder) for folder in arguments.bundles]
     models = []
     for name, bundle in zip(model_names(arguments.bundles, arguments.name), bundles, strict=True):
-        device_kind(arguments.device, bundle.manifest)
+        unused_threads(arguments.threads, device_kind(arguments.device, bundle.manifest), bundle.manifest, console.warn)
         models.append(video_model(name, bundle, queue, place))
         if arguments.plans:
             models += plan_models(name, bundle, place)
+    check_repository(models, arguments.out)
     total = sum(file.bytes for bundle in bundles for file in bundle.files())
     with console.progress("checking", total=total, unit="B") as advance:
         for bundle in bundles:

@@ -64,9 +64,9 @@ def run(arguments: argparse.Namespace) -> None:
     from flowblending.system.console import Console
 
     inputs = _inputs(arguments)
-    if arguments.out.suffix not in (".mp4", ".npy"):
+    if arguments.out.suffix.lower() not in (".mp4", ".npy"):
         raise UsageError(f"Cannot save a video as {arguments.out}; use .mp4 or .npy.")
-    if arguments.save_latents is not None and arguments.save_latents.suffix != ".npy":
+    if arguments.save_latents is not None and arguments.save_latents.suffix.lower() != ".npy":
         raise UsageError(f"Cannot save latents as {arguments.save_latents}; use .npy.")
     if arguments.save_latents is not None and arguments.out.resolve() == arguments.save_latents.resolve():
         raise UsageError(f"--out and --save-latents both name {arguments.out}; give two files.")
@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> None:
         console.warn(warning)
     if arguments.save_latents is not None:
         _save(arguments.save_latents, npy_bytes(result["latents"]))
-    _save(arguments.out, result["video"][0] if arguments.out.suffix == ".mp4" else npy_bytes(result["frames"]))
+    _save(arguments.out, result["video"][0] if arguments.out.suffix.lower() == ".mp4" else npy_bytes(result["frames"]))
     console.log(f"{arguments.out}: {report['schedule']}, {report['seconds']['total']:.1f} s on the server")
 
 
@@ -111,7 +111,7 @@ def show(answers: Iterator[Arrays], console: Console) -> Arrays:
 def _inputs(arguments: argparse.Namespace) -> Arrays:
     import numpy as np
 
-    results = [MP4 if arguments.out.suffix == ".mp4" else FRAMES]
+    results = [MP4 if arguments.out.suffix.lower() == ".mp4" else FRAMES]
     if arguments.save_latents is not None:
         results.append(LATENTS)
     inputs: dict[str, npt.NDArray[np.generic]] = {

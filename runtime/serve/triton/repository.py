@@ -24,6 +24,7 @@ from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.geometry import shape_profiles
 from flowblending.runtime.serve.triton.config import MARK, Placement, QueuePolicy, plan_config, video_config
 from flowblending.runtime.serve.triton.signature import BUNDLE_FOLDER, MODEL_VERSION
+from flowblending.system.output import check_folder
 from flowblending.system.whole_file import whole_folder
 
 CONFIG = "config.pbtxt"
@@ -124,7 +125,7 @@ def write_repository(models: Sequence[Model], out: Path, progress: Callable[[int
     Raises:
         FlowBlendingError: ``out`` or a model in it is something else, or cannot be written.
     """
-    _check(models, out)
+    check_repository(models, out)
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
@@ -144,9 +145,13 @@ def write_repository(models: Sequence[Model], out: Path, progress: Callable[[int
         ) from None
 
 
-def _check(models: Sequence[Model], out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise FlowBlendingError(f"{out} is a file, but the folder of a model repository was expected; choose another.")
+def check_repository(models: Sequence[Model], out: Path) -> None:
+    """Find out before anything is read whether models can be written into a repository.
+
+    Raises:
+        FlowBlendingError: ``out`` or a model in it is something else, or cannot be written.
+    """
+    check_folder(out, beside=True)
     if (out / MANIFEST).is_file():
         raise FlowBlendingError(f"{out} is a bundle, which no model can be put into; choose another --out.")
     for model in models:

@@ -15,6 +15,9 @@ from flowblending.runtime.option_values import TRITON, make_job, read_options, u
 from flowblending.runtime.options import Job, options
 from flowblending.runtime.serve.triton.signature import RESULTS, Port, inputs
 
+REQUEST_ID = "id"
+"""What Triton's protocol lets every request over HTTP say."""
+
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 
@@ -47,6 +50,7 @@ def read_request(arrays: Arrays, manifest: Manifest, parameters: Iterable[str] =
         UsageError: an input is unknown, missing or of another shape, or a value that no request may have.
     """
     ports = {port.name: port for port in inputs(manifest)}
+    parameters = [name for name in parameters if name != REQUEST_ID]
     for name in (*arrays, *parameters):
         if name not in ports:
             raise unknown(name, TRITON, ports)

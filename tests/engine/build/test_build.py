@@ -9,14 +9,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
-from flowblending import FlowBlendingError
+from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.model_sampling import ModelSampling
-from flowblending.engine.build.build import BuildRequest, build_bundle
+from flowblending.engine.build.build import BuildRequest, build_bundle, rebuild_command
+from flowblending.engine.build.plan import Plan, make_plan
 from flowblending.engine.build.proof.report import read_report
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
 from tests.conftest import IN_PLANS, Build
@@ -36,6 +37,46 @@ def request(pair: Path, out: Path) -> BuildRequest:
         backend="onnxruntime",
         targets=(),
     )
+
+
+def plan(asked: BuildRequest) -> Plan:
+    """What is read of two folders."""
+    return make_plan(asked, Path(asked.large), Path(asked.small))
+
+
+def said(lines: Sequence[str]) -> list[str]:
+    """What a build says of components and the disk, and not of what it reads."""
+    return [line for line in lines if not line.startswith(("pipeline: ", "tokenizer: "))]
+
+
+@pytest.mark.parametrize("which", ["large", "small", "both"])
+def test_a_checkpoint_published_under_another_class(
+    checkpoints: Callable[[str], Path], tmp_path: Path, which: str
+) -> None:
+    """As LTX-Video 0.9.5: the components of LTXConditionPipeline under an index that names LTXPipeline."""
+    pair = tmp_path / "pair"
+    for name in ("large", "small"):
+        shutil.copytree(checkpoints("ltx-condition") / "large", pair / name)
+    expected = plan(request(pair, tmp_path / "bundle"))
+    for name in ("large", "small") if which == "both" else (which,):
+        index = pair / name / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "LTXPipeline"}))
+    asked = dataclasses.replace(request(pair, tmp_path / "bundle"), pipeline="LTXConditionPipeline")
+    found = plan(asked)
+    assert found.pipeline == expected.pipeline
+    assert found.pipeline.text_length == 256
+    named = "as --pipeline says; model_index.json names LTXPipeline" if which != "small" else "as model_index.json says"
+    assert found.pipeline_class == f"LTXConditionPipeline, {named}"
+    assert found.advice == ()
+    assert rebuild_command(asked)[-2:] == ("--pipeline", "LTXConditionPipeline")
+    if which == "both":
+        (advice,) = set(plan(dataclasses.replace(asked, pipeline=None)).advice[:1])
+        assert "give --pipeline LTXConditionPipeline" in advice
+    else:
+        with pytest.raises(FlowBlendingError, match="or name the class that runs both: --pipeline LTX"):
+            plan(dataclasses.replace(asked, pipeline=None))
+    with pytest.raises(UsageError, match=r"--pipeline WanPipeline was given, but .* is a checkpoint of LTX"):
+        plan(dataclasses.replace(asked, pipeline="WanPipeline"))
 
 
 def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(
@@ -59,7 +100,7 @@ def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(
     moved = build_bundle(
         dataclasses.replace(request(pair, out), size="64x64", sampling={"small": sampling}), console
     ).manifest
-    assert {line.partition(":")[2] for line in console.lines} == {" reused, nothing changed"}
+    assert {line.partition(":")[2] for line in said(console.lines)} == {" reused, nothing changed"}
     assert moved.geometry.width == 64
     assert {name for name, each in moved.components.items() if each.sampling} == {"small"}
     assert open_bundle(out).manifest.components["small"].sampling == sampling
@@ -137,7 +178,7 @@ def test_a_build_killed_in_any_phase_resumes_at_the_component_in_work(
     command = [sys.executable, "-c", KILLED_IN_EVERY_PHASE, pair, out, cache, *phases]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
     assert result.returncode == 0, result.stderr
-    told = [run.splitlines() for run in result.stdout.split("killed\n")]
+    told = [said(run.splitlines()) for run in result.stdout.split("killed\n")]
     # What is needed of the disk is said first, of what was not found.
     assert [run[0].startswith("disk: up to ") for run in told[1:4]] == [True] * 3
     runs = [told[0], *(run[1:] for run in told[1:])]
@@ -149,7 +190,7 @@ def test_a_build_killed_in_any_phase_resumes_at_the_component_in_work(
     assert open_bundle(out).manifest == before
     console = Recorder()
     bundle = build_bundle(dataclasses.replace(request(pair, out), cache=cache), console)
-    assert console.lines[1:4] == [
+    assert said(console.lines)[1:4] == [
         "large: taken from the cache",
         rebuilt,
         "small: exported and verified by a build that was interrupted",
@@ -161,7 +202,7 @@ def test_a_build_killed_in_any_phase_resumes_at_the_component_in_work(
     console = Recorder()
     other = dataclasses.replace(request(pair, tmp_path / "other"), cache=cache, size="64x64")
     assert build_bundle(other, console).manifest.geometry.width == 64
-    assert {line.partition(":")[2] for line in console.lines} == {" taken from the cache"}
+    assert {line.partition(":")[2] for line in said(console.lines)} == {" taken from the cache"}
     assert (tmp_path / "other" / "large.onnx.data").samefile(out / "large.onnx.data")
 
 
@@ -253,7 +294,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_build(
     console = Recorder()
     with pytest.raises(FlowBlendingError, match=r"takes up to \d+\.\d MB of disk, but 1\.0 MB are free there; free"):
         build_bundle(request(checkpoints("wan"), small_disk / "bundle"), console)
-    assert not console.lines
+    assert not said(console.lines)
     assert not os.listdir(small_disk)
 
 
@@ -265,7 +306,7 @@ def test_a_disk_that_fills_up_is_a_sentence_and_leaves_nothing(
     console = Recorder()
     with pytest.raises(FlowBlendingError, match="The disk filled up while writing"):
         build_bundle(request(checkpoints("wan"), small_disk / "bundle"), console)
-    assert console.lines[0].endswith(", 1000.0 GB are free")
+    assert said(console.lines)[0].endswith(", 1000.0 GB are free")
     assert not os.listdir(small_disk)
 
 

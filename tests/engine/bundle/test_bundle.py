@@ -172,7 +172,7 @@ def test_a_bundle_stranded_between_two_renames_is_put_back(tmp_path: Path) -> No
 def test_an_unwritable_place_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(FlowBlendingError, match="choose a folder that you can write to"),
+        pytest.raises(FlowBlendingError, match="file is no folder"),
         write_bundle(tmp_path / "file" / "bundle"),
     ):
         pass

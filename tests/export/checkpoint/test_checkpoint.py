@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import shutil
 import subprocess
@@ -10,7 +9,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -58,6 +56,14 @@ def _remove(name: str) -> Edit:
 def _write(name: str, content: bytes) -> Edit:
     def edit(folder: Path) -> None:
         (folder / name).write_bytes(content)
+
+    return edit
+
+
+def _dangle(name: str) -> Edit:
+    def edit(folder: Path) -> None:
+        (folder / name).unlink()
+        (folder / name).symlink_to(folder / "nowhere")
 
     return edit
 
@@ -135,7 +141,10 @@ def test_opens_a_pipeline_and_either_kind_of_transformer(checkpoints: Callable[[
             ),
             ["diffusion_pytorch_model.bin", "safetensors weights"],
         ),
-        (_all(_shard, _remove("transformer/b.safetensors")), ["b.safetensors is missing", "index.json names it"]),
+        (
+            _all(_shard, _remove("transformer/b.safetensors")),
+            ["transformer lacks b.safetensors, though", "index.json names it"],
+        ),
         (_all(_shard, _shorten("transformer/a.safetensors", 1)), ["a.safetensors", "no whole safetensors file"]),
         (
             _all(_shard, _set("transformer/diffusion_pytorch_model.safetensors.index.json", weight_map={})),
@@ -144,6 +153,31 @@ def test_opens_a_pipeline_and_either_kind_of_transformer(checkpoints: Callable[[
         (_shorten(VAE_WEIGHTS, 40), [VAE_WEIGHTS, "no whole safetensors file", "download it again"]),
         (_write(VAE_WEIGHTS, b"version https://git-lfs.github.com/spec/v1\n"), [VAE_WEIGHTS, "(43 bytes)"]),
         (_write(VAE_WEIGHTS, b""), [VAE_WEIGHTS, "(0 bytes)"]),
+        (_dangle(VAE_WEIGHTS), [f"{VAE_WEIGHTS} is missing (a link to nothing)"]),
+        (_dangle("vae/config.json"), ["vae/config.json is missing (a link to nothing)"]),
+        (_all(_shard, _dangle("transformer/b.safetensors")), ["lacks b.safetensors", "names it (a link to nothing)"]),
+        (
+            _set("transformer/config.json", quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+            ["transformer is quantised with bitsandbytes (4 bits) (as its config.json says)", "--precision fp8"],
+        ),
+        (
+            _set("text_encoder/config.json", quantization_config={"quant_method": "torchao"}),
+            ["text_encoder is quantised with torchao"],
+        ),
+        (
+            _set("model_index.json", transformer=["diffusers", "WanTransformer3DModel"]),
+            ["says that the transformer is a WanTransformer3DModel, but", "that of a LTXVideoTransformer3DModel"],
+        ),
+        (
+            _set("model_index.json", text_encoder=["transformers", "UMT5EncoderModel"]),
+            ["says that the text_encoder is a UMT5EncoderModel, but", "that of a T5EncoderModel"],
+        ),
+        (
+            _set("model_index.json", scheduler=["diffusers", "UniPCMultistepScheduler"]),
+            ["says that the scheduler is a UniPCMultistepScheduler"],
+        ),
+        (_set("model_index.json", transformer_2=["diffusers", "X"]), ["Wan 2.2 pipeline (it sets transformer_2)"]),
+        (_set("model_index.json", expand_timesteps=True), ["Wan 2.2 pipeline (it sets expand_timesteps)"]),
         (
             _all(_remove("model_index.json"), _write("ltx-video-2b-v0.9.5.safetensors", b"x")),
             ["authors' format", "ltx-video-2b-v0.9.5.safetensors"],
@@ -161,24 +195,21 @@ def test_refuses_a_damaged_pipeline(large: Path, edit: Edit, says: list[str]) ->
         assert part in message
 
 
-def test_refuses_what_is_no_pipeline_folder(large: Path, tmp_path: Path) -> None:
-    (tmp_path / "one.safetensors").write_bytes(b"x")
-    opened = open_checkpoint(str(large))
+def test_refuses_what_is_no_pipeline_folder(large: Path) -> None:
+    opened = open_checkpoint(large)
     for source, says in {
-        tmp_path / "one.safetensors": "a single file",
-        tmp_path / "nowhere": "There is no folder",
         large / "transformer": "one component of a checkpoint",
         large / "tokenizer": "no diffusers checkpoint",
     }.items():
         with pytest.raises(FlowBlendingError, match=says):
-            open_checkpoint(str(source))
+            open_checkpoint(source)
     for source, says in {
         large / "vae": "AutoencoderKLLTXVideo, but .* needs a LTXVideoTransformer3DModel",
         large / "text_encoder": "model of no diffusers class",
         large / "tokenizer": "neither model_index.json nor a transformer's config.json",
     }.items():
         with pytest.raises(FlowBlendingError, match=says):
-            open_transformer(str(source), opened)
+            open_transformer(source, opened)
 
 
 def test_sharded_weights_count_with_their_index(large: Path) -> None:
@@ -201,7 +232,13 @@ def test_sharded_weights_count_with_their_index(large: Path) -> None:
         (_set("transformer/config.json", caption_channels=None), ["caption_channels is 32", "missing"]),
         # The first of two differences is named.
         (_set("transformer/config.json", patch_size_t=2, caption_channels=9), ["transformer's patch_size_t is 1"]),
-        (_set("vae/config.json", _class_name="AutoencoderKLWan"), ["vae's class_name", "AutoencoderKLWan"]),
+        (
+            _all(
+                _set("vae/config.json", _class_name="AutoencoderKLWan"),
+                _set("model_index.json", vae=["diffusers", "AutoencoderKLWan"]),
+            ),
+            ["vae's class_name", "AutoencoderKLWan"],
+        ),
         (_set("vae/config.json", latent_channels=16), ["vae's latent_channels is 8", "16"]),
         (_set("vae/config.json", spatial_compression_ratio=16), ["compression", "(8, 32)", "(8, 16)"]),
         (_change_statistics, ["the VAE's latents_std[3] is "]),
@@ -230,6 +267,36 @@ def test_a_pair_may_differ_in_depth_and_in_how_statistics_are_stored(
     _all(_halve_statistics, _set("transformer/config.json", num_layers=2, out_channels=None))(large)
     folder, theirs = open_transformer(str(large), ours)
     check_pair(ours, ours.folder / "transformer", folder, theirs)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        _remove("model_index.json"),
+        _remove("vae"),
+        _remove("text_encoder"),
+        _remove(VAE_WEIGHTS),
+        _all(_remove("vae"), _remove("text_encoder"), _remove("tokenizer"), _remove("scheduler")),
+        _set("model_index.json", vae=[None, None], text_encoder=[None, None]),
+        # The newer script that converts Wan writes it for Wan 2.1.
+        _set("model_index.json", boundary_ratio=0.9, transformer_2=[None, None]),
+    ],
+)
+def test_of_the_small_pipeline_a_transformer_is_enough(
+    checkpoints: Callable[[str], Path], large: Path, edit: Edit
+) -> None:
+    ours = open_checkpoint(checkpoints("ltx") / "large")
+    edit(large)
+    folder, theirs = open_transformer(large, ours)
+    assert folder == large / "transformer"
+    check_pair(ours, ours.folder / "transformer", folder, theirs)
+
+
+def test_a_small_pipeline_with_two_transformers_is_refused(checkpoints: Callable[[str], Path], large: Path) -> None:
+    ours = open_checkpoint(checkpoints("ltx") / "large")
+    _set("model_index.json", transformer_2=["diffusers", "LTXVideoTransformer3DModel"], boundary_ratio=0.875)(large)
+    with pytest.raises(FlowBlendingError, match=r"is a Wan 2\.2 pipeline \(it sets transformer_2\)"):
+        open_transformer(large, ours)
 
 
 def test_families_do_not_mix(checkpoints: Callable[[str], Path]) -> None:
@@ -284,96 +351,6 @@ def test_the_hash_depends_on_names_and_contents_alone(large: Path, tmp_path: Pat
     for name, content in {"a": b"1", "b": b"23"}.items():
         (tmp_path / name).write_bytes(content)
     assert weights_sha256([tmp_path / "a", tmp_path / "b"]) != before
-
-
-class _Hub:
-    """Stands in for the hub: copies what the patterns allow from a local folder, and notes what that was."""
-
-    def __init__(self, repository: Path, cache: Path) -> None:
-        self.repository = repository
-        self.cache = cache
-
-    def snapshot_download(self, _source: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
-        for path in self.repository.rglob("*"):
-            name = str(path.relative_to(self.repository))
-            wanted, unwanted = (
-                any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-                for patterns in (allow_patterns, ignore_patterns)
-            )
-            if path.is_file() and wanted and not unwanted:
-                (self.cache / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, self.cache / name)
-        return str(self.cache)
-
-    @property
-    def fetched(self) -> set[str]:
-        return {str(path.relative_to(self.cache)) for path in self.cache.rglob("*") if path.is_file()}
-
-
-@pytest.fixture
-def hub(large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Hub:
-    for extra in (
-        "ltx-video-2b.safetensors",
-        "transformer/diffusion_pytorch_model.fp16.safetensors",
-        "text_encoder/pytorch_model.bin",
-        "media/clip.mp4",
-    ):
-        (large / extra).parent.mkdir(exist_ok=True)
-        (large / extra).write_bytes(b"gigabytes")
-    hub = _Hub(large, tmp_path / "cache")
-    hub.cache.mkdir()
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
-    return hub
-
-
-def test_fetches_from_the_hub_what_is_needed_and_no_more(hub: _Hub, large: Path) -> None:
-    needed = {str(path.relative_to(large)) for path in large.rglob("*") if path.is_file()}
-    needed -= {
-        "ltx-video-2b.safetensors",
-        "transformer/diffusion_pytorch_model.fp16.safetensors",
-        "text_encoder/pytorch_model.bin",
-        "media/clip.mp4",
-    }
-    opened = open_checkpoint("Lightricks/LTX-Video-0.9.1")
-    assert opened.folder == hub.cache
-    assert hub.fetched == needed
-
-
-def test_fetches_no_text_encoder_for_the_small_model(hub: _Hub, checkpoints: Callable[[str], Path]) -> None:
-    ours = open_checkpoint(str(checkpoints("ltx") / "large"))
-    folder, theirs = open_transformer("Lightricks/LTX-Video-0.9.1", ours)
-    check_pair(ours, ours.folder / "transformer", folder, theirs)
-    assert "text_encoder/model.safetensors" not in hub.fetched
-    assert VAE_WEIGHTS in hub.fetched
-
-
-def test_fetches_a_transformer_that_is_a_repository_of_its_own(
-    hub: _Hub, large: Path, checkpoints: Callable[[str], Path]
-) -> None:
-    ours = open_checkpoint(str(checkpoints("ltx") / "large"))
-    hub.repository = large / "transformer"
-    assert open_transformer("someone/finetune", ours) == (hub.cache, None)
-    assert hub.fetched == {"config.json", "diffusion_pytorch_model.safetensors"}
-
-
-def test_fetches_nothing_of_an_unknown_pipeline(hub: _Hub, large: Path) -> None:
-    _set("model_index.json", _class_name="FluxPipeline")(large)
-    with pytest.raises(FlowBlendingError, match="FluxPipeline, which is not supported"):
-        open_checkpoint("black-forest-labs/FLUX.1-dev", pipeline_classes())
-    assert hub.fetched == {"model_index.json"}
-
-
-def test_says_why_the_hub_gave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_arguments: object, **_options: object) -> str:
-        raise OSError("Name or service not known\nand much more")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(FlowBlendingError) as caught:
-        open_checkpoint("Org/Name")
-    assert "Org/Name is no folder here and could not be fetched from the hub (Name or service not known)" in str(
-        caught.value
-    )
-    assert "\n" not in str(caught.value)
 
 
 def test_answers_without_a_machine_learning_library() -> None:

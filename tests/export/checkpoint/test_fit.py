@@ -15,7 +15,7 @@ from flowblending import FlowBlendingError
 from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.engine.build.build import BuildRequest, build_bundle
 from flowblending.export.checkpoint.checkpoint import open_checkpoint, open_transformer
-from flowblending.export.checkpoint.fit import Expected, check_tensors, listed
+from flowblending.export.checkpoint.fit import Expected, check_tensors
 from flowblending.export.checkpoint.model_files import TensorPlace
 from flowblending.export.families.registry import family_of
 from flowblending.system.console import Console
@@ -182,8 +182,3 @@ def test_shapes_and_types_of_tensors() -> None:
         "here: attention.core._extra_state is left out (notes of Transformer Engine's layers beside their weights).",
         "here: rope.inv_freq is left out (positions, which the class computes).",
     )
-
-
-def test_three_names_and_a_number() -> None:
-    assert listed("abc") == "a, b, c"
-    assert listed("abcd") == "a, b, c and 1 more"

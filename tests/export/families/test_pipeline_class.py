@@ -43,12 +43,26 @@ def test_an_unknown_class_is_refused_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shifting", "pipeline", "advised"),
-    [(False, "LTXPipeline", True), (True, "LTXPipeline", False), (False, "LTXConditionPipeline", False)],
+    ("scheduler", "conditioned", "pipeline", "advised"),
+    [
+        ({"use_dynamic_shifting": False}, True, "LTXPipeline", True),
+        ({}, True, "LTXPipeline", True),
+        ({"use_dynamic_shifting": True}, True, "LTXPipeline", False),
+        ({"shift": 3.0}, True, "LTXPipeline", False),
+        ({}, False, "LTXPipeline", False),
+        ({}, True, "LTXConditionPipeline", False),
+    ],
+    ids=["0.9.5", "0.9.5 by default", "0.9.1", "another shift", "another VAE", "0.9.7"],
 )
-def test_what_looks_like_0_9_5_is_told_its_class(tmp_path: Path, shifting: bool, pipeline: str, advised: bool) -> None:
-    (tmp_path / "scheduler").mkdir()
-    (tmp_path / "scheduler/scheduler_config.json").write_text(json.dumps({"use_dynamic_shifting": shifting}))
+def test_what_looks_like_0_9_5_is_told_its_class(
+    tmp_path: Path, scheduler: dict[str, object], conditioned: bool, pipeline: str, advised: bool
+) -> None:
+    for path, content in (
+        ("scheduler/scheduler_config.json", scheduler),
+        ("vae/config.json", {"timestep_conditioning": conditioned}),
+    ):
+        (tmp_path / path).parent.mkdir()
+        (tmp_path / path).write_text(json.dumps(content))
     checkpoint = Checkpoint(folder=tmp_path, pipeline=pipeline)
     advice = Ltx().advise(checkpoint)
     assert (advice is not None) == advised

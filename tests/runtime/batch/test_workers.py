@@ -19,6 +19,7 @@ from flowblending.runtime.batch.workers import plan_workers, run_workers
 from flowblending.runtime.options import Job
 from flowblending.runtime.prompt_file import PromptLine
 from tests.conftest import Build
+from tests.support.mounts import mounted
 from tests.support.store_process import Recorder
 
 pytestmark = pytest.mark.embedding
@@ -217,22 +218,42 @@ def test_a_prompt_that_always_kills_its_worker_is_reported_and_the_rest_finish(s
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("everyone", [True, False], ids=["terminal", "parent only"])
-def test_ctrl_c_ends_all_and_leaves_nothing_half_written(slow: Path, tmp_path: Path, everyone: bool) -> None:
+def test_a_signal_ends_all_and_leaves_nothing_half_written(
+    slow: Path, tmp_path: Path, everyone: bool, number: signal.Signals
+) -> None:
     (tmp_path / "prompts").write_text(LONG + LONG.replace("forever", "and a day"))
     arguments = (slow, "--prompts", tmp_path / "prompts", "--out", tmp_path / "out", "--device", "cpu")
     process = fb_run(*arguments, "--workers", 2)
     until(lambda: len(workers_of(process)) == 2 and all(working(pid) for pid in workers_of(process)))
     workers = workers_of(process)
     start = time.monotonic()
-    (os.killpg if everyone else os.kill)(process.pid, signal.SIGINT)
+    (os.killpg if everyone else os.kill)(process.pid, number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "interrupted; nothing was left half-written" in errors
+    assert process.returncode == 128 + number, errors
+    assert errors.splitlines()[-1].endswith("; nothing was left half-written")
     assert "Traceback" not in errors
     assert time.monotonic() - start < 10
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
     assert os.listdir(tmp_path / "out") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [None, 2])
+def test_a_full_disk_stops_a_batch(build: Build, tmp_path: Path, workers: int | None) -> None:
+    (tmp_path / "prompts").write_text("".join(f"prompt {number}\n" for number in range(9)))
+    options = [] if workers is None else ["--workers", workers]
+    with mounted(tmp_path / "disk", "size=4k") as disk:
+        arguments = (build("wan").folder, "--prompts", tmp_path / "prompts", "--out", disk / "out", "--device", "cpu")
+        process = fb_run(*arguments, "--steps", 2, *options)
+        _, errors = process.communicate(timeout=120)
+        assert os.listdir(disk / "out") == []
+    assert process.returncode == 1
+    assert "No space left on device" in errors
+    tried = 1 if workers is None else errors.count(" failed: Cannot write ")
+    assert 1 <= tried <= 3  # the others' end with what they have begun
+    assert errors.splitlines()[-1] == f"0 made, 0 skipped, {tried} failed, {9 - tried} not tried"
 
 
 @pytest.mark.slow

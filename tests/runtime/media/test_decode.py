@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -13,10 +12,10 @@ from flowblending import FlowBlendingError
 from flowblending.contracts.graph import VAE, VAE_FIRST, VAE_NEXT, Dim, GraphSpec, Precision, TensorSpec
 from flowblending.engine.backends.function import Arrays, FunctionEngine
 from flowblending.engine.backends.tensor import Tensor
+from flowblending.runtime.decode_conditioning import DecodeConditioning
 from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.media.decode import Decoder
 from flowblending.runtime.media.noise import TorchNormal
-from tests.support.manifests import PIPELINE
 
 Floats = npt.NDArray[np.float32]
 Seen = list[Mapping[str, Tensor]]
@@ -71,7 +70,7 @@ def stepwise(seen: Seen) -> Decoder:
         name: Scribbler(graph(name, inputs, {"frames": (1, 3, count, *PIXELS[2:]), **after}), step, seen)
         for name, inputs, count in ((VAE_FIRST, {"latents": FRAME}, 1), (VAE_NEXT, {"latents": FRAME, **caches}, 2))
     }
-    return Decoder(engines=engines, device=HostDevice(), pipeline=PIPELINE)
+    return Decoder(engines=engines, device=HostDevice(), conditioning=DecodeConditioning())
 
 
 @pytest.mark.parametrize(("frame", "first"), [(0, 1), (1, 2), (3, 6)])
@@ -121,7 +120,9 @@ def test_frames_leave_as_soon_as_they_are_decoded() -> None:
         assert len(seen) == count
 
 
-def whole(inputs: Mapping[str, tuple[Dim, ...]], arrays: dict[str, Floats], scale: float | None) -> Decoder:
+def whole(
+    inputs: Mapping[str, tuple[Dim, ...]], arrays: dict[str, Floats], conditioning: DecodeConditioning
+) -> Decoder:
     """A decoder of the whole clip that brightens it, and copies its inputs into ``arrays``."""
 
     def function(given: Arrays) -> Arrays:
@@ -129,8 +130,7 @@ def whole(inputs: Mapping[str, tuple[Dim, ...]], arrays: dict[str, Floats], scal
         return {"frames": given["latents"] + np.float32(0.5)}
 
     engine = FunctionEngine(graph(VAE, {"latents": CLIP, **inputs}, {"frames": CLIP}), function)
-    pipeline = dataclasses.replace(PIPELINE, decode_timestep=0.05, decode_noise_scale=scale)
-    return Decoder(engines={VAE: engine}, device=HostDevice(), pipeline=pipeline)
+    return Decoder(engines={VAE: engine}, device=HostDevice(), conditioning=conditioning)
 
 
 def test_noise_continues_the_stream_of_the_initial_latents() -> None:
@@ -144,7 +144,9 @@ def test_noise_continues_the_stream_of_the_initial_latents() -> None:
     given: dict[str, Floats] = {}
     ours, reference = TorchNormal(7), TorchNormal(7)
     ours.normal(LATENTS.shape)
-    (frames,) = whole(inputs, given, 0.025).decode(Tensor.of(LATENTS), ours)
+    (frames,) = whole(inputs, given, DecodeConditioning(timestep=0.05, noise_scale=0.025)).decode(
+        Tensor.of(LATENTS), ours
+    )
     np.testing.assert_array_equal(frames, LATENTS[0] + np.float32(0.5))
 
     reference.normal(LATENTS.shape)
@@ -153,11 +155,3 @@ def test_noise_continues_the_stream_of_the_initial_latents() -> None:
     np.testing.assert_array_equal(given["timestep"], np.array([0.05], np.float32))
     np.testing.assert_array_equal(given["noise_scale"], np.array([0.025], np.float32))
     np.testing.assert_array_equal(ours.normal((3,)), reference.normal((3,)))
-
-
-@pytest.mark.parametrize(("scale", "expected"), [(None, 0.05), (0.0, 0.0)])
-def test_a_noise_scale_that_is_not_given_is_the_timestep(scale: float | None, expected: float) -> None:
-    given: dict[str, Floats] = {}
-    decoder = whole({"timestep": (1,), "noise_scale": (1,)}, given, scale)
-    list(decoder.decode(Tensor.of(LATENTS), TorchNormal(0)))
-    np.testing.assert_array_equal(given["noise_scale"], np.array([expected], np.float32))

@@ -11,7 +11,7 @@ import pytest
 
 from flowblending import FlowBlendingError
 from flowblending.runtime.media.latents import read_latents, save_latents
-from flowblending.system.whole_file import check_target
+from flowblending.system.output import check_file
 
 LATENTS = np.random.default_rng(0).standard_normal((1, 16, 3, 4, 8)).astype(np.float32)
 
@@ -67,7 +67,7 @@ def test_a_write_that_fails_half_way_leaves_the_earlier_file(tmp_path: Path) -> 
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LATENTS.nbytes // 2, limit[1]))
     try:
-        with pytest.raises(FlowBlendingError, match=r"Cannot write .*latents.npy .*name a file"):
+        with pytest.raises(FlowBlendingError, match=r"Cannot write .*latents.npy .*File too large"):
             save_latents(path, LATENTS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -76,12 +76,12 @@ def test_a_write_that_fails_half_way_leaves_the_earlier_file(tmp_path: Path) -> 
 
 
 def test_a_target_is_checked_before_the_run_as_the_write_would_find_it(tmp_path: Path) -> None:
-    check_target(tmp_path / "latents.npy")
+    check_file(tmp_path / "latents.npy")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
     for path in (tmp_path, tmp_path / "none" / "latents.npy", tmp_path / "file" / "latents.npy"):
-        with pytest.raises(FlowBlendingError, match=r"Cannot write .*; name a file in a folder"):
-            check_target(path)
-        with pytest.raises(FlowBlendingError, match=r"Cannot write .*; name a file in a folder"):
+        with pytest.raises(FlowBlendingError, match=r"Cannot write .*; give|is a folder, but a file was"):
+            check_file(path)
+        with pytest.raises(FlowBlendingError, match=r"Cannot write .*; give|is a folder, but a file was"):
             save_latents(path, LATENTS)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

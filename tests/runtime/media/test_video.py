@@ -144,9 +144,13 @@ def test_wrong_targets(tmp_path: Path) -> None:
     cases = {
         "video.avi": "suffix .avi is unknown",
         "frames": "exists already",
-        "file": "exists already",
+        "file": "is a file, but the name of a new folder was expected",
         "folder.mp4": "is a folder",
-        "file/video.mp4": "writable folder",
+        "file/video.mp4": "file is no folder",
+        "video.mp4.": "ends in a dot",
+        "video.mp4 ": "ends in a dot or a blank",
+        ".MP4": "is a suffix alone",
+        "x" * 252 + ".mp4": "File name too long",
     }
     for name, message in cases.items():
         with pytest.raises(FlowBlendingError, match=message):
@@ -154,8 +158,26 @@ def test_wrong_targets(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs even sizes"):
         check_output(tmp_path / "video.mp4", width=33, height=HEIGHT)
     check_output(tmp_path / "video.npy", width=33, height=HEIGHT)
-    with pytest.raises(FlowBlendingError, match=r"Cannot write /proc/.*video\.mp4|Cannot write to /proc"):
+    with pytest.raises(FlowBlendingError, match="is a process's open file"):
         opened("/proc/none/video.mp4")
+
+
+@pytest.mark.parametrize(
+    "stem", ["x" * 251, "中" * 83, "file:a", "http:a", "#a?b%03d&", "li\nne", "a'\"b\\", "-", "a:b"]
+)
+def test_any_name_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stem: str) -> None:
+    """None is a protocol, a pattern of numbers or an option of FFmpeg's; from the folder that the program runs in."""
+    monkeypatch.chdir(tmp_path)
+    for suffix in (".mp4", ".MP4", ".npy", ".Npy"):
+        check_output(f"{stem}{suffix}", width=WIDTH, height=HEIGHT)
+        write(f"{stem}{suffix}", clip())
+        assert [path.name for path in Path().iterdir()] == [f"{stem}{suffix}"]
+        if suffix.lower() == ".npy":
+            assert np.load(f"{stem}{suffix}").shape == (COUNT, HEIGHT, WIDTH, 3)
+        else:
+            with av.open(str(tmp_path / f"{stem}{suffix}")) as container:
+                assert sum(1 for _ in container.decode(video=0)) == COUNT
+        Path(f"{stem}{suffix}").unlink()
 
 
 def test_mp4_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

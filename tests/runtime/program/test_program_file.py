@@ -199,7 +199,7 @@ def test_tensor_files_are_safetensors(tmp_path: Path) -> None:
         assert found[name].dtype == array.dtype
         np.testing.assert_array_equal(found[name], array)
     for path in (tmp_path / "none/x.safetensors", Path(), tmp_path):
-        with pytest.raises(FlowBlendingError, match=r"Cannot write .*name a file"):
+        with pytest.raises(FlowBlendingError, match=r"Cannot write "):
             write_tensors(path, arrays)
 
 

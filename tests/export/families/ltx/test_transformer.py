@@ -58,9 +58,10 @@ def test_describes_what_the_pipelines_do_by_default(checkpoints: Callable[[str],
     first, later = (
         Ltx().describe(open_checkpoint(str(checkpoints(kind) / "large"))) for kind in ("ltx", "ltx-condition")
     )
-    for described, length, scale in ((plain, 128, None), (first, 128, 0.0), (later, 256, 0.0)):
+    for described, length, scale in ((plain, 128, None), (first, 128, 0.025), (later, 256, 0.025)):
         assert described.text_length == length
-        assert (described.decode_timestep, described.decode_noise_scale) == (scale, scale)
+        assert (described.decode_timestep, described.decode_noise_scale) == (scale and 0.05, scale)
+        assert described.guidance_rescale == 0.0
         assert (described.latent_channels, described.temporal_factor, described.spatial_factor) == (8, 8, 32)
         assert (described.steps, described.guidance, described.frame_rate) == (50, 3.0, 25.0)
         assert (described.width, described.height, described.frames) == (704, 512, 161)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -88,6 +90,37 @@ def test_scm_masks_start_and_end_with_a_computed_step(steps: int) -> None:
         assert (found[0], found[-1]) == ("1", "1")
         # Six runs of computed steps, each of which may be a step longer than its share.
         assert abs(found.count("1") - share * steps) < 6
+
+
+EVERY_KIND = ("LLL", "SSS", "LSL", "LSS", "SLL", "LSL with other shares", "a switch at every third step")
+
+
+def stages(kind: str, steps: int) -> str:
+    """Runs of a schedule of a kind."""
+    if kind.startswith("a switch"):
+        return " ".join(f"{'LS'[start // 3 % 2]}{min(3, steps - start)}" for start in range(0, steps, 3))
+    early, late = (0.55, 0.05) if kind.endswith("shares") else (0.4, 0.2)
+    return str(StageSchedule.parse(kind.split(maxsplit=1)[0], steps, early, late))
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("kind", EVERY_KIND)
+def test_a_slower_scm_mask_computes_no_less_in_any_stage(kind: str, guided: bool) -> None:
+    for steps in range(1, 61):
+        run = outline(stages(kind, steps), guided=guided)
+        bounds = [*sorted(run.starts), steps]
+        calls = []
+        for name in ("slow", "medium", "fast", "ultra"):
+            found = decide(parse_cache(f"scm:{name}"), run)
+            each = [cond + uncond for cond, uncond in zip(found.cond, found.uncond, strict=True)]
+            calls.append([sum(each[start:end]) for start, end in itertools.pairwise(bounds)])
+        for slower, faster in itertools.pairwise(calls):
+            assert all(more >= less for more, less in zip(slower, faster, strict=True)), (steps, calls)
+
+
+def test_a_stage_where_a_scm_mask_would_fall_below_the_faster_one_has_that_ones_steps() -> None:
+    assert computed("scm:medium", "L4 S4 L2") == "1111101111"
+    assert computed("scm:slow", "L4 S4 L2") == "1111111011"
 
 
 def test_the_first_step_of_a_stage_computes() -> None:

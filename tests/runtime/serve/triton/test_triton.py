@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -100,6 +101,21 @@ def toy(tmp_path: Path) -> Bundle:
 def test_a_request_that_is_none(toy: Bundle, values: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_request(tensors(**values), toy.manifest)
+
+
+def test_fields_that_http_passes_on_are_known_or_refused(toy: Bundle) -> None:
+    given = tensors(prompt="x")
+    assert read_request(given, toy.manifest, ["id"]).job.prompt == "x"
+    for name, meant in (("num_inference_steps", "steps"), ("negative", "negative_prompt"), ("progres", "progress")):
+        with pytest.raises(UsageError, match=f"Unknown input '{name}'; {meant} is probably what was meant"):
+            read_request(given, toy.manifest, [name])
+    with pytest.raises(UsageError, match="Unknown input 'colour'; known are prompt"):
+        read_request(given, toy.manifest, ["colour"])
+    with pytest.raises(UsageError, match="The input steps was given as a parameter; give it beside the prompt"):
+        read_request(given, toy.manifest, ["steps"])
+    with pytest.raises(UsageError, match="The prompt is empty; say what the video shows"):
+        read_request(tensors(prompt=" \u3000"), toy.manifest)
+    assert read_request(tensors(prompt="x", seed=2**64 - 1), toy.manifest).job.seed == 2**64 - 1
 
 
 def test_a_request_becomes_the_job_of_the_command_line(toy: Bundle) -> None:
@@ -281,6 +297,7 @@ WRONG_EXPORTS: list[tuple[tuple[str, ...], int, str]] = [
     (("toy", "--timeout", "-1"), 2, "A timeout of -1 seconds"),
     (("toy", "--timeout", "nan"), 2, "A timeout of nan seconds"),
     (("toy", "--priorities", "101"), 2, "101 priorities were asked for"),
+    (("toy", "--gpus", "0", "--device", "cpu"), 2, "--gpus was given with --device cpu"),
     (("toy", "--gpus", "0,x"), 2, "GPUs '0,x' were given"),
     (("toy", "--threads", "0"), 2, "--threads is 0, but a whole number of threads"),
     (("toy", "--plans"), 2, "large in toy is an engine of onnxruntime, which Triton has no backend for"),
@@ -338,7 +355,9 @@ class Served:
     def ask(
         self, model: str, values: Mapping[str, object], *, priority: int = 0, timeout: float | None = None
     ) -> Generator[Arrays]:
-        return responses(self.server.url, model, tensors(**values), priority=priority, timeout=timeout)
+        return responses(
+            self.server.url, model, tensors(**{"progress": True, **values}), priority=priority, timeout=timeout
+        )
 
     def latents(self, model: str = "wan", /, **values: object) -> npt.NDArray[np.float32]:
         (*_, last) = self.ask(model, {**SHORT, "result": "latents", **values})
@@ -409,7 +428,7 @@ def test_grpc_tells_of_every_step_and_gives_what_fb_run_gives(served: Served, re
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
         assert json.loads(video.metadata["comment"])["prompt"] == PROMPT
     assert last["video"][0] == reference["video"].tobytes()
-    (*_, last) = served.ask("wan", {**SHORT, "latents": reference["latents"]})
+    (*_, last) = served.ask("wan", {**SHORT, "result": "mp4", "latents": reference["latents"]})
     assert last["video"][0] == reference["given"].tobytes()
     assert frames.shape == reference["frames"].shape
     assert np.abs(frames.astype(int) - reference["frames"]).mean() < 20
@@ -417,7 +436,7 @@ def test_grpc_tells_of_every_step_and_gives_what_fb_run_gives(served: Served, re
 
 @pytest.mark.slow
 def test_http_gives_the_same(served: Served, reference: Arrays) -> None:
-    request = {**SHORT, "result": ["latents", "mp4-base64"]}
+    request = {**SHORT, "result": ["latents", "mp4-base64"], "progress": True}
     lines = served.server.post("models/wan/generate_stream", request).decode().split("\n\n")
     *steps, last = [json.loads(line.removeprefix("data: ")) for line in lines if line]
     assert [(each["step"], each["stage"]) for each in steps] == [(1, "large"), (2, "small"), (3, "large")]
@@ -427,6 +446,60 @@ def test_http_gives_the_same(served: Served, reference: Arrays) -> None:
     # Without progress there is one response, which the simplest of clients can take.
     whole = json.loads(served.server.post("models/wan/generate", {**request, "progress": False}))
     assert whole["latents"] == last["latents"]
+
+
+@pytest.mark.slow
+def test_the_defaults_fit_http(served: Served, reference: Arrays) -> None:
+    answer = json.loads(served.server.post("models/wan/generate", SHORT))
+    assert base64.b64decode(answer["video"]) == reference["video"].tobytes()
+    assert set(answer) == {"model_name", "model_version", "report", "video"}
+    answer = json.loads(served.server.post("models/wan/generate", {**SHORT, "steps": 1, "seed": 2**64 - 1, "id": "a"}))
+    assert json.loads(answer["report"])["seed"] == str(2**64 - 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["generate", "generate_stream"])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"num_inference_steps": 3}, "Unknown input 'num_inference_steps'; steps is probably what was meant"),
+        ({"fps": 24}, "Unknown input 'fps'; frame_rate (of frames per second) is probably what was meant"),
+        ({"guidance_scale": 1.5}, "Unknown input 'guidance_scale'; guidance is probably what was meant"),
+        ({"parameters": {"num_frames": 9}}, "Unknown input 'num_frames'; frames is probably what was meant"),
+        ({"parameters": {"guidance": 3}}, "already exists in request"),
+        ({"colour": "red"}, "Unknown input 'colour'; known are prompt"),
+        ({"prompt": " "}, "The prompt is empty; say what the video shows."),
+    ],
+)
+def test_http_refuses_what_it_does_not_know(served: Served, path: str, fields: dict[str, object], message: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        served.server.post(f"models/wan/{path}", {"prompt": "x", "guidance": 4, "steps": 1, **fields})
+    assert caught.value.code == 400
+    assert message in json.loads(caught.value.read().decode().removeprefix("data: "))["error"]
+
+
+def leave(served: Served, path: str, fields: Mapping[str, object], seconds: float) -> None:
+    """Ask over HTTP, and close the connection before the answer is whole."""
+    body = json.dumps(fields).encode()
+    with socket.create_connection(("127.0.0.1", served.server.http)) as connection:
+        head = f"POST /v2/models/wan/{path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        time.sleep(seconds)
+
+
+@pytest.mark.slow
+def test_http_clients_that_leave_end_a_stream_and_nothing_else(served: Served) -> None:
+    """What docs/embedding.md says of Triton: only sending shows that a client has gone."""
+    start = time.monotonic()
+    list(served.ask("wan", LONG))
+    whole = time.monotonic() - start
+    waited = {}
+    for path in ("generate", "generate_stream"):
+        leave(served, path, {**LONG, "progress": path == "generate_stream"}, whole / 5)
+        start = time.monotonic()
+        served.latents(steps=1)
+        waited[path] = time.monotonic() - start
+    assert waited["generate"] > whole / 4 > waited["generate_stream"]
 
 
 @pytest.mark.slow
@@ -472,7 +545,7 @@ def test_a_bad_request_gets_a_sentence_and_the_next_is_served(
 @pytest.mark.slow
 def test_http_answers_a_bad_request_with_status_400(served: Served) -> None:
     with pytest.raises(urllib.error.HTTPError) as caught:
-        served.server.post("models/wan/generate", {"prompt": "x", "steps": 0, "progress": False})
+        served.server.post("models/wan/generate", {"prompt": "x", "steps": 0})
     assert caught.value.code == 400
     assert json.loads(caught.value.read())["error"].startswith("steps is 0, but a whole number of steps")
 

@@ -1,0 +1,91 @@
+"""Options that were given and do nothing in a run: told, because silence would let them look as if they did."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+
+from flowblending.contracts.graph import LARGE, SMALL, VAE
+from flowblending.contracts.manifest import Manifest
+from flowblending.contracts.program import UNCOND, Program, Run, Step
+from flowblending.engine.backends.registry import gpu_components
+from flowblending.engine.backends.tensor import CUDA
+from flowblending.runtime.options import Job
+from flowblending.runtime.program.caches.parse import OFF
+
+_DECODER_SCALARS = frozenset({"latents", "timestep", "noise_scale"})
+
+
+def unused_options(
+    job: Job, program: Program, manifest: Manifest, *, timed: bool, latents_given: bool = False
+) -> list[str]:
+    """A sentence for each option of a job that changes nothing of its run.
+
+    Args:
+        job: as it was asked for.
+        program: what it came to.
+        manifest: of the bundle.
+        timed: whether a file is written that has a frame rate.
+        latents_given: whether the initial latents are not the seed's.
+    """
+    found = []
+    unguided = UNCOND not in program.branches()
+    if job.negative_prompt is not None and unguided:
+        found.append("the negative prompt does nothing, because no step has guidance above 1.")
+    if job.batched_guidance is not None and unguided:
+        found.append("batched guidance, on or off, does nothing, because no step has guidance above 1.")
+    if job.guidance is not None and all(step.guidance is not None for step in program.steps):
+        found.append(
+            f"the guidance scale {job.guidance:g} does nothing, because every stage has a guidance scale of its own."
+        )
+    if job.cache != OFF and program.choice is None and all(_whole(program, step) for step in program.steps):
+        found.append(f"the cache {job.cache} does nothing, because it leaves out no engine call of this run.")
+    if job.frame_rate is not None and not timed and not _takes(manifest, (LARGE, SMALL), "frame_rate"):
+        found.append(
+            f"the frame rate {job.frame_rate:g} does nothing, because these models take none and no file is written "
+            "that has one."
+        )
+    if job.seed and latents_given and not _draws(manifest):
+        found.append(f"the seed {job.seed} does nothing, because the initial latents were given.")
+    return found
+
+
+def unused_flags(line: argparse.ArgumentParser, arguments: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    """Those of some options that were given, as their user wrote them.
+
+    Args:
+        line: what parsed them.
+        names: of fields of the arguments.
+    """
+    flags = {action.dest: action.option_strings[0] for action in line._actions if action.option_strings}
+    return [flags[name] for name in names if getattr(arguments, name) != line.get_default(name)]
+
+
+def unused_threads(threads: int | None, device: str, manifest: Manifest, warn: Callable[[str], None]) -> None:
+    """Warn of a number of threads where no engine runs on the CPU.
+
+    Args:
+        threads: as given.
+        device: ``cpu`` or ``cuda``, where the bundle runs.
+        manifest: of the bundle.
+        warn: told a sentence.
+    """
+    if threads is not None and device == CUDA and len(gpu_components(manifest)) == len(manifest.components):
+        warn("--threads does nothing, because all engines of this bundle run on a GPU.")
+
+
+def _whole(program: Program, step: Step) -> bool:
+    """Whether a step calls its engine for every branch that it has."""
+    calls = sum(len(each.branches) for each in step.instructions if isinstance(each, Run))
+    return calls == 1 + program.guided(step)
+
+
+def _takes(manifest: Manifest, components: Sequence[str], name: str) -> bool:
+    specs = (manifest.components[each].spec for each in components if each in manifest.components)
+    return any(spec.name == name for each in specs for spec in each.inputs)
+
+
+def _draws(manifest: Manifest) -> bool:
+    """Whether the decoder draws noise of its own."""
+    component = manifest.components.get(VAE)
+    return component is not None and any(spec.name not in _DECODER_SCALARS for spec in component.spec.inputs)

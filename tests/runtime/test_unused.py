@@ -1,0 +1,130 @@
+"""Options that do nothing are told, and others are not."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowblending.contracts.graph import LARGE, TensorSpec
+from flowblending.contracts.manifest import Manifest
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
+from flowblending.runtime.unused import unused_options, unused_threads
+from tests.support import manifests
+
+RUN = "flowblending.runtime.cli"
+EVERY_STAGE = "L2:g1 S1:g1 L1:g1"
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return manifests.write(tmp_path / "toy")
+
+
+def told(job: Job, manifest: Manifest, *, timed: bool = True, latents_given: bool = False) -> list[str]:
+    found = unused_options(job, compile_job(job, manifest), manifest, timed=timed, latents_given=latents_given)
+    assert all(sentence.endswith(".") and "\n" not in sentence for sentence in found)
+    return found
+
+
+NEGATIVE = "the negative prompt does nothing, because no step has guidance above 1."
+BATCHED = "batched guidance, on or off, does nothing, because no step has guidance above 1."
+
+
+@pytest.mark.parametrize(
+    ("job", "sentences"),
+    [
+        (Job(prompt="x", negative_prompt="y"), []),
+        (Job(prompt="x", negative_prompt="y", guidance=1.0), [NEGATIVE]),
+        (Job(prompt="x", negative_prompt="", guidance=0.0), [NEGATIVE]),
+        (Job(prompt="x", guidance=1.0), []),
+        (Job(prompt="x", negative_prompt="y", steps=4, schedule=EVERY_STAGE), [NEGATIVE]),
+        (Job(prompt="x", negative_prompt="y", steps=4, schedule="L2 S1:g1 L1:g1"), []),
+        (Job(prompt="x", negative_prompt="y", guidance=1.0, steps=4, schedule="L2 S1:g4 L1"), []),
+        (Job(prompt="x", batched_guidance=True), []),
+        (Job(prompt="x", batched_guidance=True, guidance=1.0), [BATCHED]),
+        (Job(prompt="x", batched_guidance=False, guidance=0.5), [BATCHED]),
+        (
+            Job(prompt="x", guidance=7.0, steps=4, schedule=EVERY_STAGE),
+            ["the guidance scale 7 does nothing, because every stage has a guidance scale of its own."],
+        ),
+        (Job(prompt="x", guidance=7.0, steps=4, schedule="L2 S1:g1 L1"), []),
+        (
+            Job(prompt="x", steps=4, cache="mask:1111"),
+            ["the cache mask:1111 does nothing, because it leaves out no engine call of this run."],
+        ),
+        (Job(prompt="x", steps=4, schedule="LLL", cache="mask:1010"), []),
+        (Job(prompt="x", steps=30, schedule="LLL", cache="easycache"), []),
+        (Job(prompt="x", steps=8, schedule="LLL", cache="guidance:2"), []),
+    ],
+)
+def test_options_of_a_job(manifest: Manifest, job: Job, sentences: list[str]) -> None:
+    assert told(job, manifest) == sentences
+
+
+def test_a_frame_rate_that_neither_models_nor_files_take(manifest: Manifest) -> None:
+    job = Job(prompt="x", frame_rate=24.0)
+    (sentence,) = told(job, manifest, timed=False)
+    assert sentence.startswith("the frame rate 24 does nothing, because these models take none")
+    assert told(job, manifest) == []
+    large = manifest.components[LARGE]
+    rate = TensorSpec(name="frame_rate", dtype="float32", shape=(1,))
+    spec = dataclasses.replace(large.spec, inputs=(*large.spec.inputs, rate))
+    components = {**manifest.components, LARGE: large.model_copy(update={"spec": spec})}
+    assert told(job, manifest.model_copy(update={"components": components}), timed=False) == []
+
+
+def test_a_seed_beside_latents(manifest: Manifest) -> None:
+    job = Job(prompt="x", seed=5)
+    assert told(job, manifest, latents_given=True) == [
+        "the seed 5 does nothing, because the initial latents were given."
+    ]
+    assert told(job, manifest) == told(Job(prompt="x"), manifest, latents_given=True) == []
+
+
+def test_threads_where_everything_runs_on_a_gpu(tmp_path: Path, manifest: Manifest) -> None:
+    plans = manifests.write(tmp_path / "plans", backend="tensorrt", targets=("sm90",))
+    sentences: list[str] = []
+    unused_threads(2, "cuda", plans, sentences.append)
+    assert sentences == ["--threads does nothing, because all engines of this bundle run on a GPU."]
+    unused_threads(None, "cuda", plans, sentences.append)
+    unused_threads(2, "cpu", manifest, sentences.append)
+    unused_threads(2, "cuda", manifest, sentences.append)
+    assert len(sentences) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "flags", "beside"),
+    [
+        (["--dry-run", "--verify", "--out", "x.mp4"], ["--out", "--verify"], "--dry-run"),
+        (["--dry-run", "--emit-program", "p.json", "--threads", "2"], ["--emit-program", "--threads"], "--dry-run"),
+        (["--emit-program", "p.json", "--seed", "0"], ["--seed"], "--emit-program without a prompt"),
+        (
+            ["--emit-program", "p.json", "--fps", "8", "--out", "x"],
+            ["--out", "--fps"],
+            "--emit-program without a prompt",
+        ),
+        (["--dry-run", "--prompt", "x", "--steps", "3", "--seed", "4"], [], ""),
+    ],
+)
+def test_flags_beside_others(
+    tmp_path: Path, manifest: Manifest, options: list[str], flags: list[str], beside: str
+) -> None:
+    assert manifest.components
+    command = [sys.executable, "-m", RUN, str(tmp_path / "toy"), "--device", "cpu", *options]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120)
+    assert result.returncode == 0, result.stderr
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert warnings == [f"warning: {flag} does nothing with {beside}." for flag in flags]
+
+
+def test_a_dry_run_tells_of_a_negative_prompt_that_nothing_looks_at(tmp_path: Path, manifest: Manifest) -> None:
+    assert manifest.components
+    options = ["--prompt", "x", "--negative-prompt", "y", "--guidance", "1", "--dry-run", "--device", "cpu"]
+    command = [sys.executable, "-m", RUN, str(tmp_path / "toy"), *options]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert f"warning: {NEGATIVE}" in result.stderr.splitlines()
