@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,21 @@ def test_large_videos_that_name_no_colours_are_bt709(tmp_path: Path) -> None:
     assert distance(shown(path)[1], red) < 2
 
 
+@pytest.mark.parametrize("lost", [1, 3, 7])
+def test_frames_that_an_edit_list_leaves_out_are_not_there(tmp_path: Path, clip: Pictures, lost: int) -> None:
+    long = np.tile(clip, (2, 1, 1, 1))
+    path = write_clip(tmp_path / "a.mp4", long)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"elst") + 12  # version, flags and number of entries come first
+    duration, start, rate = struct.unpack_from(">IiI", content, place)
+    ticks = 16384 // 8  # a frame, by the clock that movenc gives 8 frames per second
+    struct.pack_into(">IiI", content, place, duration * (12 - lost) // 12, start + lost * ticks, rate)
+    path.write_bytes(content)
+    video, frames = shown(path)
+    assert (video.count, video.promised) == (12 - lost, 12)
+    assert distance(frames, long[lost:]) < 4
+
+
 def test_frames_are_counted_and_not_believed(tmp_path: Path, clip: Pictures) -> None:
     long = np.tile(clip, (6, 1, 1, 1))
     mp4 = write_clip(tmp_path / "a.mp4", long, options={"crf": "8", "bf": "0"})
@@ -214,6 +230,9 @@ def test_what_is_no_video_is_one_sentence(tmp_path: Path, clip: Pictures) -> Non
     (tmp_path / "list.txt").write_text(f"ffconcat version 1.0\nfile {tmp_path}/whole.mp4\n")
     whole = write_clip(tmp_path / "whole.mp4", clip)
     (tmp_path / "no index.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (tmp_path / "unknown.avi").write_bytes(
+        write_clip(tmp_path / "known.avi", clip, codec="mpeg4").read_bytes().replace(b"FMP4", b"X?X?")
+    )
     os.mkfifo(tmp_path / "pipe.mp4")
     with av.open(str(tmp_path / "sound.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
@@ -231,6 +250,7 @@ def test_what_is_no_video_is_one_sentence(tmp_path: Path, clip: Pictures) -> Non
         "list.txt": "cannot be read as a video|holds no video",
         "no index.mp4": "cannot be read as a video",
         "sound.wav": "holds no video",
+        "unknown.avi": "is in a codec that the installed PyAV cannot decode; give it in another one",
     }
     for name, message in cases.items():
         with pytest.raises(FlowBlendingError, match=message) as caught:
