@@ -26,6 +26,9 @@ VAE = "vae"
 VAE_FIRST = "vae_first"
 VAE_NEXT = "vae_next"
 
+EXTERNAL_DATA = ".onnx.data"
+"""How the name of a graph's weights ends, which lie beside ``NAME.onnx``."""
+
 WAN_T2V_1_3B = "wan2.1-t2v-1.3b"
 WAN_T2V_14B = "wan2.1-t2v-14b"
 LTX_2B = "ltx-video-2b"
@@ -274,7 +277,7 @@ class ExportedGraph:
     @property
     def data(self) -> Path:
         """The external data: every weight of the graph."""
-        return self.onnx.with_name(self.onnx.name + ".data")
+        return self.onnx.with_name(self.onnx.stem + EXTERNAL_DATA)
 
     def write(self) -> None:
         """Write the JSON beside the ONNX file."""
