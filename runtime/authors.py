@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from flowblending.contracts.graph import PipelineSpec
-from flowblending.runtime.options import Job
+from flowblending.runtime.options import AUTO, Job
+from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.runtime.program.shifts import static_shift
 
 
@@ -19,7 +20,7 @@ def authors_line(pipeline: PipelineSpec, job: Job) -> str | None:
     differing: dict[str, tuple[str, str]] = {}
     if job.shift is None and shift is not None and shift != authors.shift:
         differing[f"a shift of {authors.shift:g}"] = f"{shift:g}", f"--shift {authors.shift:g}"
-    if job.steps is None and pipeline.steps != authors.steps:
+    if not _says_steps(job) and pipeline.steps != authors.steps:
         differing[f"{authors.steps} steps"] = str(pipeline.steps), f"--steps {authors.steps}"
     if job.guidance is None and authors.guidance != (pipeline.guidance,):
         # A run has one scale; two of them belong to two experts.
@@ -31,3 +32,9 @@ def authors_line(pipeline: PipelineSpec, job: Job) -> str | None:
     options = " ".join(option for _, option in differing.values() if option)
     advice = f"; for that give {options}" if options else ""
     return f"{authors.model} is sampled by its authors with {theirs} ({authors.source}){advice}."
+
+
+def _says_steps(job: Job) -> bool:
+    """Whether the job, or its schedule, says how many steps it has."""
+    named = job.schedule.strip().lower() == AUTO
+    return job.steps is not None or (not named and StageSchedule.own_steps(job.schedule) is not None)

@@ -28,6 +28,12 @@ HOW: Final = "how to sample"
 OUTPUT: Final = "what to write"
 MACHINE: Final = "machine"
 
+FAMILY: Final = "the model family's"
+FAMILY_HELP: Final = (
+    "A default that is the model family's is what the checkpoints' own pipeline does, such as 50 steps; "
+    "fb-run BUNDLE --dry-run prints them all."
+)
+
 AUTO: Final = "auto"
 """The schedule that a bundle was calibrated to, or LSL."""
 DEVICES: Final = ("auto", "cpu", "cuda")
@@ -82,7 +88,7 @@ class Job:
         Option(
             section=WHAT,
             help="what it should not show",
-            usual="the family's",
+            usual=FAMILY,
             metavar="TEXT",
             example="blurry",
             aliases=("negative", "neg", "neg_prompt", "uncond", "n_prompt"),
@@ -134,7 +140,7 @@ class Job:
         Option(
             section=HOW,
             help="sampling steps",
-            usual="the family's",
+            usual=FAMILY,
             metavar="N",
             unit="steps",
             least=1,
@@ -146,9 +152,9 @@ class Job:
         str,
         Option(
             section=HOW,
-            help='LSL, LLL, SSS, LSS, SLL with the family\'s boundaries, "L20 S20 L10", or with the ends of stages, '
-            '"L@0.82 S@0.43 L"; stages may have a guidance scale and timesteps of their own, '
-            '"L20 S20:g1:t750,625 L10"',
+            help='LSL, LLL, SSS, LSS, SLL with the model family\'s boundaries, "L20 S20 L10", which says its number of '
+            'steps, or with the ends of stages, "L@0.82 S@0.43 L"; stages may have a guidance scale and timesteps of '
+            'their own, "L20 S20:g1:t750,625 L10"',
             usual="what fb-calibrate found for the bundle, else LSL",
             metavar="S",
             example="LSL",
@@ -187,7 +193,7 @@ class Job:
         Option(
             section=HOW,
             help="guidance scale; 1 turns it off",
-            usual="the family's",
+            usual=FAMILY,
             metavar="G",
             example=5.0,
             aliases=("guidance_scale", "cfg", "cfg_scale", "sample_guide_scale", "guide_scale", "true_cfg_scale"),
@@ -211,7 +217,7 @@ class Job:
         Option(
             section=HOW,
             help="run both guidance branches in one call, or one after the other",
-            usual="the family's",
+            usual=FAMILY,
             example=True,
             aliases=("batch_cfg", "batched_cfg"),
         ),
@@ -221,7 +227,7 @@ class Job:
         Option(
             section=HOW,
             help="method of integration",
-            usual="the family's",
+            usual=FAMILY,
             metavar=METAVAR,
             registry=SOLVERS,
             example="unipc",
@@ -271,7 +277,7 @@ class Job:
         Option(
             section=OUTPUT,
             help="frames per second",
-            usual="the family's",
+            usual=FAMILY,
             flag="--fps",
             metavar="N",
             unit="frames per second",

@@ -63,23 +63,34 @@ class StageSchedule:
         """
         if steps < 1:
             raise _too_few(steps)
-        words = text.split()
-        if len(words) == 1 and _NAME.fullmatch(words[0].upper()):
-            return cls(_joined(_named(words[0].upper(), steps, (early, late), boundaries, grid)))
+        if _is_name(text):
+            return cls(_joined(_named(text.strip().upper(), steps, (early, late), boundaries, grid)))
         if boundaries:
             raise UsageError(
                 f"Boundaries are for a schedule of stage letters such as LSL, but {text.strip() or 'an empty one'} was "
                 "given; write them behind its letters: L@0.82 S@0.43 L."
             )
-        if not words:
-            raise _empty()
-        stages = [read_open_stage(word) for word in words]
-        if not all(isinstance(stage.length, int) for stage in stages):
-            return cls(_joined(_placed(stages, steps, grid)))
+        if cls.own_steps(text) is None:
+            return cls(_joined(_placed(_open_stages(text), steps, grid)))
         schedule = cls.runs(text)
         if schedule.steps != steps:
             raise _other_sum(str(schedule), schedule.steps, steps)
         return schedule
+
+    @classmethod
+    def own_steps(cls, text: str) -> int | None:
+        """How many steps a schedule says that it has.
+
+        None for a name such as ``LSL``, and where a stage says where it ends: they have any number.
+
+        Raises:
+            UsageError: ``text`` is no schedule.
+        """
+        if _is_name(text):
+            return None
+        lengths = [stage.length for stage in _open_stages(text)]
+        known = [length for length in lengths if isinstance(length, int)]
+        return sum(known) if len(known) == len(lengths) else None
 
     @classmethod
     def runs(cls, text: str) -> StageSchedule:
@@ -88,10 +99,7 @@ class StageSchedule:
         Raises:
             UsageError: ``text`` is no such schedule.
         """
-        words = text.split()
-        if not words:
-            raise _empty()
-        return cls(_joined(read_stage(word) for word in words))
+        return cls(_joined(read_stage(word) for word in _words(text)))
 
     @classmethod
     def scaled(cls, runs: str, steps: int) -> StageSchedule:
@@ -129,6 +137,10 @@ class StageSchedule:
 
     def __str__(self) -> str:
         return " ".join(map(str, self.stages))
+
+
+def _is_name(text: str) -> bool:
+    return _NAME.fullmatch(text.strip().upper()) is not None
 
 
 def _joined(stages: Iterable[Stage]) -> tuple[Stage, ...]:
@@ -217,8 +229,15 @@ def _no_step(stage: OpenStage, number: int, start: int, steps: int, grid: Grid |
     )
 
 
-def _empty() -> UsageError:
-    return UsageError(f"The schedule is empty; give {FORMS}.")
+def _words(text: str) -> list[str]:
+    words = text.split()
+    if not words:
+        raise UsageError(f"The schedule is empty; give {FORMS}.")
+    return words
+
+
+def _open_stages(text: str) -> list[OpenStage]:
+    return [read_open_stage(word) for word in _words(text)]
 
 
 def _other_sum(schedule: str, found: int, steps: int) -> UsageError:

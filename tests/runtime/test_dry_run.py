@@ -182,5 +182,5 @@ def test_what_the_authors_take_is_told_where_the_job_leaves_it_open(bundle: Bund
     assert told(steps=50, guidance=5.0) == [
         "authors   Toy is sampled by its authors with a shift of 12 in place of 3 (toy.py); for that give --shift 12."
     ]
-    assert told(steps=40, guidance=4.0, shift=3.0) == []
+    assert told(steps=40, guidance=4.0, shift=3.0) == told(schedule="L40", guidance=4.0, shift=3.0) == []
     assert not any(line.startswith("authors") for line in plan_lines(bundle, Job(prompt="x"), "cpu"))
