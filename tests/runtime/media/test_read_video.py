@@ -111,6 +111,13 @@ def test_every_pixel_format_shows_what_was_drawn(
     assert distance(frames, drawn) < near
 
 
+@pytest.mark.parametrize(("transfer", "high"), [(1, False), (2, False), (16, True), (18, True)])
+def test_high_dynamic_range_is_known(tmp_path: Path, clip: Pictures, transfer: int, high: bool) -> None:
+    options = {"x265-params": f"log-level=none:transfer={transfer}:colorprim=9:colormatrix=9"}
+    path = write_clip(tmp_path / "a.mp4", clip, codec="libx265", pixels="yuv420p10le", options=options)
+    assert read_video(path).high_range is high
+
+
 def test_grey_videos_are_grey(tmp_path: Path, clip: Pictures) -> None:
     _, frames = shown(write_clip(tmp_path / "a.mkv", clip, codec="ffv1", pixels="gray"))
     luma = clip @ np.array([0.299, 0.587, 0.114])
