@@ -19,6 +19,7 @@ from flowblending.runtime.compare.scoring import Scorer, SetScorer
 from flowblending.runtime.measures.networks import Features, Frames
 from flowblending.runtime.measures.similarity import Likeness, Smoothness
 from flowblending.runtime.media.video import from_uint8, open_writer
+from flowblending.system.extras import install
 from flowblending.system.whole_file import whole_file
 
 Frame = npt.NDArray[np.uint8]
@@ -223,9 +224,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         import av
     except ImportError:
-        raise FlowBlendingError(
-            "Reading videos needs PyAV, which is not installed; install flowblending[video]."
-        ) from None
+        raise FlowBlendingError(f"Reading videos needs PyAV, which is not installed; {install('video')}.") from None
     if not path.is_file():
         raise FlowBlendingError(f"There is no video {path}; give --videos the names of files.")
     try:
