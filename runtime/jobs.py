@@ -33,6 +33,18 @@ def job_geometry(job: Job, manifest: Manifest) -> Geometry:
     return choose_geometry(manifest, job.size, job.frames)
 
 
+def job_steps(job: Job, manifest: Manifest) -> int:
+    """How many steps a job has: its own, else those of a schedule that says how many, else the model family's.
+
+    Raises:
+        UsageError: the schedule is none.
+    """
+    if job.steps is not None:
+        return job.steps
+    own = None if _is_auto(job) else StageSchedule.own_steps(job.schedule)
+    return manifest.pipeline.steps if own is None else own
+
+
 def job_conditioning(job: Job, manifest: Manifest) -> DecodeConditioning:
     """What a timestep-conditioned decoder is told for a job.
 
@@ -51,7 +63,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
     """
     pipeline = manifest.pipeline
     job_conditioning(job, manifest)
-    steps = pipeline.steps if job.steps is None else job.steps
+    steps = job_steps(job, manifest)
     if steps > pipeline.grid.train_timesteps:
         raise UsageError(
             f"{steps} steps were asked for, but the models tell {pipeline.grid.train_timesteps} noise levels apart; "

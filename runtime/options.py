@@ -28,6 +28,12 @@ HOW: Final = "how to sample"
 OUTPUT: Final = "what to write"
 MACHINE: Final = "machine"
 
+FAMILY: Final = "the model family's"
+FAMILY_HELP: Final = (
+    "A default that is the model family's is what the checkpoints' own pipeline does, such as 50 steps; "
+    "fb-run BUNDLE --dry-run prints them all."
+)
+
 AUTO: Final = "auto"
 """The schedule that a bundle was calibrated to, or LSL."""
 DEVICES: Final = ("auto", "cpu", "cuda")
@@ -76,7 +82,7 @@ class Job:
         Option(
             section=WHAT,
             help="what it should not show",
-            usual="the family's",
+            usual=FAMILY,
             metavar="TEXT",
             example="blurry",
             aliases=("negative", "neg", "neg_prompt", "uncond", "n_prompt"),
@@ -128,7 +134,7 @@ class Job:
         Option(
             section=HOW,
             help="sampling steps",
-            usual="the family's",
+            usual=FAMILY,
             metavar="N",
             unit="steps",
             least=1,
@@ -140,8 +146,8 @@ class Job:
         str,
         Option(
             section=HOW,
-            help='LSL, LLL, SSS, LSS, SLL with the family\'s boundaries, or "L20 S20 L10"; stages may have a guidance '
-            'scale and timesteps of their own, "L20 S20:g1:t750,625 L10"',
+            help='LSL, LLL, SSS, LSS, SLL with the model family\'s boundaries, or "L20 S20 L10", which says its number '
+            'of steps; stages may have a guidance scale and timesteps of their own, "L20 S20:g1:t750,625 L10"',
             usual="what fb-calibrate found for the bundle, else LSL",
             metavar="S",
             example="LSL",
@@ -154,7 +160,7 @@ class Job:
         Option(
             section=HOW,
             help="guidance scale; 1 turns it off",
-            usual="the family's",
+            usual=FAMILY,
             metavar="G",
             example=5.0,
             aliases=("guidance_scale", "cfg", "cfg_scale", "sample_guide_scale", "guide_scale", "true_cfg_scale"),
@@ -178,7 +184,7 @@ class Job:
         Option(
             section=HOW,
             help="run both guidance branches in one call, or one after the other",
-            usual="the family's",
+            usual=FAMILY,
             example=True,
             aliases=("batch_cfg", "batched_cfg"),
         ),
@@ -188,7 +194,7 @@ class Job:
         Option(
             section=HOW,
             help="method of integration",
-            usual="the family's",
+            usual=FAMILY,
             metavar=METAVAR,
             registry=SOLVERS,
             example="unipc",
@@ -238,7 +244,7 @@ class Job:
         Option(
             section=OUTPUT,
             help="frames per second",
-            usual="the family's",
+            usual=FAMILY,
             flag="--fps",
             metavar="N",
             unit="frames per second",

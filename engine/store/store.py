@@ -69,8 +69,8 @@ class Order(Generic[Made]):
 
     @property
     def digest(self) -> str:
-        """The name of its entry; also another one where this version would describe a component otherwise."""
-        described = json.dumps([Entry.model_json_schema(), self.name, dict(self.key)], sort_keys=True)
+        """The name of its entry."""
+        described = json.dumps([self.name, dict(self.key)], sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()
 
 

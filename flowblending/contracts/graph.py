@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowblending import FlowBlendingError
+from flowblending.contracts import upgrade
 
 LARGE = "large"
 SMALL = "small"
@@ -219,7 +220,7 @@ class ExportedGraph:
         versions: of the packages that made the graph; part of the key under which an engine is reused.
     """
 
-    FORMAT = 1
+    FORMAT = upgrade.GRAPH.number
 
     spec: GraphSpec
     onnx: Path
@@ -232,16 +233,14 @@ class ExportedGraph:
         """Read the JSON beside an ONNX file, given the path of either.
 
         Raises:
-            FlowBlendingError: the JSON is missing, damaged, or of another format version.
+            FlowBlendingError: the JSON is missing, damaged, or of a later format.
         """
         path = path.with_suffix(".json")
         try:
-            content = json.loads(path.read_text())
-            found = content.pop("format")
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            content = upgrade.GRAPH.upgrade(json.loads(path.read_text()), path, "export it again")
+            del content["format"]
+        except (OSError, ValueError) as error:
             raise FlowBlendingError(f"{path} does not describe an exported graph ({error}); export it again.") from None
-        if found != cls.FORMAT:
-            raise FlowBlendingError(f"{path} has format {found}, but {cls.FORMAT} was expected; export it again.")
         spec = content.pop("spec")
         return cls(
             spec=GraphSpec(

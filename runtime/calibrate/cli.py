@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
-from flowblending.runtime.arguments import add_machine, add_options, check_machine, given
+from flowblending.runtime.arguments import add_machine, add_options, check_machine, command_line, given
 from flowblending.runtime.option import CALIBRATE
 from flowblending.runtime.option_values import make_job
-from flowblending.runtime.options import HOW, MACHINE, OUTPUT, WHAT, Job
+from flowblending.runtime.options import FAMILY_HELP, HOW, MACHINE, OUTPUT, WHAT, Job
 from flowblending.runtime.program.caches.registry import MEASURED, measured_caches, measured_name
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ PARTS = 10
 
 def parser() -> argparse.ArgumentParser:
     """The command line of ``fb-calibrate``."""
-    parser = argparse.ArgumentParser(
-        prog="fb-calibrate",
-        description="Measure where a bundle's models may be switched, and make that its default schedule.",
-        epilog="Example: fb-calibrate wan --prompts prompts.txt",
+    parser = command_line(
+        CALIBRATE,
+        "Measure where a bundle's models may be switched, and make that its default schedule.",
+        "fb-calibrate wan --prompts prompts.txt",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that fb-build-engines wrote")
     parser.add_argument(
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="one prompt a line, or one JSON object a line with prompt, seed, ...",
     )
-    how = parser.add_argument_group(HOW)
+    how = parser.add_argument_group(HOW, FAMILY_HELP)
     add_options(how, CALIBRATE, [WHAT, HOW, OUTPUT])
     what = parser.add_argument_group("what to measure")
     what.add_argument(
@@ -55,8 +55,8 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--budget",
         metavar="B",
-        help="beyond three stages: the best schedule within this share of all-large sampling's operations (0.6), or "
-        "within these seconds a video (12.5s); with --proxy-only by the divergence alone",
+        help="beyond three stages: the best schedule within this share of all-large sampling's operations (0.6 or "
+        "60%%), or within these seconds a video (12.5s); with --proxy-only by the divergence alone",
     )
     what.add_argument(
         "--switches", type=int, default=4, metavar="N", help="at most so many, with --budget (default: 4)"

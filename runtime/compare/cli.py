@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
-from flowblending.runtime.arguments import add_machine, add_options, check_machine, flag_of, given
+from flowblending.runtime.arguments import add_machine, add_options, check_machine, command_line, flag_of, given
 from flowblending.runtime.option import COMPARE
 from flowblending.runtime.option_values import make_job
-from flowblending.runtime.options import AUTO, HOW, MACHINE, OUTPUT, WHAT, Job, options
+from flowblending.runtime.options import AUTO, FAMILY_HELP, HOW, MACHINE, OUTPUT, WHAT, Job, options
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
@@ -28,10 +28,10 @@ SCHEDULES = "LLL,LSL,SSS"
 
 def parser() -> argparse.ArgumentParser:
     """The command line of ``fb-compare``."""
-    parser = argparse.ArgumentParser(
-        prog="fb-compare",
-        description="Make the same videos with several schedules and step caches, measure them, and write a page.",
-        epilog="Example: fb-compare wan --prompts prompts.txt --schedules LLL,LSL,SSS --caches off,scm:slow",
+    parser = command_line(
+        COMPARE,
+        "Make the same videos with several schedules and step caches, measure them, and write a page.",
+        "fb-compare wan --prompts prompts.txt --schedules LLL,LSL,SSS \\\n  --caches off,scm:slow",
     )
     parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE", help="folder that fb-build-engines wrote")
     what = parser.add_argument_group("what to compare")
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--videos", type=Path, nargs="+", metavar="FILE", help="compare these videos with the first of them instead"
     )
-    how = parser.add_argument_group(f"{HOW}, for all alike")
+    how = parser.add_argument_group(f"{HOW}, for all alike", FAMILY_HELP)
     add_options(how, COMPARE, [WHAT, HOW, OUTPUT])
     scores = parser.add_argument_group("what to measure beside likeness, time and FLOPs")
     scores.add_argument(
@@ -201,42 +201,23 @@ def _job(arguments: argparse.Namespace) -> Job:
 
 
 def _compare_videos(arguments: argparse.Namespace, console: Console) -> int:
-    from flowblending.runtime.compare import existing
-    from flowblending.runtime.compare.assemble import labels_of, of_videos
-    from flowblending.runtime.compare.figures import VIDEOS
-    from flowblending.runtime.compare.layout import prepare, words_of, write
-    from flowblending.runtime.compare.sets import set_distances
+    from flowblending.runtime.compare.make_existing import compare_existing
 
     out: Path = arguments.out
     if arguments.fvd is not None:
         raise UsageError("--fvd compares sets of videos, but --videos single ones; leave it out.")
     _check_outputs(arguments)
-    videos = existing.open_all(arguments.videos)
-    unknown = [video.path for video in videos if "prompt" not in video.about]
-    if arguments.judge is not None and unknown:
-        raise UsageError(
-            f"{unknown[0]} does not say what its prompt was, as videos of fb-run do, so that nothing can be judged by "
-            "it; leave out --judge."
-        )
-    asked = _asked(arguments)
-    prepare(out, (VIDEOS,))
-    measured, seen, placed = [], [], []
-    with console.progress("frames", total=sum(video.count for video in videos)) as advance:
-        for index, video in enumerate(videos):
-            measured.append(existing.measure(video, videos[0] if index else None, advance))
-            seen.append(existing.look(videos, asked.scorers, asked.sets, video))
-    for index, video in enumerate(videos, start=1):
-        suffix = video.path.suffix if video.fits(videos[0]) else ".mp4"
-        placed.append(f"{VIDEOS}/{index}-{words_of(video.path.stem)}{suffix.lower()}")
-        existing.place(video, videos[0], out / placed[-1])
-    labels = labels_of(videos)
-    features = dict(zip(labels, (each.features for each in seen), strict=True))
-    distances = set_distances(asked.sets, labels, 1, lambda key, label, _prompt: features[label][key])
-    report = of_videos(videos, measured, [each.scores for each in seen], placed, asked=asked, distances=distances)
-    write(out, report)
+    report, failed = compare_existing(
+        arguments.videos,
+        judged=arguments.judge is not None,
+        load=lambda: _asked(arguments),
+        out=out,
+        console=console,
+    )
     _show(report, console)
-    console.log(f"{out / 'index.html'}: {len(videos)} videos")
-    return 0
+    left_out = f", {failed} left out" if failed else ""
+    console.log(f"{out / 'index.html'}: {len(report.runs)} videos{left_out}")
+    return 1 if failed else 0
 
 
 def _show(report: ComparisonReport, console: Console) -> None:

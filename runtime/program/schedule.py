@@ -45,9 +45,8 @@ class StageSchedule:
         """
         if steps < 1:
             raise _too_few(steps)
-        words = text.split()
-        if len(words) == 1 and _NAME.fullmatch(words[0].upper()):
-            named = zip(words[0].upper(), _stages(steps, early, late), strict=True)
+        if _is_name(text):
+            named = zip(text.strip().upper(), _stages(steps, early, late), strict=True)
             models = [(model_of(letter), length) for letter, length in named]
             return cls(_joined(Stage(model=model, steps=length) for model, length in models if length))
         schedule = cls.runs(text)
@@ -57,6 +56,15 @@ class StageSchedule:
                 "asked for; change the runs or the number of steps."
             )
         return schedule
+
+    @classmethod
+    def own_steps(cls, text: str) -> int | None:
+        """How many steps a schedule says that it has; None for a name such as ``LSL``, which has any number.
+
+        Raises:
+            UsageError: ``text`` is no schedule.
+        """
+        return None if _is_name(text) else cls.runs(text).steps
 
     @classmethod
     def runs(cls, text: str) -> StageSchedule:
@@ -106,6 +114,10 @@ class StageSchedule:
 
     def __str__(self) -> str:
         return " ".join(map(str, self.stages))
+
+
+def _is_name(text: str) -> bool:
+    return _NAME.fullmatch(text.strip().upper()) is not None
 
 
 def _joined(stages: Iterable[Stage]) -> tuple[Stage, ...]:

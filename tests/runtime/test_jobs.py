@@ -57,6 +57,17 @@ def test_file_names_are_readable_and_follow_the_job() -> None:
     assert "-" not in Job(prompt="🐈").file_stem("b")
 
 
+def test_a_schedule_that_says_its_number_of_steps_needs_no_other(tmp_path: Path) -> None:
+    manifest = manifests.write(tmp_path / "bundle")
+    usual = len(compile_job(Job(prompt="x"), manifest).steps)
+    for schedule, steps in (("L3 S4", 7), ("l1 s1:g1", 2), ("LSL", usual), (" lsl ", usual), ("auto", usual)):
+        assert len(compile_job(Job(prompt="x", schedule=schedule), manifest).steps) == steps
+    with pytest.raises(UsageError, match="L3 S4 add up to 7 steps, but 9 steps were asked for"):
+        compile_job(Job(prompt="x", schedule="L3 S4", steps=9), manifest)
+    with pytest.raises(UsageError, match="1200 steps were asked for, but the models tell 1000"):
+        compile_job(Job(prompt="x", schedule="L1200"), manifest)
+
+
 def test_guidance_rescale_is_the_jobs_or_the_bundles(tmp_path: Path) -> None:
     manifest = manifests.write(tmp_path / "bundle")
     job = Job(prompt="x", steps=4, guidance=5.0)

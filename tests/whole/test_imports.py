@@ -61,7 +61,7 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/option": GROUND,
     "runtime/options": {*GROUND, "runtime/option", "runtime/program"},
     "runtime/option_values": {"runtime/option", "runtime/options"},
-    "runtime/arguments": OPTIONS,
+    "runtime/arguments": {*OPTIONS, "system"},
     "runtime/prompt_file": OPTIONS,
     "runtime/jobs": {*GROUND, "engine/bundle", "runtime/decode_conditioning", "runtime/options", "runtime/program"},
     "runtime/devices": {*GROUND, "engine/backends"},

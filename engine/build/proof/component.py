@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from flowblending.export.verify.verify import Parity
 
 
+REVISION = 1
+"""Raised when a component is verified otherwise, or something else is noted of it in the files beside its engine."""
+
+
 def note_verified(graph: ExportedGraph, recorder: ReferenceRecorder, parity: Parity) -> None:
     """Write beside a graph how it was verified, for `gather`, which may be called by a later build."""
     from flowblending.export.verify.verify import TOLERANCE

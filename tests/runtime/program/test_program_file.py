@@ -60,7 +60,7 @@ def _drop(name: str) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(format=3), "has format 3"),
+        (lambda content: content.update(format=3), "is a sampling program of format 3, written by a later"),
         (_drop("bundle"), "damaged at bundle"),
         (_drop("engines"), "damaged at engines"),
         (lambda content: content["slots"].append("spare"), "lists the slots .*spare"),
