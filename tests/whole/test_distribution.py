@@ -94,7 +94,7 @@ def test_a_users_script_finds_the_types_of_the_installation_of_make_demo(checkou
     (options,) = re.findall(r"^EDITABLE := (.*)$", makefile, re.MULTILINE)
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=False)
-    python = environment / "bin" / "python"
+    python = str(environment / "bin" / "python")
     # setuptools, mypy and what our own annotations name are taken from this environment.
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "others.pth").write_text(f"{Path(pytest.__file__).parents[1]}\n")
