@@ -167,6 +167,15 @@ def check_video_name(path: str | Path) -> None:
         _load_av()
 
 
+def why_no_mp4() -> str:
+    """What keeps MP4 files from being written here, as a sentence; empty for nothing."""
+    try:
+        _load_av()
+    except FlowBlendingError as error:
+        return str(error)
+    return ""
+
+
 def to_uint8(frames: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """[3, F, H, W] in [-1, 1] to [F, H, W, 3] in 0..255, as diffusers does (image_processor.py, numpy_to_pil)."""
     scaled = frames * np.float32(0.5)
