@@ -74,7 +74,7 @@ def verify(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]:
     from flowblending.export.graph.exportable import Part
     from flowblending.export.verify.verify import export_and_verify
 
-    part = Part(name=LARGE, sources=(), load=lambda chosen: load(checkpoint, chosen))
+    part = Part(name=LARGE, sources=(), load=lambda chosen: load(checkpoint, chosen), revision="")
     _, parity = export_and_verify(part, precision, out, "", lambda doing: print(doing, file=sys.stderr))
     return {"relative": parity.relative, "maximum": parity.maximum, "stretches": parity.stretches}
 
@@ -90,7 +90,7 @@ def observe(checkpoint: Path, out: Path, precision: Precision) -> dict[str, Any]
     from flowblending.export.graph.exportable import Part
     from flowblending.runtime.devices.host import HostDevice
 
-    part = Part(name=LARGE, sources=(), load=lambda chosen: load(checkpoint, chosen))
+    part = Part(name=LARGE, sources=(), load=lambda chosen: load(checkpoint, chosen), revision="")
     graph, rows = observed_graph(part, 100.0, out, lambda doing: print(doing, file=sys.stderr))
     loader = Loader({LARGE: graph}, HostDevice())
     sizes = {"batch": 1, "frames": 5, "height": 24, "width": 40}

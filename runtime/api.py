@@ -26,6 +26,7 @@ from flowblending.engine.backends.tensor import CPU, Tensor
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.decode_conditioning import decode_conditioning
+from flowblending.runtime.decode_run import decoded
 from flowblending.runtime.devices.arrays import Array, Shape, adopt, stream_handle
 from flowblending.runtime.devices.foreign import ForeignArray, ForeignStream
 from flowblending.runtime.devices.open import AUTO, open_device
@@ -35,7 +36,7 @@ from flowblending.runtime.media.noise import draw_latents
 from flowblending.runtime.option_values import PYTHON, is_blank, make_job, read_options, read_value, shown
 from flowblending.runtime.options import DEVICE, TEXT, THREADS, Job, JobOptions
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.run import VideoRun, decoded
+from flowblending.runtime.run import VideoRun
 from flowblending.runtime.sampler.binding import Conditions
 from flowblending.runtime.sampler.loop import StepEvent
 
@@ -171,7 +172,8 @@ class VideoSampler:
             prompt: what the video shows; one text that is not blank, or its embedding. Several videos are a loop.
             negative_prompt: what it should not show.
             noise: initial latents in place of the seed's, float32 [1, C, F, H, W], of the video's size. They are read
-                where they are, when the video is made, and left as they are.
+                where they are, when the video is made, and left as they are. What looks like no noise, such as the
+                latents of a finished run, is warned about then; those are for `decode`.
             options: further fields of a `Job`: seed, size, frames, steps, schedule, guidance,
                 guidance_rescale, batched_guidance, solver, cache, decode_timestep, decode_noise_scale and frame_rate.
 

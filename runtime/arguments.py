@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
 
+from flowblending import UsageError
 from flowblending.runtime import options
 from flowblending.runtime.option import CLIENT, Option
 from flowblending.runtime.option_values import CLIENT_LINE, COMMAND_LINE, read_options, read_value
 from flowblending.runtime.options import DEVICE, THREADS
+
+_FORMER_NOISE: Final = "former_noise"
 
 
 class Group(Protocol):
@@ -41,6 +45,36 @@ def add_machine(group: Group, program: str) -> None:
     """Add ``--device`` and ``--threads``."""
     _add(group, DEVICE, program)
     _add(group, THREADS, program)
+
+
+def add_noise(group: Group) -> None:
+    """Add ``--noise``, and the name that it had; `take_noise` makes one of both."""
+    group.add_argument(
+        "--noise",
+        type=Path,
+        metavar="FILE",
+        help="noise to start from in place of the seed's (.npy, fp32 [1, C, F, H, W])",
+    )
+    group.add_argument("--latents", dest=_FORMER_NOISE, type=Path, help=argparse.SUPPRESS)
+
+
+def take_noise(arguments: argparse.Namespace, warn: Callable[[str], None]) -> None:
+    """Make what was given by the former name ``--noise``.
+
+    Args:
+        warn: told of it.
+
+    Raises:
+        UsageError: both were given.
+    """
+    former = getattr(arguments, _FORMER_NOISE)
+    if former is None:
+        return
+    if arguments.noise is not None:
+        raise UsageError("--latents is what --noise was called, and both were given; leave out --latents.")
+    warn("--latents is called --noise now, because finished latents are given to --decode; use that name.")
+    arguments.noise = former
+    setattr(arguments, _FORMER_NOISE, None)
 
 
 def given(arguments: argparse.Namespace, program: str) -> dict[str, Any]:

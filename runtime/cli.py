@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
-from flowblending.runtime.arguments import add_machine, add_options, check_machine, given
+from flowblending.runtime.arguments import add_machine, add_noise, add_options, check_machine, given, take_noise
 from flowblending.runtime.option import RUN
 from flowblending.runtime.option_values import make_job
 from flowblending.runtime.options import HOW, MACHINE, OUTPUT, WHAT, Job
@@ -47,7 +47,13 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--shard", metavar="I/N", help="with --prompts: only every N-th line, from line I on; for N runs at a time"
     )
-    what.add_argument("--latents", type=Path, metavar="FILE", help="initial latents (.npy, fp32 [B, C, F, H, W])")
+    add_noise(what)
+    what.add_argument(
+        "--decode",
+        type=Path,
+        metavar="FILE",
+        help="no prompt, but latents that --save-latents or the C++ library wrote (.npy); sample nothing",
+    )
     add_options(parser.add_argument_group(HOW), RUN, [HOW])
     where = parser.add_argument_group(OUTPUT)
     where.add_argument(
@@ -58,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
         "with --prompts the folder for the videos (default: video.mp4, or videos/)",
     )
     add_options(where, RUN, [OUTPUT])
-    where.add_argument("--save-latents", type=Path, metavar="FILE", help="also write the final latents (.npy)")
+    where.add_argument(
+        "--save-latents", type=Path, metavar="FILE", help="also write the final latents (.npy), for --decode"
+    )
     where.add_argument(
         "--emit-program",
         type=Path,
@@ -99,8 +107,9 @@ def run(arguments: argparse.Namespace) -> int:
     from flowblending.engine.bundle.bundle import open_bundle
     from flowblending.system.console import Console
 
-    _check(arguments)
     console = Console(quiet=arguments.quiet)
+    take_noise(arguments, console.warn)
+    _check(arguments)
     bundle = open_bundle(arguments.bundle)
     _warn_unused(arguments, bundle, console)
     if arguments.dry_run:
@@ -114,6 +123,8 @@ def run(arguments: argparse.Namespace) -> int:
     total = sum(file.bytes for file in bundle.files())
     with console.progress("checking the bundle", total=total, unit="B") as advance:
         bundle.verify(recompute=arguments.verify, progress=advance)
+    if arguments.decode is not None:
+        return _decode(arguments, bundle, console)
     if arguments.prompts is not None:
         return _run_many(arguments, bundle, console)
     if arguments.emit_inputs is not None:
@@ -123,14 +134,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse arguments that contradict one another."""
-    neither = arguments.prompt is None and arguments.prompts is None
+    if arguments.decode is not None:
+        from flowblending.runtime.decode_file import check_decode
+
+        check_decode(parser(), arguments)
+    neither = arguments.prompt is None and arguments.prompts is None and arguments.decode is None
     if neither and not (arguments.dry_run or (arguments.emit_program and not arguments.emit_inputs)):
-        raise UsageError("Give either --prompt TEXT or --prompts FILE.")
+        raise UsageError("Give --prompt TEXT, --prompts FILE or --decode FILE.")
     if arguments.prompt is not None and arguments.prompts is not None and not arguments.dry_run:
         raise UsageError("Give either --prompt TEXT or --prompts FILE.")
-    if arguments.prompts is not None and (arguments.latents or arguments.save_latents or arguments.emit_inputs):
+    if arguments.prompts is not None and (arguments.noise or arguments.save_latents or arguments.emit_inputs):
         raise UsageError(
-            "--latents, --save-latents and --emit-inputs are for a single --prompt; leave them out with --prompts."
+            "--noise, --save-latents and --emit-inputs are for a single --prompt; leave them out with --prompts."
         )
     if arguments.prompts is None and (arguments.workers is not None or arguments.shard or arguments.ray):
         raise UsageError("--workers, --shard and --ray are for --prompts FILE; leave them out with a single --prompt.")
@@ -159,11 +174,11 @@ def _idle(arguments: argparse.Namespace) -> tuple[str, list[str]]:
     files, machine = ["out", "save_latents"], ["threads", "verify"]
     if arguments.dry_run:
         both = [] if arguments.prompts is None else ["prompt"]
-        return "--dry-run", [*files, "emit_program", "emit_inputs", "latents", *machine, "workers", "ray", *both]
+        return "--dry-run", [*files, "emit_program", "emit_inputs", "noise", *machine, "workers", "ray", *both]
     if arguments.emit_inputs is not None:
         return "--emit-inputs", files
-    if arguments.prompt is None and arguments.prompts is None:
-        rest = ["latents", *machine, "seed", "negative_prompt", "frame_rate"]
+    if arguments.prompt is None and arguments.prompts is None and arguments.decode is None:
+        rest = ["noise", *machine, "seed", "negative_prompt", "frame_rate"]
         return "--emit-program without a prompt", [*files, *rest]
     return "", []
 
@@ -190,7 +205,7 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
             check_file(path)
     if arguments.prompts is not None:
         check_folder(_out(arguments))
-    elif arguments.prompt is not None and arguments.emit_inputs is None:
+    elif (arguments.prompt or arguments.decode) is not None and arguments.emit_inputs is None:
         check_video_name(_out(arguments))
 
 
@@ -227,7 +242,7 @@ def _dry_run(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
             print(f"line      {number}: {each.prompt}")
         print("\n".join(plan_lines(bundle, each, arguments.device)))
         program, timed = compile_job(each, bundle.manifest), arguments.prompts is not None or _timed(_out(arguments))
-        given_latents = arguments.latents is not None
+        given_latents = arguments.noise is not None
         for sentence in unused_options(each, program, bundle.manifest, timed=timed, latents_given=given_latents):
             console.warn(sentence)
 
@@ -252,12 +267,24 @@ def _emit_inputs(arguments: argparse.Namespace, bundle: Bundle, console: Console
     from flowblending.runtime.generate import write_inputs
     from flowblending.runtime.media.latents import read_latents
 
-    latents = read_latents(arguments.latents) if arguments.latents else None
+    latents = read_latents(arguments.noise) if arguments.noise else None
     pipeline = _open(arguments, bundle)
     try:
         write_inputs(pipeline, _job(arguments), arguments.emit_inputs, console, latents=latents)
     finally:
         pipeline.close()
+    return 0
+
+
+def _decode(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> int:
+    from flowblending.runtime.decode_file import decode_file
+
+    pipeline = _open(arguments, bundle)
+    try:
+        decode_file(pipeline, arguments.decode, _job(arguments), _out(arguments), console)
+    finally:
+        pipeline.close()
+        pipeline.device.close()
     return 0
 
 
@@ -268,7 +295,7 @@ def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     from flowblending.runtime.stage_times import show_times
 
     job = _job(arguments)
-    latents = read_latents(arguments.latents) if arguments.latents else None
+    latents = read_latents(arguments.noise) if arguments.noise else None
     out = _out(arguments)
     pipeline = _open(arguments, bundle)
     try:

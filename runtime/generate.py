@@ -155,6 +155,8 @@ def write_inputs(
     """
     check_file(out)
     run = VideoRun(pipeline, job, latents=latents, decode=False)
+    for sentence in run.doubts():
+        console.warn(sentence)
     initial, _ = run.start()
     assert not isinstance(initial, Tensor), "an array was given, or drawn"
     with console.phase("encoding the prompt"):

@@ -140,6 +140,7 @@ def near(name: str, known: Iterable[str]) -> str | None:
     for option in options.options():
         if option.name in spellings:
             spellings |= dict.fromkeys((*option.aliases, option.option.strip("-").replace("-", "_")), option.name)
+    spellings |= {former: "noise" for former in ("latents", "initial_latents") if "noise" in spellings}
     plain = "_".join(name.lower().replace("-", " ").replace("_", " ").split())
     if plain in spellings:
         return spellings[plain]

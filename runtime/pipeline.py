@@ -126,12 +126,15 @@ class Pipeline:
         engine.run({**taken, output.name: embedding}, self.device.stream)
         return {"text": embedding, "text_mask": inputs["mask"]}
 
-    def check_latents(self, latents: npt.NDArray[np.generic], latent_shape: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Initial latents given by the user, as float32.
+    def check_latents(
+        self, latents: npt.NDArray[np.generic], latent_shape: Sequence[int], *, option: str = "--noise"
+    ) -> npt.NDArray[np.float32]:
+        """Latents given by the user, as float32.
 
         Args:
             latents: float32 [1, C, F, H, W].
             latent_shape: [C, F, H, W] of the program that they are for.
+            option: of command lines that they were given to.
 
         Raises:
             UsageError: of another shape, no floating-point numbers, or not finite.
@@ -140,13 +143,13 @@ class Pipeline:
         if latents.shape != expected or latents.dtype.kind != "f":
             raise UsageError(
                 f"Latents of shape {list(latents.shape)} and type {latents.dtype} were given, but this run "
-                f"expects float32 of shape {list(expected)} [B, C, F, H, W]; give such a file to --latents"
+                f"expects float32 of shape {list(expected)} [B, C, F, H, W]; give such a file to {option}"
                 f"{self._or_their_video(latents.shape, expected)}."
             )
         with np.errstate(over="ignore"):
             values = np.ascontiguousarray(latents, np.float32)
         if not np.isfinite(values).all():
-            raise UsageError("The latents given contain infinite or undefined numbers; give finite ones to --latents.")
+            raise UsageError(f"The latents given contain infinite or undefined numbers; give finite ones to {option}.")
         return values
 
     def _or_their_video(self, given: tuple[int, ...], expected: tuple[int, ...]) -> str:

@@ -7,7 +7,6 @@ stopping takes: steps under way are waited for, memory is given back, and what i
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Generator, Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -17,19 +16,17 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.contracts.graph import TEXT_ENCODER, VAE
+from flowblending.contracts.graph import TEXT_ENCODER
 from flowblending.contracts.manifest import Geometry, Manifest
 from flowblending.contracts.program import Program
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.geometry import geometry_of
-from flowblending.runtime.decode_conditioning import DecodeConditioning
+from flowblending.runtime.decode_run import decoded, opened, written
 from flowblending.runtime.devices.arrays import Array
 from flowblending.runtime.events import (
     EncodeEvent,
     FinishedEvent,
-    FramesEvent,
     LatentsEvent,
-    LoadEvent,
     RunEvent,
     SamplingEvent,
     WarningEvent,
@@ -37,13 +34,14 @@ from flowblending.runtime.events import (
 from flowblending.runtime.jobs import compile_job, job_conditioning
 from flowblending.runtime.media.latents import save_latents
 from flowblending.runtime.media.noise import TorchNormal, draw_latents
-from flowblending.runtime.media.video import check_output, open_writer
+from flowblending.runtime.media.noise_check import noise_doubts
+from flowblending.runtime.media.video import check_output
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.sampler.binding import Conditions
 from flowblending.runtime.sampler.loop import AHEAD, SampleResult
-from flowblending.runtime.stage_times import LOADING, VIDEO, Clock
+from flowblending.runtime.stage_times import Clock
 from flowblending.runtime.unused import unused_options
 from flowblending.system.output import check_file
 
@@ -127,13 +125,26 @@ class VideoRun:
             return self._given, TorchNormal(self._job.seed)
         return draw_latents(self._job.seed, self.program.latent_shape)
 
+    def doubts(self) -> list[str]:
+        """A sentence if the initial latents given look like no noise: those of a finished run, above all."""
+        given = self._given
+        if given is None:
+            return []
+        doubts = noise_doubts(self._pipeline.device.download(given) if isinstance(given, Tensor) else given)
+        if not doubts:
+            return []
+        return [
+            f"the noise given does not look like noise: {doubts}; latents of a finished run are for fb-run --decode, "
+            "or decode() in Python."
+        ]
+
     def events(self) -> Generator[RunEvent, None, None]:
         """Make the video, anew with every call.
 
         Yields:
-            A `WarningEvent` about every option that does nothing; a `LoadEvent` before an engine is opened;
-            `EncodeEvent`; `WarningEvent` about the prompt; `SamplingEvent`;
-            a `StepEvent` for every step that has finished; `LatentsEvent`, when those are written too; `FramesEvent`
+            A `WarningEvent` about every option that does nothing, and about noise that looks like none; a `LoadEvent`
+            before an engine is opened; `EncodeEvent`; `WarningEvent` about the prompt; `SamplingEvent`; a `StepEvent`
+            for every step that has finished; `LatentsEvent`, when those are written too; `FramesEvent`
             for frames that were decoded and written; `FinishedEvent`, when every output is whole.
 
         Raises:
@@ -143,9 +154,9 @@ class VideoRun:
         clock, pipeline = Clock(), self._pipeline
         self._check_files()  # again: they may have come to be since
         latents, generator = self.start()
-        for line in self._unused:
+        for line in (*self._unused, *self.doubts()):
             yield WarningEvent(message=line)
-        yield from _opened(pipeline, self._needed(), clock)
+        yield from opened(pipeline, self._needed(), clock)
         result = yield from self._sampled(latents, clock)
         if self._latents_out is not None:
             save_latents(self._latents_out, pipeline.device.download(result.latents))
@@ -196,27 +207,14 @@ class VideoRun:
 
     def _written(self, latents: Tensor, generator: TorchNormal, clock: Clock) -> Generator[RunEvent, None, None]:
         """Decode, and write what is decoded."""
-        width, height = self.geometry.width, self.geometry.height
-        with contextlib.ExitStack() as files:
-            with clock.measure(VIDEO):
-                writers = [
-                    files.enter_context(
-                        open_writer(
-                            path, width=width, height=height, frame_rate=self.frame_rate, metadata=self.metadata
-                        )
-                    )
-                    for path in self._outputs
-                ]
-            frames = decoded(self._pipeline, latents, generator, self._conditioning, clock)
-            decoding = files.enter_context(contextlib.closing(frames))
-            for event in decoding:
-                if isinstance(event, FramesEvent):
-                    with clock.measure(VIDEO):
-                        for writer in writers:
-                            writer.write(event.frames)
-                yield event
-            with clock.measure(VIDEO):
-                files.close()
+        yield from written(
+            decoded(self._pipeline, latents, generator, self._conditioning, clock),
+            self._outputs,
+            geometry=self.geometry,
+            frame_rate=self.frame_rate,
+            metadata=self.metadata if self._outputs else {},
+            clock=clock,
+        )
 
 
 def video_metadata(
@@ -236,37 +234,3 @@ def video_metadata(
         **({} if job.decode_timestep is None else {"decode_timestep": f"{job.decode_timestep:g}"}),
         **({} if job.decode_noise_scale is None else {"decode_noise_scale": f"{job.decode_noise_scale:g}"}),
     }
-
-
-def decoded(
-    pipeline: Pipeline,
-    latents: Tensor,
-    generator: TorchNormal,
-    conditioning: DecodeConditioning,
-    clock: Clock | None = None,
-) -> Generator[LoadEvent | FramesEvent, None, None]:
-    """Decode latents [1, C, F, H, W].
-
-    Args:
-        generator: that the initial latents were drawn from; a decoder that adds noise draws on.
-        conditioning: of a timestep-conditioned decoder.
-
-    Raises:
-        FlowBlendingError: a pixel that is not finite, or an engine that failed.
-    """
-    clock = clock or Clock()
-    yield from _opened(pipeline, pipeline.decoders(), clock)
-    first = 0
-    with contextlib.closing(pipeline.decode(latents, generator, conditioning)) as chunks:
-        for frames in clock.timed(VAE, chunks):
-            yield FramesEvent(first=first, frames=frames)
-            first += frames.shape[1]
-
-
-def _opened(pipeline: Pipeline, names: Sequence[str], clock: Clock) -> Generator[LoadEvent, None, None]:
-    """Open engines that are not open yet, naming each before."""
-    for name in names:
-        if not pipeline.is_open(name):
-            yield LoadEvent(component=name)
-            with clock.measure(LOADING):
-                pipeline.engine(name)

@@ -50,6 +50,22 @@ def unused_options(
     return found
 
 
+def unused_in_decoding(job: Job, manifest: Manifest, *, timed: bool) -> list[str]:
+    """A sentence for each option of a job that changes nothing where saved latents are decoded.
+
+    Args:
+        job: as it was asked for.
+        manifest: of the bundle.
+        timed: whether the file that is written has a frame rate.
+    """
+    found = []
+    if job.frame_rate is not None and not timed:
+        found.append(f"the frame rate {job.frame_rate:g} does nothing, because no file is written that has one.")
+    if job.seed and not _draws(manifest):
+        found.append(f"the seed {job.seed} does nothing, because this bundle's decoder adds no noise.")
+    return found
+
+
 def unused_flags(line: argparse.ArgumentParser, arguments: argparse.Namespace, names: Sequence[str]) -> list[str]:
     """Those of some options that were given, as their user wrote them.
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowblending.contracts import proof
 from flowblending.contracts.graph import LARGE, SMALL, ExportedGraph, PipelineSpec, Precision
 from flowblending.contracts.manifest import BundleFile, Component, Flops, VideoProfile
 from flowblending.engine.backends import registry as backends
@@ -24,6 +23,7 @@ from flowblending.engine.build.fp8.builder import Fp8Builder
 from flowblending.engine.build.fp8.calibrate import Pair, RangeCalibrator
 from flowblending.engine.build.plan import Plan
 from flowblending.engine.build.precision import base_precision, component_precision, fp8_models
+from flowblending.engine.build.proof.component import REVISION as PROOF
 from flowblending.engine.build.proof.component import gather, note_no_fp8_attention, note_verified
 from flowblending.engine.build.request import BuildRequest
 from flowblending.engine.build.room import check_room, plan_room
@@ -32,7 +32,7 @@ from flowblending.engine.bundle.geometry import shape_profiles
 from flowblending.engine.store.entry import damaged_file
 from flowblending.engine.store.store import Order, Store, take_over
 from flowblending.engine.store.unfinished import EXPORT, mark_verified, remove, verified_graph
-from flowblending.system.checksum import ChecksumCache, sources_sha256
+from flowblending.system.checksum import ChecksumCache
 from flowblending.system.console import Console
 
 if TYPE_CHECKING:
@@ -106,9 +106,7 @@ class ComponentBuilder:
         self, parts: Sequence[Part], wanted: Mapping[str, Precision], fp8: Fp8Builder | None, old: Bundle | None
     ) -> list[str]:
         """Lines about what building these components takes of disk and memory; raises if it is not there."""
-        keys = {part.name: self._key(part, wanted[part.name]) for part in parts}
-        if fp8 is not None:
-            keys |= {name: keys[name] | fp8.key(name) for name in fp8_models(wanted)}
+        keys = {part.name: self.key(part, wanted[part.name], fp8) for part in parts}
         planned = plan_room(parts, wanted, keys, fp8, compiled=self._backend.compiles)
         lines = check_room(planned, self.store, old, self.folder, self.request.out)
         load = fp8.calibrator.check_load() if fp8 is not None else None
@@ -116,7 +114,7 @@ class ComponentBuilder:
 
     def _component(self, part: Part, precision: Precision, old: Bundle | None, fp8: Fp8Builder | None) -> Component:
         """One component: from the cache, from the bundle that was there, or built."""
-        key = self._key(part, precision) | (fp8.key(part.name) if fp8 is not None else {})
+        key = self.key(part, precision, fp8)
         order = Order(
             kind=Component,
             name=part.name,
@@ -179,12 +177,22 @@ class ComponentBuilder:
             key={},
         )
 
-    def _key(self, part: Part, precision: Precision) -> dict[str, str]:
+    def key(self, part: Part, precision: Precision, fp8: Fp8Builder | None) -> dict[str, str]:
+        """Everything that determines a component: it is built anew when any of this is another.
+
+        Of our own code that is the revision of whatever makes the component's files, and not the code itself.
+
+        Args:
+            part: the component.
+            precision: that it is built in.
+            fp8: makes the components in fp8; of those, ``ranges`` is empty until the calibration was obtained.
+        """
+        from flowblending.export.graph.trace import REVISION as EXPORTER
         from flowblending.export.graph.trace import exporter_versions
 
         return {
             "weights": self._weights(part),
-            "graph": sources_sha256("export", "**/*.py"),
+            "graph": f"exporter {EXPORTER}, {part.revision}",
             "pipeline": f"{self.pipeline.pipeline}, {self.pipeline.text_length} tokens",
             "precision": str(precision),
             # What of the graph depends on data: see `RangeCalibrator.key`.
@@ -196,7 +204,8 @@ class ComponentBuilder:
             "system": f"{sys.platform} {platform.machine()}" if self._backend.compiles else "any",
             "compiler": self._backend.revision,
             "versions": exporter_versions(),
-            "proof": str(proof.FORMAT),
+            "proof": str(PROOF),
+            **(fp8.key(part.name) if fp8 is not None and precision is Precision.FP8 else {}),
         }
 
     def _weights(self, part: Part) -> str:

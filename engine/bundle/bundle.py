@@ -13,8 +13,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from flowblending import FlowBlendingError
+from flowblending.contracts import upgrade
 from flowblending.contracts.graph import PipelineSpec
-from flowblending.contracts.manifest import EVIDENCE, FORMAT, MANIFEST, BundleFile, Component, Manifest, VideoProfile
+from flowblending.contracts.manifest import EVIDENCE, MANIFEST, BundleFile, Component, Manifest, VideoProfile
 from flowblending.system import temporary
 from flowblending.system.checksum import ChecksumCache, sha256
 from flowblending.system.output import check_new_folder, check_replaceable, resolve
@@ -111,10 +112,10 @@ class Bundle:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Read a bundle's manifest.
+    """Read a bundle's manifest, of any format up to the present one; nothing is written.
 
     Raises:
-        FlowBlendingError: there is no bundle, or it is damaged or of another format version.
+        FlowBlendingError: there is no bundle, or it is damaged or of a later format.
     """
     path = folder / MANIFEST
     try:
@@ -128,17 +129,12 @@ def open_bundle(folder: Path) -> Bundle:
         text = ""
     try:
         content = json.loads(text)
-        found = content["format"]
         rebuild = command(*map(str, content.get("rebuild", ["fb-build-engines"])))
-    except (ValueError, KeyError, TypeError):
+        content = upgrade.MANIFEST.upgrade(content, path, f"rebuild with: {rebuild}")
+    except (ValueError, TypeError, AttributeError):
         raise FlowBlendingError(f"{path} is damaged; build the bundle again with fb-build-engines.") from None
-    if found != FORMAT:
-        raise FlowBlendingError(
-            f"Bundle {folder} has format {found}, but this version of FlowBlending reads format {FORMAT}; "
-            f"rebuild with: {rebuild}"
-        )
     try:
-        return Bundle(folder=folder, manifest=Manifest.model_validate_json(text))
+        return Bundle(folder=folder, manifest=Manifest.model_validate_json(json.dumps(content)))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

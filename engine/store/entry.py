@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from flowblending import FlowBlendingError
+from flowblending.contracts import upgrade
 from flowblending.contracts.manifest import BundleFile, Component
 from flowblending.system.checksum import ChecksumCache
 
-FORMAT = 1
+FORMAT = upgrade.ENTRY.number
 ENTRY = "entry.json"
 
 
@@ -44,12 +47,12 @@ def files_of(made: Component | BundleFile) -> tuple[BundleFile, ...]:
 
 
 def read_entry(folder: Path) -> Entry | None:
-    """What ``entry.json`` in ``folder`` says; None if it is not there, damaged, or another version's."""
+    """What ``entry.json`` in ``folder`` says; None if it is not there, damaged, or a later version's."""
     try:
-        entry = Entry.model_validate_json((folder / ENTRY).read_bytes())
-    except (OSError, ValidationError):
+        content = upgrade.ENTRY.upgrade(json.loads((folder / ENTRY).read_bytes()), folder / ENTRY, "remove it")
+        return Entry.model_validate_json(json.dumps(content))
+    except (OSError, ValidationError, ValueError, FlowBlendingError):
         return None
-    return entry if entry.format == FORMAT else None
 
 
 def damaged_file(

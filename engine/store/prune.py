@@ -95,7 +95,7 @@ def list_lines(folder: Path, console: Console) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         f"The cache {folder}",
-        f"{_size(total)}, of which {_size(alone)} are in no bundle",
+        f"{_size(total)}, of which {_size(alone)} share no disk space with a bundle",
         *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
     ]
 

@@ -9,7 +9,8 @@ What the folder holds for every key (DIGEST is a SHA-256 of the component's name
 What took long to make and is no component, such as a calibration, may be an entry too.
 
 Bundles share the files of entries by hard link, so that they cost their disk space once and a bundle stays a folder
-of ordinary files; where links are impossible (another file system), files are copied. The time stamp of
+of ordinary files; where links are impossible (another file system), files are copied. Weights beside an ONNX file are
+cloned or copied (see `share`), except where `Store.apart` says that the disk has no room for that. The time stamp of
 ``entry.json`` is that of the last use, and its lock is held by the builds that have used it.
 """
 
@@ -28,12 +29,14 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from flowblending import FlowBlendingError
+from flowblending.contracts.graph import EXTERNAL_DATA
 from flowblending.contracts.manifest import BundleFile, Component
 from flowblending.engine.store.entry import ENTRY, Entry, damaged_file, files_of, read_entry
 from flowblending.engine.store.unfinished import clear, remove
 from flowblending.system.checksum import ChecksumCache
 from flowblending.system.console import Console
 from flowblending.system.lock import exclusive, shared
+from flowblending.system.share import clone_or_copy, link_or_copy
 from flowblending.system.whole_file import flush
 
 # numpy writes weights with C's fwrite, and of a short write it knows no more than that it was short.
@@ -66,8 +69,8 @@ class Order(Generic[Made]):
 
     @property
     def digest(self) -> str:
-        """The name of its entry; also another one where this version would describe a component otherwise."""
-        described = json.dumps([Entry.model_json_schema(), self.name, dict(self.key)], sort_keys=True)
+        """The name of its entry."""
+        described = json.dumps([self.name, dict(self.key)], sort_keys=True)
         return hashlib.sha256(described.encode()).hexdigest()
 
 
@@ -106,6 +109,8 @@ class Store:
         self.folder = folder
         self.copied = 0
         """Bytes that could not be linked into the bundle."""
+        self.apart = True
+        """Whether a bundle gets weights beside ONNX files as files of its own, or as second names of the cache's."""
         self.lasting = lasting
         self._console = console
         self._checksums = ChecksumCache()
@@ -221,12 +226,20 @@ class Store:
             if not self.lasting:
                 source.rename(target)
             elif isinstance(made, Component):
-                self.copied += link_or_copy(source, target)
+                self._share(source, target)
             else:
                 # Small, and for people, who may edit the bundle's.
                 shutil.copyfile(source, target)
         if not self.lasting:
             remove(entry)
+
+    def _share(self, source: Path, target: Path) -> None:
+        if not (self.apart and source.name.endswith(EXTERNAL_DATA)):
+            self.copied += link_or_copy(source, target)
+        elif source.stat().st_dev == target.parent.stat().st_dev:
+            clone_or_copy(source, target)
+        else:
+            self.copied += clone_or_copy(source, target)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -258,13 +271,3 @@ def take_over(files: Sequence[BundleFile], source: Path, target: Path) -> None:
     """Put files of one folder into another."""
     for file in files:
         link_or_copy(source / file.path, target / file.path)
-
-
-def link_or_copy(source: Path, target: Path) -> int:
-    """A second name for a file, or a copy where the file system has none; returns the bytes that were copied."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-        return target.stat().st_size
-    return 0

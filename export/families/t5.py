@@ -24,6 +24,9 @@ from flowblending.export.graph.load import check_encoder, load_encoder
 if TYPE_CHECKING:
     from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
+REVISION = 1
+"""Raised when this file makes other graphs."""
+
 ENCODERS = {"t5": T5EncoderModel, "umt5": UMT5EncoderModel}
 Encoder: TypeAlias = T5EncoderModel | UMT5EncoderModel
 
@@ -68,6 +71,7 @@ def text_encoder_part(
         name=TEXT_ENCODER,
         sources=component_files(checkpoint, TEXT_ENCODER),
         load=lambda precision: _load(checkpoint.folder / TEXT_ENCODER, kind, precision, padding),
+        revision=f"t5 {REVISION}",
         check=lambda: check_encoder(ENCODERS[kind], checkpoint.folder / TEXT_ENCODER),
     )
 

@@ -19,6 +19,9 @@ from flowblending.export.graph.exportable import Exportable, Part, Tensors
 from flowblending.export.graph.trace import TracedGraph, trace_graph, write_graph
 from flowblending.export.verify.verify import Parity, check_twin, compare, verify
 
+REVISION = 1
+"""Raised when this package makes other graphs of the same ones and the same ranges."""
+
 Samples = Mapping[str, npt.NDArray[Any]]
 """Real inputs of a transformer by name (``text``, ``text_mask``), [samples, ...]: encoded prompts."""
 

@@ -57,6 +57,7 @@ class Part:
         name: the component's name in the bundle.
         sources: files that determine the graph and its weights (configuration and weight files), for its key.
         load: reads the weights and builds the module in a precision; the memory is the caller's to release.
+        revision: of the code that says what the graph computes, such as ``wan transformer 1``; part of the key.
         check: compares the headers of the weights with the class, before anything is read or built; gives lines about
             what is left out, and raises a FlowBlendingError about what does not fit.
         architecture: of a transformer: its published name, if `flowblending.contracts.graph` has one.
@@ -65,6 +66,7 @@ class Part:
     name: str
     sources: tuple[Path, ...]
     load: Callable[[Precision], Exportable]
+    revision: str
     check: Callable[[], tuple[str, ...]] = tuple
     architecture: str | None = None
 

@@ -23,6 +23,9 @@ from flowblending.contracts.graph import ExportedGraph, GraphSpec, TensorSpec, e
 from flowblending.export.graph.bind import bind_weights
 from flowblending.export.graph.exportable import Exportable, Tensors
 
+REVISION = 1
+"""Raised when this package or `flowblending.export.checkpoint` make other graphs of the same modules."""
+
 OPSET = 23
 """The first opset with Attention, RotaryEmbedding and RMSNormalization, which compilers map to one kernel each."""
 

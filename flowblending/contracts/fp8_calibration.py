@@ -19,8 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import FlowBlendingError
+from flowblending.contracts import upgrade
 
-FORMAT = 1
+FORMAT = upgrade.FP8_CALIBRATION.number
 
 _INNERMOST = re.compile(r"[{\[][^{}\[\]]*[}\]]")
 _DIGITS = 6
@@ -106,17 +107,15 @@ class Fp8Calibration:
         """Read a file.
 
         Raises:
-            FlowBlendingError: it is missing, damaged, or of another format.
+            FlowBlendingError: it is missing, damaged, or of a later format.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            found = content.pop("format")
+            content = upgrade.FP8_CALIBRATION.upgrade(json.loads(path.read_text(encoding="utf-8")), path, _AGAIN)
+            del content["format"]
         except OSError as error:
             raise FlowBlendingError(f"Cannot read the calibration {path} ({error.strerror}); {_AGAIN}.") from None
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except ValueError as error:
             raise FlowBlendingError(f"{path} is no calibration ({error}); {_AGAIN}.") from None
-        if found != FORMAT:
-            raise FlowBlendingError(f"{path} has format {found}, but {FORMAT} was expected; {_AGAIN}.")
         try:
             models = {name: _model(each) for name, each in content.pop("models").items()}
             for field in ("prompts", "seeds"):

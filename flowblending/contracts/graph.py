@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowblending import FlowBlendingError
+from flowblending.contracts import upgrade
 
 LARGE = "large"
 SMALL = "small"
@@ -25,6 +26,9 @@ TEXT_ENCODER = "text_encoder"
 VAE = "vae"
 VAE_FIRST = "vae_first"
 VAE_NEXT = "vae_next"
+
+EXTERNAL_DATA = ".onnx.data"
+"""How the name of a graph's weights ends, which lie beside ``NAME.onnx``."""
 
 WAN_T2V_1_3B = "wan2.1-t2v-1.3b"
 WAN_T2V_14B = "wan2.1-t2v-14b"
@@ -216,7 +220,7 @@ class ExportedGraph:
         versions: of the packages that made the graph; part of the key under which an engine is reused.
     """
 
-    FORMAT = 1
+    FORMAT = upgrade.GRAPH.number
 
     spec: GraphSpec
     onnx: Path
@@ -229,16 +233,14 @@ class ExportedGraph:
         """Read the JSON beside an ONNX file, given the path of either.
 
         Raises:
-            FlowBlendingError: the JSON is missing, damaged, or of another format version.
+            FlowBlendingError: the JSON is missing, damaged, or of a later format.
         """
         path = path.with_suffix(".json")
         try:
-            content = json.loads(path.read_text())
-            found = content.pop("format")
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+            content = upgrade.GRAPH.upgrade(json.loads(path.read_text()), path, "export it again")
+            del content["format"]
+        except (OSError, ValueError) as error:
             raise FlowBlendingError(f"{path} does not describe an exported graph ({error}); export it again.") from None
-        if found != cls.FORMAT:
-            raise FlowBlendingError(f"{path} has format {found}, but {cls.FORMAT} was expected; export it again.")
         spec = content.pop("spec")
         return cls(
             spec=GraphSpec(
@@ -253,7 +255,7 @@ class ExportedGraph:
     @property
     def data(self) -> Path:
         """The external data: every weight of the graph."""
-        return self.onnx.with_name(self.onnx.name + ".data")
+        return self.onnx.with_name(self.onnx.stem + EXTERNAL_DATA)
 
     def write(self) -> None:
         """Write the JSON beside the ONNX file."""

@@ -8,6 +8,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from flowblending.contracts import upgrade
 from flowblending.contracts.graph import (
     LARGE,
     SMALL,
@@ -20,7 +21,7 @@ from flowblending.contracts.graph import (
 )
 from flowblending.contracts.model_sampling import ModelSampling
 
-FORMAT = 2
+FORMAT = upgrade.MANIFEST.number
 MANIFEST = "manifest.json"
 EVIDENCE = re.compile(r"calibration-[0-9]+\.json")
 """Names of what ``fb-calibrate`` measured."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts import upgrade
 
 LATENTS = "latents"
 TIMESTEP = "timestep"
@@ -148,9 +149,7 @@ class Program:
         choice: what is decided while it runs, if anything; without it every step executes its instructions.
     """
 
-    FORMAT = 2
-    READABLE = (1, 2)
-    """Format 1 had no rescaling; nothing else differs."""
+    FORMAT = upgrade.PROGRAM.number
 
     schedule: str
     solver: str
@@ -241,15 +240,14 @@ class Program:
         """The program that ``to_json`` described.
 
         Raises:
-            FlowBlendingError: the data is damaged or of another format.
+            FlowBlendingError: the data is damaged or of a later format.
         """
         from pydantic import TypeAdapter, ValidationError
 
-        if content.get("format") not in cls.READABLE:
-            raise FlowBlendingError(
-                f"The sampling program has format {content.get('format')}, but {cls.FORMAT} was expected; "
-                "write it again with this version."
-            )
+        try:
+            content = upgrade.PROGRAM.upgrade(content, "The program", "write it again with fb-run --emit-program")
+        except ValueError as error:
+            raise FlowBlendingError(f"The sampling program is damaged ({error}); write it again.") from None
         try:
             known = {name: value for name, value in content.items() if name != "choice"}
             return TypeAdapter(cls).validate_python(known)

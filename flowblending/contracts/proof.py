@@ -6,13 +6,15 @@ engine is used again. `report_claims` judges it.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flowblending import FlowBlendingError
+from flowblending.contracts import upgrade
 
-FORMAT = 1
+FORMAT = upgrade.PROOF.number
 
 Sizes = dict[str, int]
 
@@ -118,11 +120,12 @@ def read_proof(folder: Path, component: str) -> Proof:
     """A component's proof in a bundle.
 
     Raises:
-        FlowBlendingError: it is missing or damaged.
+        FlowBlendingError: it is missing, damaged or of a later format.
     """
     path = folder / proof_file(component)
     try:
-        return Proof.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        content = upgrade.PROOF.upgrade(json.loads(path.read_bytes()), path, "build the bundle again")
+        return Proof.model_validate_json(json.dumps(content))
+    except (OSError, ValidationError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise FlowBlendingError(f"{path} is no proof of {component} ({reason}); build the bundle again.") from None

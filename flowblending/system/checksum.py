@@ -14,7 +14,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import flowblending
 from flowblending.system.whole_file import replace_file
 
 CHUNK = 1 << 22
@@ -28,14 +27,6 @@ def sha256(path: Path, progress: Callable[[int], None] | None = None) -> str:
             digest.update(chunk)
             if progress is not None:
                 progress(len(chunk))
-    return digest.hexdigest()
-
-
-def sources_sha256(room: str, pattern: str) -> str:
-    """SHA-256 over our own sources in a folder: what they make is made anew when they change."""
-    digest = hashlib.sha256()
-    for path in sorted((Path(flowblending.__file__).parent / room).glob(pattern)):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 

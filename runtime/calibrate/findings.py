@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flowblending.contracts.evidence import FORMAT
 from flowblending.runtime.calibrate.boundaries import PROXY_LEVEL
 from flowblending.runtime.calibrate.budget import Allowance
 from flowblending.runtime.calibrate.divergence import Divergence, Series, mean_of, spread_of
@@ -15,7 +16,6 @@ from flowblending.runtime.calibrate.features import LATENT
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.caches.registry import measured_caches
 
-FORMAT = 1
 NOTHING = 0.1
 """A gain in dB that nobody sees, however sure it is: not worth a switch."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from flowblending import __version__
 from flowblending.contracts.manifest import Manifest
@@ -20,9 +19,10 @@ from flowblending.runtime.compare.columns import (
     WHOLE,
     Column,
 )
-from flowblending.runtime.compare.existing import ExistingVideo, FrameMeasurements
+from flowblending.runtime.compare.existing import ExistingVideo
 from flowblending.runtime.compare.figures import Figures
-from flowblending.runtime.compare.notes import busy_note, calibration_notes, foreign, trail_note, unmeasured
+from flowblending.runtime.compare.measure_existing import FrameMeasurements, VideoScores
+from flowblending.runtime.compare.notes import busy_note, calibration_notes, existing_notes, trail_note, unmeasured
 from flowblending.runtime.compare.report import (
     CalibrationDivergence,
     ComparedPrompt,
@@ -122,54 +122,65 @@ def of_runs(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeasuredVideo:
+    """An existing video, its figures, and the page's copy of it, from the report's folder."""
+
+    video: ExistingVideo
+    found: FrameMeasurements
+    scored: VideoScores
+    copy: str
+
+
 def of_videos(
-    videos: Sequence[ExistingVideo],
-    measured: Sequence[FrameMeasurements],
-    scores: Sequence[Scores],
-    placed: Sequence[str],
+    measured: Sequence[MeasuredVideo],
     *,
     asked: Asked,
     distances: Mapping[str, Values],
+    warnings: Sequence[str] = (),
 ) -> ComparisonReport:
     """The report of existing videos, of which the first is the reference.
 
     Args:
         distances: of each video's frames as a set, by its label and the set scorer's key.
+        warnings: sentences on the videos that are not among them.
     """
-    labels = labels_of(videos)
     clips = {}
-    for label, figures, scored, file in zip(labels, measured, scores, placed, strict=True):
-        values = _frame_values(figures.smoothness, figures.error, figures.ssim) | _score_values(scored)
-        clips[label] = ComparedVideo(video=file, values=values)
+    for each in measured:
+        found = each.found
+        values = _frame_values(found.smoothness, found.error, found.ssim) | _score_values(each.scored.scores)
+        clips[each.video.label] = ComparedVideo(video=each.copy, values=values)
+    videos = [each.video for each in measured]
     prompts = [video.about.get("prompt", "") for video in videos]
     cases = (ComparedPrompt(title=_common(prompts) if all(prompts) else "", clips=clips),)
     first = videos[0]
     runs = tuple(
         ComparedRun(
-            label=label,
-            schedule=label,
+            label=video.label,
+            schedule=video.label,
             stages=", ".join(video.about[key] for key in ("schedule", "cache") if key in video.about),
         )
-        for label, video in zip(labels, videos, strict=True)
+        for video in videos
     )
-    rates = [f"{video.frame_rate:g}" for video in videos]
+    rates = [f"{video.file.frame_rate:g}" if video.file.times.constant else "variable" for video in videos]
     return ComparisonReport(
-        subtitle=f"Existing videos, measured against {labels[0]}.",
+        subtitle=f"Existing videos, measured against {first.label}.",
         facts=(
-            ("video", f"{first.width}×{first.height}, {measured[0].frames} frames"),
+            ("video", f"{first.file.width}×{first.file.height}, {len(first.frames)} frames"),
             ("frames per second", _common(rates)),
             ("flowblending", __version__),
         ),
         runs=runs,
         cases=cases,
-        columns=_all_columns(asked, scores, cases, distances),
+        columns=_all_columns(asked, [each.scored.scores for each in measured], cases, distances),
         notes=(
             *unmeasured(asked, single=True),
             "Times, FLOPs and latents are known of runs that fb-compare makes itself, not of existing videos.",
-            *foreign(videos),
+            *existing_notes(videos),
         ),
         frame_rate=first.frame_rate,
         sets=distances,
+        warnings=tuple(warnings),
     )
 
 
@@ -227,15 +238,6 @@ def _column(key: str, shown: scoring.ScoreColumn, *, digits: int) -> Column:
         better=shown.better,
         relative=shown.relative,
     )
-
-
-def labels_of(videos: Sequence[ExistingVideo]) -> list[str]:
-    """The files' names, or as much of their paths as tells them apart."""
-    paths = [video.path for video in videos]
-    depth = 1
-    while len({path.parts[-depth:] for path in paths}) < len(paths):
-        depth += 1
-    return [str(Path(*path.parts[-depth:])) for path in paths]
 
 
 def _common(values: Iterable[str]) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
+from flowblending.contracts.evidence import ScheduleEvidence, read_evidence
 from flowblending.contracts.program import COND
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.calibrate.divergence import COSINE, GUIDED, RELATIVE_L2
@@ -23,27 +21,28 @@ def divergence_of(bundle: Bundle) -> CalibrationDivergence | None:
     if calibration is None or calibration.schedule is None:
         return None
     name = calibration.schedule.evidence
-    evidence: dict[str, Any] = json.loads((bundle.folder / name).read_text(encoding="utf-8"))
+    evidence = read_evidence(bundle.folder / name)
+    assert isinstance(evidence, ScheduleEvidence)
     # The all-large trajectory is measured first.
-    followed: dict[str, Any] = evidence["divergence"]
-    branch = GUIDED if GUIDED in next(iter(followed.values()))["mean"] else COND
+    followed = evidence.divergence
+    branch = GUIDED if GUIDED in next(iter(followed.values())).mean else COND
     lines = {
         title: tuple(
             ChartLine(
                 about=f"along {runs}",
-                mean=tuple(found["mean"][branch][measure]),
-                spread=tuple(found["spread"][branch][measure]),
+                mean=tuple(found.mean[branch][measure]),
+                spread=tuple(found.spread[branch][measure]),
             )
             for runs, found in followed.items()
         )
         for measure, title in MEASURES.items()
     }
-    prompts = len(evidence["prompts"])
+    prompts = len(evidence.prompts)
     after = "after guidance, " if branch == GUIDED else ""
     return CalibrationDivergence(
         about=f"How far the small model's velocity is from the large one's at the same latents, {after}the mean over "
-        f"{prompts} prompt{'s' if prompts > 1 else ''} with its standard deviation. Shaded: {evidence['schedule']}, "
+        f"{prompts} prompt{'s' if prompts > 1 else ''} with its standard deviation. Shaded: {evidence.schedule}, "
         f"the schedule that fb-calibrate chose ({name}).",
-        stages=evidence["schedule"],
+        stages=evidence.schedule,
         lines=lines,
     )

@@ -201,42 +201,23 @@ def _job(arguments: argparse.Namespace) -> Job:
 
 
 def _compare_videos(arguments: argparse.Namespace, console: Console) -> int:
-    from flowblending.runtime.compare import existing
-    from flowblending.runtime.compare.assemble import labels_of, of_videos
-    from flowblending.runtime.compare.figures import VIDEOS
-    from flowblending.runtime.compare.layout import prepare, words_of, write
-    from flowblending.runtime.compare.sets import set_distances
+    from flowblending.runtime.compare.make_existing import compare_existing
 
     out: Path = arguments.out
     if arguments.fvd is not None:
         raise UsageError("--fvd compares sets of videos, but --videos single ones; leave it out.")
     _check_outputs(arguments)
-    videos = existing.open_all(arguments.videos)
-    unknown = [video.path for video in videos if "prompt" not in video.about]
-    if arguments.judge is not None and unknown:
-        raise UsageError(
-            f"{unknown[0]} does not say what its prompt was, as videos of fb-run do, so that nothing can be judged by "
-            "it; leave out --judge."
-        )
-    asked = _asked(arguments)
-    prepare(out, (VIDEOS,))
-    measured, seen, placed = [], [], []
-    with console.progress("frames", total=sum(video.count for video in videos)) as advance:
-        for index, video in enumerate(videos):
-            measured.append(existing.measure(video, videos[0] if index else None, advance))
-            seen.append(existing.look(videos, asked.scorers, asked.sets, video))
-    for index, video in enumerate(videos, start=1):
-        suffix = video.path.suffix if video.fits(videos[0]) else ".mp4"
-        placed.append(f"{VIDEOS}/{index}-{words_of(video.path.stem)}{suffix.lower()}")
-        existing.place(video, videos[0], out / placed[-1])
-    labels = labels_of(videos)
-    features = dict(zip(labels, (each.features for each in seen), strict=True))
-    distances = set_distances(asked.sets, labels, 1, lambda key, label, _prompt: features[label][key])
-    report = of_videos(videos, measured, [each.scores for each in seen], placed, asked=asked, distances=distances)
-    write(out, report)
+    report, failed = compare_existing(
+        arguments.videos,
+        judged=arguments.judge is not None,
+        load=lambda: _asked(arguments),
+        out=out,
+        console=console,
+    )
     _show(report, console)
-    console.log(f"{out / 'index.html'}: {len(videos)} videos")
-    return 0
+    left_out = f", {failed} left out" if failed else ""
+    console.log(f"{out / 'index.html'}: {len(report.runs)} videos{left_out}")
+    return 1 if failed else 0
 
 
 def _show(report: ComparisonReport, console: Console) -> None:

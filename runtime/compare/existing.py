@@ -1,246 +1,217 @@
-"""Existing videos: read frame by frame, measured against the first of them, and put into the report's folder."""
+"""Existing videos: which of those that were given can be compared, which of their frames, and their copies."""
 
 from __future__ import annotations
 
-import contextlib
-import json
+import dataclasses
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from flowblending import FlowBlendingError, UsageError
-from flowblending.runtime.compare.scoring import Scorer, SetScorer
-from flowblending.runtime.measures.networks import Features, Frames
-from flowblending.runtime.measures.similarity import Likeness, Smoothness
+from flowblending.runtime.media.display import UPRIGHT, Picture, even_sided
+from flowblending.runtime.media.frame_times import middles
+from flowblending.runtime.media.read_video import VideoFile, pictures, read_video
 from flowblending.runtime.media.video import from_uint8, open_writer
+from flowblending.system.output import cannot_write
+from flowblending.system.printable import printable
 from flowblending.system.whole_file import whole_file
 
-Frame = npt.NDArray[np.uint8]
+PLAYABLE: Mapping[str, frozenset[str]] = {
+    ".mp4": frozenset({"h264", "vp9", "av1"}),
+    ".webm": frozenset({"vp8", "vp9", "av1"}),
+}
+"""Codecs that browsers play, by their files' kind; other videos are written anew for the page, and measured as they
+were."""
 
-PLAYABLE = {"h264", "vp8", "vp9", "av1"}
-"""Codecs that browsers play; other videos are written anew for the page, and measured as they were."""
+_QUICKTIME = "qt  "
+"""The brand of QuickTime's own files, which not all browsers play."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExistingVideo:
-    """An existing video.
+    """A video of a comparison.
 
     Attributes:
-        count: of its frames, as the file says; 0 if it does not.
-        codec: FFmpeg's name of it.
-        pixels: FFmpeg's name of the pixel format.
-        about: what fb-run wrote into it: prompt, schedule, cache; empty for another's video.
+        label: what it is called: its file's name, or as much of its path as tells it apart.
+        frames: which of its own are compared, in order; a player that shows one longer has it here again.
+        frame_rate: of the comparison, in frames per second.
     """
 
-    path: Path
-    width: int
-    height: int
+    file: VideoFile
+    label: str
+    frames: Sequence[int]
     frame_rate: float
-    count: int
-    codec: str
-    pixels: str
-    about: Mapping[str, str]
 
     @property
-    def playable(self) -> bool:
-        """Whether browsers play it as it is."""
-        return self.path.suffix in (".mp4", ".webm") and self.codec in PLAYABLE and self.pixels == "yuv420p"
+    def about(self) -> Mapping[str, str]:
+        """What fb-run wrote into it; empty for another's video."""
+        return self.file.about
 
-    def fits(self, first: ExistingVideo) -> bool:
-        """Whether browsers play it as it is, and in step with the first video."""
-        return self.playable and abs(self.frame_rate - first.frame_rate) < 1e-3
+    @property
+    def resampled(self) -> bool:
+        """Whether some frames are compared twice, or not at all."""
+        return list(self.frames) != list(range(self.file.count))
 
+    @property
+    def suffix(self) -> str:
+        """Of the page's copy."""
+        return (_playable(self.file) or ".mp4") if self.fits else ".mp4"
 
-@dataclass(frozen=True, kw_only=True)
-class FrameMeasurements:
-    """What a video's frames say.
-
-    Attributes:
-        error: mean squared error against the first video's frames, in levels of 0..1; None for that one itself.
-        ssim: likewise; None also where frames are smaller than its window.
-    """
-
-    frames: int
-    smoothness: float | None
-    error: float | None
-    ssim: float | None
-
-
-def open_video(path: Path) -> ExistingVideo:
-    """What a video file is.
-
-    Raises:
-        FlowBlendingError: it is none, or PyAV is not installed.
-    """
-    with _opened(path) as container:
-        stream = container.streams.video[0]
-        rate: Fraction = stream.average_rate or Fraction(16)
-        return ExistingVideo(
-            path=path,
-            width=stream.width,
-            height=stream.height,
-            frame_rate=float(rate),
-            count=stream.frames,
-            codec=stream.codec_context.name,
-            pixels=str(stream.codec_context.pix_fmt),
-            about=_about(container.metadata.get("comment", "")),
+    @property
+    def fits(self) -> bool:
+        """Whether browsers play it as it is, and in step with the first video: the page's copy is the same then."""
+        file, frame = self.file, 1 / self.frame_rate
+        in_step = (
+            file.times.constant
+            and not self.resampled
+            and abs(file.frame_rate - self.frame_rate) < 1e-3
+            # A player shows nothing before the first frame, and waits for what else is in the file after the last.
+            and abs(file.start) < frame / 2
+            and abs(file.length - file.count * frame) < frame / 2
         )
+        # Players differ in how they show these, or in how often; browsers have the page behind what is transparent.
+        plain = not (file.transparent or file.damaged) and file.aspect == 1 and file.promised in (0, file.count)
+        upright = file.orientation == UPRIGHT or (_playable(file) == ".mp4" and not file.orientation.mirrored)
+        return in_step and plain and upright and _playable(file) is not None
 
 
-def open_all(paths: Sequence[Path]) -> list[ExistingVideo]:
-    """Several videos of one size.
+def _playable(file: VideoFile) -> str | None:
+    """The suffix of files that browsers play and this is one of; None if they do not."""
+    kind = ".mp4" if "mp4" in file.container.split(",") else ".webm" if "webm" in file.container.split(",") else ""
+    if file.codec in PLAYABLE.get(kind, ()) and file.pixels == "yuv420p" and file.brand != _QUICKTIME:
+        return kind
+    return None
+
+
+def open_all(paths: Sequence[Path]) -> tuple[list[ExistingVideo], list[str]]:
+    """The videos that can be compared, the reference first, and sentences on those that cannot.
+
+    All of them are decoded once, so that nothing is measured which could not be compared in the end.
 
     Raises:
-        UsageError: fewer than two, one twice, or videos of different sizes.
-        FlowBlendingError: one is no video.
+        UsageError: fewer than two, or one twice.
+        FlowBlendingError: the first one is no video, or no other can be compared with it.
     """
     if len(paths) < 2:
         raise UsageError(f"{len(paths)} video was given, but a comparison needs at least 2; give --videos A.mp4 B.mp4.")
-    if len({path.resolve() for path in paths}) < len(paths):
+    if len({os.path.realpath(path) for path in paths}) < len(paths):
         raise UsageError("One video was given twice; give each once.")
-    videos = [open_video(path) for path in paths]
-    first = videos[0]
-    for video in videos[1:]:
-        if (video.width, video.height) != (first.width, first.height):
-            raise UsageError(
-                f"{video.path} is {video.width}x{video.height}, but {first.path} is {first.width}x{first.height}; "
-                "give videos of one size."
-            )
-        # A file need not say how many frames it has; then they are counted while they are compared.
-        if video.count and first.count and video.count != first.count:
-            raise _lengths(video, video.count, first, first.count)
-    return videos
+    labels = labels_of(paths)
+    videos = [_reference(read_video(paths[0]), labels[0])]
+    failures: list[FlowBlendingError] = []
+    for path, label in zip(paths[1:], labels[1:], strict=True):
+        try:
+            videos.append(_against(videos[0], read_video(path), label))
+        except FlowBlendingError as error:
+            failures.append(error)
+    if len(videos) == 1:
+        raise failures[0] if len(failures) == 1 else FlowBlendingError(nothing_left(videos[0], map(str, failures)))
+    return videos, [str(error) for error in failures]
 
 
-def frames_of(video: ExistingVideo) -> Iterator[Frame]:
-    """Every frame in order, uint8 [H, W, 3]."""
-    with _opened(video.path) as container:
-        for frame in container.decode(video=0):
-            # The file says how its colours are coded; FFmpeg's own choice would be BT.601.
-            yield np.asarray(frame.to_ndarray(format="rgb24"))
+def nothing_left(reference: ExistingVideo, failures: Iterator[str]) -> str:
+    """The sentence for a reference that is left alone."""
+    return f"No video is left to compare with {reference.label}: {' '.join(failures)}"
 
 
-def whole(video: ExistingVideo) -> Frames:
-    """All frames at once, for scorers, uint8 [F, H, W, 3]."""
-    return np.stack(list(frames_of(video)))
+def _reference(file: VideoFile, label: str) -> ExistingVideo:
+    frames: Sequence[int] = range(file.count)
+    if not file.times.constant:
+        count = max(1, round(file.times.length * file.frame_rate))
+        frames = file.times.shown(middles(file.frame_rate, count))
+    return ExistingVideo(file=file, label=label, frames=frames, frame_rate=file.frame_rate)
 
 
-def measure(video: ExistingVideo, first: ExistingVideo | None, advance: Callable[[int], None]) -> FrameMeasurements:
-    """Measure one video, against the first one if it is another; two frames of each are in memory at a time.
+def _against(first: ExistingVideo, file: VideoFile, label: str) -> ExistingVideo:
+    """A video in step with the first one: frame by frame, or by time where a frame rate varies.
 
     Raises:
-        UsageError: they have different numbers of frames.
-        FlowBlendingError: one cannot be read to its end.
+        UsageError: they have different sizes or lengths.
     """
-    smoothness, likeness, count = Smoothness(), Likeness(), 0
-    others: Iterator[Frame] = iter(()) if first is None else frames_of(first)
-    for ours in frames_of(video):
-        smoothness.add(ours)
-        count += 1
-        if first is not None:
-            theirs = next(others, None)
-            if theirs is None:
-                raise _lengths(video, _count(video), first, _count(first))
-            likeness.add(ours, theirs)
-        advance(1)
-    if next(others, None) is not None and first is not None:
-        raise _lengths(video, _count(video), first, _count(first))
-    return FrameMeasurements(
-        frames=count,
-        smoothness=smoothness.value,
-        error=None if first is None else likeness.error,
-        ssim=None if first is None else likeness.ssim,
-    )
+    name, other = printable(file.path), printable(first.file.path)
+    if (file.width, file.height) != (first.file.width, first.file.height):
+        raise UsageError(f"{name} is {_size(file)}, but {other} is {_size(first.file)}; give videos of one size.")
+    if file.times.constant and first.file.times.constant:
+        if file.count != first.file.count:
+            raise UsageError(
+                f"{name} has {file.count} frames{_promise(file)}, but {other} has "
+                f"{first.file.count}{_promise(first.file)}; give videos of one length."
+            )
+        return dataclasses.replace(first, file=file, label=label, frames=range(file.count))
+    if abs(file.times.length - first.file.times.length) > 1 / first.frame_rate:
+        raise UsageError(
+            f"{name} takes {file.times.length:.3f} s, but {other} takes {first.file.times.length:.3f} s, and with a "
+            "variable frame rate frames are compared by time; give videos of one length."
+        )
+    frames = file.times.shown(middles(first.frame_rate, len(first.frames)))
+    return dataclasses.replace(first, file=file, label=label, frames=frames)
 
 
-def _count(video: ExistingVideo) -> int:
-    return sum(1 for _ in frames_of(video))
+def _size(file: VideoFile) -> str:
+    remarks = []
+    if file.orientation.transposed:
+        remarks.append(f"turned by {file.orientation.degrees} degrees")
+    if file.aspect != 1:
+        remarks.append(f"of pixels {file.aspect.numerator}:{file.aspect.denominator}")
+    shown = f" as it is shown, {' and '.join(remarks)}" if remarks else ""
+    return f"{file.width}x{file.height}{shown}"
 
 
-def _lengths(video: ExistingVideo, ours: int, first: ExistingVideo, theirs: int) -> UsageError:
-    return UsageError(f"{video.path} has {ours} frames, but {first.path} has {theirs}; give videos of one length.")
+def _promise(file: VideoFile) -> str:
+    return f" that can be decoded, of {file.promised} that it promises" if file.promised > file.count else ""
 
 
-def place(video: ExistingVideo, first: ExistingVideo, target: Path) -> None:
-    """Put a video where the page finds it: a copy, or in H.264 and at the first one's frame rate where it does not fit.
+def frames_of(video: ExistingVideo) -> Iterator[Picture]:
+    """Every frame that is compared, in order, uint8 [H, W, 3].
+
+    Raises:
+        FlowBlendingError: the file is not any more what it was.
+    """
+    wanted = iter(video.frames)
+    next_one = next(wanted, None)
+    for index, picture in enumerate(pictures(video.file)):
+        while next_one == index:
+            yield picture
+            next_one = next(wanted, None)
+        if next_one is None:
+            return
+    raise FlowBlendingError(f"{printable(video.file.path)} has become shorter while it was compared; run again.")
+
+
+def place(video: ExistingVideo, target: Path) -> None:
+    """Put a video where the page finds it: a copy, or in H.264 and in step with the first one where it does not fit.
 
     Raises:
         FlowBlendingError: it cannot be written.
     """
-    if not video.fits(first):
+    if not video.fits:
+        # 4:2:0 holds even sizes only, and nothing else is played everywhere.
+        width, height = (size + size % 2 for size in (video.file.width, video.file.height))
         with open_writer(
-            target, width=video.width, height=video.height, frame_rate=first.frame_rate, metadata=dict(video.about)
+            target, width=width, height=height, frame_rate=video.frame_rate, metadata=dict(video.about)
         ) as writer:
-            for frame in frames_of(video):
-                writer.write(from_uint8(frame[None]))
+            for picture in frames_of(video):
+                writer.write(from_uint8(even_sided(picture)[None]))
         return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(target) as temporary:
-            shutil.copyfile(video.path, temporary)
+            shutil.copyfile(video.file.path, temporary)
     except OSError as error:
-        raise FlowBlendingError(
-            f"Cannot write {target} ({error.strerror}); free some space there, or give another --out."
-        ) from None
+        raise cannot_write(target, error) from None
 
 
-@dataclass(frozen=True, kw_only=True)
-class VideoScores:
-    """What scorers say of a video, by their keys: figures, and features for set scorers."""
-
-    scores: Mapping[str, Mapping[str, float]]
-    features: Mapping[str, Features]
-
-
-def look(
-    videos: Sequence[ExistingVideo], scorers: Sequence[Scorer], sets: Sequence[SetScorer], video: ExistingVideo
-) -> VideoScores:
-    """Have a video scored; the whole of it, and of the first, is in memory for that.
-
-    Raises:
-        MeasureError: a scorer failed.
-    """
-    if not scorers and not sets:
-        return VideoScores(scores={}, features={})
-    frames = whole(video)
-    reference = None if video is videos[0] or not scorers else whole(videos[0])
-    prompt = video.about.get("prompt", "")
-    return VideoScores(
-        scores={each.key: dict(each.score(frames, prompt, reference)) for each in scorers},
-        features={each.key: each.features(frames) for each in sets},
-    )
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """PyAV's container; every way in which reading may fail becomes a sentence."""
-    try:
-        import av
-    except ImportError:
-        raise FlowBlendingError(
-            "Reading videos needs PyAV, which is not installed; install flowblending[video]."
-        ) from None
-    if not path.is_file():
-        raise FlowBlendingError(f"There is no video {path}; give --videos the names of files.")
-    try:
-        # FFmpeg takes what stands before a colon for a protocol, but not in an absolute path.
-        with av.open(str(path.absolute())) as container:
-            if not container.streams.video:
-                raise FlowBlendingError(f"{path} holds no video; give --videos files that do.")
-            yield container
-    except (av.FFmpegError, OSError) as error:
-        raise FlowBlendingError(f"{path} cannot be read as a video ({error.strerror}); give another file.") from None
-
-
-def _about(comment: str) -> dict[str, str]:
-    try:
-        content = json.loads(comment)
-    except ValueError:
-        return {}
-    return {str(key): str(value) for key, value in content.items()} if isinstance(content, dict) else {}
+def labels_of(paths: Sequence[Path]) -> list[str]:
+    """The files' names, or as much of their paths as tells them apart."""
+    ends = Counter(path.parts[-depth:] for path in paths for depth in range(1, len(path.parts) + 1))
+    labels: list[str] = []
+    for path in paths:
+        whole = len(path.parts)
+        depth = next((each for each in range(1, whole) if ends[path.parts[-each:]] == 1), whole)
+        label = printable(Path(*path.parts[-depth:]))
+        # Escapes may make of a name what another one is.
+        labels.append(label if label not in labels else f"{label} ({len(labels) + 1})")
+    return labels

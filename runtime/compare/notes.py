@@ -11,6 +11,7 @@ from flowblending.runtime.compare.report import CalibrationDivergence
 from flowblending.runtime.compare.runs import Variant
 from flowblending.runtime.compare.sample import TRAIL
 from flowblending.runtime.compare.scoring import Asked
+from flowblending.runtime.media.display import UPRIGHT
 from flowblending.runtime.options import AUTO
 
 _UNMEASURED = {
@@ -82,12 +83,35 @@ def trail_note(geometry: Geometry) -> list[str]:
     return [f"The cosines by step are of {TRAIL} of the latents' {size} numbers, the same ones for all runs."]
 
 
-def foreign(videos: Sequence[ExistingVideo]) -> list[str]:
-    """Which videos are not the originals on the page."""
-    names = [video.path.name for video in videos if not video.fits(videos[0])]
-    if not names:
-        return []
-    return [
-        f"For the page, {' and '.join(names)} was written anew in H.264 at {videos[0].frame_rate:g} frames per second; "
-        "the figures are the original's."
-    ]
+def existing_notes(videos: Sequence[ExistingVideo]) -> list[str]:
+    """How videos were read whose files do not hold what a player shows, and which copies are not the originals."""
+    notes = [f"{video.label} {remark}." for video in videos for remark in _remarks(video)]
+    anew = [video.label for video in videos if not video.fits]
+    if anew:
+        notes.append(
+            f"For the page, {' and '.join(anew)} {'were' if len(anew) > 1 else 'was'} written anew in H.264 at "
+            f"{videos[0].frame_rate:g} frames per second; the figures are the originals'."
+        )
+    return notes
+
+
+def _remarks(video: ExistingVideo) -> list[str]:
+    file, remarks = video.file, []
+    if (turn := file.orientation) != UPRIGHT:
+        how = [f"turned by {turn.degrees} degrees clockwise"] if turn.degrees else []
+        how = ["mirrored", *how] if turn.mirrored else how
+        remarks.append(f"was {' and '.join(how)}, as its file says")
+    if file.aspect != 1:
+        shape = f"{file.aspect.numerator}:{file.aspect.denominator}"
+        remarks.append(f"has pixels of {shape}, and was stretched to {file.width}×{file.height}")
+    if file.transparent:
+        remarks.append("may be transparent, and was put on black")
+    if file.promised > file.count:
+        remarks.append(f"promises {file.promised} frames, of which {file.count} can be decoded and are shown")
+    if file.damaged:
+        remarks.append(f"has {file.damaged} damaged frames, which players may show otherwise")
+    if video.resampled:
+        remarks.append(f"was compared as it is shown {video.frame_rate:g} times per second, since frame rates vary")
+    if file.width % 2 or file.height % 2:
+        remarks.append("has an odd size; unless its copy on the page is the original, that is a pixel larger")
+    return remarks

@@ -9,6 +9,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 from flowblending.runtime.compare.by_step import divergence_charts, steps_chart
 from flowblending.runtime.compare.charts import colour_index, mark, scatter_charts
@@ -71,7 +72,7 @@ def _data(report: ComparisonReport) -> str:
                 "note": case.note,
                 "clips": {
                     label: {
-                        "video": clip.video,
+                        "video": quote(clip.video),
                         "figures": _caption(clip, report.columns, reference=label == report.runs[0].label),
                     }
                     for label, clip in case.clips.items()

@@ -17,6 +17,7 @@ from typing import Literal
 from pydantic import TypeAdapter, ValidationError
 
 from flowblending import FlowBlendingError
+from flowblending.contracts import upgrade
 from flowblending.contracts.graph import Dim, GraphSpec
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import LATENTS, TIMESTEP, Program
@@ -114,7 +115,7 @@ class ProgramFile:
         """Read and check a file.
 
         Raises:
-            FlowBlendingError: it is missing, damaged, of another format, or contradicts itself.
+            FlowBlendingError: it is missing, damaged, of a later format, or contradicts itself.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -124,6 +125,10 @@ class ProgramFile:
             ) from None
         if not isinstance(content, dict):
             raise FlowBlendingError(f"{path} is no sampling program; write it with fb-run --emit-program.")
+        try:
+            content = upgrade.PROGRAM.upgrade(content, path, "write it again with fb-run --emit-program")
+        except ValueError as error:
+            raise FlowBlendingError(f"{path} is damaged ({error}); write it again.") from None
         program = Program.from_json(content)
         names = ("bundle", "slots", "engines")
         try:

@@ -78,7 +78,7 @@ WRONG_JOBS: list[tuple[tuple[str, ...], str]] = [
         ("--prompt", "x", "--seed", str(2**70)),
         "but a whole number from 0 to 18446744073709551615 was expected; give --seed 42",
     ),
-    ((), "Give either --prompt TEXT or --prompts FILE"),
+    ((), "Give --prompt TEXT, --prompts FILE or --decode FILE"),
     (("--prompt", " "), "The prompt is empty; say what the video shows"),
     (("--prompt", "x", "--prompts", "y"), "Give either --prompt TEXT or --prompts FILE"),
 ]
@@ -96,7 +96,7 @@ def test_files_that_cannot_be_read(toy: Path, tmp_path: Path) -> None:
     assert_sentence(run("fb-run", tmp_path / "none", "--prompt", "x"), 1, "is no bundle")
     (tmp_path / "empty.txt").write_text("\n")
     assert_sentence(run("fb-run", toy, "--prompts", tmp_path / "empty.txt"), 2, "holds no prompt")
-    assert_sentence(run("fb-run", toy, "--prompt", "x", "--latents", tmp_path / "no.npy"), 1, "Cannot read latents")
+    assert_sentence(run("fb-run", toy, "--prompt", "x", "--noise", tmp_path / "no.npy"), 1, "Cannot read latents")
     (toy / "large.onnx").write_bytes(b"other")
     assert_sentence(run("fb-run", toy, "--prompt", "x"), 1, "rebuild with: fb-build-engines --large 'a b'")
 
@@ -159,6 +159,62 @@ def test_a_video_with_its_metadata_and_the_same_latents_again(build: Build, tmp_
 
 
 @pytest.mark.slow
+def test_finished_latents_are_decoded_and_told_from_noise(build: Build, tmp_path: Path) -> None:
+    bundle, latents = build("wan").folder, tmp_path / "latents.npy"
+    common = ("--prompt", PROMPT, "--steps", 2, "--device", "cpu", "--out", tmp_path / "a.npy")
+    assert run("fb-run", bundle, *common, "--save-latents", latents).returncode == 0
+    decoded = run("fb-run", bundle, "--decode", latents, "--device", "cpu", "--out", tmp_path / "b.npy")
+    assert (decoded.returncode, decoded.stderr.count("warning")) == (0, 0), decoded.stderr
+    assert np.array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
+    idle = run("fb-run", bundle, "--decode", latents, "--seed", 3, "--fps", 8, "--out", tmp_path / "b.npy")
+    assert "the seed 3 does nothing, because this bundle's decoder adds no noise." in idle.stderr
+    assert "the frame rate 8 does nothing, because no file is written that has one." in idle.stderr
+    smooth = np.repeat(np.load(latents)[..., ::2], 2, axis=-1)
+    np.save(tmp_path / "smooth.npy", smooth)
+    given = run("fb-run", bundle, *common, "--noise", tmp_path / "smooth.npy")
+    assert "warning: the noise given does not look like noise: " in given.stderr
+    assert "latents of a finished run are for fb-run --decode" in given.stderr
+    np.save(tmp_path / "noise.npy", np.random.default_rng(0).standard_normal(smooth.shape, np.float32))
+    noisy = run("fb-run", bundle, "--decode", tmp_path / "noise.npy", "--out", tmp_path / "c.mp4")
+    assert "warning: the latents look like noise, which no run has finished" in noisy.stderr
+    with av.open(str(tmp_path / "c.mp4")) as video:
+        assert set(json.loads(video.metadata["comment"])) == {"decoded_latents_sha256", "seed", "bundle"}
+    for array, message in (
+        (smooth[0], "Latents of shape [16, 3, 6, 4] were given, but one video's"),
+        (np.full_like(smooth, np.inf), "give finite ones to --decode."),
+        (smooth[:, :, :2], "give such latents"),
+        (smooth.astype(np.int8), "give such a file to --decode."),
+    ):
+        np.save(tmp_path / "bad.npy", array)
+        assert_sentence(
+            run("fb-run", bundle, "--decode", tmp_path / "bad.npy", "--out", tmp_path / "d.npy"), 2, message
+        )
+    assert not (tmp_path / "d.npy").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--prompt", "x"),
+        ("--prompts", "x"),
+        ("--noise", "x"),
+        ("--steps", "3"),
+        ("--no-batched-guidance",),
+        ("--save-latents", "x"),
+        ("--dry-run",),
+        ("--emit-program", "x"),
+        ("--size", "64x64"),
+    ],
+    ids=" ".join,
+)
+def test_decoding_takes_no_option_of_sampling(toy: Path, options: tuple[str, ...]) -> None:
+    flag = options[0].replace("--no-", "--")
+    assert_sentence(
+        run("fb-run", toy, "--decode", "latents.npy", *options), 2, f"takes no {flag}; leave one of the two out."
+    )
+
+
+@pytest.mark.slow
 def test_latents_from_a_file(build: Build, tmp_path: Path) -> None:
     from flowblending.runtime.media.noise import TorchNormal
 
@@ -166,15 +222,20 @@ def test_latents_from_a_file(build: Build, tmp_path: Path) -> None:
     noise = TorchNormal(5).normal((1, 16, 3, 6, 4))
     np.save(tmp_path / "noise.npy", noise)
     common = ("--prompt", "x", "--steps", 2, "--device", "cpu", "--out", tmp_path / "x.npy")
-    for name, options in (("seed", ("--seed", 5)), ("file", ("--latents", tmp_path / "noise.npy"))):
+    for name, options in (("seed", ("--seed", 5)), ("file", ("--noise", tmp_path / "noise.npy"))):
         result = run("fb-run", bundle, *common, *options, "--save-latents", tmp_path / f"{name}.npy")
         assert result.returncode == 0, result.stderr
     assert np.array_equal(np.load(tmp_path / "seed.npy"), np.load(tmp_path / "file.npy"))
     np.save(tmp_path / "bad.npy", noise[:, :, :2])
-    assert_sentence(run("fb-run", bundle, *common, "--latents", tmp_path / "bad.npy"), 2, "expects float32 of shape")
+    assert_sentence(run("fb-run", bundle, *common, "--noise", tmp_path / "bad.npy"), 2, "expects float32 of shape")
+    former = run("fb-run", bundle, *common, "--latents", tmp_path / "noise.npy", "--save-latents", tmp_path / "old.npy")
+    assert "warning: --latents is called --noise now" in former.stderr
+    assert np.array_equal(np.load(tmp_path / "old.npy"), np.load(tmp_path / "file.npy"))
+    both = ("--noise", tmp_path / "noise.npy", "--latents", tmp_path / "noise.npy")
+    assert_sentence(run("fb-run", bundle, *common, *both), 2, "both were given; leave out --latents.")
     noise[0, 0, 0, 0, 0] = np.nan
     np.save(tmp_path / "bad.npy", noise)
-    assert_sentence(run("fb-run", bundle, *common, "--latents", tmp_path / "bad.npy"), 2, "infinite or undefined")
+    assert_sentence(run("fb-run", bundle, *common, "--noise", tmp_path / "bad.npy"), 2, "infinite or undefined")
 
 
 @pytest.mark.slow

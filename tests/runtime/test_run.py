@@ -96,6 +96,22 @@ def test_a_run_tells_what_it_does_and_writes_what_it_tells(pipeline: ToyPipeline
     assert again == [kind for kind in KINDS if kind is not LoadEvent]
 
 
+def test_noise_that_does_not_look_like_noise_is_told_before_the_work(pipeline: ToyPipeline) -> None:
+    shape = VideoRun(pipeline, JOB, embeddings=NO_TEXT).program.latent_shape
+    noise = TorchNormal(1).normal((1, *shape))
+    found = {}
+    for name, given in (("noise", noise), ("large", noise * 3), ("shifted", noise + 2), ("constant", noise * 0)):
+        events = VideoRun(pipeline, JOB, latents=given, embeddings=NO_TEXT, decode=False).events()
+        early = itertools.takewhile(lambda event: isinstance(event, WarningEvent), events)
+        warnings = [event.message for event in early if isinstance(event, WarningEvent)]
+        found[name] = [message for message in warnings if "look like noise" in message]
+        events.close()
+    assert [len(messages) for messages in found.values()] == [0, 1, 1, 1]
+    assert "the noise given does not look like noise: standard deviation 3" in found["large"][0]
+    with pytest.warns(UserWarning, match=r"does not look like noise: .* are for fb-run --decode, or decode\(\)"):
+        next(iter(VideoSampler(pipeline).generate("x", noise=noise * np.float32(3), guidance=1.0, steps=1)), None)
+
+
 def test_engines_are_opened_first_where_that_is_asked_for(pipeline: ToyPipeline) -> None:
     events = VideoRun(pipeline, JOB, embeddings=NO_TEXT, open_first=True).events()
     assert [type(event) for event in itertools.islice(events, 5)] == [*[LoadEvent] * 4, SamplingEvent]

@@ -155,7 +155,7 @@ PROGRAMS = {
     "flowblending.runtime.calibrate.cli": "{folder} --prompts {folder}/prompts --no-plot",
     "flowblending.runtime.compare.cli": "{folder} --prompts {folder}/prompts --out {out}",
     "flowblending.runtime.serve.triton.cli": "{folder} --out {out}",
-    "flowblending.runtime.serve.triton.client_cli": "--model x --prompt x --latents {folder}/prompts --out {out}.npy",
+    "flowblending.runtime.serve.triton.client_cli": "--model x --prompt x --noise {folder}/prompts --out {out}.npy",
     "flowblending.engine.cli": "--prove {folder}",
 }
 

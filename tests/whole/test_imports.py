@@ -39,6 +39,7 @@ RUN = {
     "runtime/pipeline",
     "runtime/stage_times",
     "runtime/unused",
+    "runtime/decode_run",
     "runtime/run",
     "runtime/generate",
 }
@@ -71,7 +72,15 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/pipeline": SAMPLING,
     "runtime/unused": {*ENGINE, "runtime/options", "runtime/program"},
     "runtime/stage_times": {*SAMPLING, "runtime/pipeline"},
-    "runtime/run": {*SAMPLING, "runtime/events", "runtime/pipeline", "runtime/stage_times", "runtime/unused"},
+    "runtime/decode_run": {*SAMPLING, "runtime/events", "runtime/pipeline", "runtime/stage_times"},
+    "runtime/run": {
+        *SAMPLING,
+        "runtime/decode_run",
+        "runtime/events",
+        "runtime/pipeline",
+        "runtime/stage_times",
+        "runtime/unused",
+    },
     "runtime/generate": {*SAMPLING, "runtime/events", "runtime/pipeline", "runtime/stage_times", "runtime/run"},
     "runtime/dry_run": {*ENGINE, "runtime/devices", "runtime/jobs", "runtime/options", "runtime/program"},
     "runtime/api": RUN,
@@ -80,7 +89,8 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/compare": {*RUN, "runtime/measures", "runtime/calibrate"},
     "runtime/batch": RUN,
     "runtime/serve": RUN,
-    "runtime/cli": {*RUN, "runtime/batch", "runtime/dry_run"},
+    "runtime/decode_file": RUN,
+    "runtime/cli": {*RUN, "runtime/batch", "runtime/decode_file", "runtime/dry_run"},
     # The one room that calls all others.
     "engine/build": {
         *RUN,

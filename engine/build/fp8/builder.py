@@ -61,10 +61,13 @@ class Fp8Builder:
 
     def key(self, name: str) -> dict[str, str]:
         """What determines an fp8 graph beside the checkpoint; after the calibration was obtained."""
+        from flowblending.export.fp8.export import REVISION
+
         keep = self._options.kept(name)
         kept = "default" if keep is None else str(keep)
         attention = ", attention too" if self._options.attention else ""
-        return {"precision": f"fp8, else {self._base}, {kept} blocks kept{attention}", **self.calibrator.key}
+        precision = f"fp8, else {self._base}, {kept} blocks kept{attention}"
+        return {"precision": precision, "fp8": f"fp8 {REVISION}", **self.calibrator.key}
 
     def blocks(self, name: str) -> Fp8Blocks:
         """Which blocks of a transformer will be fp8."""

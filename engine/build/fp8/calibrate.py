@@ -26,10 +26,15 @@ from flowblending.engine.build.fp8.room import (
     on_gpu,
     sampled_geometry,
 )
-from flowblending.engine.build.fp8.trajectories import RangesRequest, Trajectories, TrajectoryRanges, measure
+from flowblending.engine.build.fp8.trajectories import (
+    REVISION,
+    RangesRequest,
+    Trajectories,
+    TrajectoryRanges,
+    measure,
+)
 from flowblending.engine.bundle.bundle import Bundle, describe_file
 from flowblending.engine.store.store import Order, Store
-from flowblending.system.checksum import sources_sha256
 from flowblending.system.console import Console
 
 if TYPE_CHECKING:
@@ -169,8 +174,6 @@ class RangeCalibrator:
             name="calibration",
             key={
                 "measured on": self._measured_on,
-                "graph": sources_sha256("export", "**/*.py"),
-                "trajectories": sources_sha256("runtime", "**/*.py"),
                 "versions": exporter_versions(),
             },
             family=self._pair.pipeline.family,
@@ -200,8 +203,7 @@ class RangeCalibrator:
         if old is None or file is None:
             return None
         path = old.folder / file.path
-        wanted = {"calibration": self._measured_on, "graph": sources_sha256("export", "**/*.py")}
-        same = any(wanted.items() <= each.key.items() for each in old.manifest.components.values())
+        same = any(each.key.get("calibration") == self._measured_on for each in old.manifest.components.values())
         return path if same and path.is_file() and describe_file(old.folder, path) == file else None
 
     def _calibrate(self, scratch: Path) -> Fp8Calibration:
@@ -285,11 +287,15 @@ class RangeCalibrator:
 
     @cached_property
     def _measured_on(self) -> str:
-        """Digest of all that a calibration depends on but for programs."""
+        """Digest of all that a calibration depends on but for the versions of libraries."""
+        from flowblending.export.graph.trace import REVISION as EXPORTER
+
         options, pair = self._options, self._pair
         if options.calibration is not None:
             return hashlib.sha256(options.calibration.read_bytes()).hexdigest()
+        run = [pair.parts[name] for name in (LARGE, SMALL, TEXT_ENCODER)]
         content = {
+            "revisions": [f"exporter {EXPORTER}", f"trajectories {REVISION}", *(part.revision for part in run)],
             "prompts": self._prompts,
             "schedule": options.schedule or SCHEDULE,
             "steps": options.steps,
@@ -297,7 +303,7 @@ class RangeCalibrator:
             "margin": MARGIN if options.margin is None else options.margin,
             "pipeline": repr(pair.pipeline),
             "geometry": repr(self._geometry),
-            "weights": [pair.weights(pair.parts[name]) for name in (LARGE, SMALL, TEXT_ENCODER)],
+            "weights": [pair.weights(part) for part in run],
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

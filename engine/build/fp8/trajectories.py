@@ -30,6 +30,9 @@ from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.sampler.loop import Sampler
 from flowblending.system.subprocess_call import EndedError, call_in_subprocess
 
+REVISION = 1
+"""Raised when the same pair, prompts and options give other ranges: the observed graphs, and all that samples."""
+
 _SAMPLES = 2
 """Prompts of which the conditions are handed back."""
 

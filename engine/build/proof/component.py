@@ -11,12 +11,16 @@ from flowblending.contracts.graph import LARGE, SMALL, ExportedGraph
 from flowblending.contracts.proof import Compared, GraphFacts, PlanFacts, Proof, proof_file
 from flowblending.engine.backends.backend import Compiled, Fp8AttentionError, Listing
 from flowblending.engine.backends.protocol import ShapeProfile, largest
-from flowblending.engine.store.store import link_or_copy
+from flowblending.system.share import link_or_copy
 
 if TYPE_CHECKING:
     from flowblending.export.graph.audit import Audit
     from flowblending.export.verify.reference_outputs import ReferenceRecorder
     from flowblending.export.verify.verify import Parity
+
+
+REVISION = 1
+"""Raised when a component is verified otherwise, or something else is noted of it in the files beside its engine."""
 
 
 def note_verified(graph: ExportedGraph, recorder: ReferenceRecorder, parity: Parity) -> None:

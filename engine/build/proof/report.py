@@ -5,6 +5,7 @@ It is about the bundle and no part of it: it may be deleted, and `prove` adds to
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 
 import flowblending
 from flowblending import FlowBlendingError
+from flowblending.contracts import upgrade
 from flowblending.contracts.manifest import Component, Manifest
 from flowblending.contracts.proof import Facts, Proof, Sizes, read_proof
 from flowblending.engine.backends.protocol import ends
@@ -25,7 +27,7 @@ from flowblending.engine.bundle.bundle import REPORT, Bundle
 from flowblending.engine.bundle.geometry import shape_profiles
 from flowblending.system.whole_file import replace_file
 
-FORMAT = 3
+FORMAT = upgrade.REPORT.number
 
 
 class Memory(Facts):
@@ -200,9 +202,17 @@ def write_report(report: BuildReport, folder: Path) -> None:
 
 
 def read_report(bundle: Bundle) -> BuildReport | None:
-    """The report of a bundle; None if there is none of this version, or it is of another build."""
+    """The report of a bundle; None if there is none that can be read, or it is of another build.
+
+    Raises:
+        FlowBlendingError: it was written by a later version.
+    """
+    path = bundle.folder / REPORT
     try:
-        report = BuildReport.model_validate_json((bundle.folder / REPORT).read_bytes())
-    except (OSError, ValidationError):
+        content = upgrade.REPORT.upgrade(
+            json.loads(path.read_bytes()), path, f"remove it, and rebuild with: {bundle.rebuild}"
+        )
+        report = BuildReport.model_validate_json(json.dumps(content))
+    except (OSError, ValidationError, ValueError):
         return None
-    return report if report.format == FORMAT and report.bundle == bundle.manifest.id else None
+    return report if report.bundle == bundle.manifest.id else None

@@ -25,7 +25,7 @@ from flowblending.export.checkpoint.checkpoint import (
 from flowblending.export.checkpoint.naming import shown
 from flowblending.export.families.ltx.row import LTX
 from flowblending.export.families.ltx.signal import load_signal
-from flowblending.export.families.ltx.transformer import load_transformer
+from flowblending.export.families.ltx.transformer import REVISION, load_transformer
 from flowblending.export.families.ltx.vae import vae_part
 from flowblending.export.families.t5 import text_encoder_part
 from flowblending.export.graph.exportable import Part
@@ -126,6 +126,7 @@ class Ltx:
                 factors=LTX.vae_factors(checkpoint.config("vae")),
                 causal=checkpoint.pipeline == CONDITION,
             ),
+            revision=f"ltx transformer {REVISION}",
             check=lambda: check_model(LTXVideoTransformer3DModel, folder),
             architecture=_ARCHITECTURES.get(
                 (config.get("num_layers"), config.get("num_attention_heads"), config.get("attention_head_dim"))
@@ -134,7 +135,12 @@ class Ltx:
 
     def signal(self, folder: Path, name: str) -> Part:
         """What enters the first block's attention: latents [B, C, F, H, W], timestep [B] -> signal [B, D, F, H, W]."""
-        return Part(name=name, sources=model_files(folder), load=lambda _: load_signal(folder, name))
+        return Part(
+            name=name,
+            sources=model_files(folder),
+            load=lambda _: load_signal(folder, name),
+            revision=f"ltx transformer {REVISION}",
+        )
 
     def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
         """Text encoder and VAE decoder."""

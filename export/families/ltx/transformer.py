@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from diffusers.models.normalization import RMSNorm
     from diffusers.models.transformers.transformer_ltx import LTXAttention, LTXVideoTransformerBlock
 
+REVISION = 1
+"""Raised when this file makes other graphs."""
+
 
 def load_transformer(
     folder: Path, name: str, precision: Precision, *, text_length: int, factors: tuple[int, int], causal: bool

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     )
     from diffusers.models.normalization import RMSNorm
 
+REVISION = 1
+"""Raised when this file makes other graphs."""
+
 SPATIAL_NOISE = "spatial_noise_"
 
 
@@ -46,6 +49,7 @@ def vae_part(checkpoint: Checkpoint) -> Part:
         name=VAE,
         sources=component_files(checkpoint, VAE),
         load=lambda precision: _load(folder, vae_statistics(checkpoint), precision),
+        revision=f"ltx vae {REVISION}",
         check=lambda: check_model(AutoencoderKLLTXVideo, folder),
     )
 

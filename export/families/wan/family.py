@@ -20,7 +20,7 @@ from flowblending.export.checkpoint.checkpoint import (
 from flowblending.export.checkpoint.naming import shown
 from flowblending.export.families.t5 import text_encoder_part
 from flowblending.export.families.wan.row import WAN
-from flowblending.export.families.wan.transformer import load_signal, load_transformer
+from flowblending.export.families.wan.transformer import REVISION, load_signal, load_transformer
 from flowblending.export.families.wan.vae import check_decoder, decoder_parts
 from flowblending.export.graph.exportable import Part
 from flowblending.export.graph.load import check_model
@@ -139,6 +139,7 @@ class Wan:
             name=name,
             sources=model_files(folder),
             load=lambda precision: load_transformer(folder, name, TEXT_LENGTH, precision),
+            revision=f"wan transformer {REVISION}",
             check=lambda: check_model(WanTransformer3DModel, folder),
             architecture=_ARCHITECTURES.get(
                 (config.get("num_layers"), config.get("num_attention_heads"), config.get("attention_head_dim"))
@@ -147,7 +148,12 @@ class Wan:
 
     def signal(self, folder: Path, name: str) -> Part:
         """The timestep's embedding, of which every block's modulation is made: timestep fp32 [B] -> signal [B, 6 D]."""
-        return Part(name=name, sources=model_files(folder), load=lambda _: load_signal(folder, name))
+        return Part(
+            name=name,
+            sources=model_files(folder),
+            load=lambda _: load_signal(folder, name),
+            revision=f"wan transformer {REVISION}",
+        )
 
     def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
         """The text encoder and the two graphs of the VAE decoder."""

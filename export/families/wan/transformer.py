@@ -16,6 +16,9 @@ from flowblending.export.graph.exportable import Exportable, Tensors
 from flowblending.export.graph.load import load_model, twin
 from flowblending.export.graph.mixed import narrow_layers, normalise, project
 
+REVISION = 1
+"""Raised when this file makes other graphs."""
+
 
 def load_transformer(folder: Path, name: str, text_length: int, precision: Precision) -> Exportable:
     """The graph: latents fp32 [B, C, F, H, W], timestep fp32 [B], text fp32 [B, L, D] -> velocity fp32 like latents.

@@ -12,6 +12,7 @@ The caches are fp32 in every precision, as all inputs and outputs are; at 832x48
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,6 +30,9 @@ from flowblending.export.checkpoint.checkpoint import Checkpoint, component_file
 from flowblending.export.checkpoint.naming import shown
 from flowblending.export.graph.exportable import Exportable, Part, Tensors
 from flowblending.export.graph.load import check_model, load_model, twin
+
+REVISION = 1
+"""Raised when this file makes other graphs."""
 
 
 def check_decoder(checkpoint: Checkpoint) -> None:
@@ -57,15 +61,17 @@ def decoder_parts(checkpoint: Checkpoint) -> tuple[Part, Part]:
     check_decoder(checkpoint)
     folder = checkpoint.folder / VAE
     sources = component_files(checkpoint, VAE)
+    revision = f"wan vae {REVISION}"
     return (
         Part(
             name=VAE_FIRST,
             sources=sources,
-            load=lambda precision: _load(folder, VAE_FIRST, precision),
+            load=partial(_load, folder, VAE_FIRST),
+            revision=revision,
             check=lambda: check_model(AutoencoderKLWan, folder),
         ),
         # Of the same files, which one look is enough for.
-        Part(name=VAE_NEXT, sources=sources, load=lambda precision: _load(folder, VAE_NEXT, precision)),
+        Part(name=VAE_NEXT, sources=sources, load=partial(_load, folder, VAE_NEXT), revision=revision),
     )
 
 

@@ -13,7 +13,6 @@ namespace {
 
 constexpr std::int64_t kManifestFormat = 2;
 // Programs of format 1 had no rescaling, and are otherwise the same.
-constexpr std::int64_t kOldestProgramFormat = 1;
 constexpr std::int64_t kProgramFormat = 2;
 constexpr std::int64_t kLargestFile = std::int64_t{1} << 50;
 constexpr std::size_t kMostBranches = 16;
@@ -24,13 +23,13 @@ const std::map<std::string, Source> kSources = {
     {"latents", Source::latents}, {"timestep", Source::timestep}, {"condition", Source::condition}};
 const std::set<std::string> kSymbols = {"batch", "frames", "height", "width"};
 
-void check_format(const Node& root, std::int64_t oldest, std::int64_t expected, const std::string& where) {
-  const Node format = root.at("format");
-  const auto found = format.integer(0, std::numeric_limits<std::int64_t>::max());
-  if (found < oldest || found > expected) {
-    fail(Code::bad_file, where, " has format ", found, ", but this library reads format ", expected,
-         "; write it again with the version of FlowBlending that this library came with.");
+std::int64_t read_format(const Node& root, std::int64_t latest, const std::string& where) {
+  const std::int64_t found = root.at("format").integer(1, std::numeric_limits<std::int64_t>::max());
+  if (found > latest) {
+    fail(Code::bad_file, where, " has format ", found, ", but this library reads formats up to ", latest,
+         "; build a later version of it, or write the file again with the FlowBlending that this one came with.");
   }
+  return found;
 }
 
 Dim dim(const Node& node) {
@@ -230,10 +229,11 @@ std::int64_t elements(const LatentShape& latent_shape) {
 Manifest parse_manifest(const std::string& text, const std::string& where) {
   const Document document(text, where);
   const Node root = document.root();
-  check_format(root, kManifestFormat, kManifestFormat, where);
+  const std::int64_t format = read_format(root, kManifestFormat, where);
   Manifest manifest;
   manifest.id = root.at("id").text();
-  manifest.profiles = read_profiles(root.at("profiles"));
+  // A bundle of the first format makes one video.
+  manifest.profiles = format == 1 ? one_profile(root.at("geometry")) : read_profiles(root.at("profiles"));
   root.at("components").members([&](const std::string& name, const Node& node) {
     node.at("files").each([&](const Node& each) { manifest.files.push_back(file(each)); });
     if (name == "large" || name == "small") manifest.models.emplace(name, component(node));
@@ -247,7 +247,7 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
 Program parse_program(const std::string& text, const std::string& where) {
   const Document document(text, where);
   const Node root = document.root();
-  check_format(root, kOldestProgramFormat, kProgramFormat, where);
+  read_format(root, kProgramFormat, where);
   Program program;
   program.bundle = root.at("bundle").text();
   program.latent_shape = read_latent_shape(root.at("latent_shape"));

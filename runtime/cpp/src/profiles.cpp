@@ -89,6 +89,11 @@ std::vector<Profile> read_profiles(const Node& node) {
   return found;
 }
 
+std::vector<Profile> one_profile(const Node& node) {
+  const Geometry only = read_geometry(node);
+  return {Profile{only, only, only}};
+}
+
 bool holds(const std::vector<Profile>& profiles, const LatentShape& shape) {
   return std::any_of(profiles.begin(), profiles.end(), [&](const Profile& each) { return within(each, shape); });
 }

@@ -14,6 +14,9 @@ LatentShape read_latent_shape(const Node& node);
 // The list `profiles` of a manifest: at least one, each in order, all with the same number of channels.
 std::vector<Profile> read_profiles(const Node& node);
 
+// One video's size, as a list of profiles.
+std::vector<Profile> one_profile(const Node& node);
+
 // Whether one of the profiles holds latents of this shape.
 bool holds(const std::vector<Profile>& profiles, const LatentShape& shape);
 

@@ -110,8 +110,17 @@ static void bundles(const std::string& bundle, const std::string& scratch) {
   };
   for (const char* name : {"large.json", "small.json"}) write(scratch + "/" + name, text_of(bundle + "/" + name));
   expect(open(manifest).ok(), "a copy is a bundle");
-  refused(open(with(manifest, R"("format":2)", R"("format":1)")), fb::Code::bad_file,
-          "has format 1, but this library reads format 2");
+  refused(open(with(manifest, R"("format":2)", R"("format":3)")), fb::Code::bad_file,
+          "has format 3, but this library reads formats up to 2");
+  refused(open(with(manifest, R"("format":2)", R"("format":0)")), fb::Code::bad_file, "damaged at format");
+  // The first format had one size in place of profiles.
+  const std::string first = with(manifest, R"("format":2)", R"("format":1)");
+  refused(open(first), fb::Code::bad_file, "at geometry (it is missing)");
+  const std::string one = R"("geometry":{"width":40,"height":16,"frames":9,"latent_shape":[4,3,2,5]},"profiles":[)";
+  write(scratch + "/manifest.json", with(first, R"("profiles":[)", one));
+  auto old = fb::Bundle::open(scratch, fb::Verify::checksums);
+  const std::array<std::int64_t, 4> shape{4, 3, 2, 5};
+  expect(old.ok() && old->latent_shape() == shape, "a bundle of the first format makes one size");
   refused(open(with(manifest, "\"large.json", "\"../bundle/large.json")), fb::Code::bad_file, "path inside the bundle");
   refused(open(with(manifest, "\"inputs\"", "\"outputs\"")), fb::Code::bad_file,
           "damaged at components.large.spec.inputs (it is missing)");

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import flowblending
 from flowblending import FlowBlendingError, UsageError
-from flowblending.runtime.arguments import add_options, given
+from flowblending.runtime.arguments import add_noise, add_options, given, take_noise
 from flowblending.runtime.option import CLIENT, Option
 from flowblending.runtime.options import HOW, OUTPUT, WHAT, options
 from flowblending.runtime.serve.triton.signature import FRAMES, LATENTS, MP4, dtype_of
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, metavar="NAME", help="of the model in the server's repository")
     what = parser.add_argument_group(WHAT)
     add_options(what, CLIENT, [WHAT], required=["prompt"])
-    what.add_argument("--latents", type=Path, metavar="FILE", help="initial latents (.npy, fp32 [B, C, F, H, W])")
+    add_noise(what)
     add_options(parser.add_argument_group(HOW), CLIENT, [HOW])
     where = parser.add_argument_group(OUTPUT)
     where.add_argument(
@@ -46,7 +46,9 @@ def parser() -> argparse.ArgumentParser:
         help="video.mp4, or frames.npy (uint8 [F, H, W, 3]) (default: %(default)s)",
     )
     add_options(where, CLIENT, [OUTPUT])
-    where.add_argument("--save-latents", type=Path, metavar="FILE", help="also write the final latents (.npy)")
+    where.add_argument(
+        "--save-latents", type=Path, metavar="FILE", help="also write the final latents (.npy), for fb-run --decode"
+    )
     where.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     parser.add_argument("--priority", type=int, default=0, metavar="N", help="from 1, served first, as far as exported")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up when still in the queue after this")
@@ -63,6 +65,8 @@ def run(arguments: argparse.Namespace) -> None:
     from flowblending.runtime.serve.triton.client import responses
     from flowblending.system.console import Console
 
+    console = Console(quiet=arguments.quiet)
+    take_noise(arguments, console.warn)
     inputs = _inputs(arguments)
     if arguments.out.suffix.lower() not in (".mp4", ".npy"):
         raise UsageError(f"Cannot save a video as {arguments.out}; use .mp4 or .npy.")
@@ -72,7 +76,6 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--out and --save-latents both name {arguments.out}; give two files.")
     for path in filter(None, (arguments.out, arguments.save_latents)):
         check_output(path, width=2, height=2)  # the server knows the real size
-    console = Console(quiet=arguments.quiet)
     answers = responses(arguments.url, arguments.model, inputs, priority=arguments.priority, timeout=arguments.timeout)
     with closing(answers):
         result = show(answers, console)
@@ -122,8 +125,8 @@ def _inputs(arguments: argparse.Namespace) -> Arrays:
     for option in options():
         if (value := fields.get(option.name)) is not None:
             inputs[option.name] = _tensor(option, value)
-    if arguments.latents is not None:
-        inputs["latents"] = _latents(arguments.latents)
+    if arguments.noise is not None:
+        inputs["latents"] = _latents(arguments.noise)
     return inputs
 
 

@@ -1,14 +1,13 @@
 """A Triton model repository on disk: one folder per model, each there as a whole or not at all.
 
 A model's folder holds its bundle, as hard links where the file system has them and as copies elsewhere. So the
-repository can be moved, mounted into a container or uploaded as it is; it takes no space beside the bundle; and a
+repository can be moved, mounted into a container or uploaded as it is; it takes little space beside the bundle; and a
 bundle that is built again, which replaces files and never writes into them, leaves the models that are being served
-as they were.
+as they were. Weights beside an ONNX file are clones or copies instead where the disk has room (see `share`).
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowblending import FlowBlendingError, UsageError
-from flowblending.contracts.graph import LARGE, SMALL
+from flowblending.contracts.graph import EXTERNAL_DATA, LARGE, SMALL
 from flowblending.contracts.manifest import MANIFEST
 from flowblending.engine.backends.registry import BACKENDS
 from flowblending.engine.bundle.bundle import Bundle
@@ -25,6 +24,7 @@ from flowblending.engine.bundle.geometry import shape_profiles
 from flowblending.runtime.serve.triton.config import MARK, Placement, QueuePolicy, plan_config, video_config
 from flowblending.runtime.serve.triton.signature import BUNDLE_FOLDER, MODEL_VERSION
 from flowblending.system.output import check_folder
+from flowblending.system.share import clone_or_copy, link_or_copy
 from flowblending.system.whole_file import whole_folder
 
 CONFIG = "config.pbtxt"
@@ -171,14 +171,9 @@ def _write_model(model: Model, folder: Path, progress: Callable[[int], None] | N
     for name, source in model.links.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        _link(source.resolve(), path)
+        # A copy may take half of what is free, so that other programs find some too.
+        room = source.stat().st_size <= shutil.disk_usage(path.parent).free // 2
+        share = clone_or_copy if name.endswith(EXTERNAL_DATA) and room else link_or_copy
+        share(source.resolve(), path)
         if progress is not None:
             progress(path.stat().st_size)
-
-
-def _link(source: Path, path: Path) -> None:
-    try:
-        os.link(source, path)
-    except OSError:
-        # Another file system, or one without hard links, or a file of somebody else's.
-        shutil.copyfile(source, path)

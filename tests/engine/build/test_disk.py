@@ -11,7 +11,7 @@ import pytest
 from benchmarks.random_checkpoint import Model, element_count, write_model
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import Precision
-from flowblending.engine.build import disk
+from flowblending.engine.build import disk, room
 from flowblending.engine.build.disk import ComponentDisk, Need, check_disk, need
 from flowblending.engine.build.room import Planned, check_room
 from flowblending.engine.bundle.bundle import open_bundle
@@ -74,6 +74,34 @@ def test_what_is_there_is_not_needed(store: Store, tmp_path: Path, monkeypatch: 
     other = Planned(component=("large", store_process.KEY | {"weights": "another"}), step=size)
     with pytest.raises(FlowBlendingError, match=r"takes up to 11\.0 MB of disk, .* free in the cache .*--cache-dir"):
         check_room([other, kept, built], store, None, out, out)
+
+
+def test_weights_that_onnx_shall_read_are_counted_twice_or_shared(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 11_000_000
+    monkeypatch.setattr(disk, "free_bytes", lambda _: free)
+    monkeypatch.setattr(room, "can_clone", lambda *_: False)
+    size = ComponentDisk(kept=3_000_000, beside=2_000_000)
+    cached = Planned(component=("large", store_process.KEY), step=size, weights=3_000_000)
+    built = Planned(component=("vae", {"weights": "another"}), step=size, weights=3_000_000)
+    (line,) = check_room([built, cached], store, None, tmp_path, tmp_path)
+    assert line == "disk: up to 9.0 MB are needed in the cache, 11.0 MB are free"
+    (line,) = check_room([cached], store, None, tmp_path, tmp_path)
+    assert line == "disk: up to 3.0 MB are needed, 11.0 MB are free"
+    assert store.apart
+    (line,) = check_room([cached, built], store, None, tmp_path, tmp_path)
+    assert line == "disk: up to 9.0 MB are needed in the cache, 11.0 MB are free"
+    free = 8_000_000
+    said, line = check_room([cached, built], store, None, tmp_path, tmp_path)
+    assert "the bundle shares the cache's files" in said and "cp -r" in said
+    assert line.startswith("disk: up to 5.0 MB are needed in the cache, 2.0 MB of it only meanwhile")
+    assert not store.apart
+    # Clones take nothing.
+    monkeypatch.setattr(room, "can_clone", lambda *_: True)
+    store.apart = True
+    assert check_room([cached], store, None, tmp_path, tmp_path) == []
+    assert store.apart
 
 
 def test_another_disk_holds_all_of_the_bundle_again(

@@ -80,7 +80,7 @@ def test_an_alteration_that_keeps_the_time_stamp_is_found_when_asked(tmp_path: P
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, "has format 99, but this version of FlowBlending reads format 2; rebuild with: fb-build"),
+        ({"format": 99}, "is a bundle manifest of format 99, written by flowblending .* rebuild with: fb-build"),
         ({"profiles": [{"min": {"width": "wide"}}]}, "is damaged at profiles.0.min.width"),
         ({"profiles": []}, "is damaged at profiles"),
         ({"surprise": 1}, "is damaged at surprise"),

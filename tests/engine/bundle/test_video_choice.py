@@ -121,13 +121,13 @@ def test_latents_of_another_video_name_its_options(plain: Manifest) -> None:
     pipeline = Pipeline(bundle=Bundle(folder=Path("none"), manifest=manifest), device=open_device(CPU, manifest))
     other, foreign = np.zeros((1, 16, 6, 40, 70), np.float32), np.zeros((1, 16, 6, 40, 71), np.float32)
     for given, ending in (
-        (other, r"to --latents, or make their video with --size 560x320 --frames 21\.$"),
-        (foreign, r"to --latents\.$"),
-        (other[0], r"to --latents\.$"),
+        (other, r"to --noise, or make their video with --size 560x320 --frames 21\.$"),
+        (foreign, r"to --noise\.$"),
+        (other[0], r"to --noise\.$"),
     ):
         with pytest.raises(UsageError, match=ending):
             pipeline.check_latents(given, (16, 21, 60, 104))
-    with pytest.raises(UsageError, match=r"type int8 .* to --latents\.$"):
+    with pytest.raises(UsageError, match=r"type int8 .* to --noise\.$"):
         pipeline.check_latents(other.astype(np.int8), (16, 6, 40, 70))
     assert np.array_equal(pipeline.check_latents(other, (16, 6, 40, 70)), other)
 

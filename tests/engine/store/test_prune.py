@@ -156,7 +156,7 @@ def test_the_list_names_every_entry_and_its_state(tmp_path: Path) -> None:
     words = "large wan Org/Model fp32 any tensorrt 1 1.0 MB now whole"
     assert lines[2].split() == words.split()
     assert "2 d ago" in lines[3]
-    assert "of which 1.0 MB are in no bundle" in listed(cache, heading=True)[0]
+    assert "of which 1.0 MB share no disk space with a bundle" in listed(cache, heading=True)[0]
 
 
 def listed(cache: Path, *, heading: bool = False) -> list[str]:

@@ -239,6 +239,24 @@ def test_files_are_copied_where_they_cannot_be_linked(tmp_path: Path, monkeypatc
     assert (tmp_path / "near" / f"{NAME}.plan").stat().st_nlink == 2
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_weights_beside_a_graph_are_files_of_the_bundle_if_there_is_room(tmp_path: Path, apart: bool) -> None:
+    cache, bundle, names = tmp_path / "cache", tmp_path / "bundle", ("large.onnx", "large.onnx.data")
+    bundle.mkdir()
+
+    def make(work: Path) -> Component:
+        made = store_process.make(work, lambda _: None)
+        for name in names:
+            (work / name).write_bytes(name.encode())
+        return made.model_copy(update={"files": tuple(describe_file(work, work / name) for name in names)})
+
+    with open_store(cache, bundle, Recorder()) as store:
+        store.apart = apart
+        store.obtain(store_process.order(bundle, make))
+    assert [(bundle / name).read_bytes() for name in names] == [name.encode() for name in names]
+    assert [(bundle / name).stat().st_nlink for name in names] == [2, 1 if apart else 2]
+
+
 def test_without_a_cache_nothing_is_kept_and_nothing_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", None)
     for _ in range(2):

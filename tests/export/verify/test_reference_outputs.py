@@ -40,7 +40,7 @@ def part(factors: Mapping[Precision, float]) -> Part:
             verify_sizes=OWN,
         )
 
-    return Part(name="toy", sources=(), load=load)
+    return Part(name="toy", sources=(), load=load, revision="toy 1")
 
 
 def verify(exportable: Exportable) -> None:

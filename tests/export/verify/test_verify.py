@@ -42,7 +42,7 @@ def made(precision: Precision) -> Exportable:
     )
 
 
-PART = Part(name="toy", sources=(), load=made)
+PART = Part(name="toy", sources=(), load=made, revision="toy 1")
 
 
 @pytest.fixture(scope="module")

@@ -173,8 +173,25 @@ def test_a_calibrated_bundle_shows_its_divergence_and_its_schedule(
     shutil.copytree(bundle, tmp_path / "wan")
     distances = {name: [0.4, 0.3, 0.2, 0.1, 0.5] for name in ("cosine", "relative_l2", "rms")}
     spread = {name: [0.05] * 5 for name in distances}
-    series = {"mean": {"cond": distances, "guided": distances}, "spread": {"cond": spread, "guided": spread}}
-    evidence = {"schedule": "L1 S3 L1", "prompts": [{}, {}], "divergence": {"L5": series, "L1 S3 L1": series}}
+    series: dict[str, object] = {
+        "mean": {"cond": distances, "guided": distances},
+        "spread": {"cond": spread, "guided": spread},
+    }
+    series["prompts"] = [series["mean"]] * 2
+    evidence = {
+        "format": 1,
+        "schedule": "L1 S3 L1",
+        "steps": 5,
+        "solver": "unipc",
+        "guidance": 5.0,
+        "sigmas": [1.0, 0.8, 0.6, 0.4, 0.2],
+        "prompts": [{"prompt": "a", "negative_prompt": None, "seed": seed} for seed in range(2)],
+        "divergence": {"L5": series, "L1 S3 L1": series},
+        "proxy": {"criterion": "", "early": 1, "late": 1},
+        "early": None,
+        "late": None,
+        "budget": None,
+    }
     add_calibration(open_bundle(tmp_path / "wan"), evidence, runs="L1 S3 L1")
     counting = Counting(monkeypatch)
     arguments = (tmp_path / "wan", "--prompts", prompts, *HOW, "--out", tmp_path / "report")

@@ -394,6 +394,9 @@ def test_the_example_equals_fb_run(built: Built, build: Build, tmp_path: Path) -
     expected, found = np.load(final), np.load(tmp_path / "latents.npy")
     assert found.dtype == expected.dtype
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    succeed(*fb_run[:4], "--decode", tmp_path / "latents.npy", "--out", tmp_path / "decoded.npy")
+    pixels = [np.load(tmp_path / name).astype(np.int16) for name in ("video.npy", "decoded.npy")]
+    assert np.abs(pixels[0] - pixels[1]).max() <= 1
     lines = (CPP / "example/sample.cpp").read_text().splitlines()
     assert len(lines) < 80
 

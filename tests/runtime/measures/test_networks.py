@@ -22,7 +22,8 @@ from transformers import (
 
 from flowblending import UsageError
 from flowblending.runtime.calibrate.features import distance_measure, similarity_measure
-from flowblending.runtime.compare.existing import open_video, whole
+from flowblending.runtime.compare.existing import open_all
+from flowblending.runtime.compare.measure_existing import whole
 from flowblending.runtime.compare.network_scores import ClipScore, DinoScore, Fid, Fvd, LpipsScore
 from flowblending.runtime.measures.function import MeasureError
 from tests.runtime.compare.test_existing import compare, write
@@ -199,7 +200,7 @@ def test_all_on_the_page(clip: Path, dino: Path, scripts: Path, tmp_path: Path) 
     row = content["runs"][1]["table"]
     expected = 10 ** (-row["psnr"]["value"] / 10) * FRAMES[0].size
     assert row[f"lpips {lpips}/reference"]["value"] == pytest.approx(expected, rel=1e-4)
-    a, b = (Fid(lpips).features(whole(open_video(path))) for path in videos)
+    a, b = (Fid(lpips).features(whole(video)) for video in open_all(videos)[0])
     shared = np.sqrt(np.linalg.eigvals(np.cov(a.T) @ np.cov(b.T)).clip(0)).real.sum()
     distance = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(np.cov(a.T)) + np.trace(np.cov(b.T)) - 2 * shared
     assert row[f"fid {lpips}"]["value"] == pytest.approx(distance, rel=1e-3)

@@ -60,7 +60,7 @@ def _drop(name: str) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(format=3), "has format 3"),
+        (lambda content: content.update(format=3), "is a sampling program of format 3, written by a later"),
         (_drop("bundle"), "damaged at bundle"),
         (_drop("engines"), "damaged at engines"),
         (lambda content: content["slots"].append("spare"), "lists the slots .*spare"),
@@ -228,7 +228,7 @@ def test_fb_run_writes_program_and_inputs(build: Build, tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
     result = fb_run("--emit-inputs", inputs)
     assert result.returncode == 2
-    assert "Give either --prompt TEXT" in result.stderr
+    assert "Give --prompt TEXT, --prompts FILE or" in result.stderr
     golden_folder = tmp_path / "golden"
     command = [sys.executable, "-m", "flowblending.runtime.golden.vectors", "--bundle", str(bundle.folder)]
     subprocess.run([*command, "--out", str(golden_folder), "--steps", "3"], check=True)

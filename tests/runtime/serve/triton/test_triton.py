@@ -223,6 +223,19 @@ def test_a_repository_holds_its_bundles_without_a_second_copy(toy: Bundle, tmp_p
     open_bundle(inside).verify()
 
 
+def test_weights_are_copies_where_there_is_room(toy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle that is served remains one that onnx reads, which opens no weights with several names."""
+    toy.folder.joinpath("large.onnx.data").write_bytes(b"1" * 1000)
+    served = model("a", toy)
+    served.links["1/bundle/large.onnx.data"] = toy.folder / "large.onnx.data"
+    for free, names in ((2000, 1), (1999, 2)):
+        monkeypatch.setattr(shutil, "disk_usage", Mock(return_value=Mock(free=free)))
+        write_repository([served], tmp_path / f"{free}")
+        path = tmp_path / f"{free}" / "a" / "1" / "bundle" / "large.onnx.data"
+        assert path.read_bytes() == b"1" * 1000
+        assert path.stat().st_nlink == names
+
+
 def test_files_are_copied_where_links_are_not_possible(
     toy: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -400,7 +413,7 @@ def reference(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Array
     folder = tmp_path_factory.mktemp("reference")
     options = ("--prompt", PROMPT, "--steps", 3, "--seed", 5, "--guidance", 4.1, "--device", "cpu")
     files = ("--out", folder / "frames.npy", "--save-latents", folder / "latents.npy")
-    for out in (files, ("--out", folder / "video.mp4"), ("--out", folder / "given.mp4", "--latents", files[-1])):
+    for out in (files, ("--out", folder / "video.mp4"), ("--out", folder / "given.mp4", "--noise", files[-1])):
         result = program(RUN, served.bundle.folder, *options, *out)
         assert result.returncode == 0, result.stderr
     videos = {name: np.frombuffer((folder / f"{name}.mp4").read_bytes(), np.uint8) for name in ("video", "given")}
@@ -741,7 +754,7 @@ def test_the_client_fails_in_one_sentence(served: Served, tmp_path: Path) -> Non
         (("--url", served.server.url, "--model", "none", "--prompt", "x", *out), 1, "it does not serve this model"),
         ((*where, *out, "--timeout", "nan"), 2, "timeout nan were given"),
         ((*where, *out, "--seed", 2**70), 2, "--seed is 1180591620717411303424, but a whole number from 0 to"),
-        ((*where, *out, "--latents", tmp_path / "no.npy"), 1, "Cannot read latents"),
+        ((*where, *out, "--noise", tmp_path / "no.npy"), 1, "Cannot read latents"),
         ((*where, "--out", tmp_path / "x.gif"), 2, "x.gif; use .mp4 or .npy"),
         ((*where, "--out", tmp_path), 2, "Cannot save a video as"),
         ((*where, *out, "--save-latents", tmp_path / "x.mp4"), 2, "Cannot save latents as"),

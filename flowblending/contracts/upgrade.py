@@ -1,0 +1,139 @@
+"""Formats that last: every file that is written for a later day has a format number, and earlier ones are still read.
+
+What an earlier version wrote is upgraded in memory, from one format to the next; the file stays as it is. The number of
+a format is one more than its upgrades are, so that there is no new one without a way to it. docs/formats.md has the
+table, and what to do about a new format.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import flowblending
+from flowblending import FlowBlendingError
+
+Content = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """The format of one kind of file.
+
+    Attributes:
+        name: of the kind, in messages.
+        upgrades: from format 1 to 2, from 2 to 3, and so on; each may change what it is given, and returns it.
+    """
+
+    name: str
+    upgrades: Sequence[Callable[[Content], Content]] = ()
+
+    @property
+    def number(self) -> int:
+        """The present format."""
+        return len(self.upgrades) + 1
+
+    def upgrade(self, content: object, where: object, remedy: str) -> Content:
+        """What a file says, as the present format has it.
+
+        Args:
+            content: of the file, parsed.
+            where: the file, for messages.
+            remedy: what makes the file anew, as ``do this``, for messages.
+
+        Raises:
+            ValueError: it has no format, or contradicts the one that it has.
+            FlowBlendingError: it was written by a later version.
+        """
+        found = content.get("format") if isinstance(content, Mapping) else None
+        if not isinstance(content, Mapping) or not isinstance(found, int) or isinstance(found, bool) or found < 1:
+            raise ValueError(f"a {self.name} has a format, a number from 1 on, and this one's is {found!r}")
+        if found > self.number:
+            writer = content.get("created_by", "a later version")
+            raise FlowBlendingError(
+                f"{where} is a {self.name} of format {found}, written by {writer}, but this is flowblending "
+                f"{flowblending.__version__}, which reads formats up to {self.number}; install a later version, "
+                f"or {remedy}."
+            )
+        upgraded: Content = copy.deepcopy(dict(content))
+        for number, step in enumerate(self.upgrades[found - 1 :], start=found + 1):
+            try:
+                upgraded = step(upgraded) | {"format": number}
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+                raise ValueError(f"it is no {self.name} of format {found}: {error!r}") from None
+        return upgraded
+
+
+def _several_sizes(content: Content) -> Content:
+    """Bundle manifest 1 to 2: one video became a list of profiles, and costs became polynomials in its tokens."""
+    geometry = content.pop("geometry")
+    content["profiles"] = [{"min": geometry, "opt": geometry, "max": geometry}]
+    pipeline = content["pipeline"]
+    tokens = math.prod(geometry["latent_shape"][1:]) // math.prod(pipeline["patch"])
+    for component in [*content["components"].values(), *content.get("signals", {}).values()]:
+        if component.get("flops") is not None:
+            component["flops"] = _polynomials(component["flops"], tokens, pipeline["text_length"])
+    # For a few hours, fp8's calibration had the name that fb-calibrate's has now.
+    if "path" in (content.get("calibration") or {}):
+        content["fp8_calibration"] = content.pop("calibration")
+    return content
+
+
+def _polynomials(flops: Content, tokens: int, text: int) -> Content:
+    """Costs of a video of so many tokens as polynomials that give the same there.
+
+    Every block attends to the video and to the text, to each pair of tokens alike. What the linear layers do for the
+    text is not told apart from what they do for the video, so that other sizes' costs are estimates.
+    """
+    linear, attention = flops["linear"], flops["attention"]
+    pairs = tokens * (tokens + text)
+    each = attention // pairs
+    return {
+        "linear": [linear % tokens, linear // tokens],
+        "attention": [attention - each * pairs, each * text, each],
+    }
+
+
+def _all_velocities(content: Content) -> Content:
+    """Build report 1 to 2: a model is judged by all of its velocities together.
+
+    Those that were kept are the worst of each step; none of the new figures can be larger than the worst of them.
+    """
+    pair = content["pair"]
+    if pair is not None:
+        by_model: dict[str, list[Any]] = {}
+        for value, model in zip(pair["velocity"], pair["models"], strict=True):
+            by_model.setdefault(model, []).append(value)
+        # A figure that is not a number is written as a text, and is the worst.
+        pair["overall"] = {
+            name: max(values, key=lambda value: (math.isnan(float(value)), float(value)))
+            for name, values in by_model.items()
+        }
+    return content
+
+
+def _short_run(content: Content) -> Content:
+    """Build report 2 to 3: the bundle itself is run once, which nobody has done here yet."""
+    detail = "it was not run; needs fb-build-engines --prove"
+    claim = {"component": "bundle", "claim": "runs from a prompt to pixels", "state": "open", "detail": detail}
+    content["claims"] = [*content.get("claims", ()), claim]
+    content["run"] = None
+    return content
+
+
+def _rescaling(content: Content) -> Content:
+    """Sampling program 1 to 2: there is an instruction more, and what was there is as it was."""
+    return content
+
+
+MANIFEST = Format(name="bundle manifest", upgrades=(_several_sizes,))
+PROGRAM = Format(name="sampling program", upgrades=(_rescaling,))
+REPORT = Format(name="build report", upgrades=(_all_velocities, _short_run))
+PROOF = Format(name="component's proof")
+EVIDENCE = Format(name="calibration")
+FP8_CALIBRATION = Format(name="fp8 calibration")
+GRAPH = Format(name="description of an exported graph")
+ENTRY = Format(name="cache entry")
