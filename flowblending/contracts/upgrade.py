@@ -119,7 +119,7 @@ def _short_run(content: Content) -> Content:
     """Build report 2 to 3: the bundle itself is run once, which nobody has done here yet."""
     detail = "it was not run; needs fb-build-engines --prove"
     claim = {"component": "bundle", "claim": "runs from a prompt to pixels", "state": "open", "detail": detail}
-    content["claims"] = [*content.get("claims", ()), claim]
+    content["claims"] = [*content["claims"], claim]
     content["run"] = None
     return content
 

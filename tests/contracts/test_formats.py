@@ -162,7 +162,7 @@ def test_a_pair_of_report_1_is_judged_by_an_upper_bound(tmp_path: Path) -> None:
     assert claim.state == "proved"
     # A figure that is no number stays none, and fails.
     written["velocity"][0] = "NaN"
-    content = upgrade.REPORT.upgrade({"format": 1, "pair": written}, "x", "y")
+    content = upgrade.REPORT.upgrade({"format": 1, "pair": written, "claims": []}, "x", "y")
     assert content["pair"]["overall"][written["models"][0]] == "NaN"
     pair = report.pair.model_copy(update={"overall": {LARGE: math.nan}})
     assert not pair.holds
