@@ -11,73 +11,28 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending.engine.backends.registry import BACKENDS
+from flowblending.system.command_line import Parser
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
     from flowblending.system.console import Console
 
+_FAMILY = "model family's own"
 CACHE_VARIABLE = "FLOWBLENDING_CACHE_DIR"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line of ``fb-build-engines``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fb-build-engines",
         description="Compile a large and a small video diffusion checkpoint into one bundle of engines for fb-run.",
-        epilog="Example: fb-build-engines --large Wan-AI/Wan2.1-T2V-14B-Diffusers "
-        "--small Wan-AI/Wan2.1-T2V-1.3B-Diffusers --out wan --size 832x480 --frames 81",
+        example="fb-build-engines --large Wan-AI/Wan2.1-T2V-14B-Diffusers \\\n"
+        "  --small Wan-AI/Wan2.1-T2V-1.3B-Diffusers \\\n"
+        "  --out wan --size 832x480 --frames 81",
+        aliases={"--output": "--out", "--num-frames": "--frames", "--resolution": "--size", "--dtype": "--precision"},
         allow_abbrev=False,  # fb-run's --cache means something else than --cache-dir
     )
-    parser.add_argument(
-        "--large",
-        metavar="DIR_OR_HUB_ID",
-        help="the large model: a diffusers pipeline folder, or ORG/NAME[/FOLDER][@REVISION] of the hub",
-    )
-    parser.add_argument(
-        "--small",
-        metavar="DIR_OR_HUB_ID",
-        help="the small model, likewise, or a transformer alone, with the same latents and text encoder",
-    )
-    parser.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write the bundle to")
-    parser.add_argument(
-        "--prove",
-        type=Path,
-        metavar="BUNDLE",
-        help="build nothing, but run a bundle's engines on the GPU that they are for, and complete its report.json",
-    )
-    parser.add_argument(
-        "--size",
-        metavar="WxH,...",
-        help="video size in pixels; several, of which the first is fb-run's default: 832x480,480x832; or a range: "
-        "480x288..832x480, or with what is to be fastest in the middle, 480x288..640x384..832x480 (default: the "
-        "family's)",
-    )
-    parser.add_argument(
-        "--frames",
-        metavar="N,...",
-        help="video frames, likewise: 81, 49,81 or 17..81, with every size (default: the family's)",
-    )
-    parser.add_argument(
-        "--precision",
-        metavar="P",
-        help="fp32, fp16, fp16-mixed (fp16 with fp32 between the layers, where fp16 overflows), bf16 or fp8 (linear "
-        "layers of the blocks) for both transformers, or per component: large=bf16,small=fp8,text_encoder=bf16 "
-        "(default: bf16 with a fp32 VAE; fp32 for onnxruntime)",
-    )
-    parser.add_argument(
-        "--backend",
-        type=BACKENDS.argument,
-        metavar="{" + ",".join(BACKENDS.built_in) + "}",
-        default="tensorrt",
-        help="; ".join(f"{name} {BACKENDS.get(name).help}" for name in BACKENDS.built_in) + " (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--pipeline",
-        metavar="CLASS",
-        help="diffusers pipeline class to run the checkpoints with, if it is not the one that their model_index.json "
-        "names: LTX-Video 0.9.5 is published as LTXPipeline and meant for LTXConditionPipeline",
-    )
-    parser.add_argument("--target", metavar="SM,...", help="tensorrt-rtx: GPU architectures, such as sm89,sm120")
+    _add_main(parser.add_argument_group("what to build"))
     distilled = parser.add_argument_group("a model that was distilled to few steps")
     for model in ("large", "small"):
         distilled.add_argument(
@@ -91,16 +46,76 @@ def parser() -> argparse.ArgumentParser:
             metavar="G",
             help=f"the {model} model's own guidance scale; 1 for none (default: the run's)",
         )
-    parser.add_argument(
-        "--teacache",
-        action="store_true",
-        help="add the small graphs with which fb-calibrate --cache teacache measures its distances",
-    )
     _add_fp8(parser.add_argument_group("fp8"))
     _add_cache_options(parser)
     parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
     return parser
+
+
+def _add_main(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--large",
+        metavar="DIR_OR_HUB_ID",
+        help="the large model: a diffusers pipeline folder, or ORG/NAME[/FOLDER][@REVISION] of the hub",
+    )
+    group.add_argument(
+        "--small",
+        metavar="DIR_OR_HUB_ID",
+        help="the small model, likewise, or a transformer alone, with the same latents and text encoder",
+    )
+    group.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write the bundle to")
+    group.add_argument(
+        "--prove",
+        type=Path,
+        metavar="BUNDLE",
+        help="build nothing, but run a bundle's engines on the GPU that they are for, and complete its report.json",
+    )
+    group.add_argument(
+        "--size",
+        metavar="WxH,...",
+        help="video size in pixels; several, of which the first is fb-run's default: 832x480,480x832; or a range: "
+        "480x288..832x480, or with what is to be fastest in the middle, 480x288..640x384..832x480 (default: "
+        f"the {_FAMILY}: 832x480 for Wan, 704x480 for LTX-Video)",
+    )
+    group.add_argument(
+        "--frames",
+        metavar="N,...",
+        help="video frames, likewise: 81, 49,81 or 17..81, with every size "
+        f"(default: the {_FAMILY}: 81 for Wan, 161 for LTX-Video)",
+    )
+    group.add_argument(
+        "--precision",
+        metavar="P",
+        help="fp32, fp16, fp16-mixed (fp16 with fp32 between the layers, where fp16 overflows), bf16 or fp8 (linear "
+        "layers of the blocks) for both transformers, or per component: large=bf16,small=fp8,text_encoder=bf16 "
+        "(default: bf16 with a fp32 VAE; fp32 for onnxruntime)",
+    )
+    group.add_argument(
+        "--backend",
+        type=BACKENDS.argument,
+        metavar="{" + ",".join(BACKENDS.built_in) + "}",
+        default="tensorrt",
+        help="; ".join(f"{name} {BACKENDS.get(name).help}" for name in BACKENDS.built_in) + " (default: %(default)s)",
+    )
+    group.add_argument(
+        "--pipeline",
+        metavar="CLASS",
+        help="diffusers pipeline class to run the checkpoints with, if it is not the one that their model_index.json "
+        "names: LTX-Video 0.9.5 is published as LTXPipeline and meant for LTXConditionPipeline",
+    )
+    group.add_argument(
+        "--shift",
+        type=float,
+        metavar="F",
+        help="shift of the noise levels that runs take unless they say another (default: the checkpoint's)",
+    )
+    group.add_argument("--target", metavar="SM,...", help="tensorrt-rtx: GPU architectures, such as sm89,sm120")
+    group.add_argument(
+        "--teacache",
+        action="store_true",
+        help="add the small graphs with which fb-calibrate --cache teacache measures its distances",
+    )
 
 
 def _add_fp8(group: argparse._ArgumentGroup) -> None:
@@ -133,7 +148,7 @@ def _add_fp8(group: argparse._ArgumentGroup) -> None:
         metavar="S",
         help="each model is calibrated at its own steps of this schedule (default: LSL)",
     )
-    group.add_argument("--fp8-steps", type=int, metavar="N", help="(default: the family's)")
+    group.add_argument("--fp8-steps", type=int, metavar="N", help=f"(default: the {_FAMILY}: 50)")
     group.add_argument("--fp8-size", metavar="WxH", help="of the videos to calibrate on (default: the bundle's)")
     group.add_argument("--fp8-frames", type=int, metavar="N", help="of the videos to calibrate on, likewise")
     group.add_argument(
@@ -222,6 +237,7 @@ def build(arguments: argparse.Namespace) -> None:
     from flowblending.engine.build.fp8.options import Fp8Options
     from flowblending.engine.build.request import BuildRequest, split_targets
     from flowblending.engine.store.folder import usable_folder
+    from flowblending.runtime.option_values import COMMAND_LINE, read_options
     from flowblending.system.console import Console
 
     console = Console(quiet=arguments.quiet)
@@ -239,6 +255,7 @@ def build(arguments: argparse.Namespace) -> None:
         backend=arguments.backend,
         targets=split_targets(arguments.target),
         pipeline=arguments.pipeline,
+        shift=read_options({"shift": arguments.shift}, COMMAND_LINE)["shift"],
         sampling={model: sampling for model, sampling in model_sampling.items() if sampling is not None},
         teacache=arguments.teacache,
         fp8=Fp8Options(

@@ -12,6 +12,7 @@ from flowblending.runtime import options
 from flowblending.runtime.option import CLIENT, Option
 from flowblending.runtime.option_values import CLIENT_LINE, COMMAND_LINE, read_options, read_value
 from flowblending.runtime.options import DEVICE, THREADS
+from flowblending.system.command_line import Parser
 
 _FORMER_NOISE: Final = "former_noise"
 
@@ -22,6 +23,21 @@ class Group(Protocol):
     def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
         """As argparse has it."""
         ...
+
+
+def command_line(prog: str, description: str, example: str) -> Parser:
+    """A program's command line, which knows what others call its options.
+
+    Args:
+        example: a command; see `Parser`.
+    """
+    aliases = {
+        f"--{alias.replace('_', '-')}": option.option
+        for option in options.options()
+        if prog in option.programs
+        for alias in option.aliases
+    }
+    return Parser(prog=prog, description=description, example=example, aliases=aliases)
 
 
 def add_options(

@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
-from flowblending.runtime.arguments import add_machine, add_noise, add_options, check_machine, given, take_noise
+from flowblending.runtime.arguments import (
+    add_machine,
+    add_noise,
+    add_options,
+    check_machine,
+    command_line,
+    given,
+    take_noise,
+)
 from flowblending.runtime.option import RUN
 from flowblending.runtime.option_values import make_job
-from flowblending.runtime.options import HOW, MACHINE, OUTPUT, WHAT, Job
+from flowblending.runtime.options import FAMILY_HELP, HOW, MACHINE, OUTPUT, WHAT, Job
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
@@ -29,10 +37,10 @@ VIDEO_SUFFIXES = (".mp4", ".npy")
 
 def parser() -> argparse.ArgumentParser:
     """The command line of ``fb-run``. Defaults that depend on the model family come from the bundle."""
-    parser = argparse.ArgumentParser(
-        prog="fb-run",
-        description="Generate a video from a bundle that fb-build-engines made.",
-        epilog='Example: fb-run wan --prompt "A cat walks on the grass" --schedule LSL --out cat.mp4',
+    parser = command_line(
+        RUN,
+        "Generate a video from a bundle that fb-build-engines made.",
+        'fb-run wan --prompt "A cat walks on the grass" --schedule LSL --out cat.mp4',
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that fb-build-engines wrote")
     what = parser.add_argument_group(WHAT)
@@ -54,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="no prompt, but latents that --save-latents or the C++ library wrote (.npy); sample nothing",
     )
-    add_options(parser.add_argument_group(HOW), RUN, [HOW])
+    add_options(parser.add_argument_group(HOW, FAMILY_HELP), RUN, [HOW])
     where = parser.add_argument_group(OUTPUT)
     where.add_argument(
         "--out",

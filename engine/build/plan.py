@@ -5,9 +5,8 @@ Calls the exporter inside its functions, as `build` does.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,9 @@ from flowblending.contracts.manifest import VideoProfile
 from flowblending.engine.build.disk import check_download
 from flowblending.engine.build.request import BuildRequest
 from flowblending.engine.bundle.geometry import plan_profiles
+from flowblending.runtime.authors import authors_line
+from flowblending.runtime.options import Job
+from flowblending.runtime.program.shifts import with_shift
 from flowblending.runtime.program.sigmas import sigma_grid
 
 if TYPE_CHECKING:
@@ -130,6 +132,7 @@ def make_plan(request: BuildRequest, large_folder: Path, small_folder: Path) -> 
     pair = _open_pair(request, large_folder, small_folder)
     family = family_of(pair.large)
     pipeline = family.describe(pair.large)
+    pipeline = replace(pipeline, grid=with_shift(pipeline.grid, request.shift))
     profiles = plan_profiles(pipeline, request.size, request.frames)
     folders = {LARGE: pair.large_transformer, SMALL: pair.small_transformer}
     parts = (
@@ -138,6 +141,7 @@ def make_plan(request: BuildRequest, large_folder: Path, small_folder: Path) -> 
     )
     signals = folders if request.teacache else {}
     advice = [family.advise(each) for each in (pair.large, pair.small) if each is not None]
+    advice.append(authors_line(pipeline, Job(prompt="", shift=request.shift)))
     return Plan(
         pipeline=pipeline,
         pipeline_class=describe_class(pair.large),
@@ -176,7 +180,7 @@ def _check_scheduler(checkpoint: Checkpoint, pipeline: PipelineSpec) -> None:
         with np.errstate(all="ignore"):
             sigma_grid(pipeline.grid, pipeline.solver, 2, 1)
     except UsageError:
-        settings = ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(pipeline.grid).items())
+        settings = ", ".join(f"{name} {value}" for name, value in asdict(pipeline.grid).items())
         raise FlowBlendingError(
             f"The scheduler of {shown(checkpoint.folder)} gives no noise levels that fall to 0 ({settings}); give a "
             "checkpoint with its family's scheduler."

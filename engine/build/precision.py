@@ -9,6 +9,7 @@ from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, Precision
 from flowblending.engine.backends.registry import BACKENDS
 
 VAE_KEY = "vae"
+_TRANSFORMERS_ONLY = (Precision.FP16_MIXED, Precision.FP8)
 _KEYS = (LARGE, SMALL, TEXT_ENCODER, VAE_KEY)
 
 
@@ -35,19 +36,22 @@ def choose_precisions(text: str | None, backend: str) -> Mapping[str, Precision]
         if equals and key not in _KEYS:
             raise UsageError(f"--precision names {key!r}, but the components are {', '.join(_KEYS)}; use one of them.")
         for name in [key] if equals else [LARGE, SMALL]:
-            chosen[name] = _parse(value)
+            chosen[name] = _parse(value, backend)
     for name, instead in ((TEXT_ENCODER, "fp16, whose sums are fp32 already"), (VAE_KEY, Precision.FP32)):
-        if chosen[name] in (Precision.FP16_MIXED, Precision.FP8):
+        if chosen[name] in _TRANSFORMERS_ONLY:
             raise UsageError(
                 f"--precision asks for {name}={chosen[name]}, but only the transformers have that; "
                 f"use {name}={instead}."
             )
     facts = BACKENDS.get(backend)
-    for precision in chosen.values():
+    for name, precision in chosen.items():
         if precision not in facts.precisions:
+            whole = name in (LARGE, SMALL)
+            named = "" if whole else f"{name}="
+            fitting = [each for each in facts.precisions if whole or each not in _TRANSFORMERS_ONLY]
             raise UsageError(
                 f"{precision} was asked for, but {facts.title} has no {precision} kernels for these graphs; use "
-                f"--precision {_either(facts.precisions)}, or --backend {_either(_with(precision))}."
+                f"--precision {named}{_either(fitting)}, or --backend {_either(_with(precision))}."
             )
     return chosen
 
@@ -72,12 +76,15 @@ def component_precision(chosen: Mapping[str, Precision], component: str) -> Prec
     return chosen[VAE_KEY if component.startswith(VAE_KEY) else component]
 
 
-def _parse(text: str) -> Precision:
+def _parse(text: str, backend: str) -> Precision:
+    facts = BACKENDS.get(backend)
     try:
         return Precision(text)
     except ValueError:
-        known = ", ".join(Precision)
-        raise UsageError(f"Precision {text!r} was given, but {known} are known; use --precision bf16.") from None
+        raise UsageError(
+            f"Precision {text!r} was given, but {facts.title} has {', '.join(facts.precisions)}; use --precision "
+            f"{facts.base}, for example."
+        ) from None
 
 
 def fp8_models(precisions: Mapping[str, Precision]) -> tuple[str, ...]:

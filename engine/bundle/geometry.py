@@ -126,8 +126,12 @@ def _symbols(component: str, pipeline: PipelineSpec, profile: VideoProfile) -> d
     return {"frames": frames, "height": height, "width": width}
 
 
-def parse_size(text: str) -> Size:
+def parse_size(text: str, example: str = "832x480") -> Size:
     """Read ``832x480``.
+
+    Args:
+        text: to be read.
+        example: a size that would do, for the message.
 
     Raises:
         UsageError: it is something else.
@@ -136,7 +140,7 @@ def parse_size(text: str) -> Size:
     if match is None:
         raise UsageError(
             f"Size {_short(text)} was given, but WIDTHxHEIGHT in pixels was expected, each below 100000; "
-            "try --size 832x480."
+            f"try --size {example}."
         )
     return int(match[1]), int(match[2])
 

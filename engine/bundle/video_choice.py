@@ -27,7 +27,7 @@ def choose_geometry(manifest: Manifest, size: str | None, frames: int | None) ->
             f"Size {size!r} and frames {frames!r} were given, but a text such as '832x480' and a number were expected."
         )
     default = manifest.geometry
-    width, height = (None, None) if size is None else parse_size(size)
+    width, height = (None, None) if size is None else parse_size(size, default.size)
     asked = (width, height, frames)
     wanted = tuple(usual if value is None else value for value, usual in zip(asked, _numbers(default), strict=True))
     near = _nearest(manifest, asked, wanted)

@@ -55,19 +55,20 @@ class Allowance:
 
 
 def read_budget(text: str) -> tuple[float, bool]:
-    """A number, and whether it is one of seconds: ``0.6`` or ``12.5s``.
+    """A number, and whether it is one of seconds: ``0.6``, ``60%`` or ``12.5s``.
 
     Raises:
         UsageError: neither a share above 0, up to 1, nor a number of seconds above 0.
     """
+    text = text.strip()
     in_seconds = text.endswith("s")
     try:
-        value = float(text.removesuffix("s"))
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text.removesuffix("s"))
     except ValueError:
         value = math.nan
     if not (0 < value < math.inf and (in_seconds or value <= 1)):
         raise UsageError(
-            f"The budget is {text}, but a share above 0, up to 1, or seconds were expected; try 0.6 or 12.5s."
+            f"The budget is {text}, but a share above 0, up to 1, or seconds were expected; try 0.6, 60% or 12.5s."
         )
     return value, in_seconds
 

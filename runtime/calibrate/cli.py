@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
-from flowblending.runtime.arguments import add_machine, add_options, check_machine, given
+from flowblending.runtime.arguments import add_machine, add_options, check_machine, command_line, given
 from flowblending.runtime.option import CALIBRATE
 from flowblending.runtime.option_values import make_job
-from flowblending.runtime.options import HOW, MACHINE, OUTPUT, WHAT, Job
+from flowblending.runtime.options import FAMILY_HELP, HOW, MACHINE, OUTPUT, WHAT, Job
 from flowblending.runtime.program.caches.registry import MEASURED, measured_caches, measured_name
 
 if TYPE_CHECKING:
@@ -30,10 +30,10 @@ PARTS = 10
 
 def parser() -> argparse.ArgumentParser:
     """The command line of ``fb-calibrate``."""
-    parser = argparse.ArgumentParser(
-        prog="fb-calibrate",
-        description="Measure where a bundle's models may be switched, and make that its default schedule.",
-        epilog="Example: fb-calibrate wan --prompts prompts.txt",
+    parser = command_line(
+        CALIBRATE,
+        "Measure where a bundle's models may be switched, and make that its default schedule.",
+        "fb-calibrate wan --prompts prompts.txt",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder that fb-build-engines wrote")
     parser.add_argument(
@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help="one prompt a line, or one JSON object a line with prompt, seed, ...",
     )
-    how = parser.add_argument_group(HOW)
+    how = parser.add_argument_group(HOW, FAMILY_HELP)
     add_options(how, CALIBRATE, [WHAT, HOW, OUTPUT])
     what = parser.add_argument_group("what to measure")
     what.add_argument(
@@ -55,8 +55,8 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--budget",
         metavar="B",
-        help="beyond three stages: the best schedule within this share of all-large sampling's operations (0.6), or "
-        "within these seconds a video (12.5s); with --proxy-only by the divergence alone",
+        help="beyond three stages: the best schedule within this share of all-large sampling's operations (0.6 or "
+        "60%%), or within these seconds a video (12.5s); with --proxy-only by the divergence alone",
     )
     what.add_argument(
         "--switches", type=int, default=4, metavar="N", help="at most so many, with --budget (default: 4)"
@@ -262,7 +262,7 @@ def _calibrate_schedule(calibrator: Calibrator, jobs: Sequence[Job], plot: Path 
     from flowblending.engine.bundle.calibration import add_calibration
     from flowblending.runtime.calibrate.plot import write_plot
     from flowblending.runtime.calibrate.report import show
-    from flowblending.runtime.jobs import compile_job
+    from flowblending.runtime.jobs import compile_job, job_shift, option_of_shift
     from flowblending.runtime.program.cost import cost_of
 
     console, bundle = calibrator.console, calibrator.pipeline.bundle
@@ -278,12 +278,14 @@ def _calibrate_schedule(calibrator: Calibrator, jobs: Sequence[Job], plot: Path 
             f"{findings.runs} begins with the small model, which decides the video's structure there; the divergence "
             "alone is a bad guide at the start, so look at the videos, or calibrate without --proxy-only."
         )
-    bundle = add_calibration(bundle, findings.evidence(), runs=findings.runs)
+    shift = job_shift(jobs[0], bundle.manifest.pipeline)
+    bundle = add_calibration(bundle, findings.evidence(), runs=findings.runs, shift=shift)
     early, late = findings.proxy
     console.log(f"by the divergence alone: L{early} at the start and L{late} at the end")
     program = compile_job(dataclasses.replace(jobs[0], schedule=findings.runs, cache="off"), bundle.manifest)
     bound = cost_of(program, bundle.manifest).bound
-    console.log(f"{bundle.folder}: {_chosen(findings.runs)}, speed-up bound {bound:.3f}x; fb-run takes it from now on")
+    taken = f"fb-run{option_of_shift(shift)} takes it from now on"
+    console.log(f"{bundle.folder}: {_chosen(findings.runs)}, speed-up bound {bound:.3f}x; {taken}")
     console.log(f"measurements are kept in {calibrator.work.folder}; remove it when you need it no more")
     return 0
 
@@ -297,12 +299,14 @@ def _chosen(runs: str) -> str:
 def _calibrate_caches(calibrator: Calibrator, jobs: Sequence[Job], caches: Sequence[str]) -> int:
     from flowblending.engine.bundle.calibration import add_calibration
     from flowblending.runtime.calibrate.findings import cache_evidence
+    from flowblending.runtime.jobs import job_shift, option_of_shift
 
     names = list(dict.fromkeys(caches))
     steps = jobs[0].steps or calibrator.pipeline.bundle.manifest.pipeline.steps
     found = calibrator.divergence(jobs, f"L{steps}")
     constants, evidence = cache_evidence(found, names, jobs, steps)
-    bundle = add_calibration(calibrator.pipeline.bundle, evidence, caches=constants)
+    shift = job_shift(jobs[0], calibrator.pipeline.bundle.manifest.pipeline)
+    bundle = add_calibration(calibrator.pipeline.bundle, evidence, caches=constants, shift=shift)
     rows = [
         (name, model, f"{min(values[2:]):.4f}", f"{max(values[2:]):.4f}")
         for name in names
@@ -311,7 +315,7 @@ def _calibrate_caches(calibrator: Calibrator, jobs: Sequence[Job], caches: Seque
     calibrator.console.log(f"constants of {steps} steps, {len(jobs)} prompt{'s' * (len(jobs) > 1)}")
     calibrator.console.table("", ("cache", "model", "lowest", "highest"), rows)
     taken = " and ".join(f"--cache {measured_caches()[name][0].name}" for name in names)
-    calibrator.console.log(f"{bundle.folder}: takes {taken} now")
+    calibrator.console.log(f"{bundle.folder}: takes {taken}{option_of_shift(shift)} now")
     return 0
 
 

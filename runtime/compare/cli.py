@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
-from flowblending.runtime.arguments import add_machine, add_options, check_machine, flag_of, given
+from flowblending.runtime.arguments import add_machine, add_options, check_machine, command_line, flag_of, given
 from flowblending.runtime.option import COMPARE
 from flowblending.runtime.option_values import make_job
-from flowblending.runtime.options import AUTO, HOW, MACHINE, OUTPUT, WHAT, Job, options
+from flowblending.runtime.options import AUTO, FAMILY_HELP, HOW, MACHINE, OUTPUT, WHAT, Job, options
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
@@ -28,10 +28,10 @@ SCHEDULES = "LLL,LSL,SSS"
 
 def parser() -> argparse.ArgumentParser:
     """The command line of ``fb-compare``."""
-    parser = argparse.ArgumentParser(
-        prog="fb-compare",
-        description="Make the same videos with several schedules and step caches, measure them, and write a page.",
-        epilog="Example: fb-compare wan --prompts prompts.txt --schedules LLL,LSL,SSS --caches off,scm:slow",
+    parser = command_line(
+        COMPARE,
+        "Make the same videos with several schedules and step caches, measure them, and write a page.",
+        "fb-compare wan --prompts prompts.txt --schedules LLL,LSL,SSS \\\n  --caches off,scm:slow",
     )
     parser.add_argument("bundle", type=Path, nargs="?", metavar="BUNDLE", help="folder that fb-build-engines wrote")
     what = parser.add_argument_group("what to compare")
@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--videos", type=Path, nargs="+", metavar="FILE", help="compare these videos with the first of them instead"
     )
-    how = parser.add_argument_group(f"{HOW}, for all alike")
+    how = parser.add_argument_group(f"{HOW}, for all alike", FAMILY_HELP)
     add_options(how, COMPARE, [WHAT, HOW, OUTPUT])
     scores = parser.add_argument_group("what to measure beside likeness, time and FLOPs")
     scores.add_argument(

@@ -26,6 +26,9 @@ PLAYABLE: Mapping[str, frozenset[str]] = {
 """Codecs that browsers play, by their files' kind; other videos are written anew for the page, and measured as they
 were."""
 
+LONGEST = 1_000_000
+"""Frames that a video of variable rate is compared at; more is a clock that went wrong, or hours."""
+
 _QUICKTIME = "qt  "
 """The brand of QuickTime's own files, which not all browsers play."""
 
@@ -121,6 +124,11 @@ def _reference(file: VideoFile, label: str) -> ExistingVideo:
     frames: Sequence[int] = range(file.count)
     if not file.times.constant:
         count = max(1, round(file.times.length * file.frame_rate))
+        if count > LONGEST:
+            raise UsageError(
+                f"{printable(file.path)} shows its {file.count} frames at uneven times over {file.times.length:.0f} s, "
+                f"which is more than {LONGEST} frames at {file.frame_rate:g} per second; give a shorter video."
+            )
         frames = file.times.shown(middles(file.frame_rate, count))
     return ExistingVideo(file=file, label=label, frames=frames, frame_rate=file.frame_rate)
 

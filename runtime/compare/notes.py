@@ -106,6 +106,8 @@ def _remarks(video: ExistingVideo) -> list[str]:
         remarks.append(f"has pixels of {shape}, and was stretched to {file.width}×{file.height}")
     if file.transparent:
         remarks.append("may be transparent, and was put on black")
+    if file.high_range:
+        remarks.append("is of high dynamic range, and was measured as it is coded, without a player's tone mapping")
     if file.promised > file.count:
         remarks.append(f"promises {file.promised} frames, of which {file.count} can be decoded and are shown")
     if file.damaged:

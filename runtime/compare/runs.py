@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
-from flowblending.runtime.jobs import calibrated_schedule, compile_job, job_geometry
+from flowblending.runtime.jobs import calibrated_schedule, compile_job, job_geometry, job_steps
 from flowblending.runtime.options import AUTO, Job
 from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.prompt_file import PromptLine, plain_jobs
@@ -98,6 +98,14 @@ def check_jobs(jobs: Sequence[Job], variants: Sequence[Variant], manifest: Manif
             compile_job(variant.job(job), manifest)
         except UsageError as error:
             raise UsageError(f"{variant.label}: {error}") from None
+    for job in jobs:
+        first = job_steps(variants[0].job(job), manifest)
+        for variant in variants:
+            if (steps := job_steps(variant.job(job), manifest)) != first:
+                raise UsageError(
+                    f"{variant.label} has {steps} steps, but {variants[0].label} has {first}; give --steps {steps}, "
+                    "and schedules of as many."
+                )
     sizes = dict.fromkeys(str(job_geometry(job, manifest)) for job in jobs)
     if len(sizes) > 1:
         raise UsageError(f"The prompts ask for videos of {' and of '.join(sizes)}; compare one size at a time.")

@@ -43,7 +43,12 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
         if not shown:
             raise FlowBlendingError(f"{name} holds no video; give --videos files that do.")
         best = container.streams.best("video")
-        yield container, best if best in shown else shown[0]
+        stream = best if best in shown else shown[0]
+        if stream.codec_context is None:
+            raise FlowBlendingError(
+                f"{name} is in a codec that the installed PyAV cannot decode; give it in another one, such as H.264."
+            )
+        yield container, stream
 
 
 def _is_cover(stream: Any) -> bool:

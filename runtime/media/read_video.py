@@ -28,6 +28,8 @@ _UNSPECIFIED = 2
 """FFmpeg's number of a matrix of colours that the file does not name."""
 _HD = 720
 """Rows from which on players take BT.709 for colours that the file does not name, and BT.601 below."""
+_HIGH_RANGE = {16, 18}
+"""FFmpeg's numbers of the transfer functions PQ and HLG."""
 _MICROSECONDS = 1e6
 """FFmpeg's clock of whole files, in ticks per second."""
 
@@ -50,6 +52,7 @@ class VideoFile:
         codec: FFmpeg's name of it.
         pixels: FFmpeg's name of the pixel format.
         transparent: whether frames may be.
+        high_range: whether it is coded for more light than screens used to have.
         about: what fb-run wrote into it: prompt, schedule, cache; empty for another's video.
     """
 
@@ -69,6 +72,7 @@ class VideoFile:
     codec: str
     pixels: str
     transparent: bool
+    high_range: bool
     about: Mapping[str, str]
 
     @property
@@ -111,6 +115,7 @@ def read_video(path: Path) -> VideoFile:
             codec=stream.codec_context.name,
             pixels=str(stream.codec_context.pix_fmt),
             transparent=_transparent(seen.first),
+            high_range=stream.codec_context.color_trc in _HIGH_RANGE,
             about=_about(container.metadata.get("comment", "")),
         )
 

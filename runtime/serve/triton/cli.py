@@ -10,18 +10,18 @@ from typing import NoReturn
 
 import flowblending
 from flowblending import UsageError
-from flowblending.runtime.arguments import add_machine, check_machine
+from flowblending.runtime.arguments import add_machine, check_machine, command_line
 from flowblending.runtime.option import EXPORT_TRITON
 from flowblending.runtime.options import MACHINE
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line of ``fb-export-triton``."""
-    parser = argparse.ArgumentParser(
-        prog="fb-export-triton",
-        description="Write a model repository for NVIDIA Triton, one model per bundle.",
-        epilog="Example: fb-export-triton wan --out models --max-queue 16 --timeout 600 --priorities 2; "
-        "then: tritonserver --model-repository models",
+    parser = command_line(
+        EXPORT_TRITON,
+        "Write a model repository for NVIDIA Triton, one model per bundle.",
+        "fb-export-triton wan --out models --max-queue 16 --timeout 600 --priorities 2\n"
+        "tritonserver --model-repository models",
     )
     parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="folder that fb-build-engines wrote")
     parser.add_argument(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import flowblending
 from flowblending import FlowBlendingError, UsageError
-from flowblending.runtime.arguments import add_noise, add_options, given, take_noise
+from flowblending.runtime.arguments import add_noise, add_options, command_line, given, take_noise
 from flowblending.runtime.option import CLIENT, Option
-from flowblending.runtime.options import HOW, OUTPUT, WHAT, options
+from flowblending.runtime.options import FAMILY_HELP, HOW, OUTPUT, WHAT, options
 from flowblending.runtime.serve.triton.signature import FRAMES, LATENTS, MP4, dtype_of
 
 if TYPE_CHECKING:
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of ``fb-client``. What is left out is decided by the model."""
-    parser = argparse.ArgumentParser(
-        prog="fb-client",
-        description="Generate a video on a Triton server that serves a model of fb-export-triton.",
-        epilog='Example: fb-client --model wan --prompt "A cat walks on the grass" --out cat.mp4',
+    parser = command_line(
+        CLIENT,
+        "Generate a video on a Triton server that serves a model of fb-export-triton.",
+        'fb-client --model wan --prompt "A cat walks on the grass" --out cat.mp4',
     )
     parser.add_argument("--url", default="localhost:8001", metavar="HOST:PORT", help="gRPC (default: %(default)s)")
     parser.add_argument("--model", required=True, metavar="NAME", help="of the model in the server's repository")
     what = parser.add_argument_group(WHAT)
     add_options(what, CLIENT, [WHAT], required=["prompt"])
     add_noise(what)
-    add_options(parser.add_argument_group(HOW), CLIENT, [HOW])
+    add_options(parser.add_argument_group(HOW, FAMILY_HELP), CLIENT, [HOW])
     where = parser.add_argument_group(OUTPUT)
     where.add_argument(
         "--out",

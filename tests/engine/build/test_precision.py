@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from flowblending import UsageError
+from flowblending.engine.backends.registry import BACKENDS
 from flowblending.engine.build.precision import choose_precisions, component_precision
 
 NAMES = ("large", "small", "text_encoder", "vae_first", "vae_next")
@@ -31,13 +34,14 @@ def test_precisions(text: str | None, backend: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("fp4", "Precision 'fp4' was given, but fp32, fp16, fp16-mixed, bf16, fp8 are known"),
+        ("fp4", "Precision 'fp4' was given, but ONNX Runtime has .*; use --precision fp32, for example"),
         ("fp8,vae=fp8", "asks for vae=fp8, but only the transformers have that; use vae=fp32"),
         ("text_encoder=fp8", "text_encoder=fp8, but only the transformers"),
         ("medium=fp16", "names 'medium', but the components are large, small, text_encoder, vae"),
         ("=fp16", "names ''"),
         ("", "Precision '' was given"),
-        ("bf16", "ONNX Runtime has no bf16 kernels"),
+        ("bf16", "ONNX Runtime has no bf16 kernels .*; use --precision .*fp8"),
+        ("vae=bf16", "ONNX Runtime has no bf16 kernels .*; use --precision vae=fp32 or fp16, or"),
         ("text_encoder=fp16-mixed", "text_encoder=fp16-mixed, but only the transformers .*; use text_encoder=fp16,"),
         ("fp16,vae=fp16-mixed", "asks for vae=fp16-mixed, but only the transformers have that; use vae=fp32"),
     ],
@@ -45,3 +49,15 @@ def test_precisions(text: str | None, backend: str, expected: str) -> None:
 def test_wrong_precisions(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         choose_precisions(text, "onnxruntime")
+
+
+@pytest.mark.parametrize("backend", BACKENDS.built_in)
+@pytest.mark.parametrize("wrong", ["fp61", "bf61", "large=x", "bf16", "text_encoder=bf16", "vae=bf16"])
+def test_what_a_message_suggests_is_accepted(backend: str, wrong: str) -> None:
+    try:
+        choose_precisions(wrong, backend)
+    except UsageError as error:
+        advice = str(error).partition("; use --precision ")[2].partition(", or --backend")[0].partition(", for")[0]
+        name, equals, words = advice.rpartition("=")
+        for word in re.split(r", | or ", words):
+            choose_precisions(name + equals + word, backend)

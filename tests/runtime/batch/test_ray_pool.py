@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -19,6 +20,7 @@ import pytest
 from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
 from flowblending.runtime.batch.cluster import ClusterOptions, Share, plan_share
+from flowblending.system.scratch import scratch
 from tests.conftest import Build
 from tests.support import manifests
 from tests.support.required import unavailable
@@ -148,7 +150,9 @@ def killer(home: Path, choose: Callable[[int], bool]) -> Iterator[list[int]]:
 
 
 @pytest.mark.slow
-def test_killed_workers_on_a_local_cluster(build: Build, tmp_path: Path, home: Path) -> None:
+def test_killed_workers_on_a_local_cluster(
+    build: Build, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts, out = tmp_path / "prompts", tmp_path / "out"
     bundle = build("wan", size="128x96", frames=33).folder  # on which the endless prompt outlasts the killer
     arguments = (bundle, "--prompts", prompts, "--out", out, "--ray", "local", "--workers", 2)
@@ -164,11 +168,14 @@ def test_killed_workers_on_a_local_cluster(build: Build, tmp_path: Path, home: P
     # Run again with a prompt on which every worker dies: the two are skipped, the rest is made, nothing is left over.
     prompts.write_text('one\ntwo\n{"prompt": "forever", "steps": 1000, "solver": "euler"}\nfour\n{broken\n')
     # Killed workers leave temporary folders, which later ones remove.
-    stale, others = (home / f"flowblending-worker-{pid}-x" for pid in (killed[0], os.getpid()))
-    stale.mkdir()
-    others.mkdir()
-    with killer(home, lambda _: "four" in map(prompt_of, os.listdir(out))) as killed:
+    monkeypatch.setattr(tempfile, "tempdir", str(home))
+    kept = contextlib.ExitStack()
+    others = kept.enter_context(scratch())
+    stale = others.with_name(f"{others.name.removesuffix('.part')[:-8]}00000000.part")
+    shutil.copytree(others, stale)  # as of a process that was killed: nobody holds its lock
+    with kept, killer(home, lambda _: "four" in map(prompt_of, os.listdir(out))) as killed:
         result = fb_run(home, *arguments, "--steps", 100)
+        assert others.exists()
     assert len(killed) == 2
     assert result.returncode == 1, result.stderr
     assert "line 3 failed: worker" in result.stderr
@@ -178,7 +185,6 @@ def test_killed_workers_on_a_local_cluster(build: Build, tmp_path: Path, home: P
     assert sorted(map(prompt_of, os.listdir(out))) == ["four", "one", "two"]
     assert not makers(home)
     assert not stale.exists()
-    assert others.exists()
 
 
 def prompt_of(video: str) -> str:

@@ -10,7 +10,15 @@ import pytest
 
 from flowblending import UsageError
 from flowblending.contracts.graph import LARGE, SMALL
-from flowblending.runtime.calibrate.budget import Allowance, allowance, cheapest, small_steps, step_errors, three_stage
+from flowblending.runtime.calibrate.budget import (
+    Allowance,
+    allowance,
+    cheapest,
+    read_budget,
+    small_steps,
+    step_errors,
+    three_stage,
+)
 from flowblending.runtime.calibrate.findings import BudgetTest, Tried
 from flowblending.runtime.calibrate.propagation import shared_out
 from flowblending.runtime.calibrate.under_budget import by_divergence, psnr
@@ -56,6 +64,20 @@ def test_budgets() -> None:
     assert 50 - count * (1 - 0.169) <= 30 < 50 - (count - 1) * (1 - 0.169)
     with pytest.raises(UsageError, match=r"A budget of 10\.0% .* costs 20\.0%; give --budget at least that"):
         small_steps(50, 0.2, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0.6", (0.6, False)), ("60%", (0.6, False)), (" 62.5% ", (0.625, False)), ("12.5s", (12.5, True))],
+)
+def test_a_budget_is_a_share_a_percentage_or_seconds(text: str, expected: tuple[float, bool]) -> None:
+    assert read_budget(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "%", "s", "0%", "101%", "60", "60%s", "-1s", "nan", "inf%"])
+def test_wrong_budgets(text: str) -> None:
+    with pytest.raises(UsageError, match=r"a share above 0, up to 1, or seconds were expected; try 0\.6, 60% or 12"):
+        read_budget(text)
 
 
 def test_an_error_is_the_difference_times_the_length_of_the_step() -> None:

@@ -153,7 +153,7 @@ def test_a_video_that_a_player_turns_is_measured_as_it_is_shown(tmp_path: Path, 
     # The page's copy is shown upright too, by the same matrix or without one.
     copy = read_video(copies_of(tmp_path / "out")["b.mp4"])
     assert (copy.width, copy.height) == (64, 48)
-    assert np.abs(np.stack(list(frames_shown(copy))) - frames.astype(float)).mean() < 4
+    assert np.abs(np.stack(list(frames_shown(copy))) - frames.astype(float)).mean() < 6
     assert copy.orientation.mirrored is False
     notes = report(tmp_path / "out")["notes"]
     assert any("b.mp4 was" in note and "as its file says" in note for note in notes) == (name != "as it is")
@@ -206,7 +206,7 @@ def test_a_failing_video_costs_the_others_nothing(
         assert f"{name}" in told
         assert [note for note in report(out)["notes"] if note.startswith("A video is left out") and name in note]
         assert name in page
-    assert "9 that it promises" in told
+    assert "9 that it promises" in told or "cannot be decoded beyond frame" in told  # by FFmpeg's version
     with pytest.raises(FlowBlendingError, match=r"No video is left to compare with a\.mp4: .*short\.mp4.*text\.mp4"):
         compare("--videos", a, short, text, "--out", tmp_path / "none")
     with pytest.raises(FlowBlendingError, match=r"text\.mp4 cannot be read"):
@@ -262,6 +262,16 @@ def test_variable_frame_rates_are_compared_by_time(tmp_path: Path, first: str) -
     )
     with pytest.raises(UsageError, match=r"longer\.mkv takes 3\.\d+ s, but .*even\.mkv takes 1\.6\d* s.*by time"):
         compare("--videos", even, longer, "--out", out)
+
+
+def test_a_clock_that_went_wrong_is_a_sentence(tmp_path: Path, clip: Clip) -> None:
+    times = [0, 20, 40, 10**9]
+    a = write_clip(tmp_path / "a.mkv", pictures(clip)[:4], codec="ffv1", pixels="bgra", times=times)
+    b = write(tmp_path / "b.mp4", clip)
+    with pytest.raises(UsageError, match=r"a\.mkv shows its 4 frames at uneven times over 10+\d\d s, .*"):
+        compare("--videos", a, b, "--out", tmp_path / "out")
+    with pytest.raises(UsageError, match=r"a\.mkv takes 10+\d*\.\d+ s, but .*b\.mp4 takes 1\.125 s"):
+        compare("--videos", b, a, "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize(

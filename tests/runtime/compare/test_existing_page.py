@@ -71,6 +71,19 @@ def test_a_browser_shows_what_is_measured(
         assert np.abs(theirs - TURNED[name](clip)[0]).mean() < 8
 
 
+@pytest.mark.parametrize("height", [256, 576, 716, 720, 1080])
+def test_a_browser_shows_the_colours_that_are_measured(tmp_path: Path, chromium: Browser, height: int) -> None:
+    frames = np.zeros((2, height, 64, 3), np.uint8)
+    frames[..., 0], frames[..., 1] = 30, 180
+    path = write_clip(tmp_path / "a.mp4", frames)  # which does not say how its colours are coded
+    page = tmp_path / "page.html"
+    page.write_text('<body style="margin:0"><video src="a.mp4" muted preload="auto" style="display:block"></video>')
+    chromium.open(page)
+    chromium.wait("document.querySelector('video').readyState >= 2")
+    ours = next(shown_by_us(read_video(path)))[height // 2, 32].astype(float)
+    assert np.abs(screenshot(chromium, "video")[height // 2, 32] - ours).max() < 5
+
+
 NAMES = [
     "first.mp4",
     "a b  c.mp4",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,13 @@ def test_every_pixel_format_shows_what_was_drawn(
     assert distance(frames, drawn) < near
 
 
+@pytest.mark.parametrize(("transfer", "high"), [(1, False), (2, False), (16, True), (18, True)])
+def test_high_dynamic_range_is_known(tmp_path: Path, clip: Pictures, transfer: int, high: bool) -> None:
+    options = {"x265-params": f"log-level=none:transfer={transfer}:colorprim=9:colormatrix=9"}
+    path = write_clip(tmp_path / "a.mp4", clip, codec="libx265", pixels="yuv420p10le", options=options)
+    assert read_video(path).high_range is high
+
+
 def test_grey_videos_are_grey(tmp_path: Path, clip: Pictures) -> None:
     _, frames = shown(write_clip(tmp_path / "a.mkv", clip, codec="ffv1", pixels="gray"))
     luma = clip @ np.array([0.299, 0.587, 0.114])
@@ -148,6 +156,21 @@ def test_large_videos_that_name_no_colours_are_bt709(tmp_path: Path) -> None:
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     assert distance(shown(path)[1], red) < 2
+
+
+@pytest.mark.parametrize("lost", [1, 3, 7])
+def test_frames_that_an_edit_list_leaves_out_are_not_there(tmp_path: Path, clip: Pictures, lost: int) -> None:
+    long = np.tile(clip, (2, 1, 1, 1))
+    path = write_clip(tmp_path / "a.mp4", long)
+    content = bytearray(path.read_bytes())
+    place = content.index(b"elst") + 12  # version, flags and number of entries come first
+    duration, start, rate = struct.unpack_from(">IiI", content, place)
+    ticks = 16384 // 8  # a frame, by the clock that movenc gives 8 frames per second
+    struct.pack_into(">IiI", content, place, duration * (12 - lost) // 12, start + lost * ticks, rate)
+    path.write_bytes(content)
+    video, frames = shown(path)
+    assert (video.count, video.promised) == (12 - lost, 12)
+    assert distance(frames, long[lost:]) < 4
 
 
 def test_frames_are_counted_and_not_believed(tmp_path: Path, clip: Pictures) -> None:
@@ -214,6 +237,9 @@ def test_what_is_no_video_is_one_sentence(tmp_path: Path, clip: Pictures) -> Non
     (tmp_path / "list.txt").write_text(f"ffconcat version 1.0\nfile {tmp_path}/whole.mp4\n")
     whole = write_clip(tmp_path / "whole.mp4", clip)
     (tmp_path / "no index.mp4").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    (tmp_path / "unknown.avi").write_bytes(
+        write_clip(tmp_path / "known.avi", clip, codec="mpeg4").read_bytes().replace(b"FMP4", b"X?X?")
+    )
     os.mkfifo(tmp_path / "pipe.mp4")
     with av.open(str(tmp_path / "sound.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
@@ -231,6 +257,7 @@ def test_what_is_no_video_is_one_sentence(tmp_path: Path, clip: Pictures) -> Non
         "list.txt": "cannot be read as a video|holds no video",
         "no index.mp4": "cannot be read as a video",
         "sound.wav": "holds no video",
+        "unknown.avi": "is in a codec that the installed PyAV cannot decode; give it in another one",
     }
     for name, message in cases.items():
         with pytest.raises(FlowBlendingError, match=message) as caught:

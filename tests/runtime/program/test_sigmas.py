@@ -10,6 +10,7 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_sche
 
 from flowblending import UsageError
 from flowblending.contracts.graph import SigmaGrid
+from flowblending.runtime.program.shifts import with_shift
 from flowblending.runtime.program.sigmas import Grid, sigma_grid
 
 STEPS = [1, 2, 3, 7, 20, 30, 50]
@@ -137,3 +138,34 @@ def test_many_steps_of_a_static_shift_are_the_steps_fault() -> None:
     sigma_grid(grid, "euler", 4, 50_000)
     with pytest.raises(UsageError, match="900 steps are so many"):
         sigma_grid(grid, "euler", 900, 50_000)
+
+
+@pytest.mark.parametrize("steps", STEPS[1:])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 12.0])
+def test_a_shift_takes_the_place_of_the_dynamic_one(shift: float, steps: int) -> None:
+    """As the classes of diffusers have it once use_dynamic_shifting is false; shift_terminal stays.
+
+    They write the same shift in two ways, whose float32 values differ in the last bits; a timestep that UniPC cuts to
+    an integer may then be another one.
+    """
+    settings = {"shift_terminal": 0.1, "use_dynamic_shifting": False}
+    euler = FlowMatchEulerDiscreteScheduler(shift=shift, **settings)
+    unipc = UniPCMultistepScheduler(flow_shift=shift, **settings, **UNIPC)
+    static = SigmaGrid(kind="dynamic-shift", base_shift=0.0, max_shift=0.0, shift_terminal=0.1)
+    for grid, tokens in ((LTX_090, 1881), (LTX_090, 50_000), (static, 24)):
+        for name, scheduler in (("euler", euler), ("unipc", unipc)):
+            scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps))
+            found = sigma_grid(with_shift(grid, shift), name, steps, tokens)
+            assert np.abs(np.array(found.sigmas) - scheduler.sigmas.double().numpy()).max() < 1e-6
+            assert np.abs(np.array(found.timesteps) - scheduler.timesteps.double().numpy()).max() < (
+                1e-3 if name == "euler" else 1.5
+            )
+
+
+def test_no_shift_is_the_checkpoints() -> None:
+    for grid in (LTX_090, LTX_095, SigmaGrid(kind="shifted", shift=3.0)):
+        assert with_shift(grid, None) == grid
+    assert with_shift(SigmaGrid(kind="shifted", shift=3.0), 5.0) == SigmaGrid(kind="shifted", shift=5.0)
+    for factor in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="but a finite number above 0 was expected"):
+            with_shift(LTX_090, factor)

@@ -176,8 +176,8 @@ def test_a_process_that_ends(
     state: str,
     says: str,
 ) -> None:
+    bundle = build("wan")  # it is run as well
     monkeypatch.setattr(short_run_build, "run_here", work)
-    bundle = build("wan")
     claim = run_claim(run_while_built(bundle, bundle.folder, "a cat", ignore))
     assert claim.state == state
     assert says in claim.detail
