@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 
 from flowblending import UsageError
 from flowblending.contracts.graph import PipelineSpec, SigmaGrid
@@ -83,6 +85,28 @@ def job_conditioning(job: Job, manifest: Manifest) -> DecodeConditioning:
         UsageError: the job says it of a decoder that is not conditioned, or says what is no share.
     """
     return decode_conditioning(manifest.pipeline, job.decode_timestep, job.decode_noise_scale)
+
+
+def job_check(manifest: Manifest) -> Callable[[Job], None]:
+    """A check of many jobs on a bundle: jobs that differ in their texts and seeds alone are compiled once.
+
+    Returns:
+        What raises UsageError for a job that makes no program.
+    """
+
+    @functools.cache
+    def compiled(job: Job) -> str:
+        try:
+            compile_job(job, manifest)
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    def check(job: Job) -> None:
+        if error := compiled(dataclasses.replace(job, prompt="", negative_prompt=None, seed=0)):
+            raise UsageError(error)
+
+    return check
 
 
 def compile_job(job: Job, manifest: Manifest) -> Program:

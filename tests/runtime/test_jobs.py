@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -10,6 +11,7 @@ from flowblending.contracts.graph import LARGE, SMALL, WAN_T2V_1_3B, WAN_T2V_14B
 from flowblending.contracts.manifest import Manifest
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.engine.bundle.calibration import add_calibration
+from flowblending.runtime import jobs
 from flowblending.runtime.decode_conditioning import DecodeConditioning
 from flowblending.runtime.jobs import compile_job, job_conditioning, passed_over
 from flowblending.runtime.options import Job
@@ -72,6 +74,18 @@ def test_a_schedule_that_says_its_number_of_steps_needs_no_other(tmp_path: Path)
         compile_job(Job(prompt="x", schedule="L3 S4", steps=9), manifest)
     with pytest.raises(UsageError, match="1200 steps were asked for, but the models tell 1000"):
         compile_job(Job(prompt="x", schedule="L1200"), manifest)
+
+
+def test_many_jobs_are_checked_and_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = manifests.write(tmp_path / "bundle")
+    compiled = Mock(wraps=compile_job)
+    monkeypatch.setattr(jobs, "compile_job", compiled)
+    check = jobs.job_check(manifest)
+    for seed in range(5):
+        check(Job(prompt=f"prompt {seed}", seed=seed, steps=4))
+        with pytest.raises(UsageError, match="5000 steps were asked for"):
+            check(Job(prompt=f"prompt {seed}", seed=seed, steps=5000))
+    assert compiled.call_count == 2
 
 
 def test_guidance_rescale_is_the_jobs_or_the_bundles(tmp_path: Path) -> None:

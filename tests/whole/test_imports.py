@@ -143,7 +143,7 @@ RULES = Rules(
     face=("DeviceError", "DiskError", "FlowBlendingError", "OutOfMemoryError", "UsageError", "__version__"),
     libraries=LIBRARIES,
     # A function that a user names.
-    dynamic=("runtime/measures/function.py",),
+    dynamic=("runtime/measures/function.py", "flowblending/system/extras.py"),
 )
 SLOW = {*LIBRARIES, "numpy", "rich", "pydantic"}
 
