@@ -168,7 +168,7 @@ class Job:
             section=HOW,
             help="where the stages of a named schedule end: noise levels, timesteps (t818,t429) or shares of the steps "
             "(40%%,80%%)",
-            usual="the family's shares",
+            usual="the model family's shares",
             metavar="B,...",
             example="0.82,0.43",
             aliases=("boundary", "boundary_ratio", "boundary_step_index", "switch_threshold"),

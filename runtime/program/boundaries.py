@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -43,7 +44,9 @@ class Boundary:
         if self.kind == "share":
             return round_half_up(self.value * len(grid.timesteps) / 100)
         levels = grid.timesteps if self.kind == "timestep" else grid.sigmas[:-1]
-        return sum(level >= self.value for level in levels)
+        # The levels are float32 values, of which 0.7 is less than the decimal number.
+        (rounded,) = struct.unpack("f", struct.pack("f", self.value))
+        return sum(level >= rounded for level in levels)
 
     def comes_before(self, other: Boundary) -> bool:
         """Whether a run reaches it first, as far as that can be told without the run."""

@@ -170,8 +170,8 @@ def _named(
         return _placed([OpenStage(model=model, length=end) for model, end in ends], steps, grid)
     if len(models) != _SHARES:
         raise UsageError(
-            f"The schedule {letters} has {len(models)} stages, but a family gives the boundaries of three; give "
-            f"boundaries ({len(models) - 1}), three letters such as LSL, or runs such as L20 S20 L10."
+            f"The schedule {letters} has {len(models)} stages, but a model family gives the boundaries of three; "
+            f"give boundaries ({len(models) - 1}), three letters such as LSL, or runs such as L20 S20 L10."
         )
     lengths = _stages(steps, *shares)
     return [Stage(model=model, steps=length) for model, length in zip(models, lengths, strict=True) if length]

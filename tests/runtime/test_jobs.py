@@ -124,7 +124,7 @@ def test_a_video_too_large_for_the_checkpoints_shift_is_named(tmp_path: Path) ->
     grid = SigmaGrid(kind="dynamic-shift", base_shift=0.95, max_shift=99.0, base_tokens=1, max_tokens=2)
     shifted = manifest.model_copy(update={"pipeline": replace(manifest.pipeline, grid=grid)})
     size = f"{manifest.geometry.width}x{manifest.geometry.height}, {manifest.geometry.frames} frames"
-    with pytest.raises(UsageError, match=f"For {size} with its [0-9]+ latent tokens, the checkpoint's dynamic shift"):
+    with pytest.raises(UsageError, match=f"For {size}, the checkpoint's dynamic shift"):
         compile_job(Job(prompt="x", steps=4, solver="euler"), shifted)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 
 from flowblending import UsageError
@@ -84,6 +86,14 @@ def test_the_steps_of_the_authors_boundaries() -> None:
     assert str(parse("LSL", at_5, "t819,t430")) == "L27 S17 L6"
 
 
+def test_a_level_as_it_is_printed_is_the_steps_own() -> None:
+    """0.7 and 0.9 are a little less in float32, 0.1 and 0.6 a little more."""
+    grid = sigma_grid(SigmaGrid(kind="linear-quadratic"), "euler", 10, 0)
+    grid = dataclasses.replace(grid, sigmas=tuple(float(np.float32(1 - step / 10)) for step in range(11)))
+    for tenth in range(1, 10):
+        assert read_boundary(f"0.{tenth}", "it").step(grid) == 11 - tenth
+
+
 def test_the_switch_of_wan_2_2_is_that_of_diffusers() -> None:
     """Steps of the expert for high noise, t >= boundary_ratio * 1000: those counted with diffusers' WanPipeline."""
     for steps, shift, boundary, count in ((40, 3.0, 0.875, 13), (40, 12.0, 0.875, 26), (40, 5.0, 0.9, 15)):
@@ -122,7 +132,7 @@ def test_letters_of_any_number() -> None:
         ("LSL", "0.5", 50, "1 boundary was given for the schedule LSL, but its stages have 2 between them"),
         ("LS", "0.5,0.4", 50, "2 boundaries were given for the schedule LS, but its stages have 1 between them"),
         ("L", "0.5", 50, "1 boundary was given for the schedule L, but its stages have 0 between them"),
-        ("LS", None, 50, "The schedule LS has 2 stages, but a family gives the boundaries of three"),
+        ("LS", None, 50, "The schedule LS has 2 stages, but a model family gives the boundaries of three"),
         ("L20 S20 L10", "0.5,0.4", 50, "Boundaries are for a schedule of stage letters such as LSL, but L20 S20 L10"),
         ("LXL", "0.5,0.4", 50, "The stage letter X is unknown"),
         (
