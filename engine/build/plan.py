@@ -6,15 +6,22 @@ Calls the exporter inside its functions, as `build` does.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import LARGE, SMALL, PipelineSpec
 from flowblending.contracts.manifest import VideoProfile
 from flowblending.engine.build.disk import check_download
 from flowblending.engine.build.request import BuildRequest
 from flowblending.engine.bundle.geometry import plan_profiles
+from flowblending.runtime.authors import authors_line
+from flowblending.runtime.options import Job
+from flowblending.runtime.program.shifts import with_shift
+from flowblending.runtime.program.sigmas import sigma_grid
 
 if TYPE_CHECKING:
     from flowblending.export.checkpoint.checkpoint import Checkpoint
@@ -125,6 +132,7 @@ def make_plan(request: BuildRequest, large_folder: Path, small_folder: Path) -> 
     pair = _open_pair(request, large_folder, small_folder)
     family = family_of(pair.large)
     pipeline = family.describe(pair.large)
+    pipeline = replace(pipeline, grid=with_shift(pipeline.grid, request.shift))
     profiles = plan_profiles(pipeline, request.size, request.frames)
     folders = {LARGE: pair.large_transformer, SMALL: pair.small_transformer}
     parts = (
@@ -133,6 +141,7 @@ def make_plan(request: BuildRequest, large_folder: Path, small_folder: Path) -> 
     )
     signals = folders if request.teacache else {}
     advice = [family.advise(each) for each in (pair.large, pair.small) if each is not None]
+    advice.append(authors_line(pipeline, Job(prompt="", shift=request.shift)))
     return Plan(
         pipeline=pipeline,
         pipeline_class=describe_class(pair.large),
@@ -151,14 +160,31 @@ def check_plan(request: BuildRequest, plan: Plan, sources: Sources) -> tuple[str
         Lines about tensors that are left out.
 
     Raises:
-        FlowBlendingError: components do not fit together, or weights not their class.
+        FlowBlendingError: components do not fit together, or weights not their class, or the scheduler makes no
+            noise levels.
     """
     from flowblending.export.checkpoint.together import check_together
-    from flowblending.export.families.tokenizer import largest_id
+    from flowblending.export.families.tokenizer import token_ids
 
     pair = _open_pair(request, sources.large.folder, sources.small.folder)
-    check_together(pair.large, largest_id(plan.tokenizer.content))
+    check_together(pair.large, token_ids(plan.tokenizer.content))
+    _check_scheduler(pair.large, plan.pipeline)
     return tuple(line for part in plan.parts for line in part.check())
+
+
+def _check_scheduler(checkpoint: Checkpoint, pipeline: PipelineSpec) -> None:
+    """Refuse a scheduler whose noise levels are no numbers, or do not fall even in a run of two steps of one token."""
+    from flowblending.export.checkpoint.naming import shown
+
+    try:
+        with np.errstate(all="ignore"):
+            sigma_grid(pipeline.grid, pipeline.solver, 2, 1)
+    except UsageError:
+        settings = ", ".join(f"{name} {value}" for name, value in asdict(pipeline.grid).items())
+        raise FlowBlendingError(
+            f"The scheduler of {shown(checkpoint.folder)} gives no noise levels that fall to 0 ({settings}); give a "
+            "checkpoint with its family's scheduler."
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)

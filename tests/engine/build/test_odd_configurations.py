@@ -1,4 +1,4 @@
-"""Configurations with values that no pipeline has: one sentence each while planning, whatever library met them first."""
+"""Configurations with values that no pipeline has: one sentence each while planning, whichever library met them."""
 
 from __future__ import annotations
 
