@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 EMBEDDING := $(VENV)/installed-embedding
+# A path that type checkers follow, in place of an import hook that they do not.
+EDITABLE := --config-settings editable_mode=compat --editable
 
 .PHONY: demo test test-embedding lint clean
 
@@ -31,11 +33,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): a download of 3.1 GB from PyPI, or 0.5 GB with the CPU build of torch (see README.md)"
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[build,calibrate,cpu,video,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt $(EDITABLE) '.[build,calibrate,cpu,video,tensorrt-rtx,dev]'
 	touch $@
 
 $(EMBEDDING): $(INSTALLED)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[ray,client]'
+	$(BIN)/python -m pip install --constraint constraints.txt $(EDITABLE) '.[ray,client]'
 	touch $@
 
 clean:

@@ -104,6 +104,12 @@ def _add_main(group: argparse._ArgumentGroup) -> None:
         help="diffusers pipeline class to run the checkpoints with, if it is not the one that their model_index.json "
         "names: LTX-Video 0.9.5 is published as LTXPipeline and meant for LTXConditionPipeline",
     )
+    group.add_argument(
+        "--shift",
+        type=float,
+        metavar="F",
+        help="shift of the noise levels that runs take unless they say another (default: the checkpoint's)",
+    )
     group.add_argument("--target", metavar="SM,...", help="tensorrt-rtx: GPU architectures, such as sm89,sm120")
     group.add_argument(
         "--teacache",
@@ -231,6 +237,7 @@ def build(arguments: argparse.Namespace) -> None:
     from flowblending.engine.build.fp8.options import Fp8Options
     from flowblending.engine.build.request import BuildRequest, split_targets
     from flowblending.engine.store.folder import usable_folder
+    from flowblending.runtime.option_values import COMMAND_LINE, read_options
     from flowblending.system.console import Console
 
     console = Console(quiet=arguments.quiet)
@@ -248,6 +255,7 @@ def build(arguments: argparse.Namespace) -> None:
         backend=arguments.backend,
         targets=split_targets(arguments.target),
         pipeline=arguments.pipeline,
+        shift=read_options({"shift": arguments.shift}, COMMAND_LINE)["shift"],
         sampling={model: sampling for model, sampling in model_sampling.items() if sampling is not None},
         teacache=arguments.teacache,
         fp8=Fp8Options(

@@ -174,7 +174,7 @@ class VideoSampler:
             noise: initial latents in place of the seed's, float32 [1, C, F, H, W], of the video's size. They are read
                 where they are, when the video is made, and left as they are. What looks like no noise, such as the
                 latents of a finished run, is warned about then; those are for `decode`.
-            options: further fields of a `Job`: seed, size, frames, steps, schedule, guidance,
+            options: further fields of a `Job`: seed, size, frames, steps, schedule, boundaries, shift, guidance,
                 guidance_rescale, batched_guidance, solver, cache, decode_timestep, decode_noise_scale and frame_rate.
 
         Raises:

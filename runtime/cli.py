@@ -117,6 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     console = Console(quiet=arguments.quiet)
     take_noise(arguments, console.warn)
+    _choose_out(arguments, console)
     _check(arguments)
     bundle = open_bundle(arguments.bundle)
     _warn_unused(arguments, bundle, console)
@@ -215,6 +216,23 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
         check_folder(_out(arguments))
     elif (arguments.prompt or arguments.decode) is not None and arguments.emit_inputs is None:
         check_video_name(_out(arguments))
+
+
+def _choose_out(arguments: argparse.Namespace, console: Console) -> None:
+    """Have PNG images in place of an MP4 file that nobody asked for where none can be written."""
+    writes = (arguments.prompt or arguments.decode) is not None and arguments.prompts is None
+    if arguments.out is None and writes and not (arguments.dry_run or arguments.emit_inputs):
+        arguments.out = DEFAULT_OUT.with_suffix(_suffix(console))
+
+
+def _suffix(console: Console) -> str:
+    """Of videos that nobody named: none, for a folder of PNG images, where no MP4 can be written."""
+    from flowblending.runtime.media.video import why_no_mp4
+
+    why = why_no_mp4()
+    if why:
+        console.warn(f"{why.rstrip('.')}: PNG images are written in place of MP4 files.")
+    return "" if why else DEFAULT_OUT.suffix
 
 
 def _out(arguments: argparse.Namespace) -> Path:
@@ -331,8 +349,17 @@ def _lines(arguments: argparse.Namespace, console: Console) -> list[PromptLine]:
 def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> int:
     from flowblending.runtime.batch.tasks import Batch, run_batch
     from flowblending.runtime.devices.open import device_kind
+    from flowblending.runtime.jobs import job_check
 
-    batch = Batch(_lines(arguments, console), _out(arguments), bundle.manifest.edition, console)
+    batch = Batch(
+        _lines(arguments, console),
+        _out(arguments),
+        bundle.manifest.edition,
+        console,
+        check=job_check(bundle.manifest),
+        suffix=_suffix(console),
+    )
+    batch.write_index(f"index{f'-{arguments.shard}'.replace('/', '-of-') if arguments.shard else ''}.json")
     if not batch.unfinished:
         return batch.finish()
     if arguments.ray is not None:

@@ -10,10 +10,12 @@ from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import Program, Run, Step
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.geometry import geometry_of
+from flowblending.runtime.authors import authors_line
 from flowblending.runtime.devices.open import device_kind
-from flowblending.runtime.jobs import calibrated_schedule, compile_job
+from flowblending.runtime.jobs import calibrated_schedule, compile_job, job_levels
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.cost import Cost, Timings, cost_of
+from flowblending.runtime.program.shifts import describe_shift
 
 _Number = TypeVar("_Number", int, float)
 
@@ -31,7 +33,8 @@ def plan_lines(bundle: Bundle, job: Job, device: str) -> list[str]:
         f"bundle    {bundle.folder} ({manifest.id}), {manifest.pipeline.family}",
         f"video     {geometry}, latents {list(geometry.latent_shape)}",
         f"schedule  {program.schedule}{_origin(job, manifest)}, {len(program.steps)} steps, {program.solver}, "
-        f"guidance {program.guidance:g}{_rescaled(program)}",
+        f"guidance {program.guidance:g}{_rescaled(program)}, {_shift(job, manifest, program)}",
+        *_authors(job, manifest),
         *_steps(program),
         _calls(cost, cached=job.cache != "off"),
         _operations(cost),
@@ -42,6 +45,15 @@ def plan_lines(bundle: Bundle, job: Job, device: str) -> list[str]:
 
 def _rescaled(program: Program) -> str:
     return f", rescaled by {program.guidance_rescale:g}" if program.guidance_rescale else ""
+
+
+def _shift(job: Job, manifest: Manifest, program: Program) -> str:
+    return describe_shift(job_levels(job, manifest.pipeline), manifest.pipeline.tokens(program.latent_shape))
+
+
+def _authors(job: Job, manifest: Manifest) -> list[str]:
+    line = authors_line(manifest.pipeline, job)
+    return [] if line is None else [f"authors   {line}"]
 
 
 def _origin(job: Job, manifest: Manifest) -> str:
@@ -71,7 +83,7 @@ def _calls(cost: Cost, *, cached: bool) -> str:
 
 
 def _steps(program: Program) -> list[str]:
-    """One line per stage, with the noise levels it covers, and with what a cache leaves of its steps."""
+    """One line per stage: noise levels and timesteps of its first and its last step, and what a cache leaves of all."""
     marks = "".join(_mark(step, 1 + program.guided(step)) for step in program.steps)
     if program.choice is not None:
         marks = "".join(mark if reuse is None else "?" for mark, reuse in zip(marks, program.choice.reuse, strict=True))
@@ -79,7 +91,8 @@ def _steps(program: Program) -> list[str]:
     for index, step in enumerate(program.steps):
         following = program.steps[index + 1 : index + 2]
         if not any((each.model, each.guidance) == (step.model, step.guidance) for each in following):
-            noise = f"sigma {program.steps[first].sigma:.4f} to {step.sigma:.4f}"
+            begin = program.steps[first]
+            noise = f"sigma {begin.sigma:.4f} to {step.sigma:.4f}, timesteps {begin.timestep:g} to {step.timestep:g}"
             scale = "" if step.guidance is None else f", guidance {step.guidance:g}"
             computes = f", computes {marks[first : index + 1]}" if set(marks) != {"1"} else ""
             lines.append(f"  steps {first + 1:>3}-{index + 1:<3} {step.model:<5}  {noise}{scale}{computes}")

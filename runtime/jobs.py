@@ -2,22 +2,55 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
 from flowblending import UsageError
+from flowblending.contracts.graph import PipelineSpec, SigmaGrid
 from flowblending.contracts.manifest import CalibratedSchedule, Geometry, Manifest
 from flowblending.contracts.program import Program
 from flowblending.engine.bundle.video_choice import choose_geometry
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.options import AUTO, Job
+from flowblending.runtime.program.boundaries import read_boundaries
 from flowblending.runtime.program.caches.parse import parse_cache
+from flowblending.runtime.program.caches.registry import measured_caches
 from flowblending.runtime.program.compile import compile_program
 from flowblending.runtime.program.schedule import StageSchedule
-from flowblending.runtime.program.sigmas import sigma_grid
+from flowblending.runtime.program.shifts import with_shift
+from flowblending.runtime.program.sigmas import Grid, sigma_grid
+
+
+def job_levels(job: Job, pipeline: PipelineSpec) -> SigmaGrid:
+    """The noise levels of a job: the checkpoint's, with the job's shift if it has one.
+
+    Raises:
+        UsageError: the checkpoint's levels have no shift.
+    """
+    return with_shift(pipeline.grid, job.shift)
+
+
+def job_shift(job: Job, pipeline: PipelineSpec) -> float | None:
+    """A job's shift; None where it comes to the bundle's own."""
+    return None if job_levels(job, pipeline) == pipeline.grid else job.shift
 
 
 def calibrated_schedule(job: Job, manifest: Manifest) -> CalibratedSchedule | None:
-    """The schedule that ``fb-calibrate`` found for the bundle, if the job leaves the choice to it."""
+    """The schedule that ``fb-calibrate`` found for the bundle, if the job leaves the choice to it and has its shift."""
+    schedule = _calibrated(job, manifest)
+    return schedule if schedule is not None and schedule.shift == job_shift(job, manifest.pipeline) else None
+
+
+def passed_over(job: Job, manifest: Manifest) -> CalibratedSchedule | None:
+    """The schedule that ``fb-calibrate`` found, if the job leaves the choice to it, but has another shift."""
+    schedule = _calibrated(job, manifest)
+    return None if schedule is None or schedule.shift == job_shift(job, manifest.pipeline) else schedule
+
+
+def _calibrated(job: Job, manifest: Manifest) -> CalibratedSchedule | None:
     calibration = manifest.calibration
-    return None if calibration is None or not _is_auto(job) else calibration.schedule
+    return None if calibration is None or not _is_auto(job) or job.boundaries is not None else calibration.schedule
 
 
 def _is_auto(job: Job) -> bool:
@@ -54,6 +87,28 @@ def job_conditioning(job: Job, manifest: Manifest) -> DecodeConditioning:
     return decode_conditioning(manifest.pipeline, job.decode_timestep, job.decode_noise_scale)
 
 
+def job_check(manifest: Manifest) -> Callable[[Job], None]:
+    """A check of many jobs on a bundle: jobs that differ in their texts and seeds alone are compiled once.
+
+    Returns:
+        What raises UsageError for a job that makes no program.
+    """
+
+    @functools.cache
+    def compiled(job: Job) -> str:
+        try:
+            compile_job(job, manifest)
+        except UsageError as error:
+            return str(error)
+        return ""
+
+    def check(job: Job) -> None:
+        if error := compiled(dataclasses.replace(job, prompt="", negative_prompt=None, seed=0)):
+            raise UsageError(error)
+
+    return check
+
+
 def compile_job(job: Job, manifest: Manifest) -> Program:
     """The sampling program of a job on a bundle; runs nothing.
 
@@ -72,23 +127,18 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
     solver = job.solver or pipeline.solver
     geometry = job_geometry(job, manifest)
     latent_shape = geometry.latent_shape
-    calibrated = calibrated_schedule(job, manifest)
-    if calibrated is not None:
-        schedule = StageSchedule.scaled(calibrated.runs, steps)
-    else:
-        text = "LSL" if _is_auto(job) else job.schedule
-        schedule = StageSchedule.parse(text, steps, pipeline.early, pipeline.late)
+    grid = sigma_grid(job_levels(job, pipeline), solver, steps, pipeline.tokens(latent_shape), str(geometry))
     program = compile_program(
-        schedule=schedule,
+        schedule=_schedule(job, manifest, grid),
         solver=solver,
-        grid=sigma_grid(pipeline.grid, solver, steps, pipeline.tokens(latent_shape), str(geometry)),
+        grid=grid,
         latent_shape=latent_shape,
         guidance=pipeline.guidance if job.guidance is None else job.guidance,
         batched=pipeline.batched_guidance if job.batched_guidance is None else job.batched_guidance,
         guidance_rescale=pipeline.guidance_rescale if job.guidance_rescale is None else job.guidance_rescale,
         cache=parse_cache(job.cache),
         architectures={name: component.architecture for name, component in manifest.components.items()},
-        constants=None if manifest.calibration is None else manifest.calibration.caches,
+        constants=_constants(job, manifest),
         model_sampling={name: each.sampling for name, each in manifest.components.items() if each.sampling is not None},
     )
     if job.guidance_rescale and not program.guidance_rescale:
@@ -97,3 +147,49 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
             "out, or give a guidance scale above 1."
         )
     return program
+
+
+def _schedule(job: Job, manifest: Manifest, grid: Grid) -> StageSchedule:
+    steps, pipeline = len(grid.timesteps), manifest.pipeline
+    calibrated = calibrated_schedule(job, manifest)
+    if calibrated is not None:
+        return StageSchedule.scaled(calibrated.runs, steps)
+    return StageSchedule.parse(
+        "LSL" if _is_auto(job) else job.schedule,
+        steps,
+        pipeline.early,
+        pipeline.late,
+        boundaries=() if job.boundaries is None else read_boundaries(job.boundaries),
+        grid=grid,
+    )
+
+
+def _constants(job: Job, manifest: Manifest) -> Mapping[str, Mapping[str, tuple[float, ...]]]:
+    """What was measured on the bundle for the caches of a job.
+
+    Raises:
+        UsageError: constants that one of them needs were measured at another shift: they are of other noise levels.
+    """
+    if manifest.calibration is None:
+        return {}
+    found, shifts = manifest.calibration.caches, manifest.calibration.shifts
+    shift = job_shift(job, manifest.pipeline)
+    asked = {word.partition(":")[0].strip().lower() for word in job.cache.split("+")}
+    for cache, measurement in measured_caches().values():
+        if cache.name in asked and measurement.name in found and shifts.get(measurement.name) != shift:
+            raise UsageError(
+                f"The constants of {cache.name} were measured at {words_of_shift(shifts.get(measurement.name))}, and "
+                f"this run has {words_of_shift(shift)}; measure them at that with fb-calibrate BUNDLE --prompts FILE "
+                f"--cache {measurement.name}{option_of_shift(shift)}, or leave the cache out."
+            )
+    return found
+
+
+def words_of_shift(shift: float | None) -> str:
+    """A shift as `job_shift` tells it."""
+    return "the bundle's own shift" if shift is None else f"a shift of {shift:g}"
+
+
+def option_of_shift(shift: float | None) -> str:
+    """What to add to a command for it."""
+    return "" if shift is None else f" --shift {shift:g}"

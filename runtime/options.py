@@ -42,6 +42,8 @@ MOST_SEED: Final = 2**64 - 1
 MAX_FRAME_RATE: Final = 1000
 MOST_THREADS: Final = 4096
 """More than any machine has; ONNX Runtime makes as many as it is told to, until the system gives no more."""
+LEAST_SHIFT: Final = 0.01
+MOST_SHIFT: Final = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,11 @@ class Job:
         frames: of the video: one that the bundle was built for.
         steps: of the run; stages with timesteps of their own stand in for as many as they say.
         schedule: ``auto`` (what the bundle was calibrated to, or LSL), ``LSL``, ``L20 S20 L10``, or with guidance and
-            timesteps of a stage's own, ``L20 S20:g1:t909.4,725 L10``.
+            timesteps of a stage's own, ``L20 S20:g1:t909.4,725 L10``; a stage may say where it ends in place of its
+            steps, ``L@0.82 S@0.43 L``.
+        boundaries: between the stages of a named schedule: noise levels (``0.82,0.43``), timesteps (``t818,t429``) or
+            shares of the steps (``40%,80%``).
+        shift: of the noise levels, s -> shift * s / (1 + (shift - 1) * s); ``flow_shift`` of diffusers.
         guidance: scale of classifier-free guidance; 1 or less turns it off.
         batched_guidance: both guidance branches in one call of the engine.
         solver: ``unipc``, ``dpm++`` or ``euler``.
@@ -146,8 +152,9 @@ class Job:
         str,
         Option(
             section=HOW,
-            help='LSL, LLL, SSS, LSS, SLL with the model family\'s boundaries, or "L20 S20 L10", which says its number '
-            'of steps; stages may have a guidance scale and timesteps of their own, "L20 S20:g1:t750,625 L10"',
+            help='LSL, LLL, SSS, LSS, SLL with the model family\'s boundaries, "L20 S20 L10", which says its number of '
+            'steps, or with the ends of stages, "L@0.82 S@0.43 L"; stages may have a guidance scale and timesteps of '
+            'their own, "L20 S20:g1:t750,625 L10"',
             usual="what fb-calibrate found for the bundle, else LSL",
             metavar="S",
             example="LSL",
@@ -155,6 +162,32 @@ class Job:
             programs=_ONE_VIDEO,
         ),
     ] = AUTO
+    boundaries: Annotated[
+        str | None,
+        Option(
+            section=HOW,
+            help="where the stages of a named schedule end: noise levels, timesteps (t818,t429) or shares of the steps "
+            "(40%%,80%%)",
+            usual="the model family's shares",
+            metavar="B,...",
+            example="0.82,0.43",
+            aliases=("boundary", "boundary_ratio", "boundary_step_index", "switch_threshold"),
+            programs=_ONE_VIDEO,
+        ),
+    ] = None
+    shift: Annotated[
+        float | None,
+        Option(
+            section=HOW,
+            help="shift of the noise levels; more of it spends more steps at high noise",
+            usual="the bundle's",
+            metavar="F",
+            least=LEAST_SHIFT,
+            most=MOST_SHIFT,
+            example=5.0,
+            aliases=("flow_shift", "sample_shift", "time_shift", "shift_scale"),
+        ),
+    ] = None
     guidance: Annotated[
         float | None,
         Option(
@@ -277,6 +310,8 @@ class JobOptions(TypedDict, total=False):
     frames: int | None
     steps: int | None
     schedule: str
+    boundaries: str | None
+    shift: float | None
     guidance: float | None
     guidance_rescale: float | None
     batched_guidance: bool | None

@@ -91,7 +91,7 @@ def parse_jobs(text: str, path: Path, defaults: Job, tell: Callable[[str], None]
 
 
 def plain_jobs(lines: Sequence[PromptLine], path: Path, reason: str) -> list[Job]:
-    """The jobs of all lines, where schedule and cache are not a line's to say.
+    """The jobs of all lines, where schedule, boundaries and cache are not a line's to say.
 
     Args:
         lines: of a prompt file.
@@ -99,14 +99,14 @@ def plain_jobs(lines: Sequence[PromptLine], path: Path, reason: str) -> list[Job
         reason: why not, as the end of a sentence; ``{}`` stands for the field.
 
     Raises:
-        UsageError: a line is no job, or says either.
+        UsageError: a line is no job, or says one of them.
     """
     jobs = []
     for line in lines:
         if line.job is None:
             raise UsageError(f"Line {line.number} of {path}: {line.error}")
         for option in options():
-            if option.name in ("schedule", "cache") and getattr(line.job, option.name) != option.default:
+            if option.name in ("schedule", "boundaries", "cache") and getattr(line.job, option.name) != option.default:
                 raise UsageError(
                     f"Line {line.number} of {path} sets its {option.name}, {reason.format(option.name)}; "
                     "leave it out there."

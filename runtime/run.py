@@ -230,6 +230,7 @@ def video_metadata(
         "guidance": f"{program.guidance:g}",
         "bundle": manifest.id,
         **({"guidance_rescale": f"{program.guidance_rescale:g}"} if program.guidance_rescale else {}),
+        **({} if job.shift is None else {"shift": f"{job.shift:g}"}),
         **({} if job.cache == OFF else {"cache": job.cache}),
         **({} if job.decode_timestep is None else {"decode_timestep": f"{job.decode_timestep:g}"}),
         **({} if job.decode_noise_scale is None else {"decode_noise_scale": f"{job.decode_noise_scale:g}"}),

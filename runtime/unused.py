@@ -10,6 +10,7 @@ from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import UNCOND, Program, Run, Step
 from flowblending.engine.backends.registry import gpu_components
 from flowblending.engine.backends.tensor import CUDA
+from flowblending.runtime.jobs import job_shift, option_of_shift, passed_over, words_of_shift
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.caches.parse import OFF
 
@@ -19,7 +20,7 @@ _DECODER_SCALARS = frozenset({"latents", "timestep", "noise_scale"})
 def unused_options(
     job: Job, program: Program, manifest: Manifest, *, timed: bool, latents_given: bool = False
 ) -> list[str]:
-    """A sentence for each option of a job that changes nothing of its run.
+    """A sentence for each option of a job that changes nothing of its run, and for a calibration that does not.
 
     Args:
         job: as it was asked for.
@@ -29,6 +30,14 @@ def unused_options(
         latents_given: whether the initial latents are not the seed's.
     """
     found = []
+    schedule = passed_over(job, manifest)
+    if schedule is not None:
+        shift = job_shift(job, manifest.pipeline)
+        found.append(
+            f"the calibrated schedule {schedule.runs} is not taken, because it was found at "
+            f"{words_of_shift(schedule.shift)}, and this run has {words_of_shift(shift)}; calibrate at that with "
+            f"fb-calibrate BUNDLE --prompts FILE{option_of_shift(shift)}, or give a schedule."
+        )
     unguided = UNCOND not in program.branches()
     if job.negative_prompt is not None and unguided:
         found.append("the negative prompt does nothing, because no step has guidance above 1.")

@@ -30,6 +30,7 @@ from flowblending.engine.bundle.bundle import (
 )
 from flowblending.engine.store.store import DISK_FULL, open_store
 from flowblending.system.console import Console
+from flowblending.system.extras import check_installed
 from flowblending.system.scratch import scratch
 
 __all__ = ["BuildRequest", "build_bundle", "rebuild_command"]
@@ -55,6 +56,8 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     backends.check_precisions(request.backend, targets, precisions)
     request.fp8.check(fp8_models(precisions), request.backend)
     prompt = request.fp8.read_prompts()[0]
+    # Every graph is verified on ONNX Runtime.
+    check_installed("Building", "build", "cpu")
     old = _existing(request.out)
     with scratch() as looked_at:
         with console.phase("Reading checkpoints"):

@@ -6,7 +6,7 @@ Calls the exporter inside its functions, as `build` does.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,9 @@ from flowblending.contracts.manifest import VideoProfile
 from flowblending.engine.build.disk import check_download
 from flowblending.engine.build.request import BuildRequest
 from flowblending.engine.bundle.geometry import plan_profiles
+from flowblending.runtime.authors import authors_line
+from flowblending.runtime.options import Job
+from flowblending.runtime.program.shifts import with_shift
 
 if TYPE_CHECKING:
     from flowblending.export.checkpoint.checkpoint import Checkpoint
@@ -125,6 +128,7 @@ def make_plan(request: BuildRequest, large_folder: Path, small_folder: Path) -> 
     pair = _open_pair(request, large_folder, small_folder)
     family = family_of(pair.large)
     pipeline = family.describe(pair.large)
+    pipeline = replace(pipeline, grid=with_shift(pipeline.grid, request.shift))
     profiles = plan_profiles(pipeline, request.size, request.frames)
     folders = {LARGE: pair.large_transformer, SMALL: pair.small_transformer}
     parts = (
@@ -133,6 +137,7 @@ def make_plan(request: BuildRequest, large_folder: Path, small_folder: Path) -> 
     )
     signals = folders if request.teacache else {}
     advice = [family.advise(each) for each in (pair.large, pair.small) if each is not None]
+    advice.append(authors_line(pipeline, Job(prompt="", shift=request.shift)))
     return Plan(
         pipeline=pipeline,
         pipeline_class=describe_class(pair.large),

@@ -14,8 +14,9 @@ from flowblending.engine.build.fp8.options import Fp8Options
 class BuildRequest:
     """What ``fb-build-engines`` was asked for; see its ``--help`` for each.
 
-    ``size`` and ``frames``: see `flowblending.engine.bundle.geometry.plan_profiles`. ``sampling``: how
-    distilled models were trained to be sampled, by name. ``cache``: a folder, or None for none.
+    ``size`` and ``frames``: see `flowblending.engine.bundle.geometry.plan_profiles`. ``shift``: of the noise levels, in
+    place of the checkpoint's. ``sampling``: how distilled models were trained to be sampled, by name. ``cache``: a
+    folder, or None for none.
     """
 
     large: str
@@ -27,6 +28,7 @@ class BuildRequest:
     backend: str
     targets: tuple[str, ...]
     pipeline: str | None = None
+    shift: float | None = None
     sampling: Mapping[str, ModelSampling] = field(default_factory=dict)
     teacache: bool = False
     fp8: Fp8Options = field(default_factory=Fp8Options)
@@ -50,6 +52,7 @@ def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
         "--backend": request.backend,
         "--target": ",".join(request.targets) or None,
         "--pipeline": request.pipeline,
+        "--shift": None if request.shift is None else write_number(request.shift),
     }
     for model, each in request.sampling.items():
         options[f"--{model}-timesteps"] = ",".join(map(write_number, each.timesteps)) or None

@@ -17,6 +17,7 @@ def add_calibration(
     *,
     runs: str | None = None,
     caches: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    shift: float | None = None,
 ) -> Bundle:
     """Write evidence into a bundle's folder, and what follows from it into the manifest.
 
@@ -28,6 +29,7 @@ def add_calibration(
         evidence: plain data for ``json.dumps``; its number is added.
         runs: the schedule that runs take from now on, such as ``L14 S26 L10``.
         caches: constants of step caches, by the cache's name and by model.
+        shift: of the noise levels that all of it was measured at, if it is not the bundle's own.
 
     Returns:
         The bundle as it is now.
@@ -48,13 +50,18 @@ def add_calibration(
             evidence=(*earlier, describe_file(bundle.folder, path)),
             schedule=(before.schedule if before else None)
             if runs is None
-            else CalibratedSchedule(runs=runs, evidence=path.name),
+            else CalibratedSchedule(runs=runs, evidence=path.name, shift=shift),
             caches={
                 **(before.caches if before else {}),
                 **{
                     name: {model: tuple(values) for model, values in models.items()}
                     for name, models in (caches or {}).items()
                 },
+            },
+            shifts={
+                name: each
+                for name, each in {**(before.shifts if before else {}), **dict.fromkeys(caches or {}, shift)}.items()
+                if each is not None
             },
         )
         manifest = current.manifest.model_copy(update={"calibration": calibration})

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
@@ -158,6 +158,24 @@ class SigmaGrid:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AuthorsSampling:
+    """How the authors of a model sample with it, which its diffusers checkpoint does not tell.
+
+    Attributes:
+        model: its name, for messages.
+        shift: of the noise levels.
+        guidance: one scale, or one for each expert, that of high noise first.
+        source: where they say so.
+    """
+
+    model: str
+    shift: float
+    steps: int
+    guidance: tuple[float, ...]
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PipelineSpec:
     """What the runtime must know of the reference pipeline beside its engines.
 
@@ -175,6 +193,8 @@ class PipelineSpec:
         guidance_rescale: phi of guidance rescale (arXiv 2305.08891), 0 for none.
         early, late: default shares of the steps that the large model takes at the start and at the end.
         batched_guidance: whether the reference runs both guidance branches in one call.
+        authors: how the large model's authors sample, if it is a known one; for messages. No video depends on it, and
+            so it is no part of ``repr``, by which bundles are told apart.
     """
 
     family: str
@@ -202,6 +222,7 @@ class PipelineSpec:
     early: float
     late: float
     guidance_rescale: float = 0.0
+    authors: AuthorsSampling | None = field(default=None, repr=False)
 
     def tokens(self, latent_shape: Sequence[int]) -> int:
         """How many tokens the transformers make of latents [C, F, H, W]."""

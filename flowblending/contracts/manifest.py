@@ -177,10 +177,12 @@ class CalibratedSchedule(_Frozen):
     Attributes:
         runs: such as ``L14 S26 L10``; another number of steps takes the same shares.
         evidence: name of the file that says why.
+        shift: of the noise levels that it was measured at; None for the bundle's own. It holds for no other.
     """
 
     runs: str = Field(pattern=r"^[LS][1-9][0-9]{0,5}( [LS][1-9][0-9]{0,5})*$")
     evidence: str
+    shift: float | None = None
 
 
 class Calibration(_Frozen):
@@ -191,11 +193,14 @@ class Calibration(_Frozen):
         schedule: chosen by the last time that chose one.
         caches: by the name of a step cache's constants and by model: one for each step of a run, from the first on,
             or the coefficients of a polynomial.
+        shifts: by the same names, the shift of the noise levels that they were measured at, if it is not the bundle's
+            own. They hold for no other.
     """
 
     evidence: tuple[BundleFile, ...] = Field(min_length=1)
     schedule: CalibratedSchedule | None = None
     caches: dict[str, dict[str, tuple[float, ...]]] = {}
+    shifts: dict[str, float] = {}
 
 
 class Manifest(_Frozen):

@@ -51,6 +51,11 @@ def is_falling(timesteps: Iterable[float]) -> bool:
     return all(before > after for before, after in itertools.pairwise([*timesteps, 0.0]))
 
 
+def is_number(text: str) -> bool:
+    """Whether ``read_number`` reads it."""
+    return _NUMBER.fullmatch(text) is not None
+
+
 def read_number(text: str, what: str) -> float:
     """A decimal number, not negative and without an exponent.
 
@@ -60,7 +65,7 @@ def read_number(text: str, what: str) -> float:
     Raises:
         UsageError: it is none.
     """
-    if _NUMBER.fullmatch(text) is None:
+    if not is_number(text):
         raise UsageError(f"{what} has {text or 'nothing'} where a number was expected; give one such as 5 or 3.5.")
     return float(text)
 

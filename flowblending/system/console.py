@@ -30,6 +30,7 @@ from rich.progress import (
 from rich.table import Table
 
 from flowblending import FlowBlendingError
+from flowblending.system.extras import missing_extra
 from flowblending.system.signals import stop_on_signals
 
 
@@ -179,6 +180,10 @@ def _failed(error: Exception, asked: signal.Signals | None) -> int:
         return error.exit_code
     if isinstance(error, BrokenPipeError):
         return _give_up_output(0)
+    missing = missing_extra(error) if isinstance(error, ImportError) else None
+    if missing is not None:
+        print(f"error: {missing}", file=sys.stderr)
+        return FlowBlendingError.exit_code
     raise error
 
 

@@ -29,6 +29,7 @@ from flowblending.runtime.batch.messages import Failed, Ready, Unable
 from flowblending.runtime.batch.tasks import Batch, Cause, Task, cause_of
 from flowblending.runtime.batch.workers import CRASHES
 from flowblending.system.console import Board, Console
+from flowblending.system.extras import install
 from flowblending.system.signals import own_handlers
 from flowblending.system.whole_file import write_whole
 
@@ -72,7 +73,7 @@ def _import() -> ModuleType:
         import ray
         import ray.exceptions
     except ImportError:
-        raise FlowBlendingError("Ray is not installed; install flowblending[ray], or use --workers.") from None
+        raise FlowBlendingError(f"Ray is not installed; {install('ray')}, or use --workers.") from None
     module: ModuleType = ray
     return module
 

@@ -6,9 +6,10 @@ videos is not known here: this process (`run_batch`), processes of its own (`wor
 
 from __future__ import annotations
 
+import json
 import re
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,8 +20,10 @@ from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.prompt_file import PromptLine
 from flowblending.system.console import Console
+from flowblending.system.whole_file import write_whole
 
 SUFFIX = ".mp4"
+_NUMBER = re.compile(r"^\d{4,}-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,20 +94,32 @@ def _shares(waiting: Task, failed: Task, cause: Cause) -> bool:
 class Batch:
     """The videos of a prompt file in a folder.
 
-    A video's name contains a digest of its job, so a changed line makes a new video, and an unchanged
-    line whose video is there is skipped. Videos appear under their names only when they are whole.
+    A video's name is the number of its line, words of its prompt and a digest of its job: a changed line makes a new
+    video, and a line whose video is there, under whatever number, is skipped. Videos appear under their names only
+    when they are whole.
 
     Args:
         lines: of the file; those without a job are reported at once.
         folder: for the videos; made if it is not there.
         edition: of the bundle that makes them, which is part of their names.
         console: told of every line's end.
+        check: raises UsageError for a job that the bundle cannot run; asked of every line before any is made.
+        suffix: of the videos; empty for folders of PNG images.
 
     Raises:
         FlowBlendingError: the folder cannot be made.
     """
 
-    def __init__(self, lines: Sequence[PromptLine], folder: Path, edition: str, console: Console) -> None:
+    def __init__(
+        self,
+        lines: Sequence[PromptLine],
+        folder: Path,
+        edition: str,
+        console: Console,
+        *,
+        check: Callable[[Job], object] = lambda _: None,
+        suffix: str = SUFFIX,
+    ) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -116,20 +131,44 @@ class Batch:
         self._waiting: deque[Task] = deque()
         self._running = 0
         self._total = len(lines)
-        first: dict[Path, int] = {}
+        self._folder = folder
+        self._entries: list[dict[str, str | int]] = []
+        there = _videos(folder, suffix)
+        first: dict[str, Task] = {}
         for line in lines:
-            if line.job is None:
-                self._fail(line.number, line.error or "")
+            why = _refused(line, check)
+            if line.job is None or why is not None:
+                self._fail(line.number, why or "")
+                self._entries.append({"line": line.number, "error": why or ""})
                 continue
-            out = folder / (line.job.file_stem(edition) + SUFFIX)
-            same = first.setdefault(out, line.number)
-            if out.exists():
-                self._count("skipped", f"{out.name}: already there, skipped")
-            elif same != line.number:
+            stem = line.job.file_stem(edition)
+            found = there.get(stem)
+            task = Task(number=line.number, job=line.job, out=found or folder / f"{line.number:04}-{stem}{suffix}")
+            one = first.setdefault(stem, task)
+            self._entries.append(
+                {"line": line.number, "video": one.out.name, "prompt": line.job.prompt, "seed": line.job.seed}
+            )
+            if found is not None:
+                self._count("skipped", f"{found.name}: already there, skipped")
+            elif one is not task:
                 # Two workers that write the same video would remove one another's beginnings.
-                self._count("skipped", f"{out.name}: line {line.number} is line {same} again, skipped")
+                self._count("skipped", f"{one.out.name}: line {line.number} is line {one.number} again, skipped")
             else:
-                self._waiting.append(Task(number=line.number, job=line.job, out=out))
+                self._waiting.append(task)
+
+    def write_index(self, name: str) -> None:
+        """Write which line has which video.
+
+        The file is a JSON array of objects with ``line``, and ``video``, ``prompt`` and ``seed``, or ``error`` for a
+        line that makes none.
+
+        Args:
+            name: of the file, in the folder.
+
+        Raises:
+            FlowBlendingError: it cannot be written.
+        """
+        write_whole(self._folder / name, (json.dumps(self._entries, indent=1, ensure_ascii=False) + "\n").encode())
 
     @property
     def unfinished(self) -> int:
@@ -196,6 +235,24 @@ class Batch:
     def _count(self, what: str, line: str) -> None:
         self._counts[what] += 1
         self._console.log(f"[{sum(self._counts.values())}/{self._total}] {line}")
+
+
+def _refused(line: PromptLine, check: Callable[[Job], object]) -> str | None:
+    """Why a line makes no video; None if it does."""
+    if line.job is None:
+        return line.error
+    try:
+        check(line.job)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def _videos(folder: Path, suffix: str) -> dict[str, Path]:
+    """The videos of a folder by their names without suffix, with and without the number of a line."""
+    videos = [path for path in folder.iterdir() if path.suffix == suffix]
+    stems = {path.name.removesuffix(suffix): path for path in videos}
+    return {_NUMBER.sub("", stem): path for stem, path in stems.items()} | stems
 
 
 def run_batch(pipeline: Pipeline, batch: Batch, console: Console) -> int:

@@ -262,7 +262,7 @@ def _calibrate_schedule(calibrator: Calibrator, jobs: Sequence[Job], plot: Path 
     from flowblending.engine.bundle.calibration import add_calibration
     from flowblending.runtime.calibrate.plot import write_plot
     from flowblending.runtime.calibrate.report import show
-    from flowblending.runtime.jobs import compile_job
+    from flowblending.runtime.jobs import compile_job, job_shift, option_of_shift
     from flowblending.runtime.program.cost import cost_of
 
     console, bundle = calibrator.console, calibrator.pipeline.bundle
@@ -278,12 +278,14 @@ def _calibrate_schedule(calibrator: Calibrator, jobs: Sequence[Job], plot: Path 
             f"{findings.runs} begins with the small model, which decides the video's structure there; the divergence "
             "alone is a bad guide at the start, so look at the videos, or calibrate without --proxy-only."
         )
-    bundle = add_calibration(bundle, findings.evidence(), runs=findings.runs)
+    shift = job_shift(jobs[0], bundle.manifest.pipeline)
+    bundle = add_calibration(bundle, findings.evidence(), runs=findings.runs, shift=shift)
     early, late = findings.proxy
     console.log(f"by the divergence alone: L{early} at the start and L{late} at the end")
     program = compile_job(dataclasses.replace(jobs[0], schedule=findings.runs, cache="off"), bundle.manifest)
     bound = cost_of(program, bundle.manifest).bound
-    console.log(f"{bundle.folder}: {_chosen(findings.runs)}, speed-up bound {bound:.3f}x; fb-run takes it from now on")
+    taken = f"fb-run{option_of_shift(shift)} takes it from now on"
+    console.log(f"{bundle.folder}: {_chosen(findings.runs)}, speed-up bound {bound:.3f}x; {taken}")
     console.log(f"measurements are kept in {calibrator.work.folder}; remove it when you need it no more")
     return 0
 
@@ -297,12 +299,14 @@ def _chosen(runs: str) -> str:
 def _calibrate_caches(calibrator: Calibrator, jobs: Sequence[Job], caches: Sequence[str]) -> int:
     from flowblending.engine.bundle.calibration import add_calibration
     from flowblending.runtime.calibrate.findings import cache_evidence
+    from flowblending.runtime.jobs import job_shift, option_of_shift
 
     names = list(dict.fromkeys(caches))
     steps = jobs[0].steps or calibrator.pipeline.bundle.manifest.pipeline.steps
     found = calibrator.divergence(jobs, f"L{steps}")
     constants, evidence = cache_evidence(found, names, jobs, steps)
-    bundle = add_calibration(calibrator.pipeline.bundle, evidence, caches=constants)
+    shift = job_shift(jobs[0], calibrator.pipeline.bundle.manifest.pipeline)
+    bundle = add_calibration(calibrator.pipeline.bundle, evidence, caches=constants, shift=shift)
     rows = [
         (name, model, f"{min(values[2:]):.4f}", f"{max(values[2:]):.4f}")
         for name in names
@@ -311,7 +315,7 @@ def _calibrate_caches(calibrator: Calibrator, jobs: Sequence[Job], caches: Seque
     calibrator.console.log(f"constants of {steps} steps, {len(jobs)} prompt{'s' * (len(jobs) > 1)}")
     calibrator.console.table("", ("cache", "model", "lowest", "highest"), rows)
     taken = " and ".join(f"--cache {measured_caches()[name][0].name}" for name in names)
-    calibrator.console.log(f"{bundle.folder}: takes {taken} now")
+    calibrator.console.log(f"{bundle.folder}: takes {taken}{option_of_shift(shift)} now")
     return 0
 
 

@@ -15,6 +15,7 @@ from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.runtime.calibrate.divergence import COSINE, RELATIVE_L2, Divergence, Series, mean_of, spread_of
 from flowblending.runtime.calibrate.findings import BudgetTest, DistanceTest, Findings, SimilarityTest, statistics
 from flowblending.runtime.program.stage import MODELS
+from flowblending.system.extras import install
 from flowblending.system.whole_file import write_whole
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def check_plotting() -> None:
         import matplotlib  # noqa: F401 - is it there?
     except ImportError as error:
         raise FlowBlendingError(
-            f"A plot needs matplotlib ({error}); install flowblending[calibrate], or leave it out with --no-plot."
+            f"A plot needs matplotlib ({error}); {install('calibrate')}, or leave it out with --no-plot."
         ) from None
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
 from flowblending.engine.bundle.geometry import geometry_of
-from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.jobs import compile_job, job_levels
 from flowblending.runtime.options import MOST_SEED, Job
+from flowblending.runtime.program.shifts import describe_shift
 from flowblending.runtime.prompt_file import PromptLine, plain_jobs, read_jobs
 
 LEAST_STEPS = 3
@@ -47,8 +48,8 @@ def check_jobs(lines: Sequence[PromptLine], path: Path, manifest: Manifest) -> l
     """The jobs of a prompt file, which must share all but prompt and seed, so that steps can be compared.
 
     Raises:
-        UsageError: a line is no job, or differs from the first in its size, steps, solver or guidance; or a model of
-            the bundle was distilled to steps of its own, at which the other one cannot be compared with it.
+        UsageError: a line is no job, or differs from the first in its size, steps, solver, shift or guidance; or a
+            model of the bundle was distilled to steps of its own, at which the other one cannot be compared with it.
     """
     for name, component in manifest.components.items():
         if component.sampling is not None:
@@ -64,7 +65,8 @@ def check_jobs(lines: Sequence[PromptLine], path: Path, manifest: Manifest) -> l
         scale = f"{program.guidance:g}"
         if program.guidance_rescale:
             scale += f" rescaled by {program.guidance_rescale:g}"
-        found = f"{len(program.steps)} steps of {program.solver} with guidance {scale} for {video}"
+        shift = describe_shift(job_levels(job, manifest.pipeline), manifest.pipeline.tokens(program.latent_shape))
+        found = f"{len(program.steps)} steps of {program.solver} with {shift} and guidance {scale} for {video}"
         first = first or found
         if found != first:
             raise UsageError(

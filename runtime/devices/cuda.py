@@ -17,6 +17,7 @@ from flowblending.engine.backends.tensor import CUDA, Tensor
 from flowblending.runtime.devices.cuda_probe import PROBE_SOURCE, CudaProbe
 from flowblending.runtime.devices.cuda_rescale import MOMENTS, RESCALE_BLOCKS, RESCALE_SOURCE
 from flowblending.runtime.devices.protocol import Mark, Term
+from flowblending.system.extras import install
 
 MAX_TERMS: Final = 8
 """Terms of one fused kernel; longer mixes take several."""
@@ -70,7 +71,7 @@ class CudaDevice:
             from cuda.bindings import driver
         except ImportError as error:
             raise FlowBlendingError(
-                f"A GPU needs cuda-core and cuda-bindings ({error}); install flowblending[cuda] or [tensorrt]."
+                f"A GPU needs cuda-core and cuda-bindings ({error}); {install('cuda', 'tensorrt')}."
             ) from None
         self._core = cuda.core
         self._driver = driver

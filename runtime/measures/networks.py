@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from flowblending import UsageError
 from flowblending.runtime.measures.function import MeasureError
+from flowblending.system.extras import install
 
 Frames = npt.NDArray[np.uint8]
 """A video, [frames, height, width, 3]."""
@@ -207,7 +208,7 @@ def _load_script(file: Path) -> Any:
 
 
 def _not_installed(what: str, error: ImportError) -> UsageError:
-    return UsageError(f"Networks need {what} ({error}); install flowblending[build], or leave them out.")
+    return UsageError(f"Networks need {what} ({error}); {install('build')}, or leave them out.")
 
 
 def _line(error: Exception, which: int) -> str:

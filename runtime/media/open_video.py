@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblending import FlowBlendingError
+from flowblending.system.extras import install
 from flowblending.system.printable import printable
 
 _WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
@@ -22,9 +23,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         import av
     except ImportError:
-        raise FlowBlendingError(
-            "Reading videos needs PyAV, which is not installed; install flowblending[video]."
-        ) from None
+        raise FlowBlendingError(f"Reading videos needs PyAV, which is not installed; {install('video')}.") from None
     name = printable(path)
     if not os.path.isfile(path):  # noqa: PTH113  a name that is too long is no error to this one
         kind = "a folder" if os.path.isdir(path) else "no file"  # noqa: PTH112

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.system.extras import install
 from flowblending.system.output import cannot_write, check_file, check_new_folder
 from flowblending.system.whole_file import whole_file, whole_folder
 
@@ -167,6 +168,15 @@ def check_video_name(path: str | Path) -> None:
         _load_av()
 
 
+def why_no_mp4() -> str:
+    """What keeps MP4 files from being written here, as a sentence; empty for nothing."""
+    try:
+        _load_av()
+    except FlowBlendingError as error:
+        return str(error)
+    return ""
+
+
 def to_uint8(frames: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """[3, F, H, W] in [-1, 1] to [F, H, W, 3] in 0..255, as diffusers does (image_processor.py, numpy_to_pil)."""
     scaled = frames * np.float32(0.5)
@@ -279,13 +289,13 @@ def _load_av() -> ModuleType:
     except ImportError:
         raise FlowBlendingError(
             "Writing MP4 needs PyAV, which is not installed; "
-            "install flowblending[video], or write .npy or a folder of PNG images."
+            f"{install('video')}, or write .npy or a folder of PNG images."
         ) from None
     try:
         av.codec.Codec(_X264, "w")
     except av.codec.codec.UnknownCodecError:
         raise FlowBlendingError(
-            "The installed PyAV has no x264 encoder; install PyAV's own wheels with flowblending[video], "
+            f"The installed PyAV has no x264 encoder; for PyAV's own wheels {install('video')}, "
             "or write .npy or a folder of PNG images."
         ) from None
     return av

@@ -1,16 +1,22 @@
-"""Which model runs at which step: ``LSL``, ``L20 S20 L10`` and ``L20 S20:g1:t975,725 L10`` as plain data."""
+"""Which model runs at which step: ``LSL``, ``L20 S20 L10`` and ``L@0.82 S@0.43:g1 L`` as plain data."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from flowblending import UsageError
-from flowblending.runtime.program.stage import FORMS, Stage, model_of, read_stage
+from flowblending.runtime.program.boundaries import Boundary, check_order, round_half_up
+from flowblending.runtime.program.stage import FORMS, OpenStage, Stage, model_of, read_open_stage, read_stage
 
-_NAME = re.compile(r"[A-Z]{3}")
+if TYPE_CHECKING:
+    from flowblending.runtime.program.sigmas import Grid
+
+_NAME = re.compile(r"[A-Z]+")
+_SHARES = 3
+"""Stages of a name whose boundaries the family gives."""
 
 
 @dataclass(frozen=True)
@@ -29,42 +35,62 @@ class StageSchedule:
         return cls(_joined(Stage(model=model, steps=1) for model in models))
 
     @classmethod
-    def parse(cls, text: str, steps: int, early: float, late: float) -> StageSchedule:
+    def parse(
+        cls,
+        text: str,
+        steps: int,
+        early: float,
+        late: float,
+        *,
+        boundaries: Sequence[Boundary] = (),
+        grid: Grid | None = None,
+    ) -> StageSchedule:
         """Read a schedule.
 
         Args:
-            text: three stage letters (``LSL``: the first ``early`` share of the steps, the middle, the last ``late``
-                share) or explicit runs (``L20 S20 L10``), which may have a guidance scale and timesteps of their own
-                (``S20:g1:t981,909,725``); upper or lower case.
+            text: stage letters (``LSL``: the first ``early`` share of the steps, the middle, the last ``late``
+                share; of any number of stages if the boundaries are given) or explicit runs (``L20 S20 L10``), which
+                may say where they end in place of their steps (``L@0.82 S@0.43 L``) and may have a guidance scale and
+                timesteps of their own (``S20:g1:t981,909,725``); upper or lower case.
             steps: how many steps to schedule.
             early: share of the steps, in [0, 1], that the first stage of a named schedule takes.
             late: share that its last stage takes.
+            boundaries: between the stages of a named schedule, in place of these shares.
+            grid: noise levels of so many steps; needed only where there are boundaries.
 
         Raises:
-            UsageError: ``steps`` is not positive, or ``text`` is no schedule of that many steps.
+            UsageError: ``steps`` is not positive, ``text`` is no schedule of that many steps, or a stage has none.
         """
         if steps < 1:
             raise _too_few(steps)
         if _is_name(text):
-            named = zip(text.strip().upper(), _stages(steps, early, late), strict=True)
-            models = [(model_of(letter), length) for letter, length in named]
-            return cls(_joined(Stage(model=model, steps=length) for model, length in models if length))
+            return cls(_joined(_named(text.strip().upper(), steps, (early, late), boundaries, grid)))
+        if boundaries:
+            raise UsageError(
+                f"Boundaries are for a schedule of stage letters such as LSL, but {text.strip() or 'an empty one'} was "
+                "given; write them behind its letters: L@0.82 S@0.43 L."
+            )
+        if cls.own_steps(text) is None:
+            return cls(_joined(_placed(_open_stages(text), steps, grid)))
         schedule = cls.runs(text)
         if schedule.steps != steps:
-            raise UsageError(
-                f"The runs of the schedule {schedule} add up to {schedule.steps} steps, but {steps} steps were "
-                "asked for; change the runs or the number of steps."
-            )
+            raise _other_sum(str(schedule), schedule.steps, steps)
         return schedule
 
     @classmethod
     def own_steps(cls, text: str) -> int | None:
-        """How many steps a schedule says that it has; None for a name such as ``LSL``, which has any number.
+        """How many steps a schedule says that it has.
+
+        None for a name such as ``LSL``, and where a stage says where it ends: they have any number.
 
         Raises:
             UsageError: ``text`` is no schedule.
         """
-        return None if _is_name(text) else cls.runs(text).steps
+        if _is_name(text):
+            return None
+        lengths = [stage.length for stage in _open_stages(text)]
+        known = [length for length in lengths if isinstance(length, int)]
+        return sum(known) if len(known) == len(lengths) else None
 
     @classmethod
     def runs(cls, text: str) -> StageSchedule:
@@ -73,10 +99,7 @@ class StageSchedule:
         Raises:
             UsageError: ``text`` is no such schedule.
         """
-        words = text.split()
-        if not words:
-            raise UsageError(f"The schedule is empty; give {FORMS}.")
-        return cls(_joined(read_stage(word) for word in words))
+        return cls(_joined(read_stage(word) for word in _words(text)))
 
     @classmethod
     def scaled(cls, runs: str, steps: int) -> StageSchedule:
@@ -131,6 +154,99 @@ def _joined(stages: Iterable[Stage]) -> tuple[Stage, ...]:
     return tuple(joined)
 
 
+def _named(
+    letters: str, steps: int, shares: tuple[float, float], boundaries: Sequence[Boundary], grid: Grid | None
+) -> list[Stage]:
+    """The stages of a name."""
+    models = [model_of(letter) for letter in letters]
+    if boundaries or len(models) == 1:
+        if len(boundaries) != len(models) - 1:
+            given = f"{len(boundaries)} boundar{'y was' if len(boundaries) == 1 else 'ies were'}"
+            raise UsageError(
+                f"{given} given for the schedule {letters}, but its stages have {len(models) - 1} between them; give "
+                "one for each switch, or other letters."
+            )
+        ends = zip(models, (*boundaries, None), strict=True)
+        return _placed([OpenStage(model=model, length=end) for model, end in ends], steps, grid)
+    if len(models) != _SHARES:
+        raise UsageError(
+            f"The schedule {letters} has {len(models)} stages, but a model family gives the boundaries of three; "
+            f"give boundaries ({len(models) - 1}), three letters such as LSL, or runs such as L20 S20 L10."
+        )
+    lengths = _stages(steps, *shares)
+    return [Stage(model=model, steps=length) for model, length in zip(models, lengths, strict=True) if length]
+
+
+def _placed(stages: Sequence[OpenStage], steps: int, grid: Grid | None) -> list[Stage]:
+    """The stages of a run, of which some say where they end.
+
+    Raises:
+        UsageError: one has no step, or they are not the whole run.
+    """
+    check_order([each.length for each in stages if isinstance(each.length, Boundary)], "The schedule")
+    placed, start = list[Stage](), 0
+    for stage in stages:
+        last = stage is stages[-1]
+        if stage.length is None and not last:
+            raise UsageError(
+                f"The stage {stage} says neither how many steps it has nor where it ends, which only the last may "
+                f"leave to the run; give it steps, or an end such as {stage}@0.82."
+            )
+        if isinstance(stage.length, Boundary) and last:
+            raise UsageError(
+                f"The last stage {stage} ends before the run does; leave out where it ends, or add a stage behind it."
+            )
+        end = _end(stage, start, steps, grid)
+        if end <= start:
+            raise _no_step(stage, len(placed) + 1, start, steps, grid)
+        placed.append(stage.of(end - start))
+        start = end
+    if start != steps:
+        raise _other_sum(" ".join(map(str, placed)), start, steps)
+    return placed
+
+
+def _end(stage: OpenStage, start: int, steps: int, grid: Grid | None) -> int:
+    """The first step behind a stage."""
+    if isinstance(stage.length, int):
+        return start + stage.length
+    if stage.length is None:
+        return steps
+    if grid is None or len(grid.timesteps) != steps:
+        raise ValueError("boundaries of stages need the noise levels of the run")
+    return stage.length.step(grid)
+
+
+def _no_step(stage: OpenStage, number: int, start: int, steps: int, grid: Grid | None) -> UsageError:
+    around = [
+        f"step {step + 1} has sigma {grid.sigmas[step]:.4f} (timestep {grid.timesteps[step]:.4g})"
+        for step in (start - 1, start)
+        if grid is not None and 0 <= step < steps
+    ]
+    return UsageError(
+        f"Of {steps} steps none is left for stage {number}, {stage}: {' and '.join(around) or 'all are taken'}; "
+        "move the boundaries, take more steps, or leave the stage out."
+    )
+
+
+def _words(text: str) -> list[str]:
+    words = text.split()
+    if not words:
+        raise UsageError(f"The schedule is empty; give {FORMS}.")
+    return words
+
+
+def _open_stages(text: str) -> list[OpenStage]:
+    return [read_open_stage(word) for word in _words(text)]
+
+
+def _other_sum(schedule: str, found: int, steps: int) -> UsageError:
+    return UsageError(
+        f"The runs of the schedule {schedule} add up to {found} steps, but {steps} steps were "
+        "asked for; change the runs or the number of steps."
+    )
+
+
 def _too_few(steps: int) -> UsageError:
     return UsageError(f"{steps} steps were asked for, but at least 1 is needed; give a positive number of steps.")
 
@@ -150,11 +266,6 @@ def _stages(steps: int, early: float, late: float) -> tuple[int, int, int]:
     least_early = min(int(early > 0), steps)
     least_late = min(int(late > 0), steps - least_early)
     least_middle = min(int(middle), steps - least_early - least_late)
-    first = min(max(_round(early * steps), least_early), steps - least_late - least_middle)
-    last = min(max(_round(late * steps), least_late), steps - first - least_middle)
+    first = min(max(round_half_up(early * steps), least_early), steps - least_late - least_middle)
+    last = min(max(round_half_up(late * steps), least_late), steps - first - least_middle)
     return first, steps - first - last, last
-
-
-def _round(value: float) -> int:
-    """Half up; the small term undoes products such as 0.29 * 50 = 14.499999999999998."""
-    return math.floor(value + 0.5 + 1e-9)

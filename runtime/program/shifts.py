@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from flowblending import UsageError
 from flowblending.contracts.graph import SigmaGrid
 
 Array = npt.NDArray[np.floating[Any]]
@@ -62,3 +64,46 @@ def linear_quadratic(steps: int, threshold: float = 0.025) -> Array:
     i = np.arange(steps, dtype=np.float64)
     alphas: Array = np.where(i < half, i * threshold / half, a * i**2 + b * i + a * half**2)
     return 1.0 - alphas
+
+
+def with_shift(grid: SigmaGrid, factor: float | None) -> SigmaGrid:
+    """A checkpoint's noise levels with another shift; None for its own.
+
+    It is the setting ``flow_shift`` of UniPC and DPM-Solver++ in diffusers, and ``shift`` of
+    FlowMatchEulerDiscreteScheduler. That class ignores it where the shift is dynamic; here it takes the place of the
+    dynamic one, as if ``use_dynamic_shifting`` were false. ``shift_terminal`` stays.
+
+    Raises:
+        UsageError: the levels have no shift, or the factor is not above 0 and finite.
+    """
+    if factor is None:
+        return grid
+    if grid.kind == "linear-quadratic":
+        raise UsageError(
+            f"A shift of {factor:g} was given, but the noise levels of this model's pipeline are a fixed curve without "
+            "one (linear-quadratic); leave it out."
+        )
+    if not (0.0 < factor < math.inf):
+        raise UsageError(f"The shift is {factor:g}, but a finite number above 0 was expected; give one such as 5.")
+    if grid.kind == "shifted":
+        return dataclasses.replace(grid, shift=factor)
+    return dataclasses.replace(grid, base_shift=math.log(factor), max_shift=math.log(factor))
+
+
+def static_shift(grid: SigmaGrid) -> float | None:
+    """The factor of noise levels that depend on no number of tokens; None for others."""
+    if grid.kind == "shifted":
+        return grid.shift
+    if grid.kind == "dynamic-shift" and grid.base_shift == grid.max_shift:
+        return math.exp(grid.base_shift)
+    return None
+
+
+def describe_shift(grid: SigmaGrid, tokens: int) -> str:
+    """The shift in words, such as ``shift 3``."""
+    if grid.kind == "linear-quadratic":
+        return "no shift (linear-quadratic)"
+    factor = static_shift(grid)
+    if factor is not None:
+        return f"shift {factor:g}"
+    return f"shift {math.exp(min(dynamic_exponent(grid, tokens), 80.0)):.4g} (dynamic, of {tokens} tokens)"

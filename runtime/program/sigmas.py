@@ -9,6 +9,7 @@ or where 1 - sigma = 1e-6 loses its leading digits.
 from __future__ import annotations
 
 import bisect
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,9 @@ class Grid:
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]
     train_timesteps: int = 1000
+
+
+_MANY_STEPS = 8
 
 
 def sigma_grid(grid: SigmaGrid, solver: str, steps: int, tokens: int, video: str = "this video") -> Grid:
@@ -88,15 +92,19 @@ def _too_close(grid: SigmaGrid, solver: Solver, steps: int, tokens: int, video: 
     between them. The classes differ in where they round.
     """
 
-    def works(other: Solver, fewer: int) -> bool:
-        return _fall(_levels(grid, other, steps, fewer)[0])
+    def works(other: Solver, fewer: int, count: int = steps) -> bool:
+        return _fall(_levels(grid, other, count, fewer)[0])
 
     if grid.kind != "dynamic-shift" or not works(solver, 1):
         return f"{steps} steps are so many that neighbouring noise levels are equal; ask for far fewer."
-    most = bisect.bisect_left(range(1, tokens), True, key=lambda fewer: not works(solver, fewer))
+    # Few levels may be equal at one size and differ again at a larger one; many never do, and lie closer.
+    count = max(steps, _MANY_STEPS)
+    most = bisect.bisect_left(range(1, tokens), True, key=lambda fewer: not works(solver, fewer, count))
     others = [f"--solver {name}" for name in SOLVERS.built_in if works(SOLVERS.get(name), tokens)]
-    remedies = [*others, f"a video of at most {most} tokens (latent frames x height x width)"]
+    # With as many frames, there are as many tokens as pixels, but for a factor.
+    percent = math.floor(most / tokens * 10_000) / 100
+    remedies = [*others, f"a size of at most {percent:g} % of its pixels, which the bundle may have to be built for"]
     return (
-        f"For {video} with its {tokens} latent tokens, the checkpoint's dynamic shift moves {steps} steps of "
+        f"For {video}, the checkpoint's dynamic shift moves {steps} steps of "
         f"{solver.name} so close to noise level 1 that neighbouring ones are equal; give {' or '.join(remedies)}."
     )

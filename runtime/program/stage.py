@@ -1,4 +1,4 @@
-"""One stage of a schedule and its notation: ``L20``, ``S20:g1``, ``S20:g1:t981,909,725``."""
+"""One stage of a schedule and its notation: ``L20``, ``S20:g1``, ``S20:g1:t981,909,725``, ``L@0.82``, ``L``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from flowblending import UsageError
 from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.contracts.model_sampling import read_number, read_timesteps, write_number
+from flowblending.runtime.program.boundaries import Boundary, read_boundary
 
 MODELS = {"L": LARGE, "S": SMALL}
 LETTERS = {model: letter for letter, model in MODELS.items()}
 FORMS = "a name such as LSL or runs such as L20 S20 L10"
 
-_RUN = re.compile(r"([A-Z])([0-9]{1,9})")
+_RUN = re.compile(r"([A-Z])(?:([0-9]{1,9})|@(.*))?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +49,37 @@ class Stage:
         return same and not self.timesteps
 
 
-def read_stage(word: str) -> Stage:
+@dataclass(frozen=True, kw_only=True)
+class OpenStage:
+    """A stage as it is written, of which only a run tells where it ends.
+
+    Attributes:
+        length: its number of steps, where it ends, or None for the rest of the run.
+        guidance: see `Stage`.
+        timesteps: likewise.
+    """
+
+    model: str
+    length: int | Boundary | None
+    guidance: float | None = None
+    timesteps: tuple[float, ...] | None = None
+
+    def of(self, steps: int) -> Stage:
+        """The stage of so many steps."""
+        return Stage(model=self.model, steps=steps, guidance=self.guidance, timesteps=self.timesteps)
+
+    def __str__(self) -> str:
+        """As it is written, without its options."""
+        length = f"@{self.length}" if isinstance(self.length, Boundary) else self.length or ""
+        return f"{LETTERS[self.model]}{length}"
+
+
+def read_open_stage(word: str) -> OpenStage:
     """Read a run of a schedule, in upper or lower case, with its options after colons.
 
-    ``g`` and a number is a guidance scale; ``t`` and numbers with commas between them are timesteps; ``t*`` are the
-    run's timesteps, for a model that has its own.
+    A letter may be followed by a number of steps, by ``@`` and where the stage ends, or by neither. ``g`` and a number
+    is a guidance scale; ``t`` and numbers with commas between them are timesteps; ``t*`` are the run's timesteps, for a
+    model that has its own.
 
     Raises:
         UsageError: it is none.
@@ -61,13 +88,27 @@ def read_stage(word: str) -> Stage:
     match = _RUN.fullmatch(run.upper())
     if match is None:
         raise UsageError(f"{word.upper()} is neither a schedule nor a run of one; give {FORMS}.")
-    letter, length = match[1], int(match[2])
-    if length == 0:
+    letter, steps, end = match.groups()
+    model, what = model_of(letter), f"The stage {word}"
+    if steps is not None and int(steps) == 0:
         raise UsageError(f"The run {word.upper()} has no steps; leave it out or give it at least 1.")
-    stage = Stage(model=model_of(letter), steps=length)
+    length = None if steps is None else int(steps)
+    stage = OpenStage(model=model, length=length if end is None else read_boundary(end, what))
     for option in options:
-        stage = _with(stage, option, f"The stage {word}")
+        stage = _with(stage, option, what)
     return stage
+
+
+def read_stage(word: str) -> Stage:
+    """Read a run that says how many steps it has, such as ``str`` prints.
+
+    Raises:
+        UsageError: it is none.
+    """
+    stage = read_open_stage(word)
+    if not isinstance(stage.length, int):
+        raise UsageError(f"{word.upper()} does not say how many steps it has; give {FORMS}.")
+    return stage.of(stage.length)
 
 
 def model_of(letter: str) -> str:
@@ -81,7 +122,7 @@ def model_of(letter: str) -> str:
     return MODELS[letter]
 
 
-def _with(stage: Stage, option: str, what: str) -> Stage:
+def _with(stage: OpenStage, option: str, what: str) -> OpenStage:
     """The stage with an option, such as ``g1``."""
     kind, text = option[:1].lower(), option[1:]
     if kind == "g" and stage.guidance is None:

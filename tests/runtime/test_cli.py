@@ -247,10 +247,35 @@ def test_a_prompt_file_goes_on_after_a_failed_line_and_skips_what_is_done(build:
     assert result.returncode == 1
     assert "line 2 failed: The runs of the schedule L9 add up to 9 steps" in result.stderr
     assert "2 made, 0 skipped, 1 failed" in result.stderr
-    assert sorted(path.name[:2] for path in out.iterdir()) == ["a-", "c-"]
-    times = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert sorted(path.name[:7] for path in out.glob("*.mp4")) == ["0001-a-", "0003-c-"]
+    assert result.stderr.index("line 2 failed") < result.stderr.index("] 0001-a-")
+    index = json.loads((out / "index.json").read_text())
+    assert [entry["line"] for entry in index] == [1, 2, 3]
+    assert [(out / entry["video"]).exists() for entry in index if "video" in entry] == [True, True]
+    assert "L9 add up to 9 steps" in index[1]["error"]
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*.mp4")}
     assert "0 made, 2 skipped, 1 failed" in run("fb-run", *arguments).stderr
-    assert times == {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert times == {path: path.stat().st_mtime_ns for path in out.glob("*.mp4")}
+
+
+def test_without_the_video_extra_images_are_written_and_mp4_is_refused_before_the_work(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "av.py").write_text("raise ImportError('no av here')")
+    (tmp_path / "prompts").write_text("a\nb\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "without"), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.chdir(tmp_path)
+    told = "warning: Writing MP4 needs PyAV, which is not installed; install flowblending[video], or write .npy or a "
+    for options in (("--prompt", "x"), ("--prompts", "prompts")):
+        result = run("fb-run", toy, *options, "--steps", 2)
+        assert result.stderr.count(told) == 1, result.stderr
+        assert "PNG images are written in place of MP4 files." in result.stderr
+    index = json.loads((tmp_path / "videos" / "index.json").read_text())
+    assert [Path(entry["video"]).suffix for entry in index] == ["", ""]
+    for out in ("x.npy", "images"):
+        assert "PyAV" not in run("fb-run", toy, "--prompt", "x", "--steps", 2, "--out", out).stderr
+    assert_sentence(run("fb-run", toy, "--prompt", "x", "--out", "x.mp4"), 1, "install flowblending[video]")
 
 
 @pytest.mark.slow

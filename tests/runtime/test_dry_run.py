@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flowblending.contracts.graph import AuthorsSampling, SigmaGrid
 from flowblending.contracts.manifest import BundleFile, CalibratedSchedule, Calibration, Flops, Geometry, VideoProfile
 from flowblending.contracts.model_sampling import ModelSampling
 from flowblending.engine.bundle.bundle import Bundle
@@ -45,10 +48,10 @@ def test_the_lines_of_a_plan(bundle: Bundle) -> None:
         for line in (
             f"bundle {bundle.folder} ({bundle.manifest.id}), wan",
             "video 6400x3200, 9 frames, latents [16, 3, 400, 800]",
-            "schedule L2 S3 L1, 6 steps, euler, guidance 5",
-            f"steps 1-2 large sigma {sigmas[0]:.4f} to {sigmas[1]:.4f}",
-            f"steps 3-5 small sigma {sigmas[2]:.4f} to {sigmas[4]:.4f}",
-            f"steps 6-6 large sigma {sigmas[5]:.4f} to {sigmas[5]:.4f}",
+            "schedule L2 S3 L1, 6 steps, euler, guidance 5, shift 3",
+            f"steps 1-2 large sigma {sigmas[0]:.4f} to {sigmas[1]:.4f}, timesteps 1000 to 923.343",
+            f"steps 3-5 small sigma {sigmas[2]:.4f} to {sigmas[4]:.4f}, timesteps 818.923 to 432.225",
+            f"steps 6-6 large sigma {sigmas[5]:.4f} to {sigmas[5]:.4f}, timesteps 8.92857 to 8.92857",
             "calls large x 6, small x 6",
             # 12 calls of 0.1 TFLOPs attention each.
             "FLOPs 15 TFLOPs of 24 TFLOPs all-large (62.5%), 8.0% of it attention; speed-up bound 1.600x",
@@ -106,10 +109,10 @@ def test_a_calibrated_schedule_is_the_default_and_is_told(bundle: Bundle) -> Non
     calibration = Calibration(evidence=(file,), schedule=found)
     calibrated = Bundle(folder=bundle.folder, manifest=bundle.manifest.model_copy(update={"calibration": calibration}))
     assert plan_lines(calibrated, job("auto"), "cpu")[2] == (
-        "schedule  L2 S2 L2 (calibrated: L1 S1 L1, calibration-2.json), 6 steps, euler, guidance 5"
+        "schedule  L2 S2 L2 (calibrated: L1 S1 L1, calibration-2.json), 6 steps, euler, guidance 5, shift 3"
     )
-    assert plan_lines(calibrated, job("LSL"), "cpu")[2] == "schedule  L2 S3 L1, 6 steps, euler, guidance 5"
-    assert plan_lines(bundle, job("auto"), "cpu")[2] == "schedule  L2 S3 L1, 6 steps, euler, guidance 5"
+    assert plan_lines(calibrated, job("LSL"), "cpu")[2] == "schedule  L2 S3 L1, 6 steps, euler, guidance 5, shift 3"
+    assert plan_lines(bundle, job("auto"), "cpu")[2] == "schedule  L2 S3 L1, 6 steps, euler, guidance 5, shift 3"
 
 
 def test_a_distilled_model_is_told_where_it_differs(bundle: Bundle) -> None:
@@ -120,11 +123,14 @@ def test_a_distilled_model_is_told_where_it_differs(bundle: Bundle) -> None:
     distilled = Bundle(folder=bundle.folder, manifest=bundle.manifest.model_copy(update={"components": components}))
     for text in ("auto", "LSL", "L2 S3 L1", "L2 S3:g1:t815.5,700 L1"):
         lines = plan_lines(distilled, job(text), "cpu")
-        assert lines[2] == "schedule  L2 S3:g1:t815.5,700 L1, 5 steps, euler, guidance 5"
+        assert lines[2] == "schedule  L2 S3:g1:t815.5,700 L1, 5 steps, euler, guidance 5, shift 3"
         assert [line.split() for line in lines[3:6]] == [
-            ["steps", "1-2", "large", "sigma", "1.0000", "to", "0.9233"],
-            ["steps", "3-4", "small", "sigma", "0.8155", "to", "0.7000,", "guidance", "1"],
-            ["steps", "5-5", "large", "sigma", "0.0089", "to", "0.0089"],
+            line.split()
+            for line in (
+                "steps 1-2 large sigma 1.0000 to 0.9233, timesteps 1000 to 923.343",
+                "steps 3-4 small sigma 0.8155 to 0.7000, timesteps 815.5 to 700, guidance 1",
+                "steps 5-5 large sigma 0.0089 to 0.0089, timesteps 8.92857 to 8.92857",
+            )
         ]
         assert lines[6] == "calls     large x 6, small x 2"
         # 6 * 2 + 2 * 0.5 of what the large model takes for 12 calls.
@@ -137,5 +143,44 @@ def test_a_distilled_model_is_told_where_it_differs(bundle: Bundle) -> None:
 
 def test_stages_of_one_model_are_told_apart_by_their_guidance(bundle: Bundle) -> None:
     lines = plan_lines(bundle, job("L2 L2:g1 L2", "guidance:2,1001"), "cpu")
-    assert [line.split(", ", 1)[1] for line in lines[3:6]] == ["computes 1c", "guidance 1, computes 11", "computes 1c"]
+    assert [line.split(", ", 2)[2] for line in lines[3:6]] == ["computes 1c", "guidance 1, computes 11", "computes 1c"]
     assert lines[6] == "calls     large x 8, small x 0; the cache skips large x 2, small x 0"
+
+
+def test_the_shift_of_this_run_is_told(bundle: Bundle) -> None:
+    def told(grid: SigmaGrid, shift: float | None = None) -> str:
+        pipeline = dataclasses.replace(bundle.manifest.pipeline, grid=grid)
+        other = Bundle(folder=bundle.folder, manifest=bundle.manifest.model_copy(update={"pipeline": pipeline}))
+        made = dataclasses.replace(job("LSL"), shift=shift)
+        return plan_lines(other, made, "cpu")[2].partition("guidance 5, ")[2]
+
+    shifted = SigmaGrid(kind="shifted", shift=3.0)
+    # exp(mu), with mu growing from 0 at no token to 1 at 300000.
+    dynamic = SigmaGrid(kind="dynamic-shift", base_shift=0.0, max_shift=1.0, base_tokens=0, max_tokens=300_000)
+    tokens = bundle.manifest.pipeline.tokens(bundle.manifest.geometry.latent_shape)
+    assert tokens == 3 * 200 * 400
+    assert told(shifted) == "shift 3"
+    assert told(shifted, 5.0) == "shift 5"
+    assert told(dynamic) == "shift 2.226 (dynamic, of 240000 tokens)"
+    assert told(dynamic, 5.0) == "shift 5"
+    assert told(SigmaGrid(kind="linear-quadratic")) == "no shift (linear-quadratic)"
+
+
+def test_what_the_authors_take_is_told_where_the_job_leaves_it_open(bundle: Bundle) -> None:
+    authors = AuthorsSampling(model="Toy", shift=12.0, steps=40, guidance=(4.0,), source="toy.py")
+    pipeline = dataclasses.replace(bundle.manifest.pipeline, authors=authors)
+    known = Bundle(folder=bundle.folder, manifest=bundle.manifest.model_copy(update={"pipeline": pipeline}))
+
+    def told(**options: Any) -> list[str]:
+        lines = plan_lines(known, Job(prompt="x", **options), "cpu")
+        return [line for line in lines if line.startswith("authors")]
+
+    assert told() == [
+        "authors   Toy is sampled by its authors with a shift of 12 in place of 3, 40 steps in place of 50, guidance 4 "
+        "in place of 5 (toy.py); for that give --shift 12 --steps 40 --guidance 4."
+    ]
+    assert told(steps=50, guidance=5.0) == [
+        "authors   Toy is sampled by its authors with a shift of 12 in place of 3 (toy.py); for that give --shift 12."
+    ]
+    assert told(steps=40, guidance=4.0, shift=3.0) == told(schedule="L40", guidance=4.0, shift=3.0) == []
+    assert not any(line.startswith("authors") for line in plan_lines(bundle, Job(prompt="x"), "cpu"))

@@ -2,15 +2,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from flowblending import UsageError
 from flowblending.contracts.graph import LARGE, SMALL, WAN_T2V_1_3B, WAN_T2V_14B, SigmaGrid
+from flowblending.contracts.manifest import Manifest
+from flowblending.engine.bundle.bundle import open_bundle
+from flowblending.engine.bundle.calibration import add_calibration
+from flowblending.runtime import jobs
 from flowblending.runtime.decode_conditioning import DecodeConditioning
-from flowblending.runtime.jobs import compile_job, job_conditioning
+from flowblending.runtime.jobs import compile_job, job_conditioning, passed_over
 from flowblending.runtime.options import Job
+from flowblending.runtime.program.sigmas import sigma_grid
+from flowblending.runtime.program.solvers.registry import SOLVERS
 from flowblending.runtime.prompt_file import read_jobs
+from flowblending.runtime.unused import unused_options
 from tests.support import manifests
 
 DEFAULTS = Job(prompt="", seed=7, steps=4)
@@ -68,6 +76,18 @@ def test_a_schedule_that_says_its_number_of_steps_needs_no_other(tmp_path: Path)
         compile_job(Job(prompt="x", schedule="L1200"), manifest)
 
 
+def test_many_jobs_are_checked_and_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = manifests.write(tmp_path / "bundle")
+    compiled = Mock(wraps=compile_job)
+    monkeypatch.setattr(jobs, "compile_job", compiled)
+    check = jobs.job_check(manifest)
+    for seed in range(5):
+        check(Job(prompt=f"prompt {seed}", seed=seed, steps=4))
+        with pytest.raises(UsageError, match="5000 steps were asked for"):
+            check(Job(prompt=f"prompt {seed}", seed=seed, steps=5000))
+    assert compiled.call_count == 2
+
+
 def test_guidance_rescale_is_the_jobs_or_the_bundles(tmp_path: Path) -> None:
     manifest = manifests.write(tmp_path / "bundle")
     job = Job(prompt="x", steps=4, guidance=5.0)
@@ -104,5 +124,81 @@ def test_a_video_too_large_for_the_checkpoints_shift_is_named(tmp_path: Path) ->
     grid = SigmaGrid(kind="dynamic-shift", base_shift=0.95, max_shift=99.0, base_tokens=1, max_tokens=2)
     shifted = manifest.model_copy(update={"pipeline": replace(manifest.pipeline, grid=grid)})
     size = f"{manifest.geometry.width}x{manifest.geometry.height}, {manifest.geometry.frames} frames"
-    with pytest.raises(UsageError, match=f"For {size} with its [0-9]+ latent tokens, the checkpoint's dynamic shift"):
+    with pytest.raises(UsageError, match=f"For {size}, the checkpoint's dynamic shift"):
         compile_job(Job(prompt="x", steps=4, solver="euler"), shifted)
+
+
+def test_the_shift_is_the_jobs_or_the_bundles(tmp_path: Path) -> None:
+    manifest = manifests.write(tmp_path / "bundle")
+    job = Job(prompt="x", schedule="LLL")
+
+    def levels(solver: str, shift: float | None, made: Manifest = manifest) -> list[tuple[float, float]]:
+        steps = compile_job(replace(job, solver=solver, shift=shift), made).steps
+        return [(step.sigma, step.timestep) for step in steps]
+
+    for solver in SOLVERS.built_in:
+        expected = sigma_grid(SigmaGrid(kind="shifted", shift=5.0), solver, 50, 0)
+        assert levels(solver, 5.0) == list(zip(expected.sigmas, expected.timesteps, strict=False))
+        assert levels(solver, 3.0) == levels(solver, None) != levels(solver, 5.0)
+    fixed = replace(manifest.pipeline, grid=SigmaGrid(kind="linear-quadratic"))
+    with pytest.raises(UsageError, match="A shift of 5 was given, but the noise levels of this model's pipeline are a"):
+        levels("euler", 5.0, manifest.model_copy(update={"pipeline": fixed}))
+
+
+def test_boundaries_are_for_named_schedules(tmp_path: Path) -> None:
+    manifest = manifests.write(tmp_path / "bundle")
+    job = Job(prompt="x", boundaries="t819,t430")
+    for schedule in ("auto", "LSL"):
+        assert compile_job(replace(job, schedule=schedule), manifest).schedule == "L20 S20 L10"
+    assert compile_job(replace(job, shift=5.0), manifest).schedule == "L27 S17 L6"
+    assert compile_job(Job(prompt="x", schedule="L@t819 S@t430 L", shift=5.0), manifest).schedule == "L27 S17 L6"
+    with pytest.raises(UsageError, match="Boundaries are for a schedule of stage letters"):
+        compile_job(replace(job, schedule="L20 S20 L10"), manifest)
+
+
+def test_a_calibration_holds_for_its_shift(tmp_path: Path) -> None:
+    """Another shift has other noise levels at the same steps."""
+    manifests.write(tmp_path / "bundle")
+    bundle = open_bundle(tmp_path / "bundle")
+    ratios = [1.0] * 10
+    constants = {"magcache": {LARGE: ratios, SMALL: ratios}}
+    job = Job(prompt="x", steps=10)
+    own = add_calibration(bundle, {}, runs="L1 S3 L1", caches=constants).manifest
+    assert compile_job(job, own).schedule == compile_job(replace(job, shift=3.0), own).schedule == "L2 S6 L2"
+    assert compile_job(replace(job, shift=5.0), own).schedule == "L4 S4 L2"
+    assert passed_over(job, own) is passed_over(replace(job, shift=5.0, schedule="LSL"), own) is None
+    (told,) = unused_options(replace(job, shift=5.0), compile_job(job, own), own, timed=True)
+    assert told == (
+        "the calibrated schedule L1 S3 L1 is not taken, because it was found at the bundle's own shift, and this run "
+        "has a shift of 5; calibrate at that with fb-calibrate BUNDLE --prompts FILE --shift 5, or give a schedule."
+    )
+    cached = replace(job, cache="magcache", schedule="LSL")
+    compile_job(cached, own)
+    with pytest.raises(UsageError, match="magcache were measured at the bundle's own shift, and this run has a shift "):
+        compile_job(replace(cached, shift=5.0), own)
+    compile_job(replace(cached, cache="scm:slow", shift=5.0), own)
+
+    other = add_calibration(bundle, {}, runs="L1 S4", caches=constants, shift=5.0).manifest
+    assert compile_job(replace(job, shift=5.0), other).schedule == "L2 S8"
+    assert compile_job(job, other).schedule == "L4 S4 L2"
+    compile_job(replace(cached, shift=5.0), other)
+    with pytest.raises(UsageError, match="measured at a shift of 5, and this run has the bundle's own shift; measure "):
+        compile_job(cached, other)
+    again = add_calibration(bundle, {}, caches=constants).manifest
+    compile_job(cached, again)
+    assert again.calibration is not None
+    assert again.calibration.schedule is not None
+    assert (again.calibration.shifts, again.calibration.schedule.shift) == ({}, 5.0)
+
+
+def test_a_line_may_have_a_shift_and_boundaries_of_its_own(tmp_path: Path) -> None:
+    """One bundle of two sizes, each with its own."""
+    manifest = manifests.write(tmp_path / "bundle")
+    text = '{"prompt": "x", "shift": 5, "boundaries": "t819,t430"}\nx\n{"prompt": "x", "flow_shift": 5}\n'
+    text += '{"prompt": "x", "shift": 0}\n{"prompt": "x", "shift": 1000}\n'
+    own, plain, meant, *wrong = read_jobs(write(tmp_path, text), Job(prompt=""))
+    assert own.job and plain.job
+    assert [compile_job(job, manifest).schedule for job in (own.job, plain.job)] == ["L27 S17 L6", "L20 S20 L10"]
+    assert own.job.file_stem("b") != replace(own.job, shift=None).file_stem("b")
+    assert "shift is probably what was meant" in str(meant.error)
+    assert all("but a finite number from 0.01 to 100 was expected" in str(line.error) for line in wrong)

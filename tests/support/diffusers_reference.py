@@ -41,13 +41,18 @@ def load(checkpoints: Path) -> tuple[Any, dict[str, Any]]:
 def run(checkpoints: Path, manifest: Manifest, job: Job, *, decode: bool = False, latents: Any = None) -> Reference:
     """Final latents [1, C, F, H, W], normalised, and with ``decode`` the frames [3, F, H, W] in [-1, 1].
 
-    A job with the solver ``dpm++`` takes diffusers' own in place of the pipeline's scheduler.
+    A job with the solver ``dpm++`` takes diffusers' own in place of the pipeline's scheduler; one with a shift takes
+    the scheduler with that setting, and without dynamic shifting.
 
     The schedule's models are put into ``pipe.transformer`` between the steps, where the pipelines read it anew.
     """
     pipe, transformers = load(checkpoints)
     if job.solver == "dpm++":
         pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    if job.shift is not None:
+        name = "flow_shift" if isinstance(pipe, WanPipeline) else "shift"
+        settings = {name: job.shift, "use_dynamic_shifting": False}
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **settings)
     models = [step.model for step in compile_job(job, manifest).steps]
     geometry = job_geometry(job, manifest)
     final: list[torch.Tensor] = []

@@ -27,7 +27,7 @@ class Rules:
             itself. The longest path that a file lies in is its package.
         face: what of the project's face is everybody's: errors, the version.
         libraries: by a library, the folders and files that may import it; others may be imported anywhere.
-        dynamic: files that import what a user names.
+        dynamic: files that import what a user names, or look whether a library is there.
     """
 
     packages: Mapping[str, Collection[str]]

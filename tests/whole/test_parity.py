@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from diffusers import UniPCMultistepScheduler
 
 from flowblending import FlowBlendingError
@@ -91,6 +92,55 @@ def test_twenty_steps_of_dpm_solver(schedule: str, build: Build, checkpoints: Ca
     job = dataclasses.replace(JOB, schedule=schedule, solver="dpm++", steps=20)
     expected, _ = diffusers_reference.run(checkpoints("wan"), bundle.manifest, job)
     assert diffusers_reference.relative_error(ours(bundle, job), expected) < LATENT_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [
+        ("wan", {"shift": 5.0}),
+        ("wan", {"shift": 12.0, "solver": "dpm++", "steps": 12}),
+        ("wan", {"shift": 3.0}),
+        ("ltx", {"shift": 5.0}),
+        ("ltx", {"shift": 1.0}),
+    ],
+    ids=["unipc-5", "dpm-12", "unipc-3", "in-place-of-the-dynamic-5", "in-place-of-the-dynamic-1"],
+)
+def test_a_shift_is_that_of_the_schedulers(
+    kind: str, case: dict[str, object], build: Build, checkpoints: Callable[[str], Path]
+) -> None:
+    bundle = build(kind)
+    job = dataclasses.replace(JOB, **case)  # type: ignore[arg-type] # the cases are a table of fields
+    expected, _ = diffusers_reference.run(checkpoints(kind), bundle.manifest, job)
+    made = ours(bundle, job)
+    assert diffusers_reference.relative_error(made, expected) < LATENT_TOLERANCE
+    if case != {"shift": 3.0}:  # the checkpoint's own
+        other = ours(bundle, dataclasses.replace(job, shift=None))
+        assert diffusers_reference.relative_error(other, expected) > 10 * LATENT_TOLERANCE
+
+
+@pytest.mark.parametrize(("shift", "boundary"), [(3.0, 0.9), (5.0, 0.875), (12.0, 0.8)])
+def test_a_boundary_by_noise_level_is_that_of_wan_pipeline(
+    shift: float, boundary: float, build: Build, checkpoints: Callable[[str], Path]
+) -> None:
+    """Its own rule, with the small model as the expert for low noise: it runs where t < boundary_ratio * 1000."""
+    bundle = build("wan")
+    job = dataclasses.replace(JOB, steps=8, schedule="LS", boundaries=f"{boundary}", shift=shift)
+    pipe, transformers = diffusers_reference.load(checkpoints("wan"))
+    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, flow_shift=shift)
+    pipe.register_modules(transformer_2=transformers["small"])
+    pipe.register_to_config(boundary_ratio=boundary)
+    expected = pipe(
+        prompt=job.prompt,
+        negative_prompt=job.negative_prompt,
+        width=bundle.manifest.geometry.width,
+        height=bundle.manifest.geometry.height,
+        num_frames=bundle.manifest.geometry.frames,
+        num_inference_steps=8,
+        guidance_scale=bundle.manifest.pipeline.guidance,
+        generator=torch.Generator("cpu").manual_seed(job.seed),
+        output_type="latent",
+    ).frames
+    assert diffusers_reference.relative_error(ours(bundle, job), expected.numpy()) < LATENT_TOLERANCE
 
 
 def visit(letter: str, timestep: float, guidance: float, *, sigma: float | None = None, fresh: bool = False) -> Visit:

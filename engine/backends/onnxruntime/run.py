@@ -17,6 +17,7 @@ from flowblending import DeviceError, FlowBlendingError, OutOfMemoryError
 from flowblending.contracts.graph import GraphSpec, Precision
 from flowblending.engine.backends.checks import check_tensors
 from flowblending.engine.backends.tensor import CPU, CUDA, Tensor
+from flowblending.system.extras import install
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -38,7 +39,7 @@ def installed_version() -> str:
             continue
     if not found:
         raise FlowBlendingError(
-            "ONNX Runtime is not installed; install flowblending[cpu], or flowblending[cuda] for an NVIDIA GPU."
+            f"ONNX Runtime is not installed; {install('cpu', 'cuda')} (the second for an NVIDIA GPU)."
         )
     if len(found) == 2:
         raise FlowBlendingError(
@@ -108,9 +109,7 @@ class OrtEngine:
                 "build it with --precision fp32, fp16-mixed or fp16."
             )
         if device == CUDA and CUDA_PROVIDER not in onnxruntime.get_available_providers():
-            raise FlowBlendingError(
-                "This ONNX Runtime has no CUDA provider; install flowblending[cuda], or use --device cpu."
-            )
+            raise FlowBlendingError(f"This ONNX Runtime has no CUDA provider; {install('cuda')}, or use --device cpu.")
         self._spec = spec
         self._device = device
         self._stream = stream
@@ -215,7 +214,7 @@ def _session(path: Path, device: str, stream: int, options: Any) -> Any:
     if device == CUDA and CUDA_PROVIDER not in session.get_providers():
         raise FlowBlendingError(
             "ONNX Runtime could not load its CUDA provider, probably because cuDNN or cuBLAS is missing; "
-            "install flowblending[cuda], or use --device cpu."
+            f"{install('cuda')}, or use --device cpu."
         )
     return session
 

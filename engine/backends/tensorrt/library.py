@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from flowblending import FlowBlendingError
+from flowblending.system.extras import install
 
 _TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 _INFO = 3
@@ -85,7 +86,7 @@ def load(backend: str) -> Library:
     try:
         trt = _import_tensorrt() if backend == "tensorrt" else _import_tensorrt_rtx()
     except (ImportError, OSError) as error:
-        raise FlowBlendingError(f"{title} is not installed ({error}); install flowblending[{backend}].") from None
+        raise FlowBlendingError(f"{title} is not installed ({error}); {install(backend)}.") from None
     messages = Messages()
     return Library(
         name=backend,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffusers import WanTransformer3DModel
 
@@ -19,6 +20,7 @@ from flowblending.export.checkpoint.checkpoint import (
 )
 from flowblending.export.checkpoint.naming import shown
 from flowblending.export.families.t5 import text_encoder_part
+from flowblending.export.families.wan.authors import authors_sampling
 from flowblending.export.families.wan.row import WAN
 from flowblending.export.families.wan.transformer import REVISION, load_signal, load_transformer
 from flowblending.export.families.wan.vae import check_decoder, decoder_parts
@@ -121,6 +123,7 @@ class Wan:
             # FlowBlending (arXiv 2512.24724), ablation of the two boundaries on Wan.
             early=0.4,
             late=0.2,
+            authors=authors_sampling(_architecture(transformer), experts=checkpoint.has("transformer_2")),
         )
 
     def transformer(self, _checkpoint: Checkpoint, folder: Path, name: str) -> Part:
@@ -141,9 +144,7 @@ class Wan:
             load=lambda precision: load_transformer(folder, name, TEXT_LENGTH, precision),
             revision=f"wan transformer {REVISION}",
             check=lambda: check_model(WanTransformer3DModel, folder),
-            architecture=_ARCHITECTURES.get(
-                (config.get("num_layers"), config.get("num_attention_heads"), config.get("attention_head_dim"))
-            ),
+            architecture=_architecture(config),
         )
 
     def signal(self, folder: Path, name: str) -> Part:
@@ -158,6 +159,12 @@ class Wan:
     def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
         """The text encoder and the two graphs of the VAE decoder."""
         return (text_encoder_part(checkpoint, TEXT_LENGTH, zero_padding=True), *decoder_parts(checkpoint))
+
+
+def _architecture(config: Mapping[str, Any]) -> str | None:
+    return _ARCHITECTURES.get(
+        (config.get("num_layers"), config.get("num_attention_heads"), config.get("attention_head_dim"))
+    )
 
 
 def _sampler(checkpoint: Checkpoint) -> tuple[str, SigmaGrid]:

@@ -23,7 +23,7 @@ library=$("$python" -c '
 import importlib.util, pathlib
 folder = pathlib.Path(importlib.util.find_spec("onnxruntime").origin).parent / "capi"
 print(*sorted(folder.glob("libonnxruntime.so*"))[:1])' 2>/dev/null) || library=
-[ -n "$library" ] || fail "the Python package onnxruntime is not installed for $python; install flowblending[cpu]."
+[ -n "$library" ] || fail "the Python package onnxruntime is not installed for $python; run pip install '.[cpu]' in a checkout of FlowBlending."
 ln -sf "$library" "$dest/lib/libonnxruntime.so"
 ln -sf "$library" "$dest/lib/libonnxruntime.so.1"
 

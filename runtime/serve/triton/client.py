@@ -8,6 +8,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.system.extras import install
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +53,7 @@ def responses(
         import tritonclient.grpc as triton
     except ImportError:
         raise FlowBlendingError(
-            "Talking to a Triton server needs tritonclient, which is not installed; install flowblending[client]."
+            f"Talking to a Triton server needs tritonclient, which is not installed; {install('client')}."
         ) from None
     arrived: Arrived = SimpleQueue()
     client = triton.InferenceServerClient(url)

@@ -15,11 +15,14 @@ from pathlib import Path
 import pytest
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts.graph import AuthorsSampling
 from flowblending.contracts.model_sampling import ModelSampling
 from flowblending.engine.build.build import BuildRequest, build_bundle, rebuild_command
 from flowblending.engine.build.plan import Plan, make_plan
 from flowblending.engine.build.proof.report import read_report
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
 from tests.conftest import IN_PLANS, Build
 from tests.support.store_process import Recorder
 
@@ -313,6 +316,59 @@ def test_a_disk_that_fills_up_is_a_sentence_and_leaves_nothing(
         build_bundle(request(checkpoints("wan"), small_disk / "bundle"), console)
     assert said(console.lines)[0].endswith(", 1000.0 GB are free")
     assert not os.listdir(small_disk)
+
+
+def test_a_shift_is_the_bundles_default(checkpoints: Callable[[str], Path], build: Build, tmp_path: Path) -> None:
+    """No engine depends on it, and the bundle's videos do."""
+    plain = build("wan")
+    shutil.copytree(plain.folder, tmp_path / "bundle")
+    asked = dataclasses.replace(request(checkpoints("wan"), tmp_path / "bundle"), shift=5.0)
+    console = Recorder()
+    shifted = build_bundle(asked, console)
+    assert not [line for line in console.lines if "sampled by its authors" in line]
+    assert shifted.manifest.pipeline == dataclasses.replace(
+        plain.manifest.pipeline, grid=dataclasses.replace(plain.manifest.pipeline.grid, shift=5.0)
+    )
+    assert shifted.manifest.id != plain.manifest.id
+    assert shifted.manifest.components == plain.manifest.components
+    assert shifted.manifest.rebuild[-2:] == ("--shift", "5")
+    job = Job(prompt="x", steps=6)
+    told = dataclasses.replace(job, shift=5.0)
+    assert compile_job(job, shifted.manifest) == compile_job(told, plain.manifest) != compile_job(job, plain.manifest)
+    assert compile_job(dataclasses.replace(job, shift=3.0), shifted.manifest) == compile_job(job, plain.manifest)
+
+
+@pytest.mark.parametrize(
+    ("shift", "told"),
+    [
+        (
+            None,
+            "a shift of 12 in place of 3, guidance 6 in place of 5 (toy.py); for that give --shift 12 --guidance 6.",
+        ),
+        (12.0, "guidance 6 in place of 5 (toy.py); for that give --guidance 6."),
+    ],
+)
+def test_what_the_authors_of_a_known_model_take_is_told(
+    checkpoints: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shift: float | None,
+    told: str,
+) -> None:
+    config = json.loads((checkpoints("wan") / "large/transformer/config.json").read_text())
+    key = (config["num_layers"], config["num_attention_heads"], config["attention_head_dim"])
+    authors = AuthorsSampling(model="Toy", shift=12.0, steps=50, guidance=(6.0,), source="toy.py")
+    monkeypatch.setattr("flowblending.export.families.wan.family._ARCHITECTURES", {key: "toy"})
+    monkeypatch.setattr("flowblending.export.families.wan.authors._AUTHORS", {("toy", False): authors})
+    found = plan(dataclasses.replace(request(checkpoints("wan"), tmp_path / "bundle"), shift=shift))
+    assert found.pipeline.authors == authors
+    assert [line for line in found.advice if "Toy" in line] == [f"Toy is sampled by its authors with {told}"]
+    assert "authors" not in repr(found.pipeline)
+
+
+def test_a_shift_of_fixed_levels_is_refused(checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="A shift of 5 was given, but the noise levels of this model's pipeline are a"):
+        plan(dataclasses.replace(request(checkpoints("ltx-condition"), tmp_path / "bundle"), shift=5.0))
 
 
 def test_the_manifest_says_how_to_build_the_bundle_again(build: Build) -> None:

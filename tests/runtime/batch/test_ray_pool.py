@@ -73,14 +73,17 @@ def test_without_ray_the_extra_is_named(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "error: Ray is not installed; install flowblending[ray], or use --workers." in result.stderr
+    assert (
+        "error: Ray is not installed; run pip install '.[ray]' in a checkout of FlowBlending, or use --workers."
+        in result.stderr
+    )
 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
     """A place for Ray's token, sockets and logs, whose path is short enough for sockets."""
     if importlib.util.find_spec("ray") is None:
-        unavailable("Ray is not installed; install flowblending[ray].")
+        unavailable("Ray is not installed.")
     folder = Path(tempfile.mkdtemp(prefix="ray-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,6 @@
 """What a failure of one line means for those that wait."""
 
+import json
 import resource
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -116,6 +117,55 @@ def test_a_disk_stops_a_batch_after_what_it_had_room_for(
         check_stopped(console, sampled, WHY[change], made=1)
         folder = disk / ("other" if change == "gone" else "out")
         assert [path.suffix for path in folder.iterdir()] == [".mp4"]
+
+
+def test_names_carry_the_line_and_an_index_maps_them(tmp_path: Path) -> None:
+    lines = [
+        PromptLine(number=2, job=Job(prompt="a cat", seed=5)),
+        PromptLine(number=3, error="The line has no prompt."),
+        PromptLine(number=7, job=Job(prompt="a dog")),
+        PromptLine(number=9, job=Job(prompt="a cat", seed=5)),
+        PromptLine(number=10, job=Job(prompt="no", steps=9000)),
+        PromptLine(number=12345, job=Job(prompt="far")),
+    ]
+
+    def check(job: Job) -> None:
+        if job.steps is not None:
+            raise UsageError("Too many steps.")
+
+    console = Recorder()
+    batch = Batch(lines, tmp_path, "b", console, check=check)
+    assert "warning: line 10 failed: Too many steps." in console.lines
+    assert batch.unfinished == 3
+    batch.write_index("index.json")
+    cat, dog, far = (
+        f"{lines[place].number:04}-{job.file_stem('b')}.mp4" for place in (0, 2, 5) if (job := lines[place].job)
+    )
+    assert cat.startswith("0002-a-cat-")
+    assert json.loads((tmp_path / "index.json").read_text()) == [
+        {"line": 2, "video": cat, "prompt": "a cat", "seed": 5},
+        {"line": 3, "error": "The line has no prompt."},
+        {"line": 7, "video": dog, "prompt": "a dog", "seed": 0},
+        {"line": 9, "video": cat, "prompt": "a cat", "seed": 5},
+        {"line": 10, "error": "Too many steps."},
+        {"line": 12345, "video": far, "prompt": "far", "seed": 0},
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ""])
+def test_a_video_that_is_there_is_skipped_under_whatever_line(tmp_path: Path, suffix: str) -> None:
+    """Lines were put in before it, or its name is of a time before names had lines."""
+    cat, dog = Job(prompt="2024 cats"), Job(prompt="a dog")
+    (tmp_path / f"0007-{cat.file_stem('b')}{suffix}").touch()
+    (tmp_path / f"{dog.file_stem('b')}{suffix}").touch()
+    console = Recorder()
+    lines = [PromptLine(number=1, job=dog), PromptLine(number=2, job=cat), PromptLine(number=3, job=Job(prompt="new"))]
+    batch = Batch(lines, tmp_path, "b", console, suffix=suffix)
+    batch.write_index("index.json")
+    assert batch.unfinished == 1
+    assert [line.endswith("already there, skipped") for line in console.lines] == [True, True]
+    videos = [entry["video"] for entry in json.loads((tmp_path / "index.json").read_text())]
+    assert [(tmp_path / name).exists() for name in videos] == [True, True, False]
 
 
 def fill(path: Path) -> None:

@@ -182,7 +182,7 @@ def test_any_name_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_mp4_without_pyav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(FlowBlendingError, match=r"install flowblending\[video\]"):
+    with pytest.raises(FlowBlendingError, match=r"run pip install '\.\[video\]' in a checkout"):
         opened(tmp_path / "video.mp4")
     write(tmp_path / "video.npy", clip())
     write(tmp_path / "frames", clip())

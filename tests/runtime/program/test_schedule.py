@@ -17,6 +17,9 @@ WAN = (0.4, 0.2)
         ("SLL", 50, "S20 L30"),
         ("LLS", 50, "L40 S10"),
         (" lsl ", 50, "L20 S20 L10"),
+        ("L", 1, "L1"),
+        ("s", 7, "S7"),
+        ("L2 S", 7, "L2 S5"),
         ("LSL", 1, "L1"),
         ("LSL", 2, "L2"),
         ("LSL", 3, "L1 S1 L1"),
@@ -77,7 +80,7 @@ def test_shares_round_half_up_and_fill_the_steps() -> None:
             50,
             "L20,S30 is neither a schedule nor a run of one; give a name such as LSL or runs such as L20 S20 L10.",
         ),
-        ("L", 1, "L is neither a schedule nor a run of one; give a name such as LSL or runs such as L20 S20 L10."),
+        ("L-", 1, "L- is neither a schedule nor a run of one; give a name such as LSL or runs such as L20 S20 L10."),
         (
             "L-5 S55",
             50,

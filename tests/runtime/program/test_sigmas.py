@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ from diffusers.pipelines.ltx.pipeline_ltx_condition import linear_quadratic_sche
 
 from flowblending import UsageError
 from flowblending.contracts.graph import SigmaGrid
+from flowblending.runtime.program.shifts import with_shift
 from flowblending.runtime.program.sigmas import Grid, sigma_grid
 
 STEPS = [1, 2, 3, 7, 20, 30, 50]
@@ -119,17 +121,17 @@ def test_a_video_too_large_for_the_dynamic_shift(tokens: int, solver: str, steps
     else:
         assert (solver, terminal, tokens) == ("unipc", 0.1, 50_000)
         return
-    assert message.startswith(f"For 2048x1152, 161 frames with its {tokens} latent tokens, the checkpoint's dynamic ")
+    assert message.startswith("For 2048x1152, 161 frames, the checkpoint's dynamic ")
     assert f"moves {steps} steps of {solver} so close to noise level 1" in message
     advice = message.partition("; give ")[2]
     assert advice.count("--solver") == (solver != "unipc" and terminal == 0.1 and tokens == 50_000)
     for other in re.findall(r"--solver (\S+)", advice):
         sigma_grid(grid, other, steps, tokens)
-    (most,) = map(int, re.findall(r"at most (\d+) tokens", advice))
-    sigma_grid(grid, solver, steps, most)
+    (percent,) = map(float, re.findall(r"at most ([\d.]+) % of its pixels", advice))
+    sigma_grid(grid, solver, steps, int(tokens * percent / 100))
     if steps > 2:  # two levels may differ again a few tokens later
-        with pytest.raises(UsageError, match=f"with its {most + 1} latent tokens"):
-            sigma_grid(grid, solver, steps, most + 1)
+        with pytest.raises(UsageError, match="of its pixels"):
+            sigma_grid(grid, solver, steps, math.ceil(tokens * (percent + 0.01) / 100) + 1)
 
 
 def test_many_steps_of_a_static_shift_are_the_steps_fault() -> None:
@@ -137,3 +139,34 @@ def test_many_steps_of_a_static_shift_are_the_steps_fault() -> None:
     sigma_grid(grid, "euler", 4, 50_000)
     with pytest.raises(UsageError, match="900 steps are so many"):
         sigma_grid(grid, "euler", 900, 50_000)
+
+
+@pytest.mark.parametrize("steps", STEPS[1:])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 12.0])
+def test_a_shift_takes_the_place_of_the_dynamic_one(shift: float, steps: int) -> None:
+    """As the classes of diffusers have it once use_dynamic_shifting is false; shift_terminal stays.
+
+    They write the same shift in two ways, whose float32 values differ in the last bits; a timestep that UniPC cuts to
+    an integer may then be another one.
+    """
+    settings = {"shift_terminal": 0.1, "use_dynamic_shifting": False}
+    euler = FlowMatchEulerDiscreteScheduler(shift=shift, **settings)
+    unipc = UniPCMultistepScheduler(flow_shift=shift, **settings, **UNIPC)
+    static = SigmaGrid(kind="dynamic-shift", base_shift=0.0, max_shift=0.0, shift_terminal=0.1)
+    for grid, tokens in ((LTX_090, 1881), (LTX_090, 50_000), (static, 24)):
+        for name, scheduler in (("euler", euler), ("unipc", unipc)):
+            scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps))
+            found = sigma_grid(with_shift(grid, shift), name, steps, tokens)
+            assert np.abs(np.array(found.sigmas) - scheduler.sigmas.double().numpy()).max() < 1e-6
+            assert np.abs(np.array(found.timesteps) - scheduler.timesteps.double().numpy()).max() < (
+                1e-3 if name == "euler" else 1.5
+            )
+
+
+def test_no_shift_is_the_checkpoints() -> None:
+    for grid in (LTX_090, LTX_095, SigmaGrid(kind="shifted", shift=3.0)):
+        assert with_shift(grid, None) == grid
+    assert with_shift(SigmaGrid(kind="shifted", shift=3.0), 5.0) == SigmaGrid(kind="shifted", shift=5.0)
+    for factor in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="but a finite number above 0 was expected"):
+            with_shift(LTX_090, factor)

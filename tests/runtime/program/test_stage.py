@@ -40,7 +40,8 @@ def test_parses_and_prints(text: str, expected: Stage, printed: str) -> None:
         ("S20:t900,950", "The stage S20:t900,950 has timesteps that do not fall to the end, above 0"),
         ("S20:t900,0", "The stage S20:t900,0 has timesteps that do not fall to the end, above 0"),
         ("S0:g1", "The run S0:G1 has no steps; leave it out or give it at least 1."),
-        ("S:g1", "S:G1 is neither a schedule nor a run of one; give a name such as LSL or runs such as L20 S20 L10."),
+        ("S:g1", "S:G1 does not say how many steps it has; give a name such as LSL or runs such as L20 S20 L10."),
+        ("S@0.5:g1", "S@0.5:G1 does not say how many steps it has; give a name such as LSL or runs such as L20"),
         ("M5:g1", "The stage letter M is unknown; use L for the large model and S for the small one."),
     ],
 )

@@ -137,7 +137,7 @@ def test_another_stream_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(ort.cuda_available(), reason="this ONNX Runtime has the CUDA provider")
 def test_a_gpu_is_refused_without_the_provider(tmp_path: Path) -> None:
-    with pytest.raises(FlowBlendingError, match=r"no CUDA provider; install flowblending\[cuda\]"):
+    with pytest.raises(FlowBlendingError, match=r"no CUDA provider; run pip install '\.\[cuda\]'"):
         OrtEngine(tmp_path / "large.onnx", linear(tmp_path).spec, device=CUDA)
 
 
@@ -153,7 +153,7 @@ def test_closing_twice_is_harmless(tmp_path: Path) -> None:
     ("installed", "message"),
     [
         ({"onnxruntime", "onnxruntime-gpu"}, r"Both onnxruntime and onnxruntime-gpu .* uninstall both"),
-        (set(), r"not installed; install flowblending\[cpu\]"),
+        (set(), r"not installed; run pip install '\.\[cpu\]' or pip install '\.\[cuda\]'"),
     ],
 )
 def test_exactly_one_distribution_must_be_installed(

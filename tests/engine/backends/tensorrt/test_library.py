@@ -17,7 +17,7 @@ from tests.support.plans import RTX
 def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, backend: str, modules: list[str]) -> None:
     for module in modules:
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(FlowBlendingError, match=rf"RT.* is not installed \(.+\); install flowblending\[{backend}\]"):
+    with pytest.raises(FlowBlendingError, match=rf"RT.* is not installed \(.+\); run pip install '\.\[{backend}\]'"):
         trt_library.load.__wrapped__(backend)
 
 

@@ -385,7 +385,7 @@ def floats(array: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
 @pytest.fixture(scope="module")
 def served(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     if importlib.util.find_spec("tritonclient") is None:
-        unavailable("tritonclient is not installed; install flowblending[client].")
+        unavailable("tritonclient is not installed.")
     try:
         environment = install()
     except Unavailable as error:
