@@ -46,8 +46,8 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
 
     Raises:
         FlowBlendingError: a wrong argument, an unusable checkpoint or pair, a graph that fails its
-            verification, a compiler error, a claim of the report that does not hold, a full disk. Nothing is left at
-            ``out`` that was not there.
+            verification, a compiler error, a claim of the report that does not hold, a bundle that does not run, a full
+            disk. Nothing is left at ``out`` that was not there.
     """
     check_bundle_place(request.out)
     targets = backends.check_targets(request.backend, request.targets)
@@ -82,7 +82,8 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
                     plan = _fetched(plan, sources, builder, precisions, old)
                     made = builder.components(plan.parts, precisions, plan.tokenizer.content, old)
                 bundle = _described(builder, plan, made, old)
-                add_report(bundle, {part.name: part for part in plan.parts}, prompt, old, console)
+                parts = {part.name: part for part in plan.parts}
+                add_report(bundle, request.out, parts, prompt, old=old, console=console)
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise FlowBlendingError(

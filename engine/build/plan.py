@@ -6,10 +6,13 @@ Calls the exporter inside its functions, as `build` does.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import LARGE, SMALL, PipelineSpec
 from flowblending.contracts.manifest import VideoProfile
 from flowblending.engine.build.disk import check_download
@@ -18,6 +21,7 @@ from flowblending.engine.bundle.geometry import plan_profiles
 from flowblending.runtime.authors import authors_line
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.shifts import with_shift
+from flowblending.runtime.program.sigmas import sigma_grid
 
 if TYPE_CHECKING:
     from flowblending.export.checkpoint.checkpoint import Checkpoint
@@ -156,14 +160,31 @@ def check_plan(request: BuildRequest, plan: Plan, sources: Sources) -> tuple[str
         Lines about tensors that are left out.
 
     Raises:
-        FlowBlendingError: components do not fit together, or weights not their class.
+        FlowBlendingError: components do not fit together, or weights not their class, or the scheduler makes no
+            noise levels.
     """
     from flowblending.export.checkpoint.together import check_together
-    from flowblending.export.families.tokenizer import largest_id
+    from flowblending.export.families.tokenizer import token_ids
 
     pair = _open_pair(request, sources.large.folder, sources.small.folder)
-    check_together(pair.large, largest_id(plan.tokenizer.content))
+    check_together(pair.large, token_ids(plan.tokenizer.content))
+    _check_scheduler(pair.large, plan.pipeline)
     return tuple(line for part in plan.parts for line in part.check())
+
+
+def _check_scheduler(checkpoint: Checkpoint, pipeline: PipelineSpec) -> None:
+    """Refuse a scheduler whose noise levels are no numbers, or do not fall even in a run of two steps of one token."""
+    from flowblending.export.checkpoint.naming import shown
+
+    try:
+        with np.errstate(all="ignore"):
+            sigma_grid(pipeline.grid, pipeline.solver, 2, 1)
+    except UsageError:
+        settings = ", ".join(f"{name} {value}" for name, value in asdict(pipeline.grid).items())
+        raise FlowBlendingError(
+            f"The scheduler of {shown(checkpoint.folder)} gives no noise levels that fall to 0 ({settings}); give a "
+            "checkpoint with its family's scheduler."
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)

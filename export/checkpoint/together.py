@@ -3,34 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.checkpoint import TRANSFORMER, Checkpoint, vae_statistics
 from flowblending.export.checkpoint.naming import shown
 
 
-def check_together(checkpoint: Checkpoint, last: int) -> None:
+@dataclass(frozen=True, kw_only=True)
+class TokenIds:
+    """What a tokenizer gives.
+
+    Attributes:
+        largest: of all ids.
+        end: the id that ends every text; None where nothing does.
+        pad: the id that fills up; None where there is none.
+    """
+
+    largest: int
+    end: int | None
+    pad: int | None
+
+
+def check_together(checkpoint: Checkpoint, ids: TokenIds) -> None:
     """Compare what each component gives with what the next one takes, from configurations and the tokenizer.
 
     Args:
-        last: the largest id that the tokenizer gives.
+        ids: that the tokenizer gives.
 
     Raises:
         FlowBlendingError: names two components, and both numbers.
     """
+    text = checkpoint.config("text_encoder")
     for given, count, taken, wanted in _joints(checkpoint):
         if count is not None and wanted is not None and count != wanted:
-            raise FlowBlendingError(
-                f"The components of {shown(checkpoint.folder)} do not fit together: {given} {count}, but {taken} "
-                f"{wanted}; give a checkpoint whose components belong to one another."
-            )
-    rows = checkpoint.config("text_encoder").get("vocab_size")
-    if rows is not None and last >= rows:
-        raise FlowBlendingError(
-            f"The components of {shown(checkpoint.folder)} do not fit together: the tokenizer gives ids up to "
-            f"{last}, but the text encoder has a table of {rows} rows; give a checkpoint whose components belong to "
-            "one another."
+            raise _apart(checkpoint, f"{given} {count}, but {taken} {wanted}")
+    rows = text.get("vocab_size")
+    if rows is not None and ids.largest >= rows:
+        raise _apart(
+            checkpoint,
+            f"the tokenizer gives ids up to {ids.largest}, but the text encoder has a table of {rows} rows",
         )
+    for what, found, name in (("ends texts", ids.end, "eos_token_id"), ("fills them up", ids.pad, "pad_token_id")):
+        wanted = text.get(name)
+        # A text that does not end as those of the training did gives another embedding, and no error.
+        if isinstance(wanted, int) and found != wanted:
+            token = "no token" if found is None else f"token {found}"
+            raise _apart(checkpoint, f"the tokenizer {what} with {token}, but the text encoder's {name} is {wanted}")
+
+
+def _apart(checkpoint: Checkpoint, how: str) -> FlowBlendingError:
+    return FlowBlendingError(
+        f"The components of {shown(checkpoint.folder)} do not fit together: {how}; give a checkpoint whose components "
+        "belong to one another."
+    )
 
 
 def _joints(checkpoint: Checkpoint) -> Iterator[tuple[str, int | None, str, int | None]]:

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.checkpoint import Checkpoint
 from flowblending.export.checkpoint.naming import shown
+from flowblending.export.checkpoint.together import TokenIds
 
 TOKENIZER_FILE = "tokenizer.json"
 PAD = "<pad>"
@@ -86,9 +87,15 @@ def read_tokenizer(checkpoint: Checkpoint) -> TokenizerFile:
     return TokenizerFile(content=content.encode(), origin=f"{source}{_compared(ours, theirs, stock, version, own)}")
 
 
-def largest_id(content: bytes) -> int:
-    """The largest id that a ``tokenizer.json`` gives."""
-    return max(Tokenizer.from_str(content.decode()).get_vocab(with_added_tokens=True).values(), default=0)
+def token_ids(content: bytes) -> TokenIds:
+    """The ids that a ``tokenizer.json`` gives."""
+    tokenizer = Tokenizer.from_str(content.decode())
+    tokenizer.no_padding()
+    return TokenIds(
+        largest=max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0),
+        end=next(reversed(tokenizer.encode("").ids), None),
+        pad=tokenizer.token_to_id(PAD),
+    )
 
 
 def _own(path: Path, stock: Any) -> str | None:

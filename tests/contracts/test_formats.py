@@ -25,6 +25,7 @@ from flowblending.contracts.proof import proof_file, read_proof
 from flowblending.contracts.upgrade import Content, Format
 from flowblending.engine.build.proof.pair import pair_claims
 from flowblending.engine.build.proof.report import BuildReport, read_report
+from flowblending.engine.build.proof.short_run import run_claim
 from flowblending.engine.bundle.bundle import REPORT, open_bundle
 from flowblending.engine.store.entry import ENTRY, read_entry
 from flowblending.runtime.jobs import compile_job
@@ -52,7 +53,7 @@ def open_manifest(path: Path, tmp_path: Path) -> object:
 
 
 def open_report(path: Path, tmp_path: Path) -> BuildReport:
-    number = path.stem.partition("-")[2]
+    number = min(int(path.stem.partition("-")[2]), upgrade.MANIFEST.number)
     folder = bundle(f"manifest-{number}", tmp_path / "b")
     shutil.copyfile(path, folder / REPORT)
     report = read_report(open_bundle(folder))
@@ -161,7 +162,7 @@ def test_a_pair_of_report_1_is_judged_by_an_upper_bound(tmp_path: Path) -> None:
     assert claim.state == "proved"
     # A figure that is no number stays none, and fails.
     written["velocity"][0] = "NaN"
-    content = upgrade.REPORT.upgrade({"format": 1, "pair": written}, "x", "y")
+    content = upgrade.REPORT.upgrade({"format": 1, "pair": written, "claims": []}, "x", "y")
     assert content["pair"]["overall"][written["models"][0]] == "NaN"
     pair = report.pair.model_copy(update={"overall": {LARGE: math.nan}})
     assert not pair.holds
@@ -293,3 +294,12 @@ def test_the_documents_have_the_numbers() -> None:
 def test_programs_say_who_wrote_them_nowhere_and_are_refused_alike() -> None:
     with pytest.raises(FlowBlendingError, match=r"The program is a sampling program of format 7, written by a later"):
         Program.from_json({"format": 7})
+
+
+@pytest.mark.parametrize("name", ["report-1", "report-2"])
+def test_a_report_from_before_there_were_runs_leaves_open_whether_the_bundle_runs(name: str, tmp_path: Path) -> None:
+    report = open_report(FORMATS / f"{name}.json", tmp_path)
+    assert report.run is None
+    assert report.claims[-1] == run_claim(None)
+    (written,) = [claim for claim in report.left if claim.component == "bundle"]
+    assert written.state == "open"

@@ -266,7 +266,7 @@ def test_without_the_video_extra_images_are_written_and_mp4_is_refused_before_th
     (tmp_path / "prompts").write_text("a\nb\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "without"), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.chdir(tmp_path)
-    told = "warning: Writing MP4 needs PyAV, which is not installed; install flowblending[video], or write .npy or a "
+    told = "warning: Writing MP4 needs PyAV, which is not installed; run pip install '.[video]' in a checkout of "
     for options in (("--prompt", "x"), ("--prompts", "prompts")):
         result = run("fb-run", toy, *options, "--steps", 2)
         assert result.stderr.count(told) == 1, result.stderr
@@ -275,7 +275,7 @@ def test_without_the_video_extra_images_are_written_and_mp4_is_refused_before_th
     assert [Path(entry["video"]).suffix for entry in index] == ["", ""]
     for out in ("x.npy", "images"):
         assert "PyAV" not in run("fb-run", toy, "--prompt", "x", "--steps", 2, "--out", out).stderr
-    assert_sentence(run("fb-run", toy, "--prompt", "x", "--out", "x.mp4"), 1, "install flowblending[video]")
+    assert_sentence(run("fb-run", toy, "--prompt", "x", "--out", "x.mp4"), 1, "run pip install '.[video]'")
 
 
 @pytest.mark.slow

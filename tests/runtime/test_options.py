@@ -15,7 +15,7 @@ import pytest
 
 from flowblending import UsageError
 from flowblending.engine.bundle.bundle import open_bundle
-from flowblending.runtime import arguments, cli, options
+from flowblending.runtime import arguments, options, run_arguments
 from flowblending.runtime.api import VideoSampler
 from flowblending.runtime.calibrate import cli as calibrate_cli
 from flowblending.runtime.compare import cli as compare_cli
@@ -32,7 +32,7 @@ from flowblending.runtime.serve.triton.request import read_request
 from tests.support import manifests
 
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
-    RUN: cli.parser,
+    RUN: run_arguments.parser,
     CALIBRATE: calibrate_cli.parser,
     COMPARE: compare_cli.parser,
     CLIENT: client_cli.parser,

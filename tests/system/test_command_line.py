@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from flowblending.engine import cli as build_cli
-from flowblending.runtime import cli as run_cli
+from flowblending.runtime import run_arguments
 from flowblending.runtime.calibrate import cli as calibrate_cli
 from flowblending.runtime.compare import cli as compare_cli
 from flowblending.runtime.serve.triton import cli as export_cli
@@ -15,7 +15,7 @@ from flowblending.runtime.serve.triton import client_cli
 from flowblending.system.command_line import Parser
 
 PARSERS = {
-    "fb-run": run_cli.parser,
+    "fb-run": run_arguments.parser,
     "fb-build-engines": build_cli.parser,
     "fb-calibrate": calibrate_cli.parser,
     "fb-compare": compare_cli.parser,

@@ -98,7 +98,8 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/batch": RUN,
     "runtime/serve": RUN,
     "runtime/decode_file": RUN,
-    "runtime/cli": {*RUN, "runtime/batch", "runtime/decode_file", "runtime/dry_run"},
+    "runtime/run_arguments": {*RUN, "runtime/decode_file"},
+    "runtime/cli": {*RUN, "runtime/batch", "runtime/decode_file", "runtime/dry_run", "runtime/run_arguments"},
     # The one room that calls all others.
     "engine/build": {
         *RUN,

@@ -1,7 +1,7 @@
 """``fb-build-engines --prove BUNDLE``: what of a bundle's report only its own GPU can tell.
 
-Every engine is run on the inputs that the build kept, and compared with what torch gave there; so is the whole
-trajectory of the pair. That fills a GPU, so it is done in a process of its own.
+The bundle makes a short video. Every engine is run on the inputs that the build kept, and compared with what torch gave
+there; so is the whole trajectory of the pair. That fills a GPU, so it is done in a process of its own.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from flowblending.engine.backends.gpu import check_architecture, gpu_architectur
 from flowblending.engine.backends.protocol import Engine, InspectedEngine
 from flowblending.engine.backends.registry import gpu_components
 from flowblending.engine.backends.tensor import CPU
+from flowblending.engine.build.fp8.options import PROMPTS
 from flowblending.engine.build.proof.claims import allowed_on
 from flowblending.engine.build.proof.pair import (
     LATENTS,
@@ -42,6 +43,7 @@ from flowblending.engine.build.proof.report import (
     sizes_of,
     write_report,
 )
+from flowblending.engine.build.proof.short_run import RunFacts, run_bundle, short_job
 from flowblending.engine.bundle.bundle import TRAJECTORY, Bundle, open_bundle
 from flowblending.runtime.devices.open import AUTO, open_device
 from flowblending.runtime.devices.protocol import Device
@@ -72,9 +74,10 @@ class ProveRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ProveResult:
-    """What was found; see `Inspected`."""
+    """What was found; see `BuildReport`. Engines of a bundle that does not run may be beyond inspection: None."""
 
-    inspected: Inspected
+    run: RunFacts
+    inspected: Inspected | None
     pair: PairFacts | None
 
 
@@ -124,34 +127,56 @@ def prove_bundle(folder: Path, progress: Callable[[str], None]) -> BuildReport:
     except EndedError as end:
         how = "was killed, most likely because memory ran out" if end.killed else f"ended with {end.how} ({end.last})"
         raise FlowBlendingError(f"The proof {how}; stop other programs, or use a machine with more memory.") from None
-    completed = make_report(bundle, slots=report.slots, pair=result.pair or report.pair, inspected=result.inspected)
+    completed = make_report(
+        bundle,
+        slots=report.slots,
+        pair=result.pair or report.pair,
+        run=result.run,
+        inspected=result.inspected or report.inspected,
+    )
     write_report(completed, folder)
     return completed
 
 
 def inspect(request: ProveRequest, progress: Callable[[str], None]) -> ProveResult:
-    """Run every engine, all of them open at once as in a run, and then the trajectory."""
+    """Run the bundle, then every engine, all of them open at once as in a run, and then the trajectory."""
     bundle = open_bundle(request.bundle)
     device = open_device(AUTO, bundle.manifest)
     where = CPU if device.kind == CPU else gpu_architecture() or device.kind
     pipeline = Pipeline(bundle=bundle, device=device)
+    try:
+        progress("making a short video")
+        run = run_bundle(pipeline, short_job(bundle.manifest, PROMPTS[0]), where)
+        try:
+            inspected, pair = _inspected(pipeline, device, where, request, progress)
+        except FlowBlendingError:
+            if not run.fault:
+                raise
+            # What the run failed at is what there is to say.
+            inspected, pair = None, None
+    finally:
+        pipeline.close()
+    return ProveResult(run=run, inspected=inspected, pair=pair)
+
+
+def _inspected(
+    pipeline: Pipeline, device: Device, where: str, request: ProveRequest, progress: Callable[[str], None]
+) -> tuple[Inspected, PairFacts | None]:
+    manifest = pipeline.bundle.manifest
     differences: dict[str, float | None] = {}
     device_bytes: dict[str, int] = {}
     layers: dict[str, tuple[str, ...]] = {}
-    try:
-        for name in bundle.manifest.components:
-            progress(f"running {name}")
-            engine = pipeline.engine(name)
-            if isinstance(engine, InspectedEngine):
-                device_bytes[name], layers[name] = engine.device_bytes(), engine.layers()
-            reference = request.reference_outputs.get(name)
-            differences[name] = _judge(engine, device, sizes_of(bundle.manifest, name), reference)
-        pair = None
-        if request.trajectory is not None:
-            progress("running the pair along its schedule")
-            pair = _follow(pipeline, device, request.trajectory, where, request.allowed)
-    finally:
-        pipeline.close()
+    for name in manifest.components:
+        progress(f"running {name}")
+        engine = pipeline.engine(name)
+        if isinstance(engine, InspectedEngine):
+            device_bytes[name], layers[name] = engine.device_bytes(), engine.layers()
+        reference = request.reference_outputs.get(name)
+        differences[name] = _judge(engine, device, sizes_of(manifest, name), reference)
+    pair = None
+    if request.trajectory is not None:
+        progress("running the pair along its schedule")
+        pair = _follow(pipeline, device, request.trajectory, where, request.allowed)
     inspected = Inspected(
         device=where,
         version=flowblending.__version__,
@@ -159,7 +184,7 @@ def inspect(request: ProveRequest, progress: Callable[[str], None]) -> ProveResu
         layers=layers,
         differences=differences,
     )
-    return ProveResult(inspected=inspected, pair=pair)
+    return inspected, pair
 
 
 def _judge(engine: Engine, device: Device, every: Sequence[Sizes], reference: Path | None) -> float | None:

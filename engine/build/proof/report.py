@@ -22,6 +22,7 @@ from flowblending.engine.backends.protocol import ends
 from flowblending.engine.backends.registry import BACKENDS
 from flowblending.engine.build.proof.claims import FAILED, OPEN, Claim, allowed_on, component_claims, runs_as_torch
 from flowblending.engine.build.proof.pair import PairFacts, pair_claims
+from flowblending.engine.build.proof.short_run import RunFacts, run_claim
 from flowblending.engine.bundle.bundle import REPORT, Bundle
 from flowblending.engine.bundle.geometry import shape_profiles
 from flowblending.system.whole_file import replace_file
@@ -79,6 +80,7 @@ class BuildReport(Facts):
         components: by name.
         slots: buffers of the default program, each as large as a latent.
         pair: how far the schedule in this precision is from fp32; None where that was not measured.
+        run: how a short run of the whole bundle went; None in a report from before there was one.
         claims: all of them, with their states.
         inspected: None as long as nobody has run ``--prove``.
     """
@@ -90,6 +92,7 @@ class BuildReport(Facts):
     slots: int
     memory: Memory
     pair: PairFacts | None
+    run: RunFacts | None
     inspected: Inspected | None
     claims: tuple[Claim, ...]
 
@@ -105,7 +108,12 @@ class BuildReport(Facts):
 
 
 def make_report(
-    bundle: Bundle, *, slots: int, pair: PairFacts | None, inspected: Inspected | None = None
+    bundle: Bundle,
+    *,
+    slots: int,
+    pair: PairFacts | None,
+    run: RunFacts | None,
+    inspected: Inspected | None = None,
 ) -> BuildReport:
     """Put a bundle's proofs together, and judge them.
 
@@ -113,6 +121,7 @@ def make_report(
         bundle: its files are there.
         slots: buffers of the default program, each as large as a latent.
         pair: see `BuildReport`.
+        run: likewise.
         inspected: likewise.
 
     Raises:
@@ -132,8 +141,9 @@ def make_report(
         slots=slots,
         memory=_memory(manifest, proofs, slots),
         pair=pair,
+        run=run,
         inspected=inspected,
-        claims=(*claims, *pair_claims(pair, manifest)),
+        claims=(*claims, *pair_claims(pair, manifest), run_claim(run)),
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from flowblending.contracts.proof import Proof
 from flowblending.engine.build.proof.claims import OPEN, PROVED
+from flowblending.engine.build.proof.pair import PAIR
 from flowblending.engine.build.proof.report import BuildReport
+from flowblending.engine.build.proof.short_run import BUNDLE
 from flowblending.system.console import Console
 
 
 def show_report(report: BuildReport, console: Console) -> None:
-    """Print the table of components, the memory, the pair, and every claim that is not proved."""
+    """Print the table of components, the memory, the pair, the short run, and every claim that is not proved."""
     console.table(
         f"proof of {report.bundle}",
         (
@@ -36,8 +38,8 @@ def show_report(report: BuildReport, console: Console) -> None:
             console.log(
                 f"  {'not yet' if claim.state == OPEN else 'FAILED'}: {claim.component}, {claim.claim}: {claim.detail}"
             )
-        elif claim.component == "pair":
-            console.log(f"  pair, {claim.claim}: {claim.detail}")
+        elif claim.component in (PAIR, BUNDLE):
+            console.log(f"  {claim.component}, {claim.claim}: {claim.detail}")
     for name, proof in report.components.items():
         if proof.no_fp8_attention is not None:
             console.log(f"  {name}, attention not in fp8: {proof.no_fp8_attention}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -96,6 +97,14 @@ def test_a_taken_folder_costs_nothing(hub: Hub, tmp_path: Path) -> None:
     assert hub.fetched == {}
 
 
+def set_shift(shift: float) -> Callable[[Path], None]:
+    return lambda pair: change(pair / "large/scheduler/scheduler_config.json", flow_shift=shift)
+
+
+def no_levels(shift: float) -> str:
+    return f"The scheduler of {LARGE} gives no noise levels that fall to 0 .*shift {shift}"
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "Wan 2.2": (
         lambda pair: change(pair / "large/model_index.json", transformer_2=["diffusers", "WanTransformer3DModel"]),
@@ -120,6 +129,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda pair: change(pair / "large/text_encoder/config.json", vocab_size=9),
         f"The components of {LARGE} do not fit together",
     ),
+    "end of texts": (
+        lambda pair: change(pair / "large/text_encoder/config.json", eos_token_id=5),
+        f"The components of {LARGE} do not fit together: the tokenizer ends texts with token 1",
+    ),
+    **{f"shift {shift}": (set_shift(shift), no_levels(shift)) for shift in (math.nan, math.inf, 0.0)},
 }
 
 

@@ -33,7 +33,7 @@ from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from tests.conftest import Build
-from tests.engine.build.test_build import request
+from tests.engine.build.test_build import request, said
 from tests.support.manifests import write
 from tests.support.plans import ignore, needs_no_gpu
 from tests.support.store_process import Recorder
@@ -119,7 +119,7 @@ def test_a_pair_in_fp16_is_measured_and_what_holds_no_more_ends_the_build(
     # A bundle that is as it was keeps what was measured; a stricter limit is one that the pair does not hold.
     console = Recorder()
     build_bundle(asked, console)
-    assert all("reused" in line for line in console.lines)
+    assert all("reused" in line for line in said(console.lines))
     (out / "report.json").unlink()
     monkeypatch.setattr(pair_errors, "ALLOWED", {**pair_errors.ALLOWED, Precision.FP16: 1e-6})
     console = Recorder()
@@ -198,6 +198,7 @@ def test_what_torch_did_not_give_is_found(build: Build, tmp_path: Path) -> None:
         allowed={"large": 1e-4, "small": 1e-4},
     )
     found = inspect(asked, ignore)
+    assert found.inspected is not None
     assert found.inspected.differences["large"] == pytest.approx(0.2, rel=1e-3)
     # Nothing of torch was given for it, and what it makes of noise is finite.
     assert found.inspected.differences["small"] is None
