@@ -3,7 +3,7 @@
 # Usage: 05_schedules.sh BUNDLE
 set -eu
 for schedule in LLL LSL "L20 S20 L10" SSS; do
-    for cache in off scm:slow magcache; do
+    for cache in off scm:slow interval:3; do
         echo "--schedule '$schedule' --cache $cache"
         fb-run "$1" --dry-run --steps 50 --schedule "$schedule" --cache "$cache" | grep -E "^(calls|FLOPs)"
     done
