@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Send the request that the arguments make, and save the answer."""
     from contextlib import closing
 
+    from flowblending.engine.bundle.bundle import check_outside
     from flowblending.runtime.media.latents import npy_bytes
     from flowblending.runtime.media.video import check_output
     from flowblending.runtime.serve.triton.client import responses
@@ -74,6 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"Cannot save latents as {arguments.save_latents}; use .npy.")
     check_distinct({"--out": arguments.out, "--save-latents": arguments.save_latents}, {"--noise": arguments.noise})
     for path in filter(None, (arguments.out, arguments.save_latents)):
+        check_outside(path)
         check_output(path, width=2, height=2)  # the server knows the real size
     answers = responses(arguments.url, arguments.model, inputs, priority=arguments.priority, timeout=arguments.timeout)
     with closing(answers):
