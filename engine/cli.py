@@ -236,11 +236,14 @@ def build(arguments: argparse.Namespace) -> None:
     from flowblending.engine.build.build import build_bundle
     from flowblending.engine.build.fp8.options import Fp8Options
     from flowblending.engine.build.request import BuildRequest, split_targets
+    from flowblending.engine.bundle.bundle import check_outside
     from flowblending.engine.store.folder import usable_folder
     from flowblending.runtime.option_values import COMMAND_LINE, read_options
     from flowblending.system.console import Console
 
     console = Console(quiet=arguments.quiet)
+    if arguments.cache_dir is not None and not arguments.no_cache:
+        check_outside(Path(arguments.cache_dir))
     model_sampling = {
         "large": read_sampling("large", arguments.large_timesteps, arguments.large_guidance),
         "small": read_sampling("small", arguments.small_timesteps, arguments.small_guidance),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -13,6 +15,7 @@ from flowblending.runtime.option import CLIENT, Option
 from flowblending.runtime.option_values import CLIENT_LINE, COMMAND_LINE, read_options, read_value
 from flowblending.runtime.options import DEVICE, THREADS
 from flowblending.system.command_line import Parser
+from flowblending.system.output import resolve
 
 _FORMER_NOISE: Final = "former_noise"
 
@@ -105,6 +108,23 @@ def given(arguments: argparse.Namespace, program: str) -> dict[str, Any]:
         {name: value for name, value in values.items() if value is not None},
         CLIENT_LINE if program == CLIENT else COMMAND_LINE,
     )
+
+
+def check_distinct(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Refuse files that are named twice, of which the later written would take the place of the other.
+
+    Args:
+        outputs: by option; None where one was not given.
+        inputs: likewise.
+
+    Raises:
+        UsageError: two outputs are one file, or an output is an input; or the name can be no output.
+    """
+    written = {name: resolve(path) for name, path in outputs.items() if path is not None}
+    read = {name: Path(os.path.realpath(path)) for name, path in inputs.items() if path is not None}
+    for (one, path), (other, same) in (*combinations(written.items(), 2), *product(written.items(), read.items())):
+        if path == same:
+            raise UsageError(f"{one} and {other} both name {outputs[one]}; give two files.")
 
 
 def check_machine(arguments: argparse.Namespace) -> None:

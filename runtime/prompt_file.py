@@ -121,7 +121,7 @@ def _array(text: str, path: Path) -> list[Any] | None:
     if not content.startswith("["):
         return None
     try:
-        entries = json.loads(content)
+        entries = json.loads(content, object_pairs_hook=_fields)
     except (ValueError, RecursionError) as error:
         if not _ARRAY.match(content):
             return None
@@ -145,6 +145,7 @@ def _check_lines(text: str, path: Path) -> None:
     Raises:
         UsageError: it is one.
     """
+    _check_format(text, path)
     start = 0
     for number, line in enumerate(text.split("\n"), start=1):
         content = line.strip()
@@ -154,6 +155,36 @@ def _check_lines(text: str, path: Path) -> None:
                 "object a line, or one array of prompts or of objects."
             )
         start += len(line) + 1
+
+
+def _check_format(text: str, path: Path) -> None:
+    """Refuse the lists and tables of other formats, whose marks and headings would become prompts.
+
+    Raises:
+        UsageError: it is one of them.
+    """
+    lines = [line for line in map(str.strip, text.split("\n")) if line and not line.startswith(COMMENT)]
+    found = next((name for name, is_one in _FORMATS.items() if lines and is_one(lines)), None)
+    if found is not None:
+        raise UsageError(
+            f"The prompt file {path} begins as {found} does ({lines[0][:40]}), whose marks would become prompts; write "
+            "one prompt a line, or one JSON object a line."
+        )
+
+
+def _is_table(lines: Sequence[str]) -> bool:
+    cells = [cell.strip().strip('"').lower() for cell in re.split("[,;\t|]", lines[0])]
+    return bool(_HEADINGS.intersection(cells)) and len(lines) > 1 and all(map(str.isidentifier, cells))
+
+
+_HEADINGS = frozenset({"prompt", "prompts", "caption", "text"})
+_FORMATS: dict[str, Callable[[Sequence[str]], bool]] = {
+    "a table with a heading": _is_table,
+    "YAML": lambda lines: lines[0] == "---" or re.match("(- )?prompts?:", lines[0]) is not None,
+    "Markdown": lambda lines: lines[0].startswith("```"),
+    "a list with marks": lambda lines: any(all(line.startswith(mark) for line in lines) for mark in ("- ", "* ")),
+}
+"""What else holds prompts, and how it begins."""
 
 
 def _goes_on(text: str, start: int, line: str) -> bool:
@@ -178,7 +209,7 @@ def _lines(text: str, defaults: Job) -> Iterator[PromptLine]:
         if not content or content.startswith(COMMENT):
             continue
         try:
-            entry = _json(content) if content.startswith("{") or _ARRAY.match(content) else content
+            entry = _json(content) if content.startswith("{") or _ARRAY.match(content) else _plain(content)
             if isinstance(entry, list):
                 raise UsageError("The line is a JSON array, but one prompt or object a line was expected; split it.")
         except UsageError as error:
@@ -187,9 +218,37 @@ def _lines(text: str, defaults: Job) -> Iterator[PromptLine]:
             yield _line(number, entry, defaults)
 
 
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which each field is there once: of two values, either may be the one that was meant.
+
+    Raises:
+        ValueError: one is there twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for number, (name, _) in enumerate(pairs) if name in dict(pairs[:number]))
+        raise ValueError(f"{twice!r} is there twice")
+    return found
+
+
+def _plain(line: str) -> str:
+    """A line's prompt: the line itself, or the text of a JSON string, as ``jq`` writes one a line.
+
+    Raises:
+        UsageError: it is another JSON value.
+    """
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return line
+    if isinstance(value, str):
+        return value
+    raise UsageError(f'The line is the JSON value {line[:40]}; write {{"prompt": "{line[:40]}"}} if it is a prompt.')
+
+
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_fields)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"The line is no JSON object ({error}); write one object or one prompt a line.") from None
 

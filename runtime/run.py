@@ -20,6 +20,7 @@ from flowblending.contracts.graph import TEXT_ENCODER
 from flowblending.contracts.manifest import Geometry, Manifest
 from flowblending.contracts.program import Program
 from flowblending.engine.backends.tensor import Tensor
+from flowblending.engine.bundle.bundle import check_outside
 from flowblending.engine.bundle.geometry import geometry_of
 from flowblending.runtime.decode_run import decoded, opened, written
 from flowblending.runtime.devices.arrays import Array
@@ -167,8 +168,10 @@ class VideoRun:
 
     def _check_files(self) -> None:
         for path in self._outputs:
+            check_outside(Path(path))
             check_output(path, width=self.geometry.width, height=self.geometry.height)
         if self._latents_out is not None:
+            check_outside(self._latents_out)
             check_file(self._latents_out)
 
     def _texts(self) -> list[str]:

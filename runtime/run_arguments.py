@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from flowblending.runtime.arguments import (
     add_machine,
     add_noise,
     add_options,
+    check_distinct,
     check_machine,
     command_line,
     given,
@@ -128,16 +128,10 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.prompts is not None and out.suffix.lower() in VIDEO_SUFFIXES:
         raise UsageError(f"--out {out} names one video, but --prompts makes a folder of them; name a folder.")
     options = {"--save-latents": arguments.save_latents, "--emit-program": arguments.emit_program}
-    named = {"--out": out, **options, "--emit-inputs": arguments.emit_inputs}
-    written = {name: path.resolve() for name, path in named.items() if path is not None}
-    for (one, path), (other, same) in combinations(written.items(), 2):
-        if path == same:
-            raise UsageError(f"{one} and {other} both name {named[one]}; give two files.")
-    for name, path in written.items():
-        if arguments.bundle.resolve() in path.parents:
-            raise UsageError(
-                f"{named[name]} lies in the bundle, which holds nothing but engines; choose another place."
-            )
+    check_distinct(
+        {"--out": out, **options, "--emit-inputs": arguments.emit_inputs},
+        {"--noise": arguments.noise, "--decode": arguments.decode, "--prompts": arguments.prompts},
+    )
 
 
 def idle(arguments: argparse.Namespace) -> tuple[str, list[str]]:
@@ -156,11 +150,14 @@ def idle(arguments: argparse.Namespace) -> tuple[str, list[str]]:
 
 def check_outputs(arguments: argparse.Namespace) -> None:
     """Refuse names that cannot be written, before there is anything to write."""
+    from flowblending.engine.bundle.bundle import check_outside
     from flowblending.runtime.media.video import check_video_name
     from flowblending.system.output import check_file, check_folder
 
+    check_outside(out_of(arguments))
     for path in (arguments.emit_program, arguments.emit_inputs, arguments.save_latents):
         if path is not None:
+            check_outside(path)
             check_file(path)
     if arguments.prompts is not None:
         check_folder(out_of(arguments))

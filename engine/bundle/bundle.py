@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from flowblending import FlowBlendingError
+from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts import upgrade
 from flowblending.contracts.graph import PipelineSpec
 from flowblending.contracts.manifest import EVIDENCE, MANIFEST, BundleFile, Component, Manifest, VideoProfile
@@ -174,13 +174,43 @@ def bundle_id(
     return digest.hexdigest()[:16]
 
 
+def check_outside(path: Path, *, itself: bool = True) -> None:
+    """Refuse an output in a bundle: what is in one and not in its manifest makes it a bundle that nothing opens.
+
+    Args:
+        path: of the output, which need not be there.
+        itself: whether it may not be a bundle either.
+
+    Raises:
+        UsageError: it lies in a bundle.
+        FlowBlendingError: the name can be no output; see `flowblending.system.output.resolve`.
+    """
+    target = resolve(path)
+    for folder in (target, *target.parents) if itself else target.parents:
+        if _is_bundle(folder):
+            raise UsageError(
+                f"{path} lies in the bundle {folder}, which holds nothing but engines; choose another place."
+            )
+
+
+def _is_bundle(folder: Path) -> bool:
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        open_bundle(folder)
+    except FlowBlendingError:
+        return False
+    return True
+
+
 def check_bundle_place(out: Path) -> None:
     """Find out before hours of work whether a bundle can be put there.
 
     Raises:
-        FlowBlendingError: ``out`` holds something that is no bundle, or cannot be written or replaced.
+        FlowBlendingError: ``out`` holds something that is no bundle, lies in one, or cannot be written or replaced.
     """
     target = resolve(out)
+    check_outside(out, itself=False)
     if (target / MANIFEST).is_file():
         check_replaceable(out)
     elif target.exists() and (not target.is_dir() or any(target.iterdir())):

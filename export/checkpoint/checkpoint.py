@@ -5,6 +5,7 @@ Loads neither torch nor diffusers, so that a wrong argument is answered at once 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.fit import quantised
 from flowblending.export.checkpoint.hub import EXPECTED
 from flowblending.export.checkpoint.model_files import (
+    DEVIATION,
     STATISTICS,
     WEIGHT_SUFFIXES,
     check_there,
@@ -128,6 +130,11 @@ def open_transformer(
     check_there(found / "config.json")
     config = read_json(found / "config.json")
     expected, actual = of.config(TRANSFORMER).get("_class_name"), config.get("_class_name")
+    if not isinstance(expected, str):
+        raise FlowBlendingError(
+            f"{shown(of.folder / TRANSFORMER)}/config.json names no class (_class_name); give a complete diffusers "
+            "checkpoint."
+        )
     if actual in _AUTHORS_CLASSES:
         raise _foreign(found, "")
     if actual != expected:
@@ -163,8 +170,38 @@ def vae_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[flo
         values = config.get(name) or read_tensor(model_files(folder), name)
         if values is None:
             raise FlowBlendingError(f"{shown(folder)} holds no {name}; give a complete diffusers checkpoint.")
-        found.append(tuple(float(value) for value in values))
+        try:
+            numbers = tuple(float(value) for value in values)
+        except (TypeError, ValueError):
+            numbers = ()
+        if not numbers or not all(math.isfinite(each) for each in numbers) or (name == DEVIATION and min(numbers) <= 0):
+            raise FlowBlendingError(
+                f"The {name} of {shown(folder)} is {str(values)[:60]}, but a finite number for each channel was "
+                f"expected{', above 0' if name == DEVIATION else ''}; give a complete diffusers checkpoint."
+            )
+        found.append(numbers)
     return found[0], found[1]
+
+
+def positive(config: Mapping[str, Any], field: str, default: float, where: Path) -> float:
+    """A number above 0 of a component's configuration.
+
+    Args:
+        config: what it says.
+        field: of it.
+        default: where it says nothing.
+        where: the component's folder, for the error.
+
+    Raises:
+        FlowBlendingError: it is something else.
+    """
+    value = config.get(field, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
+        raise FlowBlendingError(
+            f"The configuration of {shown(where)} has {field} = {value!r}, but a number above 0 was expected; give a "
+            "complete diffusers checkpoint."
+        )
+    return value
 
 
 def _read_index(folder: Path, classes: Collection[str] | None) -> Checkpoint:

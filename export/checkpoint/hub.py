@@ -274,11 +274,15 @@ def _asked(address: Address, ask: Callable[[], Answer]) -> Answer:
 def _cached(address: Address) -> Path | None:
     """The folder in the cache of huggingface_hub, where any of its JSON files is there."""
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     for file in ("model_index.json", "config.json", "transformer/config.json"):
-        found = try_to_load_from_cache(
-            address.repository, str(PurePosixPath(address.inside) / file), revision=address.revision
-        )
+        try:
+            found = try_to_load_from_cache(
+                address.repository, str(PurePosixPath(address.inside) / file), revision=address.revision
+            )
+        except HFValidationError:
+            return None  # no such name can be on the hub, as whoever asked it was told
         if isinstance(found, str):
             return Path(found).parents[file.count("/")]
     return None

@@ -22,7 +22,8 @@ _WEIGHTS = (
     "model.safetensors.index.json",
 )
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".msgpack", ".onnx")
-STATISTICS = ("latents_mean", "latents_std")
+DEVIATION = "latents_std"
+STATISTICS = ("latents_mean", DEVIATION)
 """Tensors of a VAE that are read beside its headers."""
 
 
@@ -179,7 +180,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FlowBlendingError(
             f"Cannot read {shown(path)} ({_reason(error)}); give a complete diffusers checkpoint."
         ) from None
@@ -188,7 +189,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _reason(error: OSError | ValueError) -> str:
+def _reason(error: OSError | ValueError | RecursionError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
@@ -214,7 +215,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
             tensors = json.loads(file.read(start - 8)) if start <= size else {}
         tensors.pop("__metadata__", None)
         whole = start + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0) == size
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise FlowBlendingError(f"{shown(path)} ({size} bytes) is no whole safetensors file; download it again.")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -40,6 +41,10 @@ _OF_THE_NAME = {
 """What is wrong with one name alone; everything else, other files there meet as well."""
 
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+"""How an address such as ``https://host/file`` begins, whose two slashes are one in a `Path`."""
+
+
 def check_file(path: Path, *, parents: bool = False) -> None:
     """Find out before a long run whether a file can be written afterwards; what is there now may be a file.
 
@@ -54,8 +59,9 @@ def check_file(path: Path, *, parents: bool = False) -> None:
     kind = _kind(target)
     if kind not in {None, "file"}:
         raise UsageError(f"{path} is a {kind}, but a file was expected; give another name.")
-    if not parents and not target.parent.is_dir():
-        raise cannot_write(path, OSError(errno.ENOTDIR, f"{path.parent} is no folder"))
+    made = parents and not path.is_symlink()  # nobody makes the folders to which a link leads
+    if not made and not target.parent.is_dir():
+        raise cannot_write(path, OSError(errno.ENOTDIR, f"{target.parent} is no folder"))
     _try(path, target)
 
 
@@ -107,7 +113,7 @@ def resolve(path: Path) -> Path:
     """Where a name leads: links are followed, also those that lead nowhere yet.
 
     Raises:
-        UsageError: it is ``-``, no text, or leads to a process's open file.
+        UsageError: it is ``-``, no text, an address, begins with a ``~``, or leads to a process's open file.
         FlowBlendingError: it is too long, or leads in circles.
     """
     text = str(path)
@@ -115,6 +121,8 @@ def resolve(path: Path) -> Path:
         raise UsageError("- was given as an output, but nothing goes to standard output; name a file or a folder.")
     if "\0" in text or any("\ud800" <= each <= "\udfff" for each in text):
         raise UsageError(f"The name {text!a} is no UTF-8 text; give another one.")
+    if len(path.parts) > 1 and not os.path.lexists(path.parts[0]):
+        _check_first(path)
     try:
         target = _end_of_links(path)
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -124,6 +132,19 @@ def resolve(path: Path) -> Path:
     if target.parts[:2] == ("/", "proc"):
         raise UsageError(f"{path} is a process's open file, not a place for one; name a file or a folder.")
     return target
+
+
+def _check_first(path: Path) -> None:
+    """Refuse what means another place than the folder that it would make here."""
+    if path.parts[0].startswith("~"):
+        raise UsageError(
+            f"{path} begins with {path.parts[0]}, which the shell left as it is; write the home folder's whole name."
+        )
+    if _ADDRESS.fullmatch(path.parts[0]):
+        raise UsageError(
+            f"{path} begins as an address does, but a file or a folder of this machine was expected; write it here, "
+            "and send it there afterwards."
+        )
 
 
 def _end_of_links(path: Path) -> Path:

@@ -157,6 +157,7 @@ def _warn_unused(arguments: argparse.Namespace, job: Job, bundle: Bundle, consol
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse arguments that make no sense."""
+    from flowblending.engine.bundle.bundle import check_outside
     from flowblending.runtime.calibrate.budget import read_budget
 
     if not 0 < arguments.threshold <= 1:
@@ -177,8 +178,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{arguments.switches} switches were allowed, but at least 1 is needed; try --switches 2.")
     _check_used(arguments)
     for path in (arguments.work, None if arguments.no_plot else arguments.plot):
-        if path is not None and arguments.bundle.resolve() in (path.resolve(), *path.resolve().parents):
-            raise UsageError(f"{path} lies in the bundle, which holds nothing but engines; choose another place.")
+        if path is not None:
+            check_outside(path)
 
 
 def _check_used(arguments: argparse.Namespace) -> None:

@@ -158,6 +158,7 @@ def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
 
 def _planned(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> tuple[list[Job], list[Variant]]:
     """Prompts and variants, after every check that needs no engine."""
+    from flowblending.engine.bundle.bundle import check_outside
     from flowblending.runtime.compare.figures import VIDEOS
     from flowblending.runtime.compare.layout import check_names
     from flowblending.runtime.compare.runs import check_jobs, parse_variants, prompts_of
@@ -166,8 +167,7 @@ def _planned(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     from flowblending.runtime.prompt_file import read_jobs
 
     out: Path = arguments.out
-    if arguments.bundle.resolve() in (out.resolve(), *out.resolve().parents):
-        raise UsageError(f"{out} lies in the bundle, which holds nothing but engines; choose another place.")
+    check_outside(out)
     check_machine(arguments)
     _check_outputs(arguments)
     calibration = bundle.manifest.calibration

@@ -116,7 +116,32 @@ def test_outputs_that_would_be_in_the_way(toy: Path) -> None:
     both = ("--out", toy.parent / "x.npy", "--save-latents", toy.parent / "x.npy")
     assert_sentence(run("fb-run", toy, "--prompt", "x", *both), 2, "give two files")
     assert_sentence(run("fb-run", toy, "--prompt", "x", "--out", toy / "x.mp4"), 2, "lies in the bundle")
+    manifests.write(toy.parent / "other")
+    elsewhere = ("--save-latents", toy.parent / "other" / "x.npy")
+    assert_sentence(run("fb-run", toy, "--prompt", "x", *elsewhere), 2, "lies in the bundle")
     assert_sentence(run("fb-run", toy, "--prompts", "y", "--out", "x.mp4"), 2, "name a folder")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--decode", "in.npy", "--out", "in.npy"),
+        ("--prompt", "x", "--noise", "in.npy", "--save-latents", "link.npy"),
+        ("--prompts", "in.npy", "--emit-program", "./in.npy"),
+        ("--prompt", "x", "--out", "loop.mp4"),
+    ],
+)
+def test_what_a_run_reads_is_not_written_over(
+    toy: Path, tmp_path: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.npy").write_text("a prompt")
+    Path("link.npy").symlink_to("in.npy")
+    Path("loop.mp4").symlink_to("loop.mp4")
+    loop = "loop.mp4" in options
+    told = "Too many levels of symbolic links" if loop else "both name"
+    assert_sentence(run("fb-run", toy, *options), 1 if loop else 2, told)
+    assert Path("in.npy").read_text() == "a prompt"
 
 
 def test_dry_run_shows_the_shard_that_would_be_made(toy: Path, tmp_path: Path) -> None:

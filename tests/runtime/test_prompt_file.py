@@ -134,9 +134,9 @@ def test_a_document_of_another_kind_is_refused_once(tmp_path: Path, text: str, m
 
 
 def test_prompts_that_look_like_something_else(tmp_path: Path) -> None:
-    text = '[wide shot] a cat walks\n[[b]] x\n"quoted"\n["a", "b"]\n{a} cat\n'
+    text = '[wide shot] a cat walks\n[[b]] x\n"quoted" x\n["a", "b"]\n{a} cat\n'
     found = prompts(tmp_path, text)
-    assert found[:3] == ["[wide shot] a cat walks", "[[b]] x", '"quoted"']
+    assert found[:3] == ["[wide shot] a cat walks", "[[b]] x", '"quoted" x']
     assert found[3] == "error: The line is a JSON array, but one prompt or object a line was expected; split it."
     assert found[4].startswith("error: The line is no JSON object")
 
@@ -173,3 +173,49 @@ def test_an_unknown_field_names_the_one_that_was_meant(tmp_path: Path, name: str
     assert found.startswith(
         f"error: Unknown option {name!r}; {meant} is probably what was meant, and known are prompt,"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("prompt,seed\na cat,3\n", "a table with a heading"),
+        ('"seed";"caption"\n3;"a cat"\n', "a table with a heading"),
+        ("text\na cat\n", "a table with a heading"),
+        ("---\n- prompt: a cat\n", "YAML"),
+        ("# mine\nprompts:\n  - a cat\n", "YAML"),
+        ("- prompt: a cat\n  seed: 3\n", "YAML"),
+        ("- a cat\n\n- a dog\n", "a list with marks"),
+        ("* a cat\n", "a list with marks"),
+        ("```\na cat\n```\n", "Markdown"),
+    ],
+)
+def test_lists_and_tables_of_other_formats_are_refused_once(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=f"begins as {told} does") as error:
+        read_jobs(write(tmp_path, text), DEFAULTS)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["text", "prompt engineers at work, at night\na cat\n", "- a cat\na dog\n", "cat, dog, bird\nwolf\n"]
+)
+def test_prompts_that_only_look_like_another_format(tmp_path: Path, text: str) -> None:
+    assert prompts(tmp_path, text) == text.strip().split("\n")
+
+
+def test_json_strings_and_other_values_a_line(tmp_path: Path) -> None:
+    text = '"a \\"big\\" cat"\n"Stop" says a sign\nnull\n3\n'
+    first, second, *others = prompts(tmp_path, text)
+    assert (first, second) == ('a "big" cat', '"Stop" says a sign')
+    assert [other.partition("; ")[0] for other in others] == [
+        f"error: The line is the JSON value {value}" for value in ("null", "3")
+    ]
+
+
+@pytest.mark.parametrize("text", ['{"prompt": "a", "seed": 1, "seed": 2}', '[{"prompt": "a", "prompt": "b"}]'])
+def test_a_field_that_is_there_twice_is_refused(tmp_path: Path, text: str) -> None:
+    twice = "seed" if "seed" in text else "prompt"
+    if text.startswith("["):
+        with pytest.raises(UsageError, match=f"'{twice}' is there twice"):
+            read_jobs(write(tmp_path, text), DEFAULTS)
+    else:
+        assert f"'{twice}' is there twice" in prompts(tmp_path, text)[0]

@@ -74,6 +74,41 @@ def test_what_cannot_be_a_name_is_refused(tmp_path: Path, name: str, monkeypatch
     assert listing(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("~/x.mp4", "begins with ~"),
+        ("~nobody/videos", "begins with ~nobody"),
+        ("s3://bucket/x.mp4", "begins as an address does"),
+        ("file:///tmp/x.mp4", "begins as an address does"),
+        ("gs:/bucket", "begins as an address does"),
+    ],
+)
+def test_names_of_other_places_make_no_folder_here(
+    tmp_path: Path, name: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for check in (lambda path: check_file(path, parents=True), check_new_folder, check_folder):
+        with pytest.raises(UsageError, match=told):
+            check(Path(name))
+    assert listing(tmp_path) == []
+    first = Path(name).parts[0]
+    Path(first).mkdir()
+    check_file(Path(first, "x.mp4"))
+
+
+@pytest.mark.parametrize("name", ["~", "~x.mp4", "12:30/x.mp4", "http:"])
+def test_names_with_a_tilde_or_a_colon_are_names(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_file(Path(name), parents=True)
+
+
+def test_a_link_into_a_folder_that_nobody_makes(tmp_path: Path) -> None:
+    (tmp_path / "link.mp4").symlink_to("missing/x.mp4")
+    with pytest.raises(FlowBlendingError, match="missing is no folder"):
+        check_file(tmp_path / "link.mp4", parents=True)
+
+
 def test_too_long_a_name_is_named(tmp_path: Path) -> None:
     with pytest.raises(FlowBlendingError, match="File name too long"):
         check_file(tmp_path / ("x" * 256))

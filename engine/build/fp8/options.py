@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from flowblending import FlowBlendingError, UsageError
+from flowblending import UsageError
 from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.engine.backends.registry import BACKENDS
 
@@ -117,17 +117,21 @@ class Fp8Options:
         """
         if self.prompts is None:
             return PROMPTS
-        try:
-            text = self.prompts.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FlowBlendingError(
-                f"Cannot read the prompts {self.prompts} ({error}); give a UTF-8 text file with a prompt a line."
-            ) from None
-        lines = tuple(line.strip() for line in text.split("\n"))
-        prompts = tuple(line for line in lines if line and not line.startswith("#"))
-        if not prompts:
-            raise UsageError(f"The prompt file {self.prompts} holds no prompt; write one prompt a line.")
-        return prompts
+        from flowblending.runtime.option_values import make_job
+        from flowblending.runtime.prompt_file import read_jobs
+
+        prompts = []
+        for line in read_jobs(self.prompts, make_job({"prompt": ""})):
+            if line.job is None:
+                raise UsageError(f"Line {line.number} of {self.prompts}: {line.error}")
+            others = sorted(line.given - {"prompt"})
+            if others:
+                raise UsageError(
+                    f"Line {line.number} of {self.prompts} sets its {others[0]}, but a calibration takes prompts "
+                    "alone; leave it out there."
+                )
+            prompts.append(line.job.prompt)
+        return tuple(prompts)
 
 
 ATTENTION = "--fp8-attention"

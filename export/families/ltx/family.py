@@ -19,6 +19,7 @@ from flowblending.export.checkpoint.checkpoint import (
     TRANSFORMER,
     Checkpoint,
     model_files,
+    positive,
     read_json,
     vae_statistics,
 )
@@ -182,20 +183,21 @@ def _grid(checkpoint: Checkpoint) -> SigmaGrid:
             )
     if checkpoint.pipeline == CONDITION:
         return SigmaGrid(kind="linear-quadratic")
-    train_timesteps = config.get("num_train_timesteps", 1000)
+    folder = checkpoint.folder / "scheduler"
+    train_timesteps = int(positive(config, "num_train_timesteps", 1000, folder))
     terminal = config.get("shift_terminal") or None
     if not config.get("use_dynamic_shifting", False):
         # The dynamic shift is a static one by exp(mu), so the static one is a dynamic one with constant mu.
-        mu = math.log(config.get("shift", 1.0))
+        mu = math.log(positive(config, "shift", 1.0, folder))
         return SigmaGrid(
             kind="dynamic-shift", base_shift=mu, max_shift=mu, shift_terminal=terminal, train_timesteps=train_timesteps
         )
     return SigmaGrid(
         kind="dynamic-shift",
-        base_shift=config.get("base_shift", 0.5),
-        max_shift=config.get("max_shift", 1.15),
-        base_tokens=config.get("base_image_seq_len", 256),
-        max_tokens=config.get("max_image_seq_len", 4096),
+        base_shift=positive(config, "base_shift", 0.5, folder),
+        max_shift=positive(config, "max_shift", 1.15, folder),
+        base_tokens=int(positive(config, "base_image_seq_len", 256, folder)),
+        max_tokens=int(positive(config, "max_image_seq_len", 4096, folder)),
         shift_terminal=terminal,
         train_timesteps=train_timesteps,
     )

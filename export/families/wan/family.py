@@ -15,6 +15,7 @@ from flowblending.export.checkpoint.checkpoint import (
     TRANSFORMER,
     Checkpoint,
     model_files,
+    positive,
     read_json,
     vae_statistics,
 )
@@ -187,9 +188,10 @@ def _sampler(checkpoint: Checkpoint) -> tuple[str, SigmaGrid]:
                 f"The {kind} of {shown(checkpoint.folder)} has {field} = {found[field]}, but {value} was expected; "
                 "give a Wan 2.1 T2V checkpoint with the scheduler it was published with."
             )
+    folder = checkpoint.folder / "scheduler"
     return scheduler.solver, SigmaGrid(
         kind="shifted",
-        shift=float(config.get(scheduler.shift, 1.0)),
+        shift=float(positive(config, scheduler.shift, 1.0, folder)),
         shift_terminal=config.get("shift_terminal"),
-        train_timesteps=config.get("num_train_timesteps", 1000),
+        train_timesteps=int(positive(config, "num_train_timesteps", 1000, folder)),
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import flowblending
 from flowblending import FlowBlendingError, UsageError
-from flowblending.runtime.arguments import add_noise, add_options, command_line, given, take_noise
+from flowblending.runtime.arguments import add_noise, add_options, check_distinct, command_line, given, take_noise
 from flowblending.runtime.option import CLIENT, Option
 from flowblending.runtime.options import FAMILY_HELP, HOW, OUTPUT, WHAT, options
 from flowblending.runtime.serve.triton.signature import FRAMES, LATENTS, MP4, dtype_of
@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Send the request that the arguments make, and save the answer."""
     from contextlib import closing
 
+    from flowblending.engine.bundle.bundle import check_outside
     from flowblending.runtime.media.latents import npy_bytes
     from flowblending.runtime.media.video import check_output
     from flowblending.runtime.serve.triton.client import responses
@@ -72,9 +73,9 @@ def run(arguments: argparse.Namespace) -> None:
         raise UsageError(f"Cannot save a video as {arguments.out}; use .mp4 or .npy.")
     if arguments.save_latents is not None and arguments.save_latents.suffix.lower() != ".npy":
         raise UsageError(f"Cannot save latents as {arguments.save_latents}; use .npy.")
-    if arguments.save_latents is not None and arguments.out.resolve() == arguments.save_latents.resolve():
-        raise UsageError(f"--out and --save-latents both name {arguments.out}; give two files.")
+    check_distinct({"--out": arguments.out, "--save-latents": arguments.save_latents}, {"--noise": arguments.noise})
     for path in filter(None, (arguments.out, arguments.save_latents)):
+        check_outside(path)
         check_output(path, width=2, height=2)  # the server knows the real size
     answers = responses(arguments.url, arguments.model, inputs, priority=arguments.priority, timeout=arguments.timeout)
     with closing(answers):

@@ -19,7 +19,7 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import EXTERNAL_DATA, LARGE, SMALL
 from flowblending.contracts.manifest import MANIFEST
 from flowblending.engine.backends.registry import BACKENDS
-from flowblending.engine.bundle.bundle import Bundle
+from flowblending.engine.bundle.bundle import Bundle, check_outside
 from flowblending.engine.bundle.geometry import shape_profiles
 from flowblending.runtime.serve.triton.config import MARK, Placement, QueuePolicy, plan_config, video_config
 from flowblending.runtime.serve.triton.signature import BUNDLE_FOLDER, MODEL_VERSION
@@ -151,6 +151,7 @@ def check_repository(models: Sequence[Model], out: Path) -> None:
     Raises:
         FlowBlendingError: ``out`` or a model in it is something else, or cannot be written.
     """
+    check_outside(out, itself=False)
     check_folder(out, beside=True)
     if (out / MANIFEST).is_file():
         raise FlowBlendingError(f"{out} is a bundle, which no model can be put into; choose another --out.")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from flowblending import FlowBlendingError
+from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.manifest import MANIFEST
 from flowblending.contracts.model_sampling import ModelSampling
-from flowblending.engine.bundle.bundle import bundle_id, open_bundle, write_bundle
+from flowblending.engine.bundle.bundle import bundle_id, check_bundle_place, check_outside, open_bundle, write_bundle
 from tests.support import manifests
 from tests.support.killed import leave_aside
 
@@ -201,3 +201,19 @@ def test_what_a_model_asks_for_is_part_of_the_identity(tmp_path: Path) -> None:
         identities.add(bundle_id(manifest.pipeline, manifest.profiles, with_sampling, b"{}"))
     assert bundle_id(manifest.pipeline, manifest.profiles, plain, b"{}") == manifest.id
     assert len(identities) == 4
+
+
+def test_nothing_is_put_into_a_bundle(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    manifests.write(folder)
+    for place in (folder / "inner", folder / "deep" / "inner"):
+        for check in (check_outside, check_bundle_place):
+            with pytest.raises(UsageError, match=f"lies in the bundle {folder}"):
+                check(place)
+    with pytest.raises(UsageError, match="lies in the bundle"):
+        check_outside(folder)
+    check_bundle_place(folder)  # which is replaced
+    (tmp_path / "page").mkdir()
+    (tmp_path / "page" / "manifest.json").write_text('{"name": "a web page\'s"}')
+    check_outside(tmp_path / "page" / "cache")
+    open_bundle(folder).verify()

@@ -15,15 +15,16 @@ from typing import IO
 
 import pytest
 
-from flowblending import FlowBlendingError
+from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.manifest import BundleFile, Component
-from flowblending.engine.bundle.bundle import describe_file
+from flowblending.engine.bundle.bundle import describe_file, open_bundle
+from flowblending.engine.cli import build, parser
 from flowblending.engine.store.entry import damaged_file, read_entry
 from flowblending.engine.store.folder import usable_folder
 from flowblending.engine.store.prune import list_lines
 from flowblending.engine.store.store import Order, open_store
 from flowblending.system.checksum import ChecksumCache
-from tests.support import store_process
+from tests.support import manifests, store_process
 from tests.support.store_process import NAME, PLAN, Recorder, obtain
 
 WORK = ["export", "compile"]
@@ -365,3 +366,12 @@ def test_a_usable_folder_says_to_backup_programs_what_it_is(tmp_path: Path) -> N
     assert folder is not None
     assert [path.name for path in folder.iterdir()] == ["CACHEDIR.TAG"]
     assert (folder / "CACHEDIR.TAG").read_text().startswith("Signature: 8a477f597d28d172789f06886806bc55\n")
+
+
+def test_a_bundle_is_no_cache(tmp_path: Path) -> None:
+    manifests.write(tmp_path / "bundle")
+    arguments = ["--large", "x", "--small", "y", "--out", str(tmp_path / "out"), "--backend", "onnxruntime"]
+    for place in ("bundle", "bundle/cache"):
+        with pytest.raises(UsageError, match="lies in the bundle"):
+            build(parser().parse_args([*arguments, "--cache-dir", str(tmp_path / place)]))
+    open_bundle(tmp_path / "bundle").verify()

@@ -90,5 +90,19 @@ def test_prompts(tmp_path: Path) -> None:
         Fp8Options(prompts=path).read_prompts()
     path.write_bytes(b"\xff\xfe\xfd")
     for wrong in (path, tmp_path / "none"):
-        with pytest.raises(FlowBlendingError, match=r"Cannot read the prompts .*; give a UTF-8 text file"):
+        with pytest.raises(FlowBlendingError, match=r"Cannot read the prompt file .*; give a"):
             Fp8Options(prompts=wrong).read_prompts()
+
+
+def test_prompts_to_calibrate_on_are_read_as_everywhere(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.json"
+    path.write_text('[\n  {"prompt_en": "a cat", "dimension": ["color"]},\n  "a dog"\n]\n')
+    assert Fp8Options(prompts=path).read_prompts() == ("a cat", "a dog")
+    for text, told in (
+        ('{"prompt": "a", "seed": 3}', "Line 1 of .* sets its seed"),
+        ('{\n "dimension": [\n', "a piece of a JSON document"),
+        ('a cat\n{"prompt": " "}', "Line 2 of .*: The prompt is empty"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=told):
+            Fp8Options(prompts=path).read_prompts()
