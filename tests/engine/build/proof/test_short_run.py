@@ -213,7 +213,8 @@ def damaged(bundle: Bundle, out: Path, name: str) -> Bundle:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("text_encoder", "The large model gave a non-finite velocity at step 1 of 2"),
+        # Among what is overwritten are its tables of indices.
+        ("text_encoder", "ONNX Runtime failed in engine text_encoder"),
         ("small", "The small model gave a non-finite velocity at step 2 of 2"),
         ("vae_next", "The VAE decoder gave a non-finite pixel from frame 2 on"),
     ],
