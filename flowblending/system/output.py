@@ -41,6 +41,16 @@ _OF_THE_NAME = {
 """What is wrong with one name alone; everything else, other files there meet as well."""
 
 
+_READ_ONLY = "name one in a folder that you can write to"
+_FULL = "free some space there, or give a name on another disk"
+_REMEDIES = {
+    errno.EACCES: _READ_ONLY,
+    errno.EPERM: _READ_ONLY,
+    errno.EROFS: _READ_ONLY,
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+}
+
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 """How an address such as ``https://host/file`` begins, whose two slashes are one in a `Path`."""
 
@@ -162,7 +172,8 @@ def cannot_write(path: Path, why: OSError | str) -> FlowBlendingError:
     """The sentence for a file that cannot be written; a `DiskError` unless its name is what is wrong."""
     reason = why if isinstance(why, str) else why.strerror or str(why)
     kind = FlowBlendingError if isinstance(why, str) or why.errno in _OF_THE_NAME else DiskError
-    return kind(f"Cannot write {path} ({reason}); give another name, or free some space there.")
+    remedy = "give another name" if isinstance(why, str) else _REMEDIES.get(why.errno or 0, "give another name")
+    return kind(f"Cannot write {path} ({reason}); {remedy}.")
 
 
 def _kind(target: Path) -> str | None:

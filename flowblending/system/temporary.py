@@ -53,8 +53,10 @@ def temporary_folder(output: Path) -> Iterator[Path]:
     """
     sweep(output)
     home, prefix = _place(output)
-    folder, lock = _make(home, prefix)
+    folder, lock = home / _name(prefix), None
     try:
+        # Within the block, so that a signal at any moment finds what it has to remove.
+        lock = _make(folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -101,31 +103,33 @@ def _place(output: Path) -> tuple[Path, str]:
     return target.parent, f".flowblending-{hashlib.sha256(os.fsencode(target.name)).hexdigest()[:8]}-"
 
 
-def _make(home: Path, prefix: str) -> tuple[Path, int | None]:
-    """A new folder and the lock that is held in it; None on a file system that knows no locks."""
+def _name(prefix: str) -> str:
+    return f"{prefix}{secrets.token_hex(4)}.part"
+
+
+def _make(folder: Path) -> int | None:
+    """Make a folder and return the lock that is held in it; None on a file system that knows no locks.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder.mkdir(mode=0o700)
     while True:
-        folder = home / f"{prefix}{secrets.token_hex(4)}.part"
-        try:
-            folder.mkdir(mode=0o700)
-        except FileExistsError:
-            continue
+        folder.mkdir(mode=0o700, exist_ok=True)
         try:
             lock = _open(folder)
         except FileNotFoundError:
             continue  # somebody has swept it, between the two calls
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
         try:
             if _acquired(lock) and os.fstat(lock).st_nlink:
-                return folder, lock
+                return lock
         except OSError as error:
             os.close(lock)
             if error.errno in _NO_LOCKS:
-                return folder, None
-            shutil.rmtree(folder, ignore_errors=True)
+                return None
             raise
         os.close(lock)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open(folder: Path) -> int:

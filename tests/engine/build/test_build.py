@@ -61,11 +61,12 @@ def test_a_checkpoint_published_under_another_class(
     pair = tmp_path / "pair"
     for name in ("large", "small"):
         shutil.copytree(checkpoints("ltx-condition") / "large", pair / name)
-    expected = plan(request(pair, tmp_path / "bundle"))
+    wanted = dataclasses.replace(request(pair, tmp_path / "bundle"), size="64x64", frames=9)
+    expected = plan(wanted)
     for name in ("large", "small") if which == "both" else (which,):
         index = pair / name / "model_index.json"
         index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": "LTXPipeline"}))
-    asked = dataclasses.replace(request(pair, tmp_path / "bundle"), pipeline="LTXConditionPipeline")
+    asked = dataclasses.replace(wanted, pipeline="LTXConditionPipeline")
     found = plan(asked)
     assert found.pipeline == expected.pipeline
     assert found.pipeline.text_length == 256

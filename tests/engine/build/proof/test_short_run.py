@@ -213,7 +213,8 @@ def damaged(bundle: Bundle, out: Path, name: str) -> Bundle:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("text_encoder", "The large model gave a non-finite velocity at step 1 of 2"),
+        # Among what is overwritten are its tables of indices.
+        ("text_encoder", "ONNX Runtime failed in engine text_encoder"),
         ("small", "The small model gave a non-finite velocity at step 2 of 2"),
         ("vae_next", "The VAE decoder gave a non-finite pixel from frame 2 on"),
     ],
@@ -242,6 +243,9 @@ def test_proving_finds_a_bundle_that_does_not_run(build: Build, tmp_path: Path) 
     assert not before.failed
     report = prove_bundle(bundle.folder, ignore)
     assert {claim.component for claim in report.failed} == {"bundle", "small"}
-    assert read_report(bundle) == report
+    # A difference that is no number is unlike itself.
+    kept = read_report(bundle)
+    assert kept is not None
+    assert kept.model_dump_json() == report.model_dump_json()
     with pytest.raises(FlowBlendingError, match=r"The bundle does not run: L1 S1, guidance 5, .* on cpu: The small"):
         check_report(report, Recorder())
