@@ -32,7 +32,10 @@ TOLERANCE = 1e-4
 
 
 def plain_weights(folder: Path) -> None:
-    """Replace every weight of the checkpoints under ``folder`` by one within 0.1 of zero (deviations: of 1), the same on every machine."""
+    """Replace every weight of the checkpoints under ``folder`` by one that is the same on every machine.
+
+    They are within 0.1 of zero, and standard deviations of one.
+    """
     for path in sorted(folder.rglob("*.safetensors")):
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
