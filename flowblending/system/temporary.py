@@ -56,12 +56,26 @@ def temporary_folder(output: Path) -> Iterator[Path]:
     folder, lock = home / _name(prefix), None
     try:
         # Within the block, so that a signal at any moment finds what it has to remove.
-        lock = _make(folder)
+        while True:
+            try:
+                lock = _make(folder)
+                break
+            except FileExistsError:
+                folder = home / _name(prefix)
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         if lock is not None:
             os.close(lock)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, also if the first signal that ends the program comes in the middle of it."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def set_aside(target: Path, folder: Path) -> Path:

@@ -128,6 +128,7 @@ def test_a_folder_of_a_folder_set_aside_is_put_back(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["models"]
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_many_at_a_time_take_nothing_from_one_another(tmp_path: Path) -> None:
     target = tmp_path / "file"
     contents = [bytes([number]) * 1000 for number in range(8)]

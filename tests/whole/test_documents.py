@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,7 +133,9 @@ def test_python_runs(
     for name in ("wan", "BUNDLE"):
         (tmp_path / name).symlink_to(folder)
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": "documents"}
+    module = types.ModuleType("snippet")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look for their annotations
+    names = vars(module)
     exec(compile(block.text, str(block), "exec"), names)
     if "load_data" in names:
         loaded = names["load_data"]

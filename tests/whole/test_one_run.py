@@ -137,11 +137,12 @@ def triton_worker(pipeline: Pipeline, _folder: Path) -> Result:
     arrays = {
         "prompt": np.array([JOB.prompt.encode()], np.object_),
         "negative_prompt": np.array([(JOB.negative_prompt or "").encode()], np.object_),
-        "seed": np.array([JOB.seed], np.int64),
+        "seed": np.array([JOB.seed], np.uint64),
         "steps": np.array([JOB.steps], np.int32),
         "schedule": np.array([JOB.schedule.encode()], np.object_),
         "cache": np.array([JOB.cache.encode()], np.object_),
         "result": np.array([b"frames", b"latents"], np.object_),
+        "progress": np.array([True]),
     }
     answer(pipeline, arrays, lambda outputs, *, last=False: answers.append(dict(outputs)), lambda: False)  # noqa: ARG005
     assert len(answers) == 5 + 1  # the steps', and the result's
@@ -179,5 +180,5 @@ def test_a_video_of_a_prompt_file_is_the_video_of_its_prompt(bundle: Bundle, tmp
     words = [sys.executable, "-m", "flowblending.runtime.cli", str(bundle.folder), "--steps", "3", "--threads", "1"]
     for more in (["--prompt", JOB.prompt, "--out", alone], ["--prompts", prompts, "--out", videos, "--workers", 1]):
         subprocess.run([*words, *map(str, more)], check=True, capture_output=True, timeout=300)
-    (video,) = videos.iterdir()
+    (video,) = videos.glob("*.mp4")
     assert video.read_bytes() == alone.read_bytes()

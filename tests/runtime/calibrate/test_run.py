@@ -383,7 +383,7 @@ def main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
             'a\n{"prompt": "b", "steps": 7}\n',
             (),
             2,
-            "asks for 7 steps of unipc with guidance 5 for 64x32, 9 frames, but the first line for",
+            "asks for 7 steps of unipc with shift 3 and guidance 5 for 64x32, 9 frames, but the first line for",
         ),
         ("a\n", ("--steps", "2"), 2, "2 steps were asked for, but a schedule of three stages needs at least 3"),
         ("a\n", ("--steps", "0"), 2, "--steps is 0, but a whole number"),
