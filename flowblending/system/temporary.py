@@ -60,8 +60,8 @@ def temporary_folder(output: Path) -> Iterator[Path]:
             try:
                 lock = _make(folder)
                 break
-            except FileExistsError:
-                folder = home / _name(prefix)
+            except (FileExistsError, _SweptError):
+                folder = home / _name(prefix)  # never the same again: its sweeper may not be through with it
         yield folder
     finally:
         _remove(folder)
@@ -121,29 +121,32 @@ def _name(prefix: str) -> str:
     return f"{prefix}{secrets.token_hex(4)}.part"
 
 
+class _SweptError(Exception):
+    """Another process took a folder that had no lock yet for a dead one's."""
+
+
 def _make(folder: Path) -> int | None:
     """Make a folder and return the lock that is held in it; None on a file system that knows no locks.
 
     Raises:
+        FileExistsError: somebody else's is there.
         OSError: it cannot be made.
     """
     folder.mkdir(mode=0o700)
-    while True:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        try:
-            lock = _open(folder)
-        except FileNotFoundError:
-            continue  # somebody has swept it, between the two calls
-        try:
-            if _acquired(lock) and os.fstat(lock).st_nlink:
-                return lock
-        except OSError as error:
-            os.close(lock)
-            if error.errno in _NO_LOCKS:
-                return None
-            raise
+    try:
+        lock = _open(folder)
+    except FileNotFoundError:
+        raise _SweptError from None
+    try:
+        if _acquired(lock) and os.fstat(lock).st_nlink:
+            return lock
+    except OSError as error:
         os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)
+        if error.errno in _NO_LOCKS:
+            return None
+        raise
+    os.close(lock)
+    raise _SweptError
 
 
 def _open(folder: Path) -> int:
