@@ -166,8 +166,8 @@ def test_killed_workers_on_a_local_cluster(
     assert result.returncode == 0, result.stderr
     assert "the prompt is tried once again" in result.stderr
     assert "2 made, 0 skipped, 0 failed" in result.stderr
-    whole = {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert sorted(map(prompt_of, os.listdir(out))) == ["one", "two"]
+    whole = {path: path.stat().st_mtime_ns for path in out.glob("*.mp4")}
+    assert sorted(map(prompt_of, out.glob("*.mp4"))) == ["one", "two"]
     # Run again with a prompt on which every worker dies: the two are skipped, the rest is made, nothing is left over.
     prompts.write_text('one\ntwo\n{"prompt": "forever", "steps": 1000, "solver": "euler"}\nfour\n{broken\n')
     # Killed workers leave temporary folders, which later ones remove.
@@ -176,7 +176,7 @@ def test_killed_workers_on_a_local_cluster(
     others = kept.enter_context(scratch())
     stale = others.with_name(f"{others.name.removesuffix('.part')[:-8]}00000000.part")
     shutil.copytree(others, stale)  # as of a process that was killed: nobody holds its lock
-    with kept, killer(home, lambda _: "four" in map(prompt_of, os.listdir(out))) as killed:
+    with kept, killer(home, lambda _: "four" in map(prompt_of, out.glob("*.mp4"))) as killed:
         result = fb_run(home, *arguments, "--steps", 100)
         assert others.exists()
     assert len(killed) == 2
@@ -185,11 +185,11 @@ def test_killed_workers_on_a_local_cluster(
     assert "1 made, 2 skipped, 2 failed" in result.stderr
     assert "Traceback" not in result.stderr
     assert {path: path.stat().st_mtime_ns for path in whole} == whole
-    assert sorted(map(prompt_of, os.listdir(out))) == ["four", "one", "two"]
+    assert sorted(map(prompt_of, out.glob("*.mp4"))) == ["four", "one", "two"]
     assert not makers(home)
     assert not stale.exists()
 
 
-def prompt_of(video: str) -> str:
-    """The first word of a video's name, which is its prompt's."""
-    return video.partition("-")[0]
+def prompt_of(video: Path) -> str:
+    """The first word of its prompt, which stands in a video's name behind the line's number."""
+    return video.name.split("-")[1]
