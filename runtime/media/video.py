@@ -191,11 +191,6 @@ def from_uint8(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return frames.transpose(3, 0, 1, 2).astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
-def is_video_file(path: Path) -> bool:
-    """Whether a video of that name would be a file."""
-    return path.suffix.lower() in {_MP4, _NPY}
-
-
 def _is_folder(path: str | Path) -> bool:
     return str(path).endswith("/") or not Path(path).suffix
 
