@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Self
@@ -235,6 +236,12 @@ class Manifest(_Frozen):
     def geometry(self) -> Geometry:
         """The videos of runs that do not say otherwise."""
         return self.profiles[0].opt
+
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        """By model, the folder or the hub's repository that it was built from."""
+        options = dict(itertools.pairwise(self.rebuild))
+        return {model: options[f"--{model}"] for model in (LARGE, SMALL) if f"--{model}" in options}
 
     @property
     def edition(self) -> str:

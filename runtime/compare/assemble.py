@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from flowblending import __version__
-from flowblending.contracts.manifest import Manifest
+from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.compare import scoring
 from flowblending.runtime.compare.columns import (
     COLUMNS,
@@ -20,6 +20,7 @@ from flowblending.runtime.compare.columns import (
     Column,
 )
 from flowblending.runtime.compare.existing import ExistingVideo
+from flowblending.runtime.compare.facts import common, facts_of_runs, facts_of_videos
 from flowblending.runtime.compare.figures import Figures
 from flowblending.runtime.compare.measure_existing import FrameMeasurements, VideoScores
 from flowblending.runtime.compare.notes import busy_note, calibration_notes, existing_notes, trail_note, unmeasured
@@ -38,6 +39,7 @@ from flowblending.runtime.jobs import job_geometry
 from flowblending.runtime.measures.similarity import psnr_of
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.caches.parse import OFF
+from flowblending.system.printable import printable
 
 Scores = Mapping[str, Mapping[str, float]]
 
@@ -55,7 +57,7 @@ def of_runs(
     made: Sequence[PromptResult],
     variants: Sequence[Variant],
     asked: Asked,
-    manifest: Manifest,
+    bundle: Bundle,
     *,
     machine: str,
     divergence: CalibrationDivergence | None = None,
@@ -71,18 +73,9 @@ def of_runs(
         variant.label: [each.figures[variant.label] for each in made if variant.label in each.figures]
         for variant in variants
     }
+    manifest = bundle.manifest
     geometry, every = job_geometry(made[0].job, manifest), [figures for found in first.values() for figures in found]
     frame_rates = {each.job.frame_rate or manifest.pipeline.frame_rate for each in made}
-    facts = (
-        ("bundle", f"{manifest.id} ({manifest.pipeline.family})"),
-        ("video", f"{geometry.width}×{geometry.height}, {geometry.frames} frames"),
-        ("steps", _common(str(len(figures.computed)) for figures in every)),
-        ("solver", _common(figures.solver for figures in every)),
-        ("guidance", _common(f"{figures.guidance:g}" for figures in every)),
-        ("prompts", str(len(made))),
-        ("machine", machine),
-        ("flowblending", __version__),
-    )
     cases = tuple(
         ComparedPrompt(
             title=each.job.prompt,
@@ -96,15 +89,16 @@ def of_runs(
             label=variant.label,
             schedule=variant.schedule,
             cache="" if variant.cache == OFF else variant.cache,
-            stages=_common(figures.stages for figures in first[variant.label]),
-            computed=_common(figures.computed for figures in first[variant.label]) if first[variant.label] else "",
+            stages=common(figures.stages for figures in first[variant.label]),
+            computed=common(figures.computed for figures in first[variant.label]) if first[variant.label] else "",
         )
         for variant in variants
     )
     return ComparisonReport(
+        name=printable(Path(bundle.folder.absolute().name)),
         subtitle="The same noise for all runs of a prompt; everything is measured against "
         f"{variants[0].label}, the large model at every step.",
-        facts=facts,
+        facts=facts_of_runs(bundle, geometry, every, prompts=len(made), machine=machine),
         runs=runs,
         cases=cases,
         columns=_all_columns(asked, [figures.scores for figures in every], cases, distances or {}),
@@ -152,7 +146,7 @@ def of_videos(
         clips[each.video.label] = ComparedVideo(video=each.copy, values=values)
     videos = [each.video for each in measured]
     prompts = [video.about.get("prompt", "") for video in videos]
-    cases = (ComparedPrompt(title=_common(prompts) if all(prompts) else "", clips=clips),)
+    cases = (ComparedPrompt(title=common(prompts) if all(prompts) else "", clips=clips),)
     first = videos[0]
     runs = tuple(
         ComparedRun(
@@ -162,14 +156,10 @@ def of_videos(
         )
         for video in videos
     )
-    rates = [f"{video.file.frame_rate:g}" if video.file.times.constant else "variable" for video in videos]
     return ComparisonReport(
+        name=f"{first.label} and {len(videos) - 1} more",
         subtitle=f"Existing videos, measured against {first.label}.",
-        facts=(
-            ("video", f"{first.file.width}×{first.file.height}, {len(first.frames)} frames"),
-            ("frames per second", _common(rates)),
-            ("flowblending", __version__),
-        ),
+        facts=facts_of_videos(videos),
         runs=runs,
         cases=cases,
         columns=_all_columns(asked, [each.scored.scores for each in measured], cases, distances),
@@ -238,9 +228,3 @@ def _column(key: str, shown: scoring.ScoreColumn, *, digits: int) -> Column:
         better=shown.better,
         relative=shown.relative,
     )
-
-
-def _common(values: Iterable[str]) -> str:
-    """The value that all share, or several, in one line."""
-    found = list(dict.fromkeys(values))
-    return ", ".join(found[:4]) + (", …" if len(found) > 4 else "")

@@ -38,7 +38,7 @@ def make_all(
     machine = pipeline.device.kind
     if pipeline.threads is not None:
         machine += f", {pipeline.threads} thread{'s' if pipeline.threads > 1 else ''}"
-    manifest, divergence = pipeline.bundle.manifest, divergence_of(pipeline.bundle)
+    divergence = divergence_of(pipeline.bundle)
     with console.board("comparing", total=total, rows=[NOW]) as board:
         comparison = Comparison(
             pipeline,
@@ -70,7 +70,7 @@ def make_all(
             last = number + 1 == len(jobs)
             distances = _distances(comparison, made, variants, asked) if last else {}
             report = of_runs(
-                made, variants, asked, manifest, machine=machine, divergence=divergence, distances=distances
+                made, variants, asked, pipeline.bundle, machine=machine, divergence=divergence, distances=distances
             )
             write(out, report)
     return report, failed

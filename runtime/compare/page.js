@@ -4,6 +4,7 @@ const at = (id) => document.getElementById(id);
 const grid = at("grid"), place = at("place");
 let cells = [];        // {figure, video, canvas, label} of the prompt that is shown
 let playing = false;
+let eager = !matchMedia("(prefers-reduced-motion: reduce)").matches;  // whether to play as soon as all can
 let shown = 0;         // which prompt
 let wanted = 0;        // counts seeks: an older one's end is not the newest one's
 
@@ -12,7 +13,8 @@ let wanted = 0;        // counts seeks: an older one's end is not the newest one
 function show(index) {
   shown = (index + data.cases.length) % data.cases.length;
   const chosen = data.cases[shown];
-  pause();
+  eager ||= playing;
+  pause(false);
   at("case").value = shown;
   at("prompt").textContent = chosen.title;
   if (chosen.note) {
@@ -24,6 +26,13 @@ function show(index) {
   cells = [];
   grid.replaceChildren(...data.runs.map((run) => figure(run, chosen.clips[run.label])));
   update();
+}
+
+function loaded() {
+  // A file that cannot be played keeps none of the others waiting.
+  if (!eager || !cells.every(({ video }) => video.readyState >= 1 || video.error)) return;
+  eager = false;
+  play();
 }
 
 function figure(run, clip) {
@@ -60,8 +69,10 @@ function figure(run, clip) {
     made.classList.toggle("pixels", video.videoWidth < 200);
     grid.style.setProperty("--cell", `${Math.max(200, Math.min(380, video.videoWidth))}px`);
     update();
+    loaded();
   });
   for (const event of ["loadeddata", "seeked"]) video.addEventListener(event, draw);
+  video.addEventListener("error", loaded);
   video.addEventListener("ended", ended);
   return made;
 }
@@ -87,6 +98,7 @@ function seek(frame) {
 }
 
 async function play() {
+  eager = false;
   if (!cells.length) return;
   playing = true;
   update();
@@ -94,12 +106,14 @@ async function play() {
   if (!(await seek(over ? 0 : current())) || !playing) return;
   for (const { video } of cells) video.playbackRate = Number(at("speed").value);
   await Promise.all(cells.map(({ video }) => video.play().catch(() => {})));
+  if (playing && leader().paused && !leader().ended) pause();  // browsers may forbid to play unasked
   requestAnimationFrame(follow);
 }
 
-function pause() {
+function pause(byHand = true) {
   const was = playing;
   playing = false;
+  if (byHand) eager = false;
   for (const { video } of cells) video.pause();
   if (was) seek(current());  // all on the same frame
   update();
@@ -170,6 +184,9 @@ document.addEventListener("keydown", (event) => {
 });
 
 // ---- the table ----
+
+const wide = document.querySelector(".wide");
+wide.onscroll = () => wide.classList.toggle("aside-scrolled", wide.scrollLeft > 0);
 
 for (const button of document.querySelectorAll("#figures th button")) {
   button.onclick = () => {

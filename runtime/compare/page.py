@@ -26,8 +26,9 @@ def page(report: ComparisonReport) -> str:
     charts = "\n".join(filter(None, (_scatter(report), _steps(report), _divergence(report))))
     return Template(_asset("page.html")).substitute(
         title=TITLE,
+        name=escape(report.name),
         subtitle=escape(report.subtitle),
-        facts="".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in report.facts),
+        facts="".join(f"<div><dt>{escape(name)}</dt><dd>{_broken(value)}</dd></div>" for name, value in report.facts),
         options="".join(
             f'<option value="{index}">{escape(_short(case.title) or f"prompt {index + 1}")}</option>'
             for index, case in enumerate(report.cases)
@@ -52,6 +53,11 @@ def _asset(name: str) -> str:
 
 def _short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def _broken(text: str) -> str:
+    """A path may go on in the next line after each folder."""
+    return escape(text).replace("/", "/<wbr>")
 
 
 def _mark(report: ComparisonReport, run: ComparedRun) -> str:

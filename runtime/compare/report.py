@@ -85,6 +85,7 @@ class ComparisonReport:
     """Everything that the page shows.
 
     Attributes:
+        name: of what was compared.
         subtitle: what was compared, in a line.
         facts: name and value of what holds for all runs.
         runs: the reference first.
@@ -96,6 +97,7 @@ class ComparisonReport:
         warnings: sentences that a reader must not miss.
     """
 
+    name: str
     subtitle: str
     facts: tuple[tuple[str, str], ...]
     runs: tuple[ComparedRun, ...]
@@ -195,6 +197,7 @@ def as_json(report: ComparisonReport) -> dict[str, Any]:
     """``report.json``: the table, and every video's figures; what is no finite number is null."""
     return {
         "version": 1,
+        "name": report.name,
         "subtitle": report.subtitle,
         "facts": dict(report.facts),
         "notes": [*report.warnings, *report.notes],

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 NAMES = ("chromium", "chromium-headless-shell", "chromium-browser", "google-chrome")
+PHONE = 600
+"""Pixels below which a window is a phone's, which does as the page's viewport says."""
 PATIENCE = 60.0
 """Seconds: machines that test are busy."""
 
@@ -50,6 +52,7 @@ class Browser:
         self._waiting = b""
         self._number = 0
         self._session: str | None = None
+        self._size = (width, height)
         self.complaints: list[str] = []
         targets = self._call("Target.getTargets")["targetInfos"]
         page = next(target["targetId"] for target in targets if target["type"] == "page")
@@ -57,10 +60,23 @@ class Browser:
         for domain in ("Page", "Runtime", "Log"):
             self._call(f"{domain}.enable")
 
-    def open(self, path: Path, *, dark: bool = False) -> None:
-        """Load a file, and wait until it is loaded."""
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", features=[scheme])
+    def open(self, path: Path, *, dark: bool = False, still: bool = True, width: int | None = None) -> None:
+        """Load a file, and wait until it is loaded.
+
+        Args:
+            dark: whether the user likes pages dark.
+            still: whether the user wants motion to be reduced.
+            width: of the window; None for the browser's own. Narrow ones are phones'.
+        """
+        features = {
+            "prefers-color-scheme": "dark" if dark else "light",
+            "prefers-reduced-motion": "reduce" if still else "no-preference",
+        }
+        self._call(
+            "Emulation.setEmulatedMedia", features=[{"name": name, "value": value} for name, value in features.items()]
+        )
+        self._width = width or self._size[0]
+        self._resize(self._size[1])
         self._call("Page.navigate", url=path.resolve().as_uri())
         self.wait("document.readyState === 'complete'")
 
@@ -88,12 +104,9 @@ class Browser:
         )
         clip = {"x": x, "y": y, "width": width, "height": height, "scale": 1}
         if element is None:  # in a window as high as the page, what sticks to the window's edge lies where it belongs
-            self._call(
-                "Emulation.setDeviceMetricsOverride",
-                **{"width": round(width), "height": round(height), "deviceScaleFactor": 1, "mobile": False},
-            )
+            self._resize(round(height))
         shot = self._call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)["data"]
-        self._call("Emulation.clearDeviceMetricsOverride")
+        self._resize(self._size[1])
         return base64.b64decode(shot)
 
     def __enter__(self) -> Self:
@@ -109,6 +122,10 @@ class Browser:
         os.close(self._write)
         os.close(self._read)
         self._folder.cleanup()
+
+    def _resize(self, height: int) -> None:
+        size = {"width": self._width, "height": height, "deviceScaleFactor": 1, "mobile": self._width < PHONE}
+        self._call("Emulation.setDeviceMetricsOverride", **size)
 
     def _call(self, method: str, **parameters: Any) -> dict[str, Any]:
         self._number += 1

@@ -4,9 +4,10 @@
 #
 #     get-onnxruntime.sh DEST [PYTHON]
 #
-# The headers are those of Debian's libonnxruntime-dev: this release's if it has the package, else those of Debian 13,
-# taken from the mirror that apt already uses. ONNX Runtime's C API is versioned, so older headers work with a newer
-# library. The package is unpacked, not installed; nothing outside DEST changes, and no root is needed.
+# The headers are those of the package libonnxruntime-dev of Debian or Ubuntu: this release's if it has the package, else
+# those of Debian 13 or Ubuntu 26.04, taken from the mirror that apt already uses. ONNX Runtime's C API is versioned, so
+# older headers work with a newer library. The package is unpacked, not installed; nothing outside DEST changes, and no
+# root is needed.
 set -euo pipefail
 
 dest=${1:?usage: get-onnxruntime.sh DEST [PYTHON]}
@@ -27,17 +28,27 @@ print(*sorted(folder.glob("libonnxruntime.so*"))[:1])' 2>/dev/null) || library=
 ln -sf "$library" "$dest/lib/libonnxruntime.so"
 ln -sf "$library" "$dest/lib/libonnxruntime.so.1"
 
-# The headers, from a private view of the mirror's Debian 13 where this release has no such package.
+# The headers, from a private view of the mirror's later release where this one has no such package.
 cd "$dest/apt"
 if ! apt-get -qq download libonnxruntime-dev 2>/dev/null; then
-    mirror=$(apt-get indextargets --format '$(SITE) $(COMPONENT) $(CODENAME)' "Identifier: Packages" |
-        grep -Ev -- '-(security|updates|backports)$' | awk '$2 == "main" && $1 ~ /debian$/ { print $1; exit }')
-    [ -n "$mirror" ] || fail "apt knows no Debian mirror; give the headers yourself with -DONNXRUNTIME_ROOT."
-    echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror trixie main" > sources.list
+    read -r origin mirror < <(apt-get indextargets --format '$(COMPONENT) $(RELEASE) $(ORIGIN) $(SITE)' \
+        "Identifier: Packages" |
+        awk '$1 == "main" && $2 !~ /-/ && ($3 == "Debian" || $3 == "Ubuntu") { print $3, $4; exit }') || true
+    case ${origin:-} in
+        Debian) name="Debian 13" release="trixie main" ;;
+        Ubuntu) name="Ubuntu 26.04" release="resolute universe" ;;
+        *) fail "apt knows no mirror of Debian or Ubuntu; run apt-get update as root where it has not read one yet," \
+            "or give the headers yourself with -DONNXRUNTIME_ROOT." ;;
+    esac
+    # Without this file, apt takes the keys that it trusts for everything.
+    keyring=/usr/share/keyrings/${origin,,}-archive-keyring.gpg
+    signed=
+    [ -f "$keyring" ] && signed="[signed-by=$keyring] "
+    echo "deb $signed$mirror $release" > sources.list
     options=(-qq -o "Dir::Etc::SourceList=$dest/apt/sources.list" -o Dir::Etc::SourceParts=/dev/null
         -o "Dir::State::Lists=$dest/apt/lists" -o "Dir::Cache::pkgcache=" -o "Dir::Cache::srcpkgcache="
         -o Acquire::Languages=none -o APT::Sandbox::User=root)
-    apt-get "${options[@]}" update || fail "apt cannot read Debian 13 from its mirror."
+    apt-get "${options[@]}" update || fail "apt cannot read $name from $mirror."
     apt-get "${options[@]}" download libonnxruntime-dev || fail "apt cannot download libonnxruntime-dev."
 fi
 dpkg-deb -x libonnxruntime-dev_*.deb "$dest/headers"

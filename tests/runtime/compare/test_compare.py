@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.compare import by_step, charts, layout, scoring
 from flowblending.runtime.compare.columns import COLUMNS
+from flowblending.runtime.compare.facts import facts_of_runs
 from flowblending.runtime.compare.notes import busy_note
 from flowblending.runtime.compare.page import page
 from flowblending.runtime.compare.report import (
@@ -132,6 +134,7 @@ def report(*, cases: tuple[ComparedPrompt, ...] | None = None) -> ComparisonRepo
         for case in range(3)
     )
     return ComparisonReport(
+        name="<wan>",
         subtitle="A & B",
         facts=(("bundle", "<x>"),),
         runs=(
@@ -376,3 +379,20 @@ def test_a_busy_machine_is_told() -> None:
 def test_a_way_keeps_the_rest_of_a_prompt() -> None:
     job = Variant(schedule="LSL", cache="taylor:1").job(Job(prompt="a", seed=5, steps=7))
     assert job == Job(prompt="a", seed=5, steps=7, schedule="LSL", cache="taylor:1")
+
+
+def test_the_head_names_checkpoints_and_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "home/bundles/wan"
+    manifest = manifests.write(folder)
+    rebuild = ("fb-build-engines", "--large", str(tmp_path / "home/14B"), "--small", "Wan-AI/1.3B", "--out", "x")
+    bundle = Bundle(folder=folder, manifest=manifest.model_copy(update={"rebuild": rebuild}))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    facts = dict(facts_of_runs(bundle, manifest.geometry, [], prompts=2, machine="cpu"))
+    assert facts["folder"] == "~/bundles/wan"
+    assert (facts["large"], facts["small"]) == ("~/14B, fp32", "Wan-AI/1.3B, fp32")
+    monkeypatch.setenv("HOME", str(tmp_path / "other"))
+    facts = dict(facts_of_runs(bundle, manifest.geometry, [], prompts=2, machine="cpu"))
+    assert facts["folder"] == str(folder)
+    # A bundle that does not say what it was built from has none.
+    bare = Bundle(folder=folder, manifest=manifest.model_copy(update={"rebuild": ()}))
+    assert "large" not in dict(facts_of_runs(bare, manifest.geometry, [], prompts=2, machine="cpu"))

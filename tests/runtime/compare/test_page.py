@@ -71,6 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ComparedRun(label="SSS + taylor:1", schedule="SSS", cache="taylor:1", stages="S10", computed="1010101011"),
     )
     report = ComparisonReport(
+        name="drawn",
         subtitle="Drawn videos.",
         facts=(("video", "64×64, 13 frames"),),
         runs=runs,
@@ -223,15 +224,56 @@ def test_choosing_a_prompt_and_a_chart(browser: Browser) -> None:
     assert browser.evaluate(measures) == ["relative L2 distance"]
 
 
+OUTSIDE = """[...document.querySelectorAll("body *")].filter((each) => {
+  const box = each.getBoundingClientRect();
+  return box.width && !each.closest(".wide table") && (box.left < -0.5 || box.right > innerWidth + 0.5);
+}).map((each) => each.outerHTML.slice(0, 80))"""
+"""What is cut at the window's edges, but for the table, which scrolls by itself."""
+
+
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_screenshot_is_kept(browser: Browser, folder: Path, dark: bool) -> None:
-    browser.open(folder / "index.html", dark=dark)
+@pytest.mark.parametrize("width", [390, 768, 1280, 1920])
+def test_nothing_is_cut_in_windows_of_any_width(browser: Browser, folder: Path, width: int, dark: bool) -> None:
+    browser.open(folder / "index.html", dark=dark, width=width)
     browser.wait("cells.length === 4 && cells.every(({ video }) => video.readyState >= 2)")
+    assert browser.evaluate("[innerWidth, document.documentElement.scrollWidth]") == [width, width]
+    assert browser.evaluate(OUTSIDE) == []
+    tops = browser.evaluate("cells.map(({ figure }) => Math.round(figure.getBoundingClientRect().top))")
+    assert tops.count(tops[0]) == (2 if width == 390 else 3 if width == 768 else 4)
+    # Where the table is wider than the window, runs stay beside their figures, and headings above.
+    assert browser.evaluate("wide.scrollWidth > wide.clientWidth") == (width < 1280)
+    browser.evaluate("wide.style.maxHeight = '120px'; wide.scrollTo(1e4, 1e4)")
+    for side, cells in (("left", "td:first-child, th:first-child"), ("top", "th")):
+        away = browser.evaluate(
+            f"[...wide.querySelectorAll('{cells}')].map((each) => each.getBoundingClientRect().{side} - "
+            f"wide.getBoundingClientRect().{side})"
+        )
+        assert np.abs(away).max() < 1, side
+    assert browser.evaluate("wide.scrollTop") > 20
+    browser.evaluate("wide.style.maxHeight = ''")
     shot = browser.screenshot()
     ARTIFACTS.mkdir(exist_ok=True)
-    (ARTIFACTS / f"fb-compare-{'dark' if dark else 'light'}.png").write_bytes(shot)
+    (ARTIFACTS / f"fb-compare-{width}-{'dark' if dark else 'light'}.png").write_bytes(shot)
     pixels = np.asarray(Image.open(io.BytesIO(shot)).convert("RGB"))
-    assert pixels.shape[1] == 1280
+    assert pixels.shape[1] == width
     assert (pixels[5, 5].mean() < 60) == dark
-    # Nothing is wider than the window but the table, which scrolls by itself.
-    assert browser.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
+@pytest.mark.parametrize("still", [False, True])
+def test_it_plays_at_once_unless_motion_is_to_be_reduced(browser: Browser, folder: Path, still: bool) -> None:
+    browser.open(folder / "index.html", still=still)
+    if still:
+        browser.wait("cells.every(({ video }) => video.readyState >= 3)")
+        time.sleep(0.3)
+        assert browser.evaluate("playing") is False
+        assert times(browser).max() == 0
+        return
+    playing = "playing && cells.length === 4 && cells.every(({ video }) => !video.paused && video.currentTime > 0.2)"
+    browser.wait(playing)
+    # Another prompt goes on playing; one that was paused by hand stays so.
+    browser.evaluate("at('next').click()")
+    browser.wait(f"shown === 1 && {playing}")
+    browser.evaluate("at('play').click()")
+    browser.evaluate("at('next').click()")
+    browser.wait("shown === 0 && cells.every(({ video }) => video.readyState >= 3)")
+    assert browser.evaluate("[playing, eager, cells.some(({ video }) => !video.paused)]") == [False, False, False]
