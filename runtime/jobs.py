@@ -39,13 +39,13 @@ def job_shift(job: Job, pipeline: PipelineSpec) -> float | None:
 def calibrated_schedule(job: Job, manifest: Manifest) -> CalibratedSchedule | None:
     """The schedule that ``fb-calibrate`` found for the bundle, if the job leaves the choice to it and has its shift."""
     schedule = _calibrated(job, manifest)
-    return schedule if schedule is not None and schedule.shift == job_shift(job, manifest.pipeline) else None
+    return schedule if schedule is not None and schedule.holds_at(job_shift(job, manifest.pipeline)) else None
 
 
 def passed_over(job: Job, manifest: Manifest) -> CalibratedSchedule | None:
     """The schedule that ``fb-calibrate`` found, if the job leaves the choice to it, but has another shift."""
     schedule = _calibrated(job, manifest)
-    return None if schedule is None or schedule.shift == job_shift(job, manifest.pipeline) else schedule
+    return None if schedule is None or schedule.holds_at(job_shift(job, manifest.pipeline)) else schedule
 
 
 def _calibrated(job: Job, manifest: Manifest) -> CalibratedSchedule | None:
@@ -153,7 +153,7 @@ def _schedule(job: Job, manifest: Manifest, grid: Grid) -> StageSchedule:
     steps, pipeline = len(grid.timesteps), manifest.pipeline
     calibrated = calibrated_schedule(job, manifest)
     if calibrated is not None:
-        return StageSchedule.scaled(calibrated.runs, steps)
+        return StageSchedule.fitted(calibrated.runs, grid)
     return StageSchedule.parse(
         "LSL" if _is_auto(job) else job.schedule,
         steps,

@@ -80,14 +80,24 @@ class TriedLate(_Frozen):
 
 
 class LateBoundary(_Frozen):
-    """Which numbers of large steps were tried after the small ones."""
+    """Which numbers of large steps were tried after the small ones.
+
+    Attributes:
+        noise: standard deviation over prompts of all-large sampling's distance.
+        spread: that of the difference that leaving out the late stage makes; None if it was not measured.
+        decided: whether the difference was larger than its spread; if not, the model family's boundary was kept.
+        prompts_needed: how many prompts it would have taken; None where it was, or where no number could be told.
+    """
 
     criterion: str
     measure: str
     all_large: float
     noise: float
+    spread: float | None
     tried: list[TriedLate]
     chosen: int
+    decided: bool
+    prompts_needed: int | None
 
 
 class ScheduleEvidence(_Frozen):

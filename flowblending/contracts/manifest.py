@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from typing import Self
@@ -176,21 +178,31 @@ class CalibratedSchedule(_Frozen):
     """The schedule that a run takes unless told otherwise.
 
     Attributes:
-        runs: such as ``L14 S26 L10``; another number of steps takes the same shares.
+        runs: such as ``L14 S26 L10``, of which another number of steps takes the same shares; or with the noise levels
+            at which its stages end, ``L@0.9012 S@0.5304 L``, which are the same for any number of steps.
         evidence: name of the file that says why.
-        shift: of the noise levels that it was measured at; None for the bundle's own. It holds for no other.
+        shift: of the noise levels that it was measured at; None for the bundle's own.
     """
 
-    runs: str = Field(pattern=r"^[LS][1-9][0-9]{0,5}( [LS][1-9][0-9]{0,5})*$")
+    runs: str = Field(pattern=r"^([LS][1-9][0-9]{0,5}( [LS][1-9][0-9]{0,5})*|([LS]@0\.[0-9]{1,17} )+[LS])$")
     evidence: str
     shift: float | None = None
+
+    @property
+    def by_sigma(self) -> bool:
+        """Whether its stages end at noise levels."""
+        return "@" in self.runs
+
+    def holds_at(self, shift: float | None) -> bool:
+        """Whether it holds at a shift: steps only at that at which they were measured, noise levels at any."""
+        return self.by_sigma or self.shift == shift
 
 
 class Calibration(_Frozen):
     """What ``fb-calibrate`` added to a bundle.
 
     Attributes:
-        evidence: one file for every time it ran, the oldest first.
+        evidence: the files that the schedule and the constants rest on, the oldest first.
         schedule: chosen by the last time that chose one.
         caches: by the name of a step cache's constants and by model: one for each step of a run, from the first on,
             or the coefficients of a polynomial.
@@ -245,8 +257,15 @@ class Manifest(_Frozen):
 
     @property
     def edition(self) -> str:
-        """Changes when the engines change, and also when defaults and constants do, which come from a calibration."""
-        return self.id if self.calibration is None else f"{self.id}-{len(self.calibration.evidence)}"
+        """Changes when the engines change, and also when defaults and constants do, which come from a calibration.
+
+        It is made from what they are: the same one comes back with the same defaults and constants, and never with
+        others, however often a bundle is calibrated and its calibration is taken back.
+        """
+        if self.calibration is None:
+            return self.id
+        settled = self.calibration.model_dump(include={"schedule": {"runs", "shift"}, "caches": True, "shifts": True})
+        return f"{self.id}-{hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:8]}"
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

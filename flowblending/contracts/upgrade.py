@@ -129,11 +129,18 @@ def _rescaling(content: Content) -> Content:
     return content
 
 
+def _decided(content: Content) -> Content:
+    """Calibration 1 to 2: of the late boundary it is told whether the prompts decided it, which nobody asked before."""
+    if content.get("late") is not None:
+        content["late"] = content["late"] | {"spread": None, "decided": True, "prompts_needed": None}
+    return content
+
+
 MANIFEST = Format(name="bundle manifest", upgrades=(_several_sizes,))
 PROGRAM = Format(name="sampling program", upgrades=(_rescaling,))
 REPORT = Format(name="build report", upgrades=(_all_velocities, _short_run))
 PROOF = Format(name="component's proof")
-EVIDENCE = Format(name="calibration")
+EVIDENCE = Format(name="calibration", upgrades=(_decided,))
 FP8_CALIBRATION = Format(name="fp8 calibration")
 GRAPH = Format(name="description of an exported graph")
 ENTRY = Format(name="cache entry")

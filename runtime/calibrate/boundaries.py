@@ -5,9 +5,14 @@ Pure functions of numbers; what the numbers are is said in `measure`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+
+from flowblending.contracts.graph import LARGE, PipelineSpec
+from flowblending.runtime.program.schedule import StageSchedule
+from flowblending.runtime.program.stage import LETTERS
 
 SIMILARITY = 0.96
 """What a result has to keep of all-large sampling's at the early boundary."""
@@ -31,15 +36,33 @@ def early_boundary(similarities: Mapping[int, float], threshold: float = SIMILAR
     return _first_that_stays(similarities, lambda value: value >= threshold)
 
 
-def late_boundary(distances: Mapping[int, float], *, all_large: float, noise: float) -> int:
+def late_boundary(distances: Mapping[int, float], *, all_large: float, spread: float) -> int | None:
     """The fewest large steps at the end from which on the distance is no worse than all-large sampling's.
 
     Args:
-        distances: by the number of large steps at the end; the highest number leaves no small step.
+        distances: by the number of large steps at the end, from 0 on; the highest number leaves no small step.
         all_large: the same distance of all-large sampling.
-        noise: its standard deviation; "no worse" is at most this much above.
+        spread: standard deviation over prompts of the difference that leaving out the late stage makes; "no worse" is
+            at most this much above.
+
+    Returns:
+        None where that difference is not larger than its spread: these prompts do not tell whether a late stage is
+        worth its steps.
     """
-    return _first_that_stays(distances, lambda value: value <= all_large + noise)
+    if not abs(distances[0] - all_large) > spread:
+        return None
+    return _first_that_stays(distances, lambda value: value <= all_large + spread)
+
+
+def prompts_needed(prompts: int, difference: float, spread: float) -> int | None:
+    """How many prompts would make a difference as large as its spread, which falls with the root of their number.
+
+    Returns:
+        None where no number can be told: there is no difference, or one prompt, which has no spread.
+    """
+    if prompts < 2 or difference == 0.0:
+        return None
+    return max(prompts + 1, math.ceil(prompts * (spread / difference) ** 2))
 
 
 def proxy_boundaries(divergence: Sequence[float]) -> tuple[int, int]:
@@ -58,6 +81,49 @@ def proxy_boundaries(divergence: Sequence[float]) -> tuple[int, int]:
     while late + 1 < len(values) and values[late + 1] <= floor + PROXY_LEVEL * (last - floor):
         late += 1
     return early, len(values) - 1 - late
+
+
+def by_proxy(proxy: tuple[int, int], family: int, steps: int) -> tuple[int, int]:
+    """The boundaries that the proxy's become: an early one of no steps is the family's.
+
+    What structure a video gets is decided there, and the divergence does not know it.
+
+    Args:
+        family: large steps at the start of the family's own schedule.
+    """
+    early, late = proxy
+    return (early or min(family, steps - late)), late
+
+
+def family_boundaries(pipeline: PipelineSpec, steps: int) -> tuple[int, int]:
+    """Large steps at the start and at the end of the model family's own schedule of so many steps."""
+    models = StageSchedule.parse("LSL", steps, pipeline.early, pipeline.late).models
+    early = next((index for index, model in enumerate(models) if model != LARGE), steps)
+    late = next((index for index, model in enumerate(reversed(models)) if model != LARGE), steps)
+    return early, min(late, steps - early)
+
+
+def by_sigma(runs: str, sigmas: Sequence[float]) -> str:
+    """Runs with the noise levels at which they end: ``L14 S26 L10`` becomes ``L@0.9012 S@0.5304 L``.
+
+    A boundary lies in the middle between the last step before it and the first one behind it, in as few digits as keep
+    it between them.
+
+    Args:
+        sigmas: noise level of every step.
+    """
+    *stages, last = StageSchedule.runs(runs).stages
+    words, end = [], 0
+    for stage in stages:
+        end += stage.steps
+        words.append(f"{LETTERS[stage.model]}@{_between(sigmas[end], sigmas[end - 1])}")
+    return " ".join([*words, LETTERS[last.model]]) if words else runs
+
+
+def _between(low: float, high: float) -> str:
+    middle = (low + high) / 2
+    texts = (f"{middle:.{digits}f}" for digits in range(4, 17))
+    return next(text for text in texts if low < float(text) < high)
 
 
 def three_stages(steps: int, early: int, late: int) -> str:

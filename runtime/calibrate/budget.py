@@ -49,9 +49,12 @@ class Allowance:
     small_steps: int
 
     def __str__(self) -> str:
-        if self.seconds is None:
-            return f"{self.share:.0%} of all-large sampling's operations"
-        return f"{self.seconds:g} s a video"
+        return words_of_budget(self.share, self.seconds)
+
+
+def words_of_budget(share: float, seconds: float | None) -> str:
+    """A budget as `Allowance` has it, in words."""
+    return f"{share:.0%} of all-large sampling's operations" if seconds is None else f"{seconds:g} s a video"
 
 
 def read_budget(text: str) -> tuple[float, bool]:

@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
-from flowblending import UsageError
-from flowblending.runtime.arguments import add_machine, add_options, check_machine, command_line, given
+from flowblending.runtime.arguments import add_machine, add_options, command_line, given
+from flowblending.runtime.calibrate.checks import (
+    check_arguments,
+    check_signals,
+    check_spread,
+    check_targets,
+    warn_unused,
+)
 from flowblending.runtime.option import CALIBRATE
 from flowblending.runtime.option_values import make_job
 from flowblending.runtime.options import FAMILY_HELP, HOW, MACHINE, OUTPUT, WHAT, Job
-from flowblending.runtime.program.caches.registry import MEASURED, measured_caches, measured_name
+from flowblending.runtime.program.caches.registry import MEASURED, measured_name
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
@@ -26,6 +32,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PLOT = Path("calibration.png")
 PARTS = 10
+STEPS, SIGMA = "steps", "sigma"
+"""What boundaries are kept as."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,7 +48,6 @@ def parser() -> argparse.ArgumentParser:
         "--prompts",
         type=Path,
         metavar="FILE",
-        required=True,
         help="one prompt a line, or one JSON object a line with prompt, seed, ...",
     )
     how = parser.add_argument_group(HOW, FAMILY_HELP)
@@ -91,6 +98,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"try boundaries at every N-th part, and measure so many blocks with --budget (default: {PARTS})",
     )
+    stored = parser.add_argument_group("the bundle")
+    stored.add_argument("--no-apply", action="store_true", help="measure and show only; the bundle stays as it is")
+    stored.add_argument(
+        "--by",
+        choices=(STEPS, SIGMA),
+        default=STEPS,
+        help="keep the boundaries as shares of the steps, or as noise levels (sigma), which hold for any number of "
+        "steps, solver and shift (default: steps)",
+    )
+    stored.add_argument("--show", action="store_true", help="show what the bundle was calibrated to, and stop")
+    stored.add_argument("--reset", action="store_true", help="take back all that was calibrated, and stop")
     where = parser.add_argument_group(OUTPUT)
     where.add_argument("--plot", type=Path, default=DEFAULT_PLOT, metavar="FILE", help=f"(default: {DEFAULT_PLOT})")
     where.add_argument("--no-plot", action="store_true", help="write no plot, which takes matplotlib")
@@ -106,17 +124,24 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments ask for; returns the exit code."""
     from flowblending.engine.bundle.bundle import open_bundle
+    from flowblending.runtime.calibrate.outcome import calibrate_caches, calibrate_schedule
     from flowblending.runtime.calibrate.prompts import check_jobs, read_prompts
     from flowblending.system.console import Console
 
-    _check(arguments)
+    check_arguments(arguments, parser())
     console = Console(quiet=arguments.quiet)
     bundle = open_bundle(arguments.bundle)
+    if arguments.show or arguments.reset:
+        from flowblending.runtime.calibrate.outcome import reset_calibration, show_calibration
+
+        (show_calibration if arguments.show else reset_calibration)(bundle, console)
+        return 0
     lines = read_prompts(arguments.prompts, _defaults(arguments), console.log)
     jobs = check_jobs(lines, arguments.prompts, bundle.manifest)
-    _check_targets(arguments, bundle)
-    _warn_unused(arguments, jobs[0], bundle, console)
-    _check_signals(arguments.cache or (), bundle)
+    check_spread(arguments, jobs)
+    check_targets(arguments, bundle)
+    warn_unused(arguments, jobs[0], bundle, console)
+    check_signals(arguments.cache or (), bundle)
     budget = None if arguments.budget is None else _allowance(arguments, bundle, jobs[0])
     total = sum(file.bytes for file in bundle.files())
     with console.progress("checking the bundle", total=total, unit="B") as advance:
@@ -124,91 +149,16 @@ def run(arguments: argparse.Namespace) -> int:
     pipeline = _open(arguments, bundle)
     try:
         calibrator = _calibrator(arguments, budget, pipeline, console)
+        apply = not arguments.no_apply
         if arguments.cache:
-            return _calibrate_caches(calibrator, jobs, arguments.cache)
-        return _calibrate_schedule(calibrator, jobs, None if arguments.no_plot else arguments.plot)
+            calibrate_caches(calibrator, jobs, arguments.cache, apply=apply)
+        else:
+            plot = None if arguments.no_plot else arguments.plot
+            calibrate_schedule(calibrator, jobs, plot=plot, by=arguments.by, apply=apply)
+        return 0
     finally:
         pipeline.close()
         pipeline.device.close()
-
-
-def _check_signals(caches: Sequence[str], bundle: Bundle) -> None:
-    """Refuse caches whose constants come of graphs that the bundle was built without."""
-    for name in caches:
-        cache, measurement = measured_caches()[name]
-        if measurement.needs_signal and not bundle.manifest.signals:
-            raise UsageError(
-                f"The bundle {bundle.folder} was built without the graphs that {cache.name} looks at; build it again, "
-                f"which reuses its engines: {bundle.rebuild} --teacache"
-            )
-
-
-def _warn_unused(arguments: argparse.Namespace, job: Job, bundle: Bundle, console: Console) -> None:
-    """Tell of options that do nothing on this bundle."""
-    from flowblending.runtime.devices.open import device_kind
-    from flowblending.runtime.jobs import compile_job
-    from flowblending.runtime.unused import unused_options, unused_threads
-
-    program = compile_job(dataclasses.replace(job, schedule="LLL"), bundle.manifest)
-    for line in unused_options(job, program, bundle.manifest, timed=False):
-        console.warn(line)
-    unused_threads(arguments.threads, device_kind(arguments.device, bundle.manifest), bundle.manifest, console.warn)
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    """Refuse arguments that make no sense."""
-    from flowblending.engine.bundle.bundle import check_outside
-    from flowblending.runtime.calibrate.budget import read_budget
-
-    if not 0 < arguments.threshold <= 1:
-        raise UsageError(f"The threshold is {arguments.threshold}, but a similarity above 0, up to 1, was expected.")
-    if arguments.parts < 2:
-        raise UsageError(
-            f"{arguments.parts} parts were asked for, but at least 2 make a boundary; try --parts {PARTS}."
-        )
-    check_machine(arguments)
-    given(arguments, CALIBRATE)
-    if arguments.cache and (arguments.proxy_only or arguments.blended or arguments.budget is not None):
-        raise UsageError(
-            "--cache measures constants and chooses no schedule; leave out --proxy-only, --blended and --budget."
-        )
-    if arguments.budget is not None:
-        read_budget(arguments.budget)
-    if arguments.switches < 1:
-        raise UsageError(f"{arguments.switches} switches were allowed, but at least 1 is needed; try --switches 2.")
-    _check_used(arguments)
-    for path in (arguments.work, None if arguments.no_plot else arguments.plot):
-        if path is not None:
-            check_outside(path)
-
-
-def _check_used(arguments: argparse.Namespace) -> None:
-    """Refuse options that would do nothing beside the others."""
-    criteria = ["similarity", "distance", "threshold"]
-    if arguments.cache:
-        what, unused = "--cache", [*criteria, "parts", "switches", "plot"]
-    elif arguments.budget is not None:
-        what, unused = "--budget", [*criteria, *["parts"] * arguments.proxy_only]
-    elif arguments.proxy_only:
-        what, unused = "--proxy-only", [*criteria, "parts", "switches"]
-    else:
-        what, unused = "schedules without a --budget", ["switches"]
-    line = parser()
-    for name in unused:
-        if getattr(arguments, name) != line.get_default(name):
-            raise UsageError(f"--{name} does nothing for {what}; leave it out.")
-
-
-def _check_targets(arguments: argparse.Namespace, bundle: Bundle) -> None:
-    """Find out before hours of work whether its results can be written."""
-    from flowblending.contracts.manifest import MANIFEST
-    from flowblending.runtime.calibrate.plot import check_plotting
-    from flowblending.system.output import check_file
-
-    check_file(bundle.folder / MANIFEST)
-    if not arguments.no_plot and not arguments.cache:
-        check_plotting()
-        check_file(arguments.plot)
 
 
 def _defaults(arguments: argparse.Namespace) -> Job:
@@ -257,67 +207,6 @@ def _calibrator(
     )
     work.open()
     return Calibrator(pipeline=pipeline, request=request, work=work, console=console)
-
-
-def _calibrate_schedule(calibrator: Calibrator, jobs: Sequence[Job], plot: Path | None) -> int:
-    from flowblending.engine.bundle.calibration import add_calibration
-    from flowblending.runtime.calibrate.plot import write_plot
-    from flowblending.runtime.calibrate.report import show
-    from flowblending.runtime.jobs import compile_job, job_shift, option_of_shift
-    from flowblending.runtime.program.cost import cost_of
-
-    console, bundle = calibrator.console, calibrator.pipeline.bundle
-    if len(jobs) == 1 and not calibrator.request.proxy_only:
-        console.warn("with one prompt there is no spread between prompts to compare with; 8 or more say much more.")
-    findings = calibrator.findings(jobs)
-    show(findings, console)
-    if plot is not None:
-        write_plot(findings, plot)
-        console.log(f"{plot}: divergence and boundaries")
-    if findings.runs.startswith("S"):
-        console.warn(
-            f"{findings.runs} begins with the small model, which decides the video's structure there; the divergence "
-            "alone is a bad guide at the start, so look at the videos, or calibrate without --proxy-only."
-        )
-    shift = job_shift(jobs[0], bundle.manifest.pipeline)
-    bundle = add_calibration(bundle, findings.evidence(), runs=findings.runs, shift=shift)
-    early, late = findings.proxy
-    console.log(f"by the divergence alone: L{early} at the start and L{late} at the end")
-    program = compile_job(dataclasses.replace(jobs[0], schedule=findings.runs, cache="off"), bundle.manifest)
-    bound = cost_of(program, bundle.manifest).bound
-    taken = f"fb-run{option_of_shift(shift)} takes it from now on"
-    console.log(f"{bundle.folder}: {_chosen(findings.runs)}, speed-up bound {bound:.3f}x; {taken}")
-    console.log(f"measurements are kept in {calibrator.work.folder}; remove it when you need it no more")
-    return 0
-
-
-def _chosen(runs: str) -> str:
-    if "S" not in runs:
-        return f"{runs}, all-large, since no switch meets the criteria"
-    return runs
-
-
-def _calibrate_caches(calibrator: Calibrator, jobs: Sequence[Job], caches: Sequence[str]) -> int:
-    from flowblending.engine.bundle.calibration import add_calibration
-    from flowblending.runtime.calibrate.findings import cache_evidence
-    from flowblending.runtime.jobs import job_shift, option_of_shift
-
-    names = list(dict.fromkeys(caches))
-    steps = jobs[0].steps or calibrator.pipeline.bundle.manifest.pipeline.steps
-    found = calibrator.divergence(jobs, f"L{steps}")
-    constants, evidence = cache_evidence(found, names, jobs, steps)
-    shift = job_shift(jobs[0], calibrator.pipeline.bundle.manifest.pipeline)
-    bundle = add_calibration(calibrator.pipeline.bundle, evidence, caches=constants, shift=shift)
-    rows = [
-        (name, model, f"{min(values[2:]):.4f}", f"{max(values[2:]):.4f}")
-        for name in names
-        for model, values in constants[name].items()
-    ]
-    calibrator.console.log(f"constants of {steps} steps, {len(jobs)} prompt{'s' * (len(jobs) > 1)}")
-    calibrator.console.table("", ("cache", "model", "lowest", "highest"), rows)
-    taken = " and ".join(f"--cache {measured_caches()[name][0].name}" for name in names)
-    calibrator.console.log(f"{bundle.folder}: takes {taken}{option_of_shift(shift)} now")
-    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -149,11 +149,26 @@ def frechet(a: Sequence[Features], b: Sequence[Features]) -> float:
     return float(np.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2) + np.sum((x.std(axis=0) - y.std(axis=0)) ** 2))
 
 
-def frechet_noise(a: Sequence[Features], b: Sequence[Features], *, draws: int = 50) -> float:
-    """The standard deviation of `frechet` over draws of the prompts with replacement (Efron's bootstrap), seeded."""
+def frechet_spreads(
+    one: Sequence[Features], other: Sequence[Features], reference: Sequence[Features], *, draws: int = 50
+) -> tuple[float, float]:
+    """Standard deviations over draws of the prompts with replacement (Efron's bootstrap), seeded; 0 for one prompt.
+
+    Args:
+        one: the features of each prompt's result.
+        other: likewise, of another schedule from the same noise.
+        reference: what the distances of both are to.
+
+    Returns:
+        That of ``one``'s distance, and that of how much larger ``other``'s is. Both distances are taken of the same
+        draws: what prompts do to either is no difference between them.
+    """
     generator = np.random.default_rng(0)
     found = []
     for _ in range(draws):
-        chosen = generator.integers(len(a), size=len(a))
-        found.append(frechet([a[i] for i in chosen], [b[i] for i in chosen]))
-    return float(np.std(found, ddof=1))
+        chosen = generator.integers(len(one), size=len(one))
+        drawn = [reference[i] for i in chosen]
+        distances = [frechet([each[i] for i in chosen], drawn) for each in (one, other)]
+        found.append((distances[0], distances[1] - distances[0]))
+    spreads = np.std(found, axis=0, ddof=1)
+    return float(spreads[0]), float(spreads[1])

@@ -54,17 +54,23 @@ class DistanceTest:
         measure: ``latent`` or ``module:function``.
         values: distances by the number of large steps at the end.
         all_large: of all-large sampling.
-        noise: its standard deviation.
+        noise: its standard deviation over prompts.
+        spread: that of the difference that leaving out the late stage makes.
         similarities: by the same number, of every prompt, to all-large sampling; for information.
-        chosen: that number.
+        chosen: that number, or the model family's where nothing was decided.
+        decided: whether the difference is larger than its spread.
+        prompts_needed: how many prompts would make it so; None where it is, or where no number can be told.
     """
 
     measure: str
     values: Mapping[int, float]
     all_large: float
     noise: float
+    spread: float
     similarities: Mapping[int, Sequence[float]]
     chosen: int
+    decided: bool
+    prompts_needed: int | None
 
     @property
     def criterion(self) -> str:
@@ -75,8 +81,9 @@ class DistanceTest:
             else f"{self.measure}'s features"
         )
         return (
-            f"latest return from which on the Fréchet distance of {what} to all-large sampling of other noise stays "
-            "no worse than all-large sampling's own by more than one standard deviation"
+            f"latest return from which on the Fréchet distance of {what} to all-large sampling of other noise is above "
+            "all-large sampling's own by at most the standard deviation over prompts of what leaving out the late "
+            "stage changes it by; where it changes it by no more than that, the model family's return"
         )
 
 
@@ -164,6 +171,11 @@ class Findings:
     budget: BudgetTest | None
     runs: str
 
+    @property
+    def by_divergence(self) -> bool:
+        """Whether the divergence alone chose the schedule: no results were compared."""
+        return self.early is None and (self.budget is None or not self.budget.blocks)
+
     def evidence(self) -> dict[str, object]:
         """Everything as plain data for ``json.dumps``."""
         return {
@@ -239,8 +251,11 @@ def _distance_evidence(test: DistanceTest) -> dict[str, object]:
         "measure": test.measure,
         "all_large": test.all_large,
         "noise": test.noise,
+        "spread": test.spread,
         "tried": tried,
         "chosen": test.chosen,
+        "decided": test.decided,
+        "prompts_needed": test.prompts_needed,
     }
 
 

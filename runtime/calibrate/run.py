@@ -11,13 +11,14 @@ import numpy as np
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import COND
 from flowblending.runtime.calibrate.boundaries import (
+    by_proxy,
     candidates,
-    early_boundary,
-    late_boundary,
+    family_boundaries,
     proxy_boundaries,
     three_stages,
 )
 from flowblending.runtime.calibrate.budget import Allowance, step_errors
+from flowblending.runtime.calibrate.choose import choose_early, choose_late
 from flowblending.runtime.calibrate.divergence import (
     COSINE,
     GUIDED,
@@ -27,8 +28,8 @@ from flowblending.runtime.calibrate.divergence import (
     measure,
     series_names,
 )
-from flowblending.runtime.calibrate.features import Latents, frechet, frechet_noise
-from flowblending.runtime.calibrate.findings import BudgetTest, DistanceTest, Findings, SimilarityTest
+from flowblending.runtime.calibrate.features import Latents
+from flowblending.runtime.calibrate.findings import BudgetTest, Findings
 from flowblending.runtime.calibrate.measure import (
     Early,
     Late,
@@ -109,15 +110,18 @@ class Calibrator:
             proxy = proxy_boundaries(_guided(divergences))
         elif self.request.proxy_only:
             divergences = self.divergence(jobs, f"L{steps}")
-            early, late = proxy = proxy_boundaries(_guided(divergences))
+            proxy = proxy_boundaries(_guided(divergences))
+            early, late = by_proxy(proxy, family_boundaries(self._manifest.pipeline, steps)[0], steps)
         else:
             measured = self._early(jobs, tried)
             divergences = self.divergence(jobs, f"L{steps}")
             proxy = proxy_boundaries(_guided(divergences))
-            early_test = self._choose_early(measured)
+            early_test = choose_early(measured, self.request.measures.similarity.name, self.request.threshold)
             early = early_test.chosen
             if early < steps:
-                late_test = self._choose_late(measured, self._late(jobs, measured, early, tried))
+                returns = self._late(jobs, measured, early, tried)
+                family = min(family_boundaries(self._manifest.pipeline, steps)[1], steps - early)
+                late_test = choose_late(measured, returns, self.request.measures.distance.name, family)
                 late = late_test.chosen
         runs = three_stages(steps, early, late) if budget_test is None else budget_test.chosen.schedule
         along = {f"L{steps}": divergences}
@@ -239,27 +243,6 @@ class Calibrator:
                     late = Late(similarities=by_count(known["similarities"]), features=features)
                 found.append(late)
         return found
-
-    def _choose_early(self, measured: Sequence[Early]) -> SimilarityTest:
-        values = {count: [each.similarities[count] for each in measured] for count in measured[0].similarities}
-        means = {count: float(np.mean(each)) for count, each in values.items()}
-        chosen = early_boundary(means, self.request.threshold)
-        measure = self.request.measures.similarity.name
-        return SimilarityTest(measure=measure, threshold=self.request.threshold, values=values, chosen=chosen)
-
-    def _choose_late(self, measured: Sequence[Early], late: Sequence[Late]) -> DistanceTest:
-        reference, large = [each.reference for each in measured], [each.large for each in measured]
-        counts = sorted(late[0].features)
-        values = {count: frechet([each.features[count] for each in late], reference) for count in counts}
-        all_large, noise = frechet(large, reference), frechet_noise(large, reference)
-        return DistanceTest(
-            measure=self.request.measures.distance.name,
-            values=values,
-            all_large=all_large,
-            noise=noise,
-            similarities={count: [each.similarities[count] for each in late] for count in counts},
-            chosen=late_boundary(values, all_large=all_large, noise=noise),
-        )
 
     def _under(
         self, budget: Allowance, jobs: Sequence[Job], sigmas: Sequence[float]

@@ -115,6 +115,27 @@ class StageSchedule:
             raise _too_few(steps)
         return cls.of(models[(2 * step + 1) * len(models) // (2 * steps)] for step in range(steps))
 
+    @classmethod
+    def fitted(cls, text: str, grid: Grid) -> StageSchedule:
+        """The schedule that was found for another run, on the noise levels of this one.
+
+        Runs are stretched, as by `scaled`. Stages that say where they end (``L@0.82 S@0.43 L``) end there, and those
+        that no step is left for are left out: where a run has few steps, that is no reason to refuse it.
+
+        Raises:
+            UsageError: ``text`` is none of both.
+        """
+        steps = len(grid.timesteps)
+        if cls.own_steps(text) is not None:
+            return cls.scaled(text, steps)
+        stages, start = list[Stage](), 0
+        for stage in _open_stages(text):
+            end = _end(stage, start, steps, grid)
+            if end > start:
+                stages.append(stage.of(end - start))
+                start = end
+        return cls(_joined(stages))
+
     @property
     def steps(self) -> int:
         """How many steps the run has, those that a stage's own timesteps stand in for included."""

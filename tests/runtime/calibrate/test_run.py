@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -21,17 +22,26 @@ from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.engine.backends.function import FunctionEngine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import carry_calibration, open_bundle
-from flowblending.engine.bundle.calibration import add_calibration
+from flowblending.engine.bundle.calibration import add_calibration, remove_calibration
 from flowblending.runtime import cli
 from flowblending.runtime.calibrate import boundaries, features
+from flowblending.runtime.calibrate.choose import choose_late
 from flowblending.runtime.calibrate.divergence import measure
-from flowblending.runtime.calibrate.measure import Measures, early_ticks, late_ticks, measure_early, measure_late
+from flowblending.runtime.calibrate.measure import (
+    Early,
+    Late,
+    Measures,
+    early_ticks,
+    late_ticks,
+    measure_early,
+    measure_late,
+)
 from flowblending.runtime.calibrate.prompts import read_prompts
 from flowblending.runtime.calibrate.propagation import block_ticks, measure_blocks, measure_schedules
 from flowblending.runtime.calibrate.trajectory import StepTrajectory
 from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.golden import closed_form
-from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.jobs import compile_job, passed_over
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.caches.magcache import CONSTANTS
 from flowblending.runtime.program.compile import compile_program
@@ -248,8 +258,23 @@ def test_boundaries() -> None:
     # 10 would do, but 20 falls below again: the similarity has to stay.
     assert boundaries.early_boundary({0: 0.5, 10: 0.97, 20: 0.95, 30: 0.96, 50: 1.0}) == 30
     assert boundaries.early_boundary({0: 0.5, 10: 0.9, 50: 1.0}) == 50
-    assert boundaries.late_boundary({0: 9.0, 10: 4.1, 20: 4.0, 30: 3.0}, all_large=3.0, noise=1.0) == 20
-    assert boundaries.late_boundary({0: 4.0, 10: 4.0}, all_large=3.0, noise=1.0) == 0
+    assert boundaries.late_boundary({0: 9.0, 10: 4.1, 20: 4.0, 30: 3.0}, all_large=3.0, spread=1.0) == 20
+    assert boundaries.late_boundary({0: 1.0, 10: 4.0, 20: 3.0}, all_large=3.0, spread=1.0) == 0
+    # A difference no larger than its spread, above or below, decides nothing.
+    for undecided in ({0: 4.0, 10: 4.0}, {0: 2.0, 10: 3.0}, {0: 3.0, 10: 9.0}):
+        assert boundaries.late_boundary(undecided, all_large=3.0, spread=1.0) is None
+    assert boundaries.late_boundary({0: 3.0, 10: 3.0}, all_large=3.0, spread=0.0) is None
+    # Standard deviations fall with the root of the number: half as large with four times as many prompts.
+    assert boundaries.prompts_needed(8, 1.0, 2.0) == boundaries.prompts_needed(8, -1.0, 2.0) == 32
+    assert boundaries.prompts_needed(8, 1.0, 1.0) == 9
+    assert boundaries.prompts_needed(8, 0.0, 1.0) is boundaries.prompts_needed(1, 1.0, 0.0) is None
+    family = manifests.PIPELINE
+    assert boundaries.family_boundaries(family, 50) == (20, 10)
+    assert boundaries.family_boundaries(dataclasses.replace(family, early=1.0, late=0.0), 10) == (10, 0)
+    sigmas = [1.0, 0.9, 0.8, 0.5]
+    assert boundaries.by_sigma("L1 S2 L1", sigmas) == "L@0.9500 S@0.6500 L"
+    assert boundaries.by_sigma("L4", sigmas) == "L4"
+    assert boundaries.by_sigma("L1 S1", [0.50000002, 0.50000001]) == "L@0.500000015 S"
     assert boundaries.proxy_boundaries([9, 5, 2, 1, 1, 2, 3, 5]) == (2, 2)
     assert boundaries.proxy_boundaries([1, 1, 1]) == (0, 0)
     assert boundaries.three_stages(10, 4, 2) == "L4 S4 L2"
@@ -271,8 +296,56 @@ def test_frechet_distance() -> None:
     expected = ((few.mean(0) - others.mean(0)) ** 2 + (few.std(0) - others.std(0)) ** 2).sum()
     assert features.frechet([few], [others]) == pytest.approx(float(expected))
     assert features.frechet([few], [few]) == 0.0
-    assert features.frechet_noise([few], [others]) == pytest.approx(0.0, abs=1e-9)  # one prompt can only be drawn again
-    assert features.frechet_noise([few, a[5:10]], [others, b[5:10]]) > 0
+    # One prompt can only be drawn again.
+    assert features.frechet_spreads([few], [a[5:10]], [others]) == pytest.approx((0.0, 0.0), abs=1e-9)
+    pair, reference = [few, a[5:10]], [others, b[5:10]]
+    noise, none = features.frechet_spreads(pair, pair, reference)
+    assert noise > 0
+    assert none == 0.0
+    # What is the same in both distances is no difference: a shift along an axis in which nothing varies.
+    here, there = ([np.pad(each, ((0, 0), (0, 1))) for each in group] for group in (pair, reference))
+    moved = [each + np.array([0, 0, 0, 2.0]) for each in here]
+    assert features.frechet(moved, there) == pytest.approx(features.frechet(here, there) + 4.0)
+    assert features.frechet_spreads(here, moved, there) == pytest.approx((noise, 0.0), abs=1e-9)
+
+
+@pytest.mark.parametrize("prompts", [1, 4, 64])
+def test_a_late_stage_is_left_out_only_where_prompts_tell_it(prompts: int) -> None:
+    generator = np.random.default_rng(0)
+
+    def drawn(mean: float, spread: float = 1.0) -> list[npt.NDArray[np.float64]]:
+        return list(generator.normal(mean, spread, size=(prompts, 1, 2)))
+
+    def late(worse: Callable[[int], float]) -> list[Late]:
+        counts, noise = [0, 2, 4, 6], drawn(0.0, 0.2)
+        return [
+            Late(
+                similarities=dict.fromkeys(counts, 1.0),
+                features={count: one.large + worse(count) * (1 + noise[index]) for count in counts},
+            )
+            for index, one in enumerate(measured)
+        ]
+
+    measured = [
+        Early(similarities={}, large=one, reference=other, latents=np.zeros(1, np.float32))
+        for one, other in zip(drawn(1.0), drawn(0.0), strict=True)
+    ]
+    # Each large step at the end brings the results nearer to all-large sampling's, until four of them are enough.
+    test = choose_late(measured, late(lambda count: max(0.0, 4.0 - count)), "latent", family=5)
+    assert (test.decided, test.chosen) == ((True, 4) if prompts > 1 else (False, 5))
+    # Without any difference no number of prompts decides.
+    test = choose_late(measured, late(lambda _: 0.0), "latent", family=5)
+    assert (test.decided, test.chosen, test.prompts_needed) == (False, 5, None)
+    # The small model's end brings them nearer to the reference.
+    test = choose_late(measured, late(lambda count: -1.0 if count < 6 else 0.0), "latent", family=5)
+    if prompts == 64:
+        assert (test.decided, test.chosen, test.prompts_needed) == (True, 0, None)
+
+
+def test_no_early_stage_by_the_divergence_alone_becomes_the_familys() -> None:
+    assert boundaries.by_proxy((3, 2), 4, 10) == (3, 2)
+    assert boundaries.by_proxy((0, 2), 4, 10) == (4, 2)
+    assert boundaries.by_proxy((0, 8), 4, 10) == (2, 8)
 
 
 def test_schedules_scale_with_the_steps() -> None:
@@ -301,24 +374,26 @@ def test_prompts_may_come_through_a_pipe(tmp_path: Path) -> None:
     assert [(line.job.prompt, line.job.seed) for line in lines if line.job is not None] == [("a cat", 5), ("a dog", 6)]
 
 
+def evidence_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("calibration-*.json"))
+
+
 def test_a_calibration_becomes_part_of_the_bundle(tmp_path: Path) -> None:
     manifests.write(tmp_path / "b")
     bundle = open_bundle(tmp_path / "b")
     job = Job(prompt="x", steps=10)
     assert compile_job(job, bundle.manifest).schedule == "L4 S4 L2"
     add_calibration(bundle, {"why": "first"}, runs="L1 S3 L1")
-    again = add_calibration(bundle, {"why": "second"}, caches={"magcache": {LARGE: [1.0, 0.9], SMALL: [1.0, 0.5]}})
+    constants = {"magcache": {LARGE: [1.0, 0.9], SMALL: [1.0, 0.5]}}
+    again = add_calibration(bundle, {"caches": {"magcache": {}}}, caches=constants)
     read = open_bundle(tmp_path / "b")
     assert read.manifest == again.manifest
     read.verify()
-    assert [json.loads((read.folder / f"calibration-{n}.json").read_text())["why"] for n in (1, 2)] == [
-        "first",
-        "second",
-    ]
+    assert json.loads((read.folder / "calibration-1.json").read_text()) == {"number": 1, "why": "first"}
+    assert evidence_files(read.folder) == ["calibration-1.json", "calibration-2.json"]
     assert compile_job(job, read.manifest).schedule == "L2 S6 L2"
     assert compile_job(Job(prompt="x", steps=10, schedule="LSL"), read.manifest).schedule == "L4 S4 L2"
     assert read.manifest.id == bundle.manifest.id
-    assert job.file_stem(read.manifest.edition) != job.file_stem(bundle.manifest.edition)
     # What a killed calibration leaves is no harm; evidence that the manifest names has to be whole.
     leave(read.folder / "calibration-3.json")
     (read.folder / "calibration-3.json").write_text("{}")
@@ -326,13 +401,86 @@ def test_a_calibration_becomes_part_of_the_bundle(tmp_path: Path) -> None:
     # A bundle built anew from the same parts keeps it, another does not.
     (tmp_path / "new").mkdir()
     assert carry_calibration(read, bundle.manifest, tmp_path / "new") == read.manifest
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["calibration-1.json", "calibration-2.json"]
+    assert evidence_files(tmp_path / "new") == ["calibration-1.json", "calibration-2.json"]
     other = bundle.manifest.model_copy(update={"id": "0" * 16})
     assert carry_calibration(read, other, tmp_path / "new") == other
     (read.folder / "calibration-1.json").write_text("{}")
     with pytest.raises(FlowBlendingError, match=r"calibration-1\.json has 2 bytes"):
         read.verify()
     assert carry_calibration(read, bundle.manifest, tmp_path / "new") == bundle.manifest
+
+
+def test_evidence_stays_while_something_rests_on_it_and_editions_are_what_they_stand_for(tmp_path: Path) -> None:
+    manifests.write(tmp_path / "b")
+    built = open_bundle(tmp_path / "b")
+    constants = {LARGE: [1.0, 0.9], SMALL: [1.0, 0.5]}
+    editions = [built.manifest.edition]
+
+    def add(content: dict[str, object], **found: Any) -> list[str]:
+        now = add_calibration(built, content, **found)
+        assert open_bundle(tmp_path / "b").manifest == now.manifest
+        now.verify()
+        editions.append(now.manifest.edition)
+        return evidence_files(tmp_path / "b")
+
+    assert add({"why": "a"}, runs="L1 S3 L1") == ["calibration-1.json"]
+    manifest = (tmp_path / "b" / "manifest.json").read_bytes()
+    # The same again is nothing new.
+    assert add({"why": "a"}, runs="L1 S3 L1") == ["calibration-1.json"]
+    assert (tmp_path / "b" / "manifest.json").read_bytes() == manifest
+    assert add({"caches": {"m": {}, "e": {}}}, caches={"m": constants, "e": constants}) == [
+        "calibration-1.json",
+        "calibration-2.json",
+    ]
+    # Another schedule takes the place of the first, whose evidence nothing rests on; likewise constants, of all caches.
+    assert add({"why": "b"}, runs="L2 S2 L1") == ["calibration-2.json", "calibration-3.json"]
+    other = {LARGE: [1.0, 0.8], SMALL: [1.0, 0.5]}
+    names = ["calibration-2.json", "calibration-3.json", "calibration-4.json"]
+    assert add({"caches": {"m": {}}}, caches={"m": other}) == names
+    assert add({"caches": {"e": {}}, "n": 2}, caches={"e": other}) == [
+        "calibration-3.json",
+        "calibration-4.json",
+        "calibration-5.json",
+    ]
+    # A name is never used twice, as long as the bundle is calibrated.
+    assert add({"why": "a"}, runs="L1 S3 L1")[-1] == "calibration-6.json"
+    assert len(set(editions)) == len(editions) - 1
+    assert editions[1] == editions[2]
+    # Taken back, the bundle is what was built, and what other defaults made has other names.
+    (tmp_path / "b" / "calibration-9.json").write_text("{}")  # of a killed calibration
+    bare = remove_calibration(built)
+    assert bare.manifest == open_bundle(tmp_path / "b").manifest == built.manifest
+    assert evidence_files(tmp_path / "b") == []
+    assert add({"why": "c"}, runs="L1 S2 L2") == ["calibration-1.json"]
+    assert editions[-1] not in editions[:-1]
+    assert add({"why": "d"}, runs="L1 S3 L1") == ["calibration-2.json"]
+    assert editions[-1] == editions[1]  # of the same defaults come the same videos
+    assert remove_calibration(bare).manifest.edition == editions[0]
+    assert remove_calibration(bare).manifest == built.manifest
+
+
+def test_a_schedule_may_be_kept_by_noise_levels(tmp_path: Path) -> None:
+    manifests.write(tmp_path / "b")
+    bundle = open_bundle(tmp_path / "b")
+    job = Job(prompt="x", steps=50)
+    sigmas = [step.sigma for step in compile_job(job, bundle.manifest).steps]
+    runs = boundaries.by_sigma("L14 S26 L10", sigmas)
+    manifest = add_calibration(bundle, {}, runs=runs).manifest
+    assert compile_job(job, manifest).schedule == "L14 S26 L10"
+    # As the same stages that a user asks for, at other steps, shifts and solvers.
+    for steps, shift, solver in ((50, 5.0, None), (20, None, "euler"), (33, 1.0, "dpm++")):
+        other = Job(prompt="x", steps=steps, shift=shift, solver=solver)
+        asked = Job(prompt="x", steps=steps, shift=shift, solver=solver, schedule=runs)
+        assert compile_job(other, manifest).schedule == compile_job(asked, manifest).schedule
+        assert passed_over(other, manifest) is None
+    # Where no step is left for a stage it is left out; asked for, it is refused.
+    assert compile_job(Job(prompt="x", steps=2, shift=20.0), manifest).schedule == "L2"
+    with pytest.raises(UsageError, match="none is left for stage 2"):
+        compile_job(Job(prompt="x", steps=2, shift=20.0, schedule=runs), manifest)
+    # Runs hold for the shift that they were measured at.
+    by_steps = add_calibration(bundle, {}, runs="L14 S26 L10").manifest
+    assert compile_job(Job(prompt="x", steps=50, shift=5.0), by_steps).schedule == "L20 S20 L10"
+    assert passed_over(Job(prompt="x", steps=50, shift=5.0), by_steps) is not None
 
 
 def test_magcache_takes_the_constants_of_the_bundle(tmp_path: Path) -> None:
@@ -385,24 +533,38 @@ def main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
             2,
             "asks for 7 steps of unipc with shift 3 and guidance 5 for 64x32, 9 frames, but the first line for",
         ),
-        ("a\n", ("--steps", "2"), 2, "2 steps were asked for, but a schedule of three stages needs at least 3"),
-        ("a\n", ("--steps", "0"), 2, "--steps is 0, but a whole number"),
-        ("a\n", ("--threshold", "1.5"), 2, "The threshold is 1.5"),
-        ("a\n", ("--parts", "1"), 2, "1 parts were asked for"),
-        ("a\n", ("--cache", "magcache", "--proxy-only"), 2, "--cache measures constants and chooses no schedule"),
-        ("a\n", ("--budget", "0.05"), 2, "all-small sampling costs 10.0%; give --budget at least that"),
-        ("a\n", ("--budget", "60"), 2, "The budget is 60, but a share above 0, up to 1, or seconds were expected"),
-        ("a\n", ("--budget", "soon"), 2, "The budget is soon, but a share"),
-        ("a\n", ("--budget", "nans"), 2, "The budget is nans, but a share"),
-        ("a\n", ("--budget", "9s", "--device", "cpu"), 2, "large was not measured on this machine yet; run fb-run"),
-        ("a\n", ("--switches", "0"), 2, "0 switches were allowed"),
-        ("a\n", ("--switches", "2"), 2, "--switches does nothing for schedules without a --budget; leave it out"),
-        ("a\n", ("--budget", "0.6", "--threshold", "0.1"), 2, "--threshold does nothing for --budget; leave it out"),
-        ("a\n", ("--proxy-only", "--similarity", "clip:x"), 2, "--similarity does nothing for --proxy-only"),
+        ("a\nb\n", ("--steps", "2"), 2, "2 steps were asked for, but a schedule of three stages needs at least 3"),
+        ("a\nb\n", ("--steps", "0"), 2, "--steps is 0, but a whole number"),
+        ("a\nb\n", ("--threshold", "1.5"), 2, "The threshold is 1.5"),
+        ("a\nb\n", ("--parts", "1"), 2, "1 parts were asked for"),
+        ("a\nb\n", ("--cache", "magcache", "--proxy-only"), 2, "--cache measures constants and chooses no schedule"),
+        ("a\nb\n", ("--budget", "0.05"), 2, "all-small sampling costs 10.0%; give --budget at least that"),
+        ("a\nb\n", ("--budget", "60"), 2, "The budget is 60, but a share above 0, up to 1, or seconds were expected"),
+        ("a\nb\n", ("--budget", "soon"), 2, "The budget is soon, but a share"),
+        ("a\nb\n", ("--budget", "nans"), 2, "The budget is nans, but a share"),
+        ("a\nb\n", ("--budget", "9s", "--device", "cpu"), 2, "large was not measured on this machine yet; run fb-run"),
+        ("a\nb\n", ("--switches", "0"), 2, "0 switches were allowed"),
+        ("a\n", (), 2, "prompts.txt holds 1 prompt, which has no spread to compare a difference with; give at least 2"),
+        ("a\n", ("--budget", "0.5"), 2, "holds 1 prompt, which has no spread"),
+        ("a\nb\n", ("--show",), 2, "--prompts does nothing for --show, which measures nothing; leave it out"),
+        (
+            "a\nb\n",
+            ("--no-apply", "--by", "sigma"),
+            2,
+            "--by does nothing for --no-apply, which keeps nothing; leave it out",
+        ),
+        ("a\nb\n", ("--switches", "2"), 2, "--switches does nothing for schedules without a --budget; leave it out"),
+        ("a\nb\n", ("--budget", "0.6", "--threshold", "0.1"), 2, "--threshold does nothing for --budget; leave it out"),
+        ("a\nb\n", ("--proxy-only", "--similarity", "clip:x"), 2, "--similarity does nothing for --proxy-only"),
         ('{"prompt": "a", "schedule": "L2 S2"}\n', (), 2, "sets its schedule, which fb-calibrate is to find out"),
-        ("a\n", ("--plot", "none/x.png"), 1, "Cannot write none/x.png"),
-        ("a\n", ("--similarity", "dino", "--device", "cpu"), 2, "The features 'dino' are unknown; give latent, "),
-        ("a\n", ("--distance", "nowhere:f", "--device", "cpu"), 2, "nowhere:f cannot be imported (ModuleNotFoundError"),
+        ("a\nb\n", ("--plot", "none/x.png"), 1, "Cannot write none/x.png"),
+        ("a\nb\n", ("--similarity", "dino", "--device", "cpu"), 2, "The features 'dino' are unknown; give latent, "),
+        (
+            "a\nb\n",
+            ("--distance", "nowhere:f", "--device", "cpu"),
+            2,
+            "nowhere:f cannot be imported (ModuleNotFoundError",
+        ),
     ],
 )
 def test_what_cannot_be_calibrated(
@@ -463,27 +625,44 @@ def test_a_bundle_is_calibrated_and_run(
     assert compile_job(Job(prompt="x", steps=4), bundle.manifest).schedule == evidence["schedule"]
     assert "fb-run takes it from now on" in told
 
-    # A second run finds what was measured, and adds nothing to it.
+    # A second run finds what was measured, and adds nothing to it or to the bundle.
+    folder = tmp_path / "wan"
     measured = {path: path.stat().st_mtime_ns for path in (tmp_path / "wan.work").iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert main(*options, *named, "--blended", "--no-plot")[0] == 0
-    assert main(*options, "--proxy-only", "--no-plot")[0] == 0
+    # Nor does one that is only to look, at whatever; the bundle may be another's.
+    for look in (("--proxy-only",), ("--cache", "magcache"), ("--budget", "0.75", "--proxy-only")):
+        code, told = main(*options, *look, "--no-apply", *["--no-plot"] * ("--cache" not in look))
+        assert code == 0, told
+        assert "the bundle is as it was" in told
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert evidence["schedule"] in main("wan", "--show")[1]
+    # By sigma, with what the proxy finds; the family's early boundary where that is none.
+    assert main(*options, "--proxy-only", "--no-plot", "--by", "sigma")[0] == 0
+    found = json.loads((folder / "calibration-2.json").read_text())
+    manifest = open_bundle(folder).manifest
+    assert manifest.calibration is not None
+    assert manifest.calibration.schedule is not None
+    assert manifest.calibration.schedule.runs == boundaries.by_sigma(found["schedule"], found["sigmas"])
+    assert compile_job(Job(prompt="x", steps=4), manifest).schedule == found["schedule"]
+    assert found["schedule"].startswith("L")
     assert main(*options, "--cache", "magcache", "--cache", "easycache")[0] == 0
-    code, told = main(*options, "--budget", "0.75", "--proxy-only", "--no-plot")
-    assert code == 0, told
-    found = json.loads((tmp_path / "wan" / "calibration-5.json").read_text())["budget"]
-    assert found["chosen"] == min(found["tried"], key=lambda each: each["predicted"])["schedule"]
+    assert evidence_files(folder) == ["calibration-2.json", "calibration-3.json"]
+    code, told = main("wan", "--show")
+    assert "constants of magcache" in told
+    assert code == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "wan.work").iterdir()} == measured
 
     # Under a budget, of operations and then of time; the second finds what the first measured.
     blocks = (*options, "--parts", "2")
     code, told = main(*blocks, "--budget", "0.75")
     assert code == 0, told
-    found = json.loads((tmp_path / "wan" / "calibration-6.json").read_text())
+    found = json.loads((folder / "calibration-4.json").read_text())
     assert found["early"] is None
     assert found["budget"]["chosen"] == found["schedule"]
     assert found["budget"]["three_stages"] in [each["schedule"] for each in found["budget"]["tried"]]
     assert [each["first_step"] for each in found["budget"]["blocks"]] == [1, 3]
-    program = compile_job(Job(prompt="x", steps=4), open_bundle(tmp_path / "wan").manifest)
+    program = compile_job(Job(prompt="x", steps=4), open_bundle(folder).manifest)
     assert program.schedule == found["schedule"]
     assert sum(step.model == SMALL for step in program.steps) == found["budget"]["small_steps"]
     assert cost_of(program, bundle.manifest).bound >= 1 / 0.75
@@ -497,9 +676,13 @@ def test_a_bundle_is_calibrated_and_run(
     assert tried["prompts"][1] == pytest.approx(-10 * np.log10(np.mean((made[0] - made[1]) ** 2)), abs=0.01)
     code, told = main(*blocks, "--budget", "1000s", "--no-plot")
     assert code == 0, told
-    assert json.loads((tmp_path / "wan" / "calibration-7.json").read_text())["schedule"] == "L4"
-    again = json.loads((tmp_path / "wan" / "calibration-2.json").read_text())
-    assert {**again, "number": 1} == evidence
-    manifest = open_bundle(tmp_path / "wan").manifest
+    assert json.loads((folder / "calibration-5.json").read_text())["schedule"] == "L4"
+    assert evidence_files(folder) == ["calibration-3.json", "calibration-5.json"]
+    manifest = open_bundle(folder).manifest
     job = Job(prompt="x", steps=4, schedule="L4", cache="magcache:1000,9")
     assert compile_job(job, manifest).calls(LARGE) == 2  # the first step's two branches; the rest is left out
+    code, told = main("wan", "--reset")
+    assert code == 0
+    assert "the schedule L4 and the constants of magcache and the constants of easycache taken back" in told
+    assert open_bundle(folder).manifest == build("wan").manifest
+    open_bundle(folder).verify()
