@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -14,41 +11,39 @@ from pathlib import Path
 import pytest
 
 from flowblending.engine.bundle.bundle import Bundle
+from tests.support.cuda import plugin
+from tests.support.shared import alone, shared_folder
 
 Build = Callable[..., Bundle]
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """That of the process which runs tests on the stand-in for a GPU."""
+    plugin.add_option(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """A shell that starts the tests in the background has them ignore SIGINT, and every child would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    plugin.configure(config)
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(pytestconfig: pytest.Config) -> Path:
     """A folder that all processes of one test run have in common."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@contextlib.contextmanager
-def _alone(folder: Path, name: str) -> Iterator[None]:
-    """Keep other processes out of what is made once."""
-    with (folder / f"{name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return shared_folder(pytestconfig)
 
 
 @pytest.fixture(scope="session")
 def checkpoints(shared: Path) -> Callable[[str], Path]:
     """``checkpoints("wan")`` is a folder with ``large`` and ``small``; one per kind in ``benchmarks.checkpoints``."""
-    from benchmarks.checkpoints import PAIRS
 
     def make(kind: str) -> Path:
         folder = shared / kind
-        with _alone(shared, kind):
+        with alone(shared, kind):
             if not folder.exists():
+                from benchmarks.checkpoints import PAIRS
+
                 unfinished = folder.with_suffix(".part")
                 PAIRS[kind](unfinished)
                 unfinished.rename(folder)
@@ -84,9 +79,7 @@ IN_PLANS = {"wan": ("32x48,48x32..64x48", "5..9"), "ltx": ("96x64,64x64..128x64"
 @pytest.fixture(scope="session")
 def build(shared: Path, checkpoints: Callable[[str], Path]) -> Build:
     """Builds a bundle of a kind of checkpoint, or returns the one already built with the same options."""
-    from flowblending.engine.build.build import BuildRequest, build_bundle
     from flowblending.engine.bundle.bundle import open_bundle
-    from flowblending.system.console import Console
 
     root = shared / "bundles"
     root.mkdir(exist_ok=True)
@@ -102,27 +95,31 @@ def build(shared: Path, checkpoints: Callable[[str], Path]) -> Build:
     ) -> Bundle:
         size, frames = size or SMALLEST[kind].size, frames or SMALLEST[kind].frames
         components = f"{kind}-{precision}-{backend}-{'-'.join(targets)}".replace("=", "")
-        folder = checkpoints(kind)
-        request = BuildRequest(
-            large=str(folder / "large"),
-            small=str(folder / "small"),
-            out=root / f"{components}-{size}-{frames}",
-            size=size,
-            frames=frames,
-            precision=precision,
-            backend=backend,
-            targets=targets,
-        )
-        with _alone(root, components):
-            if request.out.exists():
-                return open_bundle(request.out)
+        out = root / f"{components}-{size}-{frames}"
+        with alone(root, components):
+            if out.exists():
+                return open_bundle(out)
+            from flowblending.engine.build.build import BuildRequest, build_bundle
+            from flowblending.system.console import Console
+
+            folder = checkpoints(kind)
+            request = BuildRequest(
+                large=str(folder / "large"),
+                small=str(folder / "small"),
+                out=out,
+                size=size,
+                frames=frames,
+                precision=precision,
+                backend=backend,
+                targets=targets,
+            )
             # Another geometry of the same engines: the build takes over what the earlier bundle has.
             for earlier in sorted(each for each in root.glob(f"{components}-*") if each.is_dir())[:1]:
-                shutil.copytree(earlier, request.out)
+                shutil.copytree(earlier, out)
             try:
                 return build_bundle(request, Console(quiet=True))
             except BaseException:
-                shutil.rmtree(request.out, ignore_errors=True)
+                shutil.rmtree(out, ignore_errors=True)
                 raise
 
     return make

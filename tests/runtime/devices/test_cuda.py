@@ -1,4 +1,4 @@
-"""The GPU device. Without a GPU: its import, its error and its kernels' compilation; with one: numpy's results."""
+"""The GPU device, on a GPU or on the stand-in for its driver: numpy's results, bit for bit where that can be."""
 
 import os
 import re
@@ -32,10 +32,7 @@ def random(seed: int, shape: tuple[int, ...] = SHAPE) -> npt.NDArray[np.float32]
 
 @pytest.fixture(scope="module")
 def device() -> Iterator[CudaDevice]:
-    try:
-        made = CudaDevice()
-    except FlowBlendingError as error:
-        pytest.skip(str(error))
+    made = CudaDevice()
     yield made
     made.close()
 
@@ -87,6 +84,7 @@ def compile_to_ptx(source: str, architecture: str) -> str:
 
 @pytest.mark.parametrize("count", [1, 2, 3, MAX_TERMS, MAX_TERMS + 1, 2 * MAX_TERMS + 3])
 @pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.cuda
 def test_mix_equals_the_cpu_bit_for_bit(device: CudaDevice, count: int, in_place: bool) -> None:
     host = HostDevice()
     arrays = [random(seed) for seed in range(count)]
@@ -100,6 +98,7 @@ def test_mix_equals_the_cpu_bit_for_bit(device: CudaDevice, count: int, in_place
     np.testing.assert_array_equal(results[1], results[0])
 
 
+@pytest.mark.cuda
 def test_mix_of_a_video(device: CudaDevice) -> None:
     # More elements than threads: the grid's stride is at work.
     shape = (1, 16, 21, 60, 104)
@@ -109,8 +108,9 @@ def test_mix_of_a_video(device: CudaDevice) -> None:
     np.testing.assert_array_equal(device.download(out), x + np.float32(-0.02) * v)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 1, 1, 1), SHAPE, (1, 16, 21, 60, 104)])
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1, 1), SHAPE, (1, 16, 5, 30, 52)])
 @pytest.mark.parametrize("share", [0.7, 1.0])
+@pytest.mark.cuda
 def test_rescale_equals_the_cpu(device: CudaDevice, shape: tuple[int, ...], share: float) -> None:
     results = []
     for each in (HostDevice(), device, device):
@@ -125,6 +125,7 @@ def test_rescale_equals_the_cpu(device: CudaDevice, shape: tuple[int, ...], shar
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1, 1), (1, 16, 21, 60, 104)])
+@pytest.mark.cuda
 def test_probe_is_numpys_mean_and_the_same_every_time(device: CudaDevice, shape: tuple[int, ...]) -> None:
     a, b = random(0, shape), random(1, shape)
     probe = device.probe(2)
@@ -137,6 +138,7 @@ def test_probe_is_numpys_mean_and_the_same_every_time(device: CudaDevice, shape:
     assert found[0] == pytest.approx((np.abs(a - b).mean(dtype=np.float64), np.abs(a).mean(dtype=np.float64)))
 
 
+@pytest.mark.cuda
 def test_rows_copy_and_types(device: CudaDevice) -> None:
     tensor = device.empty((3, *SHAPE[1:]), np.dtype(np.float32))
     assert tensor.device == CUDA
@@ -149,6 +151,7 @@ def test_rows_copy_and_types(device: CudaDevice) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.cuda
 def test_watch_remembers_the_first_bad_index(device: CudaDevice, value: float) -> None:
     watch = device.watch(["zero", "one", "two", "three"])
     good, bad = random(0), random(0)
@@ -163,6 +166,7 @@ def test_watch_remembers_the_first_bad_index(device: CudaDevice, value: float) -
     watch.raise_if_bad()
 
 
+@pytest.mark.cuda
 def test_marks_measure_time(device: CudaDevice) -> None:
     start, stop = device.mark(), device.mark()
     x = device.upload(random(0))
@@ -210,6 +214,7 @@ def decay_program(branches: tuple[str, ...]) -> Program:
 
 
 @pytest.mark.parametrize("branches", [(COND,), (UNCOND, COND)])
+@pytest.mark.cuda
 def test_sampling_equals_the_cpu_bit_for_bit(device: CudaDevice, branches: tuple[str, ...]) -> None:
     program, start, told = decay_program(branches), random(0), []
     results = []
@@ -223,12 +228,14 @@ def test_sampling_equals_the_cpu_bit_for_bit(device: CudaDevice, branches: tuple
     assert told == [0, 1, 2, 3] * 2
 
 
+@pytest.mark.cuda
 def test_sampling_names_the_first_bad_step(device: CudaDevice) -> None:
     sampler = Sampler({"large": Decay(device, bad_call=3)}, device)
     with pytest.raises(FlowBlendingError, match=r"The large model .* step 3 of 4; it was built in fp16"):
         sampler.sample(decay_program((COND,)), random(0), {})
 
 
+@pytest.mark.cuda
 def test_streams_of_others_are_used(device: CudaDevice) -> None:
     protocol = SimpleNamespace(__cuda_stream__=lambda: (0, device.stream))
     for stream in (device.stream, protocol, SimpleNamespace(handle=device.stream)):

@@ -1,0 +1,37 @@
+"""Bundles of TensorRT plans for the stand-in, made of bundles that ONNX Runtime runs."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from flowblending.contracts.manifest import MANIFEST, Component
+from flowblending.engine.bundle.bundle import Bundle, describe_file, open_bundle
+from flowblending.engine.bundle.geometry import shape_profiles
+from tests.support.cuda import tensorrt_stand_in
+
+SCRATCH = 1 << 20
+"""Bytes that every context takes."""
+
+
+def plans_of(bundle: Bundle, folder: Path, *, targets: tuple[str, ...] = ("sm89",)) -> Bundle:
+    """A bundle whose plans run the engines of another, which has to stay where it is."""
+    folder.mkdir(parents=True)
+    manifest = bundle.manifest
+    for file in manifest.tokenizer:
+        shutil.copyfile(bundle.folder / file.path, folder / file.path)
+    components = {name: _plan(bundle, name, folder, targets) for name in manifest.components}
+    changed = manifest.model_copy(update={"components": components, "signals": {}, "calibration": None})
+    (folder / MANIFEST).write_text(changed.model_dump_json())
+    return open_bundle(folder)
+
+
+def _plan(bundle: Bundle, name: str, folder: Path, targets: tuple[str, ...]) -> Component:
+    manifest, path = bundle.manifest, folder / f"{name}.plan"
+    component = manifest.components[name]
+    profiles = []
+    for each in shape_profiles(name, manifest.pipeline, manifest.profiles):
+        profiles.append({spec.name: [list(shape) for shape in each.shapes(spec)] for spec in component.spec.inputs})
+    tensorrt_stand_in.write_plan(path, onnx=bundle.path(name), spec=component.spec, profiles=profiles, scratch=SCRATCH)
+    update = {"backend": "tensorrt", "backend_version": "11.4.0", "targets": targets}
+    return component.model_copy(update={**update, "files": (describe_file(folder, path),)})

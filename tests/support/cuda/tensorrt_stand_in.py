@@ -1,0 +1,221 @@
+"""TensorRT's runtime where the GPU is a stand-in: plans name an ONNX file, which ONNX Runtime's CPU kernels run.
+
+As strict as the real one: it refuses a plan of another library, a call before every shape and address has been told,
+a shape outside of the profile, and addresses that are not aligned; it takes scratch memory of the device for every
+context, and reads and writes memory in the stream's order, when nobody keeps it alive but its owner.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cuda.bindings import driver as bindings
+from pydantic import TypeAdapter
+
+from flowblending.contracts.graph import GraphSpec
+from flowblending.engine.backends.onnxruntime.run import OrtEngine
+from flowblending.engine.backends.tensor import CPU, Tensor
+from tests.support.cuda.driver import HOST_FUNCTION, Driver
+
+__all__ = ["DataType", "ILogger", "LayerInformationFormat", "Runtime", "nptype"]
+__version__ = "11.4.0"
+
+MAGIC = "stand-in plan of TensorRT"
+ALIGNMENT = 256
+_LIVING: list[Context] = []
+
+
+class ILogger:
+    """What the library tells why a call gave nothing."""
+
+    def log(self, severity: int, line: str) -> None:
+        """Be told."""
+
+
+class DataType(Enum):
+    """Named as numpy names them."""
+
+    FLOAT = "float32"
+    HALF = "float16"
+    INT32 = "int32"
+    INT64 = "int64"
+    BOOL = "bool"
+
+
+class LayerInformationFormat(Enum):
+    JSON = 1
+
+
+def nptype(dtype: DataType) -> type[np.generic]:
+    """The numpy type."""
+    return np.dtype(dtype.value).type
+
+
+def write_plan(
+    path: Path, *, onnx: Path, spec: GraphSpec, profiles: Sequence[Mapping[str, Sequence[Sequence[int]]]], scratch: int
+) -> None:
+    """Write a plan.
+
+    Args:
+        onnx: the file that it runs.
+        profiles: by input, the smallest, most usual and largest shape.
+        scratch: bytes that a context takes.
+    """
+    plan = {
+        "magic": MAGIC,
+        "onnx": str(onnx),
+        "inputs": {each.name: each.dtype for each in spec.inputs},
+        "outputs": {each.name: each.dtype for each in spec.outputs},
+        "spec": TypeAdapter(GraphSpec).dump_python(spec, mode="json"),
+        "profiles": profiles,
+        "scratch": scratch,
+    }
+    path.write_text(json.dumps(plan))
+
+
+class Runtime:
+    """Loads plans."""
+
+    def __init__(self, logger: ILogger) -> None:
+        self._logger = logger
+
+    def deserialize_cuda_engine(self, plan: bytes) -> CudaEngine | None:
+        """An engine; None for what is no plan of this library."""
+        try:
+            read = json.loads(bytes(plan))
+        except ValueError:
+            read = {}
+        if read.get("magic") != MAGIC:
+            self._logger.log(1, "Serialization assertion header.magicTag == kEXPECTED_MAGIC_TAG failed")
+            return None
+        return CudaEngine(read, self._logger)
+
+
+class CudaEngine:
+    """A plan."""
+
+    def __init__(self, plan: dict[str, Any], logger: ILogger) -> None:
+        self.logger = logger
+        self.device = _current_device()
+        self.spec = TypeAdapter(GraphSpec).validate_python(plan["spec"])
+        self.kernels = OrtEngine(Path(plan["onnx"]), self.spec, device=CPU, threads=1)
+        self.profiles: list[dict[str, list[list[int]]]] = plan["profiles"]
+        self.dtypes: dict[str, str] = plan["inputs"] | plan["outputs"]
+        self.inputs = list(plan["inputs"])
+        self.device_memory_size_v2: int = plan["scratch"]
+        self.num_optimization_profiles = len(self.profiles)
+        self.num_io_tensors = len(self.dtypes)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.dtypes)[index]
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return DataType(self.dtypes[name])
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
+        return self.profiles[profile][name]
+
+    def create_execution_context(self) -> Context | None:
+        driver = Driver()
+        scratch = driver.allocate(max(self.device_memory_size_v2, 1))
+        if not scratch:
+            self.logger.log(1, "Error Code 2: OutOfMemory (Requested size was refused)")
+            return None
+        return Context(self, driver, scratch)
+
+
+def _current_device() -> int | None:
+    status, device = bindings.cuCtxGetDevice()
+    return int(device) if status == bindings.CUresult.CUDA_SUCCESS else None
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Memory as TensorRT knows it: nothing here keeps it alive."""
+
+    address: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Context:
+    """An execution context with scratch memory of its own."""
+
+    def __init__(self, engine: CudaEngine, driver: Driver, scratch: int) -> None:
+        self._engine = engine
+        self._driver = driver
+        self._scratch = scratch
+        self._arena = _Told(scratch, (engine.device_memory_size_v2,), np.dtype(np.uint8))
+        self.active_optimization_profile = 0
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._calls: dict[tuple[_Told, ...], Any] = {}
+
+    def __del__(self) -> None:
+        if self._scratch:
+            self._driver.free(self._scratch)
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:  # noqa: ARG002
+        self.active_optimization_profile = index
+        self._shapes, self._addresses = {}, {}
+        return True
+
+    def set_input_shape(self, name: str, shape: Sequence[int]) -> bool:
+        low, _, high = self._engine.profiles[self.active_optimization_profile][name]
+        if len(shape) != len(low) or any(not a <= b <= c for a, b, c in zip(low, shape, high, strict=True)):
+            return self._refuse(f"the shape {list(shape)} of {name} is not within the profile")
+        self._shapes[name] = tuple(shape)
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        if address % ALIGNMENT:
+            return self._refuse(f"the address of {name} is not aligned to {ALIGNMENT} bytes")
+        self._addresses[name] = address
+        return True
+
+    def execute_async_v3(self, stream: int) -> bool:
+        engine = self._engine
+        if _current_device() != engine.device:
+            return self._refuse("Cuda Runtime (cudaError 201: invalid device context)")
+        if set(self._shapes) != set(engine.inputs) or set(self._addresses) != set(engine.dtypes):
+            return self._refuse("not every shape and address has been told")
+        sizes = engine.spec.sizes(self._shapes)
+        specs = (*engine.spec.inputs, *engine.spec.outputs)
+        told = tuple(_Told(self._addresses[each.name], each.resolve(sizes), np.dtype(each.dtype)) for each in specs)
+        if told not in self._calls:
+            self._calls[told] = HOST_FUNCTION(lambda _: self._run(dict(zip(engine.dtypes, told, strict=True))))
+            _LIVING.append(self)
+        self._driver.call(self._calls[told], stream)
+        return True
+
+    def _run(self, told: Mapping[str, _Told]) -> None:
+        """In the stream's order."""
+        try:
+            device = self._engine.device
+            assert device is not None, "the engine was made without a context"
+            tensors = {}
+            for name, each in (*told.items(), ("scratch", self._arena)):
+                user = f"{name} of the engine {self._engine.spec.name}"
+                address = self._driver.alias(each.address, each.nbytes, device, user)
+                if address is None:
+                    return
+                if name in told:
+                    tensors[name] = Tensor(address=address, shape=each.shape, dtype=each.dtype, device=CPU, owner=None)
+            self._engine.kernels.run(tensors, 0)
+        except Exception as error:  # there is nobody that it could be raised to
+            self._driver.say_fault(f"engine {self._engine.spec.name}: {error!r}")
+
+    def _refuse(self, why: str) -> bool:
+        self._engine.logger.log(1, f"Error Code 3: API Usage Error ({why})")
+        return False
