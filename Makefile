@@ -7,7 +7,7 @@ EMBEDDING := $(VENV)/installed-embedding
 # A path that type checkers follow, in place of an import hook that they do not.
 EDITABLE := --config-settings editable_mode=compat --editable
 
-.PHONY: demo test test-embedding lint clean
+.PHONY: demo test test-embedding test-long lint clean
 
 # The trained shapes pair, built and run on the CPU: demo/side-by-side.mp4.
 demo: $(INSTALLED)
@@ -20,7 +20,11 @@ test: $(INSTALLED) lint
 
 # Needs cmake, g++, nlohmann-json3-dev, libssl-dev and libpython3.11 from the distribution beside, and fails without.
 test-embedding: $(EMBEDDING)
-	FLOWBLENDING_REQUIRE_TOOLS=1 $(BIN)/python -m pytest -m embedding
+	FLOWBLENDING_REQUIRE_TOOLS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m embedding --numprocesses 2 --dist loadfile
+
+# Minutes of builds and benchmark programs: every night and before a release.
+test-long: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long --numprocesses 2 --dist load
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

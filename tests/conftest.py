@@ -23,8 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A shell that starts the tests in the background has them ignore SIGINT, and every child would inherit that."""
+    """A shell's background has the tests ignore SIGINT, and nohup SIGHUP; every child would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     plugin.configure(config)
 
 
@@ -77,7 +78,13 @@ IN_PLANS = {"wan": ("32x48,48x32..64x48", "5..9"), "ltx": ("96x64,64x64..128x64"
 
 
 @pytest.fixture(scope="session")
-def build(shared: Path, checkpoints: Callable[[str], Path]) -> Build:
+def engine_cache(shared: Path) -> Path:
+    """Where the bundles of `build` have their engines from; other builds of the same checkpoints may use it, too."""
+    return shared / "engines"
+
+
+@pytest.fixture(scope="session")
+def build(shared: Path, engine_cache: Path, checkpoints: Callable[[str], Path]) -> Build:
     """Builds a bundle of a kind of checkpoint, or returns the one already built with the same options."""
     from flowblending.engine.bundle.bundle import open_bundle
 
@@ -112,10 +119,8 @@ def build(shared: Path, checkpoints: Callable[[str], Path]) -> Build:
                 precision=precision,
                 backend=backend,
                 targets=targets,
+                cache=engine_cache,
             )
-            # Another geometry of the same engines: the build takes over what the earlier bundle has.
-            for earlier in sorted(each for each in root.glob(f"{components}-*") if each.is_dir())[:1]:
-                shutil.copytree(earlier, out)
             try:
                 return build_bundle(request, Console(quiet=True))
             except BaseException:

@@ -72,6 +72,7 @@ def test_wrong_options(options: list[str], message: str, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_whole_program_on_the_trained_pair(tmp_path: Path) -> None:
     caches = ("off", "magcache", "easycache:0.05,3")

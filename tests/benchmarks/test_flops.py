@@ -20,6 +20,7 @@ def test_the_published_flops_of_wan() -> None:
         assert totals[text].linear / TERA == pytest.approx(published, rel=1e-3)
 
 
+@pytest.mark.long
 def test_the_host_has_a_small_share_of_the_sampling_loop(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.steps", "--size", "128x128", "--steps", "3", "--repeat", "1"]
     command += ["--json", str(tmp_path / "steps.json")]

@@ -111,6 +111,7 @@ def small_of(bundle: Bundle) -> tuple[BuildReport, Proof, dict[str, tuple[str, s
     return report, report.components[SMALL], claims
 
 
+@pytest.mark.long
 def test_a_build_has_it(checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Three latent frames of 8x8, in patches of 2x2: 48 tokens.
     asked = request(checkpoints("wan"), tmp_path / "bundle", "64x64", 9, brief(monkeypatch, tmp_path))
@@ -142,6 +143,7 @@ def test_a_build_has_it(checkpoints: Callable[[str], Path], tmp_path: Path, monk
     assert not any("exporting" in line or "built" in line for line in console.lines)
 
 
+@pytest.mark.long
 def test_a_build_that_finds_no_kernel_says_so_and_goes_on(
     build: Build, checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ def test_there_is_something_to_run() -> None:
 
 
 @pytest.fixture(scope="module")
-def cached(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cached(checkpoints: Callable[[str], Path], engine_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with two bundles ``A`` and ``B``, the second of which is taken from the cache, and ``kept.py``."""
     folder, pair = tmp_path_factory.mktemp("polygraphy"), checkpoints("wan")
     request = BuildRequest(
@@ -41,7 +41,7 @@ def cached(checkpoints: Callable[[str], Path], tmp_path_factory: pytest.TempPath
         precision=None,
         backend="onnxruntime",
         targets=(),
-        cache=folder / "cache",
+        cache=engine_cache,
     )
     build_bundle(request, Console(quiet=True))
     build_bundle(dataclasses.replace(request, out=folder / "B"), Console(quiet=True))

@@ -61,6 +61,7 @@ def test_its_video_is_that_of_diffusers(tmp_path: Path) -> None:
     assert np.abs(our_frames(bundle, job).clip(-1, 1) - expected).max() < FRAME_TOLERANCE
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_it_keeps_the_claims_of_the_method(tmp_path: Path) -> None:
     """Half of the prompts and of the steps that the README's table has, which is too few for two of the claims."""

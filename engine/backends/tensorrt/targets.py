@@ -10,7 +10,7 @@ from flowblending.engine.backends.tensorrt.library import Library, load
 
 
 def check_targets(backend: str, targets: Sequence[str]) -> tuple[str, ...]:
-    """The architectures to compile for: those given, or that of the GPU present.
+    """The architectures to compile for, the oldest first: those given, or that of the GPU present.
 
     TensorRT compiles on the GPU that will run the plan; TensorRT-RTX also ahead of time, without a GPU.
 
@@ -38,7 +38,7 @@ def check_targets(backend: str, targets: Sequence[str]) -> tuple[str, ...]:
                 f"Target {target!r} was given, but {library.title} {library.version} compiles for {choice}; "
                 "choose a --target among these."
             )
-    return tuple(dict.fromkeys(targets)) or (str(present),)
+    return tuple(sorted(set(targets), key=_number)) or (str(present),)
 
 
 def check_fp8(backend: str, targets: Sequence[str]) -> None:
@@ -63,7 +63,11 @@ def check_fp8(backend: str, targets: Sequence[str]) -> None:
 
 def _has_fp8(target: str) -> bool:
     """Ada (sm89) is the first architecture with it."""
-    return int(target.removeprefix("sm")) >= 89
+    return _number(target) >= 89
+
+
+def _number(target: str) -> int:
+    return int(target.removeprefix("sm"))
 
 
 def _ahead_of_time(library: Library) -> tuple[str, ...]:

@@ -242,6 +242,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_whole_program_on_a_pair_that_cannot_keep_the_claims(untrained: Path, tmp_path: Path) -> None:
     options = ["--prompts", "4", "--steps", "3", "--out", str(tmp_path / "new/out"), "--check"]

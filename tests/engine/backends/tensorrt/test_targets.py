@@ -13,7 +13,7 @@ from tests.support.plans import RTX, needs_rtx, stub
 @needs_rtx
 def test_targets_of_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trt_targets, "gpu_architecture", lambda: None)
-    assert check_targets(RTX, ("sm120", "sm89", "sm120")) == ("sm120", "sm89")
+    assert check_targets(RTX, ("sm120", "sm89", "sm120")) == ("sm89", "sm120")
     for unknown in ("sm90", "sm100", "foo", "SM89", ""):
         with pytest.raises(UsageError, match=rf"'{unknown}' was given, .* sm75, sm80, .*sm120"):
             check_targets(RTX, ("sm89", unknown))
