@@ -56,13 +56,20 @@ def parser() -> argparse.ArgumentParser:
 def _add_main(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--large",
-        metavar="DIR_OR_HUB_ID",
-        help="the large model: a diffusers pipeline folder, or ORG/NAME[/FOLDER][@REVISION] of the hub",
+        metavar="SOURCE",
+        help="the large model: a diffusers pipeline folder, ORG/NAME[/FOLDER or FILE][@REVISION] of the hub, or a "
+        "transformer alone: a folder or a .safetensors file",
     )
     group.add_argument(
         "--small",
-        metavar="DIR_OR_HUB_ID",
-        help="the small model, likewise, or a transformer alone, with the same latents and text encoder",
+        metavar="SOURCE",
+        help="the small model, likewise, with the same latents and text encoder",
+    )
+    group.add_argument(
+        "--base",
+        metavar="SOURCE",
+        help="the pipeline to take VAE, text encoder, tokenizer and scheduler from (default: that of the first model "
+        "that is a whole pipeline)",
     )
     group.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write the bundle to")
     group.add_argument(
@@ -251,6 +258,7 @@ def build(arguments: argparse.Namespace) -> None:
     request = BuildRequest(
         large=arguments.large,
         small=arguments.small,
+        base=arguments.base,
         out=arguments.out,
         size=arguments.size,
         frames=arguments.frames,

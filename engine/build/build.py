@@ -15,10 +15,11 @@ from flowblending.contracts.graph import Precision
 from flowblending.contracts.manifest import MANIFEST, BundleFile, Component, Manifest
 from flowblending.engine.backends import registry as backends
 from flowblending.engine.build.components import ComponentBuilder
-from flowblending.engine.build.plan import Plan, Sources, check_plan, find_sources, make_plan
+from flowblending.engine.build.plan import Plan, check_plan, make_plan
 from flowblending.engine.build.precision import choose_precisions, fp8_models
 from flowblending.engine.build.proof.report_build import add_report
 from flowblending.engine.build.request import BuildRequest, rebuild_command
+from flowblending.engine.build.sources import Sources, find_sources
 from flowblending.engine.bundle.bundle import (
     Bundle,
     bundle_id,
@@ -62,7 +63,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     with scratch() as looked_at:
         with console.phase("Reading checkpoints"):
             sources = find_sources(request, looked_at)
-            plan = make_plan(request, sources.large.folder, sources.small.folder)
+            plan = make_plan(request, sources.folders)
             left_out = check_plan(request, plan, sources)
         for line in (*plan.advice, *left_out):
             console.warn(line)
@@ -101,8 +102,8 @@ def _fetched(
     if not sources.remote:
         return plan
     dataclasses.replace(builder, checksums=sources.checksums, hashes={}).check_room(plan, precisions, old)
-    sources.check_download(builder.request)
-    return make_plan(builder.request, *sources.fetch())
+    sources.check_download()
+    return make_plan(builder.request, sources.fetch())
 
 
 def _described(

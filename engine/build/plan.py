@@ -15,8 +15,8 @@ import numpy as np
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import LARGE, SMALL, PipelineSpec
 from flowblending.contracts.manifest import VideoProfile
-from flowblending.engine.build.disk import check_download
 from flowblending.engine.build.request import BuildRequest
+from flowblending.engine.build.sources import Folders, Sources
 from flowblending.engine.bundle.geometry import plan_profiles
 from flowblending.runtime.authors import authors_line
 from flowblending.runtime.options import Job
@@ -25,7 +25,6 @@ from flowblending.runtime.program.sigmas import sigma_grid
 
 if TYPE_CHECKING:
     from flowblending.export.checkpoint.checkpoint import Checkpoint
-    from flowblending.export.checkpoint.source import Source
     from flowblending.export.families.tokenizer import TokenizerFile
     from flowblending.export.graph.exportable import Part
 
@@ -52,75 +51,8 @@ class Plan:
     advice: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """The two checkpoints of a build, of which only JSON files and headers may be here."""
-
-    large: Source
-    small: Source
-
-    @property
-    def remote(self) -> bool:
-        """Whether weights are still to be fetched."""
-        return self.large.remote is not None or self.small.remote is not None
-
-    @property
-    def checksums(self) -> Mapping[Path, str]:
-        """Of files that are still to be fetched."""
-        return {**self.large.checksums, **self.small.checksums}
-
-    def check_download(self, request: BuildRequest) -> None:
-        """Refuse weights that there is no room for in the cache of huggingface_hub.
-
-        Raises:
-            FlowBlendingError: likewise.
-        """
-        from flowblending.export.checkpoint.hub import cache_folder
-        from flowblending.export.checkpoint.source import LARGE_WEIGHTS, TRANSFORMER_WEIGHTS
-
-        left = {
-            request.large: self.large.left(LARGE_WEIGHTS),
-            request.small: self.small.left(TRANSFORMER_WEIGHTS),
-        }
-        names = " and ".join(name for name, count in left.items() if count)
-        check_download(sum(left.values()), cache_folder(), names)
-
-    def fetch(self) -> tuple[Path, Path]:
-        """The folders of both, with every weight that a build needs."""
-        from flowblending.export.checkpoint.source import LARGE_WEIGHTS, TRANSFORMER_WEIGHTS
-
-        return self.large.fetch(LARGE_WEIGHTS), self.small.fetch(TRANSFORMER_WEIGHTS)
-
-
-def find_sources(request: BuildRequest, scratch: Path) -> Sources:
-    """Find both checkpoints: first the configurations of both, then the headers of their weights.
-
-    Args:
-        scratch: an empty folder, for as long as the sources are looked at.
-
-    Raises:
-        FlowBlendingError: one is not there, or its configurations are not those of a checkpoint that can be built.
-    """
-    from flowblending.export.checkpoint.checkpoint import open_checkpoint, open_transformer
-    from flowblending.export.checkpoint.source import LARGE_WEIGHTS, SMALL_HEADERS, locate
-    from flowblending.export.families.pipeline_class import check_class
-    from flowblending.export.families.registry import pipeline_classes
-
-    check_class(request.pipeline)
-    sources = Sources(
-        large=locate(request.large, LARGE_WEIGHTS, scratch / LARGE),
-        small=locate(request.small, SMALL_HEADERS, scratch / SMALL),
-    )
-    classes = pipeline_classes()
-    large = open_checkpoint(sources.large.folder, classes, whole=False)
-    open_transformer(sources.small.folder, large, classes, whole=False)
-    sources.large.read_headers()
-    sources.small.read_headers()
-    return sources
-
-
-def make_plan(request: BuildRequest, large_folder: Path, small_folder: Path) -> Plan:
-    """What to build of the checkpoints in two folders.
+def make_plan(request: BuildRequest, found: Folders) -> Plan:
+    """What to build of the checkpoints in these folders.
 
     Raises:
         FlowBlendingError: one cannot be built, or not at the sizes that were asked for, or they cannot be a pair.
@@ -129,7 +61,7 @@ def make_plan(request: BuildRequest, large_folder: Path, small_folder: Path) -> 
     from flowblending.export.families.registry import family_of
     from flowblending.export.families.tokenizer import read_tokenizer
 
-    pair = _open_pair(request, large_folder, small_folder)
+    pair = _open_pair(request, found)
     family = family_of(pair.large)
     pipeline = family.describe(pair.large)
     pipeline = replace(pipeline, grid=with_shift(pipeline.grid, request.shift))
@@ -141,6 +73,7 @@ def make_plan(request: BuildRequest, large_folder: Path, small_folder: Path) -> 
     )
     signals = folders if request.teacache else {}
     advice = [family.advise(each) for each in (pair.large, pair.small) if each is not None]
+    advice += found.left_out
     advice.append(authors_line(pipeline, Job(prompt="", shift=request.shift)))
     return Plan(
         pipeline=pipeline,
@@ -166,7 +99,7 @@ def check_plan(request: BuildRequest, plan: Plan, sources: Sources) -> tuple[str
     from flowblending.export.checkpoint.together import check_together
     from flowblending.export.families.tokenizer import token_ids
 
-    pair = _open_pair(request, sources.large.folder, sources.small.folder)
+    pair = _open_pair(request, sources.folders)
     check_together(pair.large, token_ids(plan.tokenizer.content))
     _check_scheduler(pair.large, plan.pipeline)
     return tuple(line for part in plan.parts for line in part.check())
@@ -201,21 +134,33 @@ class _OpenPair:
     small: Checkpoint | None
 
 
-def _open_pair(request: BuildRequest, large_folder: Path, small_folder: Path) -> _OpenPair:
+def _open_pair(request: BuildRequest, found: Folders) -> _OpenPair:
     from flowblending.export.checkpoint.checkpoint import TRANSFORMER, open_checkpoint, open_transformer
     from flowblending.export.families.pair import check_pair
     from flowblending.export.families.pipeline_class import run_with
     from flowblending.export.families.registry import pipeline_classes, row_of
 
-    published = open_checkpoint(large_folder, pipeline_classes())
+    classes = pipeline_classes()
+    published = open_checkpoint(found.base, classes, whole=False)
     able = row_of(published).pipelines
-    large = run_with(published, request.pipeline, able)
-    small_transformer, small = open_transformer(small_folder, large, pipeline_classes())
+    base = run_with(published, request.pipeline, able)
+
+    def transformer(name: str, of: Checkpoint) -> tuple[Path, Checkpoint | None]:
+        folder, pipeline = open_transformer(found.models[name], of, classes)
+        return folder, None if pipeline is None else run_with(pipeline, request.pipeline, able)
+
+    large_transformer, own = transformer(LARGE, base)
+    if found.models[LARGE] != found.base:
+        names = ("the pipeline", "the large model")
+        check_pair(base, base.folder / TRANSFORMER, large_transformer, own, names)
+    open_checkpoint(found.base, classes, transformer=large_transformer)
+    large = replace(base, transformer=large_transformer)
+    small_transformer, small = transformer(SMALL, large)
     pair = _OpenPair(
         large=large,
-        large_transformer=large.folder / TRANSFORMER,
+        large_transformer=large_transformer,
         small_transformer=small_transformer,
-        small=None if small is None else run_with(small, request.pipeline, able),
+        small=small,
     )
     check_pair(pair.large, pair.large_transformer, pair.small_transformer, pair.small)
     return pair

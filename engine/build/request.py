@@ -14,6 +14,7 @@ from flowblending.engine.build.fp8.options import Fp8Options
 class BuildRequest:
     """What ``fb-build-engines`` was asked for; see its ``--help`` for each.
 
+    ``base``: the pipeline of VAE, text encoder, tokenizer and scheduler; None for that of the first model that has one.
     ``size`` and ``frames``: see `flowblending.engine.bundle.geometry.plan_profiles`. ``shift``: of the noise levels, in
     place of the checkpoint's. ``sampling``: how distilled models were trained to be sampled, by name. ``cache``: a
     folder, or None for none.
@@ -27,6 +28,7 @@ class BuildRequest:
     precision: str | None
     backend: str
     targets: tuple[str, ...]
+    base: str | None = None
     pipeline: str | None = None
     shift: float | None = None
     sampling: Mapping[str, ModelSampling] = field(default_factory=dict)
@@ -45,6 +47,7 @@ def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
     options = {
         "--large": _absolute(request.large),
         "--small": _absolute(request.small),
+        "--base": None if request.base is None else _absolute(request.base),
         "--out": str(request.out.absolute()),
         "--size": request.size,
         "--frames": request.frames,

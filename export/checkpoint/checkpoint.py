@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from flowblending.export.checkpoint.model_files import (
 )
 from flowblending.export.checkpoint.naming import listed, shown
 from flowblending.export.checkpoint.quantised import quantised_by_config
+from flowblending.export.checkpoint.weights_file import AUTHORS_CLASSES
 
 __all__ = [
     "MODEL_INDEX",
@@ -47,9 +48,6 @@ MODEL_INDEX = "model_index.json"
 COMPONENTS = (TRANSFORMER, "text_encoder", "vae")
 """Those with weights."""
 
-_AUTHORS_CLASSES = ("WanModel", "VaceWanModel")
-"""What the authors of a model call its transformer in a config.json of their own."""
-
 _ENCODERS = {"t5": "T5EncoderModel", "umt5": "UMT5EncoderModel"}
 """The class of a text encoder by the ``model_type`` in its configuration."""
 
@@ -62,41 +60,56 @@ class Checkpoint:
         folder: holds ``model_index.json`` and one folder per component.
         pipeline: the class that it is run with; one that some family covers.
         published: the class that ``model_index.json`` names, where that is another one.
+        transformer: folder of one that stands in the place of the pipeline's own; None for its own.
     """
 
     folder: Path
     pipeline: str
     published: str | None = None
+    transformer: Path | None = None
+
+    def place(self, component: str) -> Path:
+        """The folder of a component."""
+        if component == TRANSFORMER and self.transformer is not None:
+            return self.transformer
+        return self.folder / component
 
     def config(self, component: str) -> dict[str, Any]:
         """The configuration of a component (``transformer``, ``vae``, ``scheduler``, ...)."""
         name = "scheduler_config.json" if component == "scheduler" else "config.json"
-        return read_json(self.folder / component / name)
+        return read_json(self.place(component) / name)
 
     def has(self, component: str) -> bool:
         """Whether the folder holds a component; of a pipeline that only gives a transformer, some may be left out."""
-        return (self.folder / component / "config.json").is_file()
+        return (self.place(component) / "config.json").is_file()
 
     def has_weights(self, component: str) -> bool:
         """Whether a component that is there has weights."""
-        return weights_listing({path.name for path in (self.folder / component).iterdir()}) is not None
+        return weights_listing({path.name for path in self.place(component).iterdir()}) is not None
 
 
-def open_checkpoint(folder: str | Path, classes: Collection[str] | None = None, *, whole: bool = True) -> Checkpoint:
+def open_checkpoint(
+    folder: str | Path,
+    classes: Collection[str] | None = None,
+    *,
+    whole: bool = True,
+    transformer: Path | None = None,
+) -> Checkpoint:
     """A whole pipeline.
 
     Args:
         folder: with ``model_index.json``; see `flowblending.export.checkpoint.source` for those of the hub.
         classes: pipeline classes that are supported; None takes any.
         whole: look at the files of weights, too, and not only at configurations.
+        transformer: folder of one in the place of the pipeline's own, of which the configuration alone is needed then.
 
     Raises:
         FlowBlendingError: it is no diffusers pipeline, one of another class, quantised, or incomplete.
     """
-    checkpoint = _read_index(Path(folder), classes)
+    checkpoint = replace(_read_index(Path(folder), classes), transformer=transformer)
     folder = checkpoint.folder
     for component in COMPONENTS:
-        check_there(folder / component / "config.json")
+        check_there(checkpoint.place(component) / "config.json")
     for component in ("scheduler", "tokenizer"):
         if not (folder / component).is_dir():
             raise FlowBlendingError(f"{shown(folder)} has no folder {component}; give a complete diffusers checkpoint.")
@@ -123,19 +136,16 @@ def open_transformer(
     """
     folder = Path(source)
     checkpoint = _read_index(folder, classes) if (folder / MODEL_INDEX).is_file() else None
-    inner = folder / TRANSFORMER
-    found = inner if checkpoint is not None or (inner / "config.json").is_file() else folder
-    if checkpoint is None and not (found / "config.json").is_file():
-        raise _foreign(folder, "neither model_index.json nor a transformer's config.json")
+    found = folder / TRANSFORMER if checkpoint is not None else check_transformer(folder)
     check_there(found / "config.json")
     config = read_json(found / "config.json")
     expected, actual = of.config(TRANSFORMER).get("_class_name"), config.get("_class_name")
     if not isinstance(expected, str):
         raise FlowBlendingError(
-            f"{shown(of.folder / TRANSFORMER)}/config.json names no class (_class_name); give a complete diffusers "
+            f"{shown(of.place(TRANSFORMER))}/config.json names no class (_class_name); give a complete diffusers "
             "checkpoint."
         )
-    if actual in _AUTHORS_CLASSES:
+    if actual in AUTHORS_CLASSES:
         raise _foreign(found, "")
     if actual != expected:
         raise FlowBlendingError(
@@ -150,9 +160,22 @@ def open_transformer(
     return found, checkpoint
 
 
+def check_transformer(folder: Path) -> Path:
+    """The folder of a transformer that was given without its pipeline: this one, or ``transformer`` in it.
+
+    Raises:
+        FlowBlendingError: it is neither.
+    """
+    inner = folder / TRANSFORMER
+    found = inner if (inner / "config.json").is_file() else folder
+    if not (found / "config.json").is_file():
+        raise _foreign(folder, "neither model_index.json nor a transformer's config.json")
+    return found
+
+
 def component_files(checkpoint: Checkpoint, component: str) -> tuple[Path, ...]:
     """The files that determine a component that has weights: configuration, index, weights."""
-    return model_files(checkpoint.folder / component)
+    return model_files(checkpoint.place(component))
 
 
 def vae_statistics(checkpoint: Checkpoint) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -231,7 +254,7 @@ def _check_configurations(checkpoint: Checkpoint, components: Sequence[str]) -> 
     index = read_json(checkpoint.folder / MODEL_INDEX)
     for component in components:
         config = checkpoint.config(component)
-        _refuse_quantised(checkpoint.folder / component, config)
+        _refuse_quantised(checkpoint.place(component), config)
         entry = index.get(component)
         named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         own = config.get("_class_name") or _ENCODERS.get(str(config.get("model_type")))
@@ -252,11 +275,11 @@ def _foreign(folder: Path, lacks: str) -> FlowBlendingError:
     name, config = shown(folder), folder / "config.json"
     kind = read_json(config).get("_class_name") if config.is_file() else None
     loose = sorted(path.name for path in folder.iterdir() if path.name.endswith(WEIGHT_SUFFIXES))
-    if kind in _AUTHORS_CLASSES or (loose and not config.is_file()):
+    if kind in AUTHORS_CLASSES or (loose and not config.is_file()):
         return FlowBlendingError(
             f"{name} holds weights in their authors' format ({listed(loose) or kind}); {EXPECTED} of the same model "
             f"in diffusers' format, which often has a name like {folder.name if name == str(folder) else name}"
-            "-Diffusers."
+            "-Diffusers, or the file of the transformer and --base PIPELINE."
         )
     if config.is_file():
         return FlowBlendingError(f"{name} is one component of a checkpoint, not a whole pipeline; {EXPECTED}.")

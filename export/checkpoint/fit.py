@@ -11,13 +11,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flowblending import FlowBlendingError
-from flowblending.export.checkpoint.model_files import TensorPlace
 from flowblending.export.checkpoint.naming import listed
+from flowblending.export.checkpoint.places import TensorPlace
 from flowblending.export.checkpoint.quantised import quantised_by_name, quantised_by_type
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 INTEGERS = ("I64", "I32", "U8", "BOOL")
 """Types as safetensors names them: of weights, and of what else a class may keep."""
+
+_LISTED = 10
+"""Names in a message about tensors of a file that are not accounted for."""
 
 _HARMLESS: tuple[tuple[str, str], ...] = (
     (r"(^|\.)_extra_state$", "notes of Transformer Engine's layers beside their weights"),
@@ -65,8 +68,11 @@ def check_tensors(
         raise quantised(where, method, f"{listed(surplus)} among its tensors")
     _check_types(expected, found, where)
     if missing or surplus:
-        lacks = f"lack {listed(missing)}" if missing else ""
-        holds = f"hold {listed(surplus)}, for which a {model} of this config.json has no place" if surplus else ""
+        file = any(place.key for place in found.values())
+        described, most = ("of these shapes", _LISTED) if file else ("of this config.json", 3)
+        keys = [found[name].key or name for name in surplus]
+        lacks = f"lack {listed(missing, most)}" if missing else ""
+        holds = f"hold {listed(keys, most)}, for which a {model} {described} has no place" if surplus else ""
         complete = "give a checkpoint that is a whole" if missing else "give a checkpoint that is a plain"
         raise FlowBlendingError(
             f"The weights in {where} {' and '.join(filter(None, (lacks, holds)))}; {complete} {model}."
@@ -105,7 +111,9 @@ def _check_types(expected: Mapping[str, Expected], found: Mapping[str, TensorPla
     wrong = [
         name
         for name, tensor in expected.items()
-        if name in found and found[name].kind not in (FLOATS if tensor.floating else FLOATS + INTEGERS)
+        if name in found
+        and not (found[name].decoded and tensor.floating)
+        and found[name].kind not in (FLOATS if tensor.floating else FLOATS + INTEGERS)
     ]
     if not wrong:
         return
@@ -124,7 +132,9 @@ def _check_shapes(expected: Mapping[str, Expected], found: Mapping[str, TensorPl
     if not wrong:
         return
     name, others = wrong[0], f" ({len(wrong) - 1} more differ, too)" if len(wrong) > 1 else ""
+    key = found[name].key
+    asks = "the shapes of the others ask" if key else "config.json asks"
     raise FlowBlendingError(
-        f"The weight {name} in {where} has shape {list(found[name].shape)}, but config.json asks for "
-        f"{list(expected[name].shape)}{others}; give a complete diffusers checkpoint."
+        f"The weight {key or name} in {where} has shape {list(found[name].shape)}, but {asks} for "
+        f"{list(expected[name].shape)}{others}; give a complete {'file' if key else 'diffusers checkpoint'}."
     )

@@ -15,7 +15,13 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from flowblending import FlowBlendingError
-from flowblending.export.checkpoint.model_files import STATISTICS, WEIGHT_SUFFIXES, weight_map, weights_listing
+from flowblending.export.checkpoint.model_files import (
+    AUTHORS_STATISTICS,
+    STATISTICS,
+    WEIGHT_SUFFIXES,
+    weight_map,
+    weights_listing,
+)
 
 COMPONENTS = ("transformer", "text_encoder", "vae", "scheduler")
 TOKENIZER = "tokenizer"
@@ -47,7 +53,7 @@ class Address:
     Attributes:
         name: what the user gave.
         repository: ``Org/Name``.
-        inside: the folder in it that was asked for; empty for its root.
+        inside: the folder in it that was asked for, or the file of weights; empty for its root.
         revision: a branch, a tag or a commit; None for the main branch.
     """
 
@@ -78,13 +84,17 @@ class Repository:
     wanted: Sequence[str]
     checksums: dict[Path, str] = field(default_factory=dict)
 
-    def read_headers(self) -> None:
+    def read_headers(self, components: Sequence[str] | None = None) -> None:
         """Put stand-ins in the places of the weights that are not here yet.
+
+        Args:
+            components: in place of ``wanted``.
 
         Raises:
             FlowBlendingError: the hub does not give them, or a file is none of safetensors.
         """
-        missing = [name for name in self._weights(self.wanted) if not (self.folder / name).is_symlink()]
+        wanted = self.wanted if components is None else components
+        missing = [name for name in self._weights(wanted) if not (self.folder / name).is_symlink()]
         known = {name: checksum for name in missing if (checksum := self.files[name].checksum) is not None}
         with ThreadPoolExecutor(_READERS) as pool:
             for _ in pool.map(self._stand_in, known):
@@ -109,9 +119,13 @@ class Repository:
         return _download(self.address, self.commit, names) / self.address.inside
 
     def _weights(self, components: Sequence[str]) -> list[str]:
-        """Paths of the weights in these folders that are listed."""
+        """Paths of the weights in these folders that are listed; where a file was asked for, that and its shards."""
         found = []
         inside = PurePosixPath(self.address.inside)
+        if self.address.inside in self.files:
+            if inside.suffix != ".json":
+                return [str(inside)]
+            return self._shards(self.folder / inside, inside.parent)
         for component in components:
             if not component and str(inside / "transformer/config.json") in self.files:
                 continue
@@ -120,11 +134,15 @@ class Repository:
             }
             listing = weights_listing(names)
             if listing is not None and listing.endswith(".json"):
-                shards = sorted(set(weight_map(self.folder / names[listing]).values()))
-                found += [names[shard] for shard in shards if shard in names]
+                found += self._shards(self.folder / names[listing], inside / component)
             elif listing is not None:
                 found.append(names[listing])
         return found
+
+    def _shards(self, index: Path, folder: PurePosixPath) -> list[str]:
+        """Paths of the files that an index names, of those that are there."""
+        shards = (str(folder / name) for name in sorted(set(weight_map(index).values())))
+        return [shard for shard in shards if shard in self.files]
 
     def _stand_in(self, name: str) -> None:
         """A sparse file with the header of a file of weights, and with the VAE's statistics, which are read, too."""
@@ -203,16 +221,15 @@ def open_repository(address: Address, wanted: Sequence[str], scratch: Path) -> R
     }
     small = small_files(files, address.inside)
     # By the name of the revision, so that the cache knows it when the hub is out of reach.
-    snapshot = _download(address, address.revision, small) if small else None
+    snapshot = _download(address, address.revision, small)
     folder = scratch / f"models--{address.repository.replace('/', '--')}" / "snapshots" / commit
-    (folder / address.inside).mkdir(parents=True)
+    folder.mkdir(parents=True)
     for path in files:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         if path.endswith(WEIGHT_SUFFIXES):
             # So that messages can name what there is.
             (folder / path).touch()
-    if snapshot is not None:
-        _link(folder, snapshot, [path for path in files if (snapshot / path).is_file()])
+    _link(folder, snapshot, [path for path in files if (snapshot / path).is_file()])
     return Repository(address=address, commit=commit, files=files, folder=folder, wanted=wanted)
 
 
@@ -234,7 +251,8 @@ def small_files(names: Iterable[str], inside: str) -> list[str]:
         read = folder in (".", *COMPONENTS) and path.name.endswith(
             ("model_index.json", "config.json", ".safetensors.index.json")
         )
-        if read or folder == TOKENIZER:
+        asked = name == inside and path.suffix == ".json"
+        if read or asked or folder == TOKENIZER:
             found.append(name)
     return found
 
@@ -250,7 +268,8 @@ def _statistics(header: bytes) -> list[tuple[int, int]]:
     """Where a VAE's statistics are among the data of a file."""
     try:
         tensors = json.loads(header)
-        return [tuple(tensors[name]["data_offsets"]) for name in STATISTICS if name in tensors]
+        names = (*STATISTICS, *AUTHORS_STATISTICS)
+        return [tuple(tensors[name]["data_offsets"]) for name in names if name in tensors]
     except (ValueError, LookupError, TypeError):
         return []  # the reader of the stand-in says what is wrong
 
@@ -276,15 +295,15 @@ def _cached(address: Address) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    for file in ("model_index.json", "config.json", "transformer/config.json"):
+    for file in ("model_index.json", "config.json", "transformer/config.json", ""):
         try:
-            found = try_to_load_from_cache(
-                address.repository, str(PurePosixPath(address.inside) / file), revision=address.revision
-            )
+            # The last is what was asked for itself, where that is a file.
+            path = str(PurePosixPath(address.inside) / file)
+            found = try_to_load_from_cache(address.repository, path, revision=address.revision)
         except HFValidationError:
             return None  # no such name can be on the hub, as whoever asked it was told
         if isinstance(found, str):
-            return Path(found).parents[file.count("/")]
+            return Path(found).parents[file.count("/")] if file else Path(found)
     return None
 
 

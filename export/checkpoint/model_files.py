@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import struct
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.naming import listed, shown
+from flowblending.export.checkpoint.places import PLACES, TensorPlace, placed_files, read_places
 
 _WEIGHTS = (
     # Where both exist, the one that the library itself reads stands first.
@@ -25,21 +24,8 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".ms
 DEVIATION = "latents_std"
 STATISTICS = ("latents_mean", DEVIATION)
 """Tensors of a VAE that are read beside its headers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorPlace:
-    """Where a tensor is stored: file, first byte, shape, and the type as safetensors names it (``BF16``)."""
-
-    path: Path
-    offset: int
-    shape: tuple[int, ...]
-    kind: str
-
-    @property
-    def elements(self) -> int:
-        """How many numbers it holds."""
-        return math.prod(self.shape)
+AUTHORS_STATISTICS = ("vae.per_channel_statistics.mean-of-means", "vae.per_channel_statistics.std-of-means")
+"""What the authors of LTX-Video call them."""
 
 
 def model_files(folder: Path) -> tuple[Path, ...]:
@@ -50,6 +36,13 @@ def model_files(folder: Path) -> tuple[Path, ...]:
     """
     config = folder / "config.json"
     check_there(config)
+    if (folder / PLACES).is_file():
+        return config, folder / PLACES, *placed_files(folder)
+    return config, *weight_files(folder)
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """Those of `model_files` beside the configuration; raises likewise."""
     names = {path.name for path in folder.iterdir()}
     found = weights_listing(names)
     if found is None:
@@ -62,7 +55,7 @@ def model_files(folder: Path) -> tuple[Path, ...]:
     check_there(listing)
     if listing.suffix == ".safetensors":
         _header(listing)
-        return config, listing
+        return (listing,)
     shards = tuple(folder / name for name in sorted(set(weight_map(listing).values())))
     missing = [shard for shard in shards if not shard.is_file()]
     if missing:
@@ -72,7 +65,7 @@ def model_files(folder: Path) -> tuple[Path, ...]:
         )
     for shard in shards:
         _header(shard)
-    return config, listing, *shards
+    return listing, *shards
 
 
 def weights_listing(names: Collection[str]) -> str | None:
@@ -105,6 +98,9 @@ def stored_tensors(folder: Path) -> dict[str, TensorPlace]:
 
 def tensors_in(files: Sequence[Path]) -> dict[str, TensorPlace]:
     """Every tensor of these files, by name; those that are not safetensors are passed over."""
+    places = next((path for path in files if path.name == PLACES), None)
+    if places is not None:
+        return read_places(places.parent)
     found = {}
     for path in files:
         if path.suffix == ".safetensors":
@@ -153,23 +149,21 @@ def _sha256(path: Path, progress: Progress | None) -> str:
 
 
 def read_tensor(files: Sequence[Path], name: str) -> tuple[float, ...] | None:
-    """A small tensor of floating-point numbers from safetensors files; None where none of them has it.
+    """A small tensor of floating-point numbers from safetensors files; None where none of them has it."""
+    place = next((found[name] for path in files if name in (found := tensors_in([path]))), None)
+    return None if place is None else read_place(place)
 
-    Read by hand, because numpy has no bfloat16.
-    """
-    for path in files:
-        tensors, start = _header(path) if path.suffix == ".safetensors" else ({}, 0)
-        if name in tensors:
-            first, last = tensors[name]["data_offsets"]
-            with path.open("rb") as file:
-                file.seek(start + first)
-                raw = file.read(last - first)
-            if tensors[name]["dtype"] == "BF16":
-                # bfloat16 is the upper half of float32.
-                raw = b"".join(b"\0\0" + raw[at : at + 2] for at in range(0, len(raw), 2))
-            letter = {"F64": "d", "F16": "e"}.get(tensors[name]["dtype"], "f")
-            return struct.unpack(f"<{len(raw) // struct.calcsize(letter)}{letter}", raw)
-    return None
+
+def read_place(place: TensorPlace) -> tuple[float, ...]:
+    """The numbers of a small tensor; by hand, because numpy has no bfloat16."""
+    letter = {"F64": "d", "F16": "e", "BF16": "e"}.get(place.kind, "f")
+    with place.path.open("rb") as file:
+        file.seek(place.offset)
+        raw = file.read(place.elements * struct.calcsize(letter))
+    if place.kind == "BF16":
+        # bfloat16 is the upper half of float32.
+        raw, letter = b"".join(b"\0\0" + raw[at : at + 2] for at in range(0, len(raw), 2)), "f"
+    return struct.unpack(f"<{len(raw) // struct.calcsize(letter)}{letter}", raw)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a user names a checkpoint by: a folder, or ``ORG/NAME[/FOLDER][@REVISION]`` of the hub."""
+"""What a user names a checkpoint by: a folder, a file of weights, or ``ORG/NAME[/FOLDER or FILE][@REVISION]``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pathlib import Path
 
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.hub import EXPECTED, Address, Repository, open_repository
+from flowblending.export.checkpoint.weights_file import SUFFIXES, check_suffix
 
-LARGE_WEIGHTS = ("transformer", "text_encoder", "vae")
+PIPELINE_WEIGHTS = ("text_encoder", "vae")
+"""Folders with the weights that a pipeline gives beside its transformer."""
+LARGE_WEIGHTS = ("transformer", *PIPELINE_WEIGHTS)
 TRANSFORMER_WEIGHTS = ("", "transformer")
 SMALL_HEADERS = (*TRANSFORMER_WEIGHTS, "vae")
 """Folders with weights; a transformer may be a repository or a folder of its own, which is the empty one.
@@ -29,17 +32,22 @@ class Source:
     """A checkpoint.
 
     Attributes:
-        folder: with JSON files and, after `read_headers`, with files whose headers are those of the weights.
+        folder: with JSON files and, after `read_headers`, with files whose headers are those of the weights; or a file
+            of weights.
         remote: the repository that weights are still to be fetched from; None where they are here.
     """
 
     folder: Path
     remote: Repository | None = None
 
-    def read_headers(self) -> None:
-        """Fetch the headers of weights that are still on the hub."""
+    def read_headers(self, components: Sequence[str] | None = None) -> None:
+        """Fetch the headers of weights that are still on the hub.
+
+        Args:
+            components: folders whose weights are needed; None for those that it was located for.
+        """
         if self.remote is not None:
-            self.remote.read_headers()
+            self.remote.read_headers(components)
 
     @property
     def checksums(self) -> Mapping[Path, str]:
@@ -51,7 +59,7 @@ class Source:
         return 0 if self.remote is None else self.remote.left(components)
 
     def fetch(self, components: Sequence[str]) -> Path:
-        """The folder with the weights of its folders ``components``, fetched where they were not here."""
+        """The folder, or the file, with the weights of its folders ``components``, fetched where they were not here."""
         return self.folder if self.remote is None else self.remote.fetch(components)
 
 
@@ -70,15 +78,27 @@ def locate(source: str, wanted: Sequence[str], scratch: Path) -> Source:
     if path.is_dir():
         return Source(folder=path)
     if path.exists():
-        raise FlowBlendingError(f"{source} is a single file, but a diffusers folder was expected; {EXPECTED}.")
+        check_suffix(source)
+        return Source(folder=path)
     match = _HUB_ID.fullmatch(source)
     if match is None:
-        raise FlowBlendingError(f"There is no folder {source}; {EXPECTED}.")
+        kind = "file" if source.endswith(SUFFIXES) else "folder"
+        raise FlowBlendingError(f"There is no {kind} {source}; {EXPECTED}.")
     inside = match["inside"] or ""
+    if not inside and source.endswith(SUFFIXES):
+        # No repository has such a name.
+        raise FlowBlendingError(
+            f"There is no file {source}; give one that is there, or {EXPECTED.removeprefix('give ')}."
+        )
     address = Address(name=source, repository=match["repository"], inside=inside, revision=match["revision"])
     found = open_repository(address, wanted, scratch)
     if isinstance(found, Path):
         return Source(folder=found)
-    if not any(name.startswith(f"{inside}/") for name in found.files) and inside:
-        raise FlowBlendingError(f"{match['repository']} has no folder {inside}; give ORG/NAME or a folder that it has.")
+    if inside in found.files:
+        check_suffix(inside)
+    elif inside and not any(name.startswith(f"{inside}/") for name in found.files):
+        raise FlowBlendingError(
+            f"{match['repository']} has no folder {inside}, and no file of that name; give ORG/NAME, or a folder or "
+            "file that it has."
+        )
     return Source(folder=found.folder / inside, remote=found)

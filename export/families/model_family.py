@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flowblending.export.families.original import Original, Shapes
+
 if TYPE_CHECKING:
     from flowblending.export.graph.exportable import Family
 
@@ -20,9 +22,13 @@ class ModelFamily:
         vae_factors: from the VAE's configuration to the video frames and pixels per latent frame and pixel, as the VAE
             class derives them.
         load: imports torch and diffusers, and makes what answers all further questions.
+        original: from the names and shapes of a transformer in a file of weights, and the configuration of the
+            transformer of the pipeline that it is to run in, to diffusers' names and configuration. None where files
+            of weights are not supported.
     """
 
     name: str
     pipelines: tuple[str, ...]
     vae_factors: Callable[[Mapping[str, Any]], tuple[int, int]]
     load: Callable[[], Family]
+    original: Callable[[Shapes, Mapping[str, Any]], Original] | None = None

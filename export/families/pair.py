@@ -13,7 +13,13 @@ from flowblending.export.checkpoint.naming import shown
 from flowblending.export.families.registry import vae_factors
 
 
-def check_pair(large: Checkpoint, large_transformer: Path, small_transformer: Path, small: Checkpoint | None) -> None:
+def check_pair(
+    large: Checkpoint,
+    large_transformer: Path,
+    small_transformer: Path,
+    small: Checkpoint | None,
+    names: tuple[str, str] = ("the large one", "the small one"),
+) -> None:
     """Refuse a pair that cannot share latents or text.
 
     What can be seen from the configurations: two VAEs of one architecture and equal statistics count as the same.
@@ -23,6 +29,7 @@ def check_pair(large: Checkpoint, large_transformer: Path, small_transformer: Pa
         large_transformer: folder of the large transformer.
         small_transformer: folder of the small transformer.
         small: the pipeline that the small transformer came from; None where it was given alone.
+        names: what messages call the two.
 
     Raises:
         FlowBlendingError: names the first field that differs, and both values.
@@ -31,15 +38,15 @@ def check_pair(large: Checkpoint, large_transformer: Path, small_transformer: Pa
         # LTXPipeline and LTXConditionPipeline place frames at different times (rotary coordinates) and draw other
         # noise levels: the transformer of one runs under the other, but on inputs that it was not trained on.
         raise FlowBlendingError(
-            f"The large checkpoint is a {large.pipeline} but the small one is a {small.pipeline}, and each gives its "
+            f"{names[0].capitalize()} is a {large.pipeline} but {names[1]} is a {small.pipeline}, and each gives its "
             f"transformer different inputs; choose two checkpoints of one pipeline class, or name the class that runs "
             f"both: --pipeline {large.pipeline}."
         )
     for field, ours, theirs in _compared(large, large_transformer, small_transformer, small):
         if not _same(ours, theirs):
             raise FlowBlendingError(
-                f"The two checkpoints cannot be a pair: {field} is {_show(ours)} in the large one "
-                f"({shown(large.folder)}) but {_show(theirs)} in the small one ({shown(small_transformer)}); "
+                f"The two checkpoints cannot be a pair: {field} is {_show(ours)} in {names[0]} "
+                f"({shown(large.folder)}) but {_show(theirs)} in {names[1]} ({shown(small_transformer)}); "
                 "choose two that share latents and text."
             )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -22,7 +21,7 @@ from flowblending.export.checkpoint.fit import Expected, check_tensors
 from flowblending.export.checkpoint.model_files import stored_tensors
 from flowblending.export.checkpoint.naming import shown
 from flowblending.export.graph.exportable import TORCH_DTYPES
-from flowblending.export.graph.stored import STREAMED_BYTES, Stored, find_stored, leave_in_file
+from flowblending.export.graph.stored import STREAMED_BYTES, Readable, find_stored, leave_in_file
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 Encoder = TypeVar("Encoder", T5EncoderModel, UMT5EncoderModel)
@@ -164,7 +163,7 @@ def empty_model(make: Callable[[], Module], folder: Path, precision: Precision) 
 
 def fill_model(
     model: torch.nn.Module,
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, Readable],
     precision: Precision,
     *,
     kept: Collection[str],
@@ -184,7 +183,7 @@ def fill_model(
         place = stored[name]
         if place.held.is_floating_point:
             dtype = torch.float32 if fp32.intersection(name.split(".")) else TORCH_DTYPES[precision]
-            place = dataclasses.replace(place, dtype=dtype)
+            place = place.as_type(dtype)
         _set(model, name, place, streamed=streamed)
     model.eval().requires_grad_(False)
 
@@ -194,7 +193,7 @@ def twin(module: Module) -> Module:
     return copy.deepcopy(module, {id(tensor): tensor for tensor in chain(module.parameters(), module.buffers())})
 
 
-def _set(model: torch.nn.Module, name: str, stored: Stored, *, streamed: bool) -> None:
+def _set(model: torch.nn.Module, name: str, stored: Readable, *, streamed: bool) -> None:
     """Put a weight into the place that it has in the model."""
     path, _, own = name.rpartition(".")
     owner = model.get_submodule(path)

@@ -6,12 +6,13 @@ where the module computes, it is read from its file, one at a time.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -21,6 +22,8 @@ import torch
 
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.model_files import stored_tensors
+from flowblending.export.checkpoint.places import TensorPlace
+from flowblending.export.graph.decoded import Decoded
 
 STREAMED_BYTES = 1 << 20
 """Bytes in its file from which on a weight stays there. The smaller ones of a 14B model are 20 MB together."""
@@ -36,6 +39,46 @@ _TYPES: Mapping[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+class Readable(Protocol):
+    """A tensor that is read when it is needed; what `Stored` and `Decoded` have."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In memory."""
+        ...
+
+    @property
+    def held(self) -> torch.dtype:
+        """Its type in the file."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that it is read as."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        ...
+
+    def as_type(self, dtype: torch.dtype) -> Readable:
+        """The same tensor, read as another type."""
+        ...
+
+    def read(self) -> torch.Tensor:
+        """The whole tensor."""
+        ...
+
+    def pieces(self) -> Iterator[torch.Tensor]:
+        """The whole tensor, flat, in pieces that take little memory."""
+        ...
+
+    def rows(self, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Some rows of a matrix."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +103,10 @@ class Stored:
     def nbytes(self) -> int:
         """Its size in the file."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.held.itemsize
+
+    def as_type(self, dtype: torch.dtype) -> Stored:
+        """The same tensor, read as another type."""
+        return dataclasses.replace(self, dtype=dtype)
 
     def read(self) -> torch.Tensor:
         """Read it; where its type changes, piece by piece, so that there is no second tensor of its size.
@@ -114,32 +161,34 @@ class Stored:
             values.copy_(target)
 
 
-def find_stored(folder: Path) -> dict[str, Stored]:
+def find_stored(folder: Path) -> dict[str, Readable]:
     """Every tensor of the model in a folder that has a type of torch's, by name, in that type.
 
     Raises:
         FlowBlendingError: a file is missing or cut short.
     """
     return {
-        name: Stored(
-            path=tensor.path,
-            offset=tensor.offset,
-            shape=tensor.shape,
-            held=_TYPES[tensor.kind],
-            dtype=_TYPES[tensor.kind],
-        )
+        name: stored_at(tensor)
         for name, tensor in stored_tensors(folder).items()
-        if tensor.kind in _TYPES
+        if tensor.decoded or tensor.kind in _TYPES
     }
 
 
-def leave_in_file(parameter: torch.nn.Parameter, stored: Stored) -> None:
+def stored_at(place: TensorPlace) -> Readable:
+    """The tensor at a place, in the type that it has there, which is one of torch's, or as it is decoded."""
+    if place.decoded:
+        return Decoded(place=place)
+    kind = _TYPES[place.kind]
+    return Stored(path=place.path, offset=place.offset, shape=place.shape, held=kind, dtype=kind)
+
+
+def leave_in_file(parameter: torch.nn.Parameter, stored: Readable) -> None:
     """Make a parameter stand for a tensor that is not read yet."""
     parameter.stored = stored  # type: ignore[attr-defined] # torch keeps what a user adds to a tensor
     parameter.data = _stand_in(stored)
 
 
-def stored_of(parameter: torch.Tensor) -> Stored | None:
+def stored_of(parameter: torch.Tensor) -> Readable | None:
     """The tensor that a parameter stands for; None for one that is in memory."""
     return getattr(parameter, "stored", None)
 
@@ -174,7 +223,7 @@ def onnx_type(dtype: torch.dtype) -> ir.DataType:
 class StoredTensor(ir.LazyTensor):  # type: ignore[misc] # onnx_ir is Any to mypy
     """A stored tensor as a graph's initializer, read whenever it is asked for."""
 
-    def __init__(self, stored: Stored, name: str) -> None:
+    def __init__(self, stored: Readable, name: str) -> None:
         super().__init__(
             lambda: ir.Tensor(_as_numpy(stored.read()), name=name),
             onnx_type(stored.dtype),
@@ -215,7 +264,7 @@ def _release(module: torch.nn.Module) -> None:
             parameter.data = _stand_in(stored)
 
 
-def _stand_in(stored: Stored) -> torch.Tensor:
+def _stand_in(stored: Readable) -> torch.Tensor:
     return torch.zeros((), dtype=stored.dtype).expand(stored.shape)
 
 

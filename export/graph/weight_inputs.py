@@ -1,6 +1,7 @@
 """A graph whose large weights stay in the checkpoint's own files, to be run where they would not fit twice.
 
-They become inputs, in the shape and type that the checkpoint has them in, and the graph casts them in front of the node
+Those that are decoded from what a file has are written to a file of their own first.
+They become inputs, in the shape and type that the file has them in, and the graph casts them in front of the node
 that needs them. As inputs they can be pages of their file: an initializer would be copied into memory, or cast before
 the first call. To be run in the order of the file: a weight could be cast at any time, as it depends on nothing, and
 then all of them are in memory at once.
@@ -13,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
+import torch
 
 from flowblending.contracts.graph import GraphSpec
 from flowblending.export.graph.bind import TurnedTensor
-from flowblending.export.graph.stored import Stored, StoredTensor, onnx_type
+from flowblending.export.graph.stored import Readable, Stored, StoredTensor, onnx_type
 from flowblending.export.graph.trace import TracedGraph
 
 _MICROSOFT = "com.microsoft"
@@ -38,7 +40,7 @@ class WeightInputGraph:
 
 
 def write_weight_inputs(traced: TracedGraph, folder: Path) -> WeightInputGraph:
-    """Write ``NAME.onnx``, and its small weights to ``NAME.onnx.data``.
+    """Write ``NAME.onnx``, its small weights to ``NAME.onnx.data``, and to ``NAME.weights`` what has no file as it is.
 
     Args:
         traced: not to be used afterwards.
@@ -46,20 +48,32 @@ def write_weight_inputs(traced: TracedGraph, folder: Path) -> WeightInputGraph:
     """
     graph = traced.model.graph
     order = {node: index for index, node in enumerate(graph)}
+    folder.mkdir(parents=True, exist_ok=True)
     weights = {}
     for name, value in list(graph.initializers.items()):
         tensor = value.const_value
         base = tensor.base if isinstance(tensor, TurnedTensor) else tensor
         if isinstance(base, StoredTensor):
-            given = _input(graph, value, base.stored)
+            stored = _in_file(base.stored, folder / f"{traced.spec.name}.weights")
+            given = _input(graph, value, stored)
             _replace(graph, value, given, order)
             del graph.initializers[name]
             assert given.dtype is not None
-            weights[str(given.name)] = base.stored, int(given.dtype)
-    folder.mkdir(parents=True, exist_ok=True)
+            weights[str(given.name)] = stored, int(given.dtype)
     path = folder / f"{traced.spec.name}.onnx"
     ir.save(traced.model, path, external_data=f"{path.name}.data")
     return WeightInputGraph(onnx=path, spec=traced.spec, weights=weights)
+
+
+def _in_file(weight: Readable, path: Path) -> Stored:
+    """A weight in a file, in the type that it is held in: appended to ``path`` if it is in none."""
+    if isinstance(weight, Stored):
+        return weight
+    with path.open("ab") as file:
+        offset = file.tell()
+        for piece in weight.as_type(weight.held).pieces():
+            file.write(piece.view(torch.uint8).numpy().data)
+    return Stored(path=path, offset=offset, shape=weight.shape, held=weight.held, dtype=weight.dtype)
 
 
 def _input(graph: ir.Graph, value: ir.Value, stored: Stored) -> ir.Value:

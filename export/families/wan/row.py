@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from flowblending.export.families.model_family import ModelFamily
+from flowblending.export.families.original import Original, Shapes
 
 if TYPE_CHECKING:
     from flowblending.export.graph.exportable import Family
@@ -22,4 +23,10 @@ def _load() -> Family:
     return Wan()
 
 
-WAN = ModelFamily(name="wan", pipelines=("WanPipeline",), vae_factors=_vae_factors, load=_load)
+def _original(shapes: Shapes, base: Mapping[str, Any]) -> Original:
+    from flowblending.export.families.wan.original import read_original
+
+    return read_original(shapes, base)
+
+
+WAN = ModelFamily(name="wan", pipelines=("WanPipeline",), vae_factors=_vae_factors, load=_load, original=_original)

@@ -21,6 +21,7 @@ from flowblending.engine.backends.gpu import gpu_architecture
 from flowblending.engine.build.build import BuildRequest, build_bundle, rebuild_command
 from flowblending.engine.build.plan import Plan, make_plan
 from flowblending.engine.build.proof.report import read_report
+from flowblending.engine.build.sources import Folders
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
@@ -45,7 +46,8 @@ def request(pair: Path, out: Path) -> BuildRequest:
 
 def plan(asked: BuildRequest) -> Plan:
     """What is read of two folders."""
-    return make_plan(asked, Path(asked.large), Path(asked.small))
+    large, small = Path(asked.large), Path(asked.small)
+    return make_plan(asked, Folders(base=large, models={"large": large, "small": small}))
 
 
 def said(lines: Sequence[str]) -> list[str]:

@@ -12,7 +12,8 @@ import pytest
 
 from flowblending import FlowBlendingError
 from flowblending.engine.build.build import BuildRequest
-from flowblending.engine.build.plan import check_plan, find_sources, make_plan
+from flowblending.engine.build.plan import check_plan, make_plan
+from flowblending.engine.build.sources import find_sources
 
 SCHEDULER = "scheduler/scheduler_config.json"
 ODD: list[tuple[str, str, dict[str, Any], str]] = [
@@ -70,4 +71,4 @@ def plan(pair: Path, scratch: Path) -> None:
     )
     (scratch / "scratch").mkdir()
     sources = find_sources(asked, scratch / "scratch")
-    check_plan(asked, make_plan(asked, sources.large.folder, sources.small.folder), sources)
+    check_plan(asked, make_plan(asked, sources.folders), sources)

@@ -16,7 +16,7 @@ from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.engine.build.build import BuildRequest, build_bundle
 from flowblending.export.checkpoint.checkpoint import open_checkpoint, open_transformer
 from flowblending.export.checkpoint.fit import Expected, check_tensors
-from flowblending.export.checkpoint.model_files import TensorPlace
+from flowblending.export.checkpoint.places import TensorPlace
 from flowblending.export.families.registry import family_of
 from flowblending.system.console import Console
 

@@ -292,7 +292,11 @@ def test_a_link_to_nothing_is_fetched_again(tmp_path: Path) -> None:
 
 
 def test_refuses_a_file_and_a_name_of_nothing(tmp_path: Path) -> None:
-    (tmp_path / "one.safetensors").write_bytes(b"x")
-    assert "is a single file" in refusal(str(tmp_path / "one.safetensors"), tmp_path)
+    (tmp_path / "one.txt").write_bytes(b"x")
+    assert "is a file, but a diffusers folder, a hub id, or a file that ends" in refusal(
+        str(tmp_path / "one.txt"), tmp_path
+    )
+    assert "There is no file one.safetensors" in refusal("one.safetensors", tmp_path)
+    assert "There is no file some/one.safetensors" in refusal("some/one.safetensors", tmp_path)
     assert "There is no folder" in refusal(str(tmp_path / "nowhere"), tmp_path)
     assert "There is no folder" in refusal("nowhere", tmp_path)

@@ -36,10 +36,6 @@ def tensors(tmp_path: Path) -> dict[str, torch.Tensor]:
     return made
 
 
-def as_type(found: Stored, dtype: torch.dtype) -> Stored:
-    return Stored(path=found.path, offset=found.offset, shape=found.shape, held=found.held, dtype=dtype)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_every_type_is_read_as_every_other(
     dtype: torch.dtype, tensors: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -49,22 +45,24 @@ def test_every_type_is_read_as_every_other(
     found = find_stored(tmp_path)
     assert found["count"].read() == 3
     for name, tensor in tensors.items():
-        assert torch.equal(as_type(found[name], dtype).read(), tensor.to(dtype))
-        array = StoredTensor(as_type(found[name], dtype), name).numpy()
+        assert torch.equal(found[name].as_type(dtype).read(), tensor.to(dtype))
+        array = StoredTensor(found[name].as_type(dtype), name).numpy()
         np.testing.assert_array_equal(array.astype(np.float32), tensor.to(dtype).float().numpy())
         # Written in pieces, it has the same bytes.
         with (tmp_path / "written").open("wb") as file:
-            StoredTensor(as_type(found[name], dtype), name).tofile(file)
+            StoredTensor(found[name].as_type(dtype), name).tofile(file)
         assert (tmp_path / "written").read_bytes() == array.tobytes()
     rows = np.array([6, 0, 3, 3])
-    assert torch.equal(as_type(found["fp32"], dtype).rows(rows), tensors["fp32"][rows].to(dtype))
+    assert torch.equal(found["fp32"].as_type(dtype).rows(rows), tensors["fp32"][rows].to(dtype))
 
 
 def test_a_file_cut_short_is_named_and_an_unknown_type_passed_over(
     tensors: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     found, path = find_stored(tmp_path), tmp_path / "diffusion_pytorch_model.safetensors"
-    os.truncate(path, found["fp32"].offset + 10)
+    cut = found["fp32"]
+    assert isinstance(cut, Stored)
+    os.truncate(path, cut.offset + 10)
     with pytest.raises(FlowBlendingError, match=r"Cannot read .*safetensors \(it ends too early\); download it again"):
         found["fp32"].read()
     # No weight has another type: `flowblending.export.checkpoint.fit` refuses it.
