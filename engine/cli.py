@@ -71,6 +71,13 @@ def _add_main(group: argparse._ArgumentGroup) -> None:
         help="the pipeline to take VAE, text encoder, tokenizer and scheduler from (default: that of the first model "
         "that is a whole pipeline)",
     )
+    group.add_argument(
+        "--lora",
+        action="append",
+        metavar="[MODEL=]FILE[:STRENGTH],...",
+        help="fuse LoRA files into models: large=style.safetensors:0.8,small=style_small.safetensors; without MODEL "
+        "into the one whose shapes it has; may be given several times",
+    )
     group.add_argument("--out", type=Path, metavar="BUNDLE", help="folder to write the bundle to")
     group.add_argument(
         "--prove",
@@ -242,6 +249,7 @@ def build(arguments: argparse.Namespace) -> None:
     from flowblending.contracts.model_sampling import read_sampling
     from flowblending.engine.build.build import build_bundle
     from flowblending.engine.build.fp8.options import Fp8Options
+    from flowblending.engine.build.lora import read_loras
     from flowblending.engine.build.request import BuildRequest, split_targets
     from flowblending.engine.bundle.bundle import check_outside
     from flowblending.engine.store.folder import usable_folder
@@ -267,6 +275,7 @@ def build(arguments: argparse.Namespace) -> None:
         targets=split_targets(arguments.target),
         pipeline=arguments.pipeline,
         shift=read_options({"shift": arguments.shift}, COMMAND_LINE)["shift"],
+        loras=read_loras(arguments.lora or ()),
         sampling={model: sampling for model, sampling in model_sampling.items() if sampling is not None},
         teacache=arguments.teacache,
         fp8=Fp8Options(
@@ -324,6 +333,8 @@ def _summary(bundle: Bundle, console: Console) -> None:
     for name, component in bundle.manifest.components.items():
         if component.sampling is not None:
             console.log(f"{name}: {component.sampling}")
+        for lora in component.loras:
+            console.log(f"{name}: with LoRA {lora}")
     report = read_report(bundle)
     if report is not None:
         show_report(report, console)

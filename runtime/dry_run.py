@@ -31,6 +31,7 @@ def plan_lines(bundle: Bundle, job: Job, device: str) -> list[str]:
     geometry, cost = geometry_of(manifest.pipeline, program.latent_shape), cost_of(program, manifest)
     return [
         f"bundle    {bundle.folder} ({manifest.id}), {manifest.pipeline.family}",
+        *([f"lora      {manifest.loras}"] if manifest.loras else []),
         f"video     {geometry}, latents {list(geometry.latent_shape)}",
         f"schedule  {program.schedule}{_origin(job, manifest)}, {len(program.steps)} steps, {program.solver}, "
         f"guidance {program.guidance:g}{_rescaled(program)}, {_shift(job, manifest, program)}",

@@ -232,6 +232,7 @@ def video_metadata(
         "solver": program.solver,
         "guidance": f"{program.guidance:g}",
         "bundle": manifest.id,
+        **({"lora": manifest.loras} if manifest.loras else {}),
         **({"guidance_rescale": f"{program.guidance_rescale:g}"} if program.guidance_rescale else {}),
         **({} if job.shift is None else {"shift": f"{job.shift:g}"}),
         **({} if job.cache == OFF else {"cache": job.cache}),

@@ -15,6 +15,7 @@ from flowblending.contracts.graph import Precision
 from flowblending.contracts.manifest import MANIFEST, BundleFile, Component, Manifest
 from flowblending.engine.backends import registry as backends
 from flowblending.engine.build.components import ComponentBuilder
+from flowblending.engine.build.lora import describe_loras
 from flowblending.engine.build.plan import Plan, check_plan, make_plan
 from flowblending.engine.build.precision import choose_precisions, fp8_models
 from flowblending.engine.build.proof.report_build import add_report
@@ -67,6 +68,8 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
             left_out = check_plan(request, plan, sources)
         for line in (*plan.advice, *left_out):
             console.warn(line)
+        for line in describe_loras(plan.loras):
+            console.log(line)
         console.log(f"pipeline: {plan.pipeline_class}")
         console.log(f"tokenizer: {plan.tokenizer.origin}")
         try:
@@ -112,9 +115,12 @@ def _described(
     """Write tokenizer and manifest beside the components that were made."""
     request, folder = builder.request, builder.folder
     # What a model asks for is no part of its engine: it may change without a new one.
+    # And a LoRA of the same content may have had another name.
     components = {
-        name: component.model_copy(update={"sampling": request.sampling.get(name)})
-        for name, component in made[0].items()
+        part.name: made[0][part.name].model_copy(
+            update={"sampling": request.sampling.get(part.name), "loras": builder.fused_loras(part)}
+        )
+        for part in plan.parts
     }
     (folder / TOKENIZER).write_bytes(plan.tokenizer.content)
     manifest = Manifest(

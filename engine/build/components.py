@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowblending.contracts.graph import LARGE, SMALL, ExportedGraph, PipelineSpec, Precision
-from flowblending.contracts.manifest import BundleFile, Component, Flops, VideoProfile
+from flowblending.contracts.manifest import BundleFile, Component, Flops, FusedLora, VideoProfile
 from flowblending.engine.backends import registry as backends
 from flowblending.engine.backends.backend import Backend, Fp8AttentionError
 from flowblending.engine.backends.onnxruntime import backend as onnxruntime
 from flowblending.engine.backends.protocol import ShapeProfile, ends
 from flowblending.engine.build.fp8.builder import Fp8Builder
 from flowblending.engine.build.fp8.calibrate import Pair, RangeCalibrator
+from flowblending.engine.build.lora import fused_sha256
 from flowblending.engine.build.plan import Plan
 from flowblending.engine.build.precision import base_precision, component_precision, fp8_models
 from flowblending.engine.build.proof.component import REVISION as PROOF
@@ -209,7 +210,7 @@ class ComponentBuilder:
         }
 
     def _weights(self, part: Part) -> str:
-        """SHA-256 of a component's checkpoint, which is read once."""
+        """SHA-256 of a component's checkpoint, which is read once, and of what is fused into it."""
         from flowblending.export.checkpoint.checkpoint import weights_sha256
 
         if part.name not in self.hashes:
@@ -220,8 +221,18 @@ class ComponentBuilder:
                 return self.checksums.get(path) or checksums.sha256(path, progress=told)
 
             with self.console.progress(f"{part.name}: reading weights", total=total, unit="B") as advance:
-                self.hashes[part.name] = weights_sha256(part.sources, advance, checksum=checksum)
+                found = weights_sha256(part.sources, advance, checksum=checksum)
+            if part.loras:
+                found = fused_sha256(found, [(lora, checksums.sha256(lora.path)) for lora in part.loras])
+            self.hashes[part.name] = found
         return self.hashes[part.name]
+
+    def fused_loras(self, part: Part) -> tuple[FusedLora, ...]:
+        """The LoRA files of a component, for the manifest."""
+        checksums = ChecksumCache()
+        return tuple(
+            FusedLora(file=lora.name, strength=lora.strength, sha256=checksums.sha256(lora.path)) for lora in part.loras
+        )
 
     def _take_over(self, part: Part, key: Mapping[str, str], old: Bundle | None, work: Path) -> Component | None:
         """Put the files of an old bundle's component into ``work``; None if it is another one, or damaged."""

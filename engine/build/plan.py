@@ -5,8 +5,9 @@ Calls the exporter inside its functions, as `build` does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import numpy as np
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import LARGE, SMALL, PipelineSpec
 from flowblending.contracts.manifest import VideoProfile
+from flowblending.engine.build.lora import drift, fit_loras
 from flowblending.engine.build.request import BuildRequest
 from flowblending.engine.build.sources import Folders, Sources
 from flowblending.engine.bundle.geometry import plan_profiles
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from flowblending.export.checkpoint.checkpoint import Checkpoint
     from flowblending.export.families.tokenizer import TokenizerFile
     from flowblending.export.graph.exportable import Part
+    from flowblending.export.lora.fit import Lora
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,7 @@ class Plan:
         profiles: the sizes.
         parts: every component.
         signals: TeaCache's, by model.
+        loras: that are fused, by model.
         advice: what to tell the user.
     """
 
@@ -47,6 +51,7 @@ class Plan:
     profiles: tuple[VideoProfile, ...]
     parts: tuple[Part, ...]
     signals: Mapping[str, Part]
+    loras: Mapping[str, Sequence[Lora]]
     tokenizer: TokenizerFile
     advice: tuple[str, ...]
 
@@ -67,20 +72,22 @@ def make_plan(request: BuildRequest, found: Folders) -> Plan:
     pipeline = replace(pipeline, grid=with_shift(pipeline.grid, request.shift))
     profiles = plan_profiles(pipeline, request.size, request.frames)
     folders = {LARGE: pair.large_transformer, SMALL: pair.small_transformer}
+    loras = fit_loras(request.loras, {model: partial(family.fit_lora, folder) for model, folder in folders.items()})
     parts = (
-        *(family.transformer(pair.large, folder, model) for model, folder in folders.items()),
+        *(family.transformer(pair.large, folder, model, loras[model]) for model, folder in folders.items()),
         *family.parts(pair.large),
     )
     signals = folders if request.teacache else {}
     advice = [family.advise(each) for each in (pair.large, pair.small) if each is not None]
     advice += found.left_out
-    advice.append(authors_line(pipeline, Job(prompt="", shift=request.shift)))
+    advice += [authors_line(pipeline, Job(prompt="", shift=request.shift)), drift(loras)]
     return Plan(
         pipeline=pipeline,
         pipeline_class=describe_class(pair.large),
         profiles=profiles,
         parts=parts,
-        signals={model: family.signal(folder, f"{model}_signal") for model, folder in signals.items()},
+        signals={model: family.signal(folder, f"{model}_signal", loras[model]) for model, folder in signals.items()},
+        loras=loras,
         tokenizer=read_tokenizer(pair.large),
         advice=tuple(dict.fromkeys(each for each in advice if each is not None)),
     )

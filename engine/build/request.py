@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flowblending.contracts.model_sampling import ModelSampling, write_number
 from flowblending.engine.build.fp8.options import Fp8Options
+from flowblending.engine.build.lora import LoraRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +17,8 @@ class BuildRequest:
 
     ``base``: the pipeline of VAE, text encoder, tokenizer and scheduler; None for that of the first model that has one.
     ``size`` and ``frames``: see `flowblending.engine.bundle.geometry.plan_profiles`. ``shift``: of the noise levels, in
-    place of the checkpoint's. ``sampling``: how distilled models were trained to be sampled, by name. ``cache``: a
-    folder, or None for none.
+    place of the checkpoint's. ``loras``: to fuse into the models. ``sampling``: how distilled models were trained to be
+    sampled, by name. ``cache``: a folder, or None for none.
     """
 
     large: str
@@ -32,6 +33,7 @@ class BuildRequest:
     pipeline: str | None = None
     shift: float | None = None
     sampling: Mapping[str, ModelSampling] = field(default_factory=dict)
+    loras: tuple[LoraRequest, ...] = ()
     teacache: bool = False
     fp8: Fp8Options = field(default_factory=Fp8Options)
     cache: Path | None = None
@@ -56,6 +58,7 @@ def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
         "--target": ",".join(request.targets) or None,
         "--pipeline": request.pipeline,
         "--shift": None if request.shift is None else write_number(request.shift),
+        "--lora": ",".join(map(str, request.loras)) or None,
     }
     for model, each in request.sampling.items():
         options[f"--{model}-timesteps"] = ",".join(map(write_number, each.timesteps)) or None

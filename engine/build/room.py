@@ -62,7 +62,7 @@ def plan_room(
         fp8: makes the parts in that precision.
         compiled: whether graphs are compiled to plans, or are the engines.
     """
-    from flowblending.export.checkpoint.size import graph_bytes
+    from flowblending.export.checkpoint.size import apart_bytes, graph_bytes
 
     first: list[Planned] = []
     last: list[Planned] = []
@@ -74,7 +74,11 @@ def plan_room(
         weights = 0 if compiled else size
         planned = Planned(component=(part.name, keys[part.name]), step=step, weights=weights)
         (first if blocks is None else last).append(planned)
-    # A calibration takes nothing: its graphs have their weights in the checkpoint's files.
+    # A calibration's graphs have their weights in the checkpoint's files, but for those decoded or with LoRA.
+    apart = sum(apart_bytes(part.sources, part.changed) for part in parts)
+    if apart and fp8 is not None and fp8.calibrator.will_sample:
+        step = ComponentDisk(kept=0, beside=apart)
+        last.insert(0, Planned(component=("calibration", {"with": "weights apart"}), step=step))
     return [*first, *last]
 
 

@@ -155,8 +155,8 @@ def read_tensor(files: Sequence[Path], name: str) -> tuple[float, ...] | None:
 
 
 def read_place(place: TensorPlace) -> tuple[float, ...]:
-    """The numbers of a small tensor; by hand, because numpy has no bfloat16."""
-    letter = {"F64": "d", "F16": "e", "BF16": "e"}.get(place.kind, "f")
+    """The numbers of a small tensor, floating-point or integers with sign; by hand: numpy has no bfloat16."""
+    letter = {"F64": "d", "F16": "e", "BF16": "e", "I64": "q", "I32": "i"}.get(place.kind, "f")
     with place.path.open("rb") as file:
         file.seek(place.offset)
         raw = file.read(place.elements * struct.calcsize(letter))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,3 +52,18 @@ def graph_bytes(files: Sequence[Path], precision: Precision, fp8: Fp8Blocks | No
         else:
             total += tensor.elements * BYTES[fp8.base]
     return total
+
+
+def apart_bytes(files: Sequence[Path], changed: Collection[str]) -> int:
+    """What weights take in a file of their own that cannot be pages of the checkpoint's: those decoded or changed.
+
+    Args:
+        files: those that determine the component.
+        changed: names of weights that something is added to.
+    """
+    sizes = {"F64": 8, "F32": 4}
+    return sum(
+        place.elements * sizes.get(place.kind, 2)
+        for name, place in tensors_in(files).items()
+        if place.decoded or name in changed
+    )

@@ -18,7 +18,7 @@ SUFFIXES = (".safetensors", INDEX)
 AUTHORS_CLASSES = ("WanModel", "VaceWanModel")
 """What the authors of a model call its transformer in a config.json of their own."""
 
-_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 """In front of a transformer's names, in files that hold other models beside it or once did."""
 
@@ -44,18 +44,23 @@ def check_suffix(name: str) -> None:
     Raises:
         UsageError: likewise; says how a pickle is converted.
     """
-    if name.endswith(_PICKLES):
-        stem = Path(name).stem
-        raise UsageError(
-            f"{name} is a pickle, which can run code when it is opened, so it is never read; convert it where you "
-            f"trust it: python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('{Path(name).name}', "
-            f"map_location='cpu', weights_only=True), '{stem}.safetensors')\", and give {stem}.safetensors."
-        )
+    if name.endswith(PICKLES):
+        raise pickled(name)
     if not name.endswith(SUFFIXES):
         raise UsageError(
             f"{name} is a file, but a diffusers folder, a hub id, or a file that ends in {' or '.join(SUFFIXES)} was "
             "expected; give one."
         )
+
+
+def pickled(name: str) -> UsageError:
+    """The refusal of a pickle, with the command that converts it."""
+    stem = Path(name).stem
+    return UsageError(
+        f"{name} is a pickle, which can run code when it is opened, so it is never read; convert it where you "
+        f"trust it: python -c \"import torch, safetensors.torch as s; s.save_file(torch.load('{Path(name).name}', "
+        f"map_location='cpu', weights_only=True), '{stem}.safetensors')\", and give {stem}.safetensors."
+    )
 
 
 def is_weights(source: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,8 @@ import torch
 
 from flowblending.contracts.graph import GraphSpec, PipelineSpec, Precision
 from flowblending.export.checkpoint.checkpoint import Checkpoint
+from flowblending.export.lora.file import LoraFile
+from flowblending.export.lora.fit import Lora
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -61,6 +63,7 @@ class Part:
         check: compares the headers of the weights with the class, before anything is read or built; gives lines about
             what is left out, and raises a FlowBlendingError about what does not fit.
         architecture: of a transformer: its published name, if `flowblending.contracts.graph` has one.
+        loras: that ``load`` fuses into the weights.
     """
 
     name: str
@@ -69,6 +72,12 @@ class Part:
     revision: str
     check: Callable[[], tuple[str, ...]] = tuple
     architecture: str | None = None
+    loras: tuple[Lora, ...] = ()
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """Names of the weights that differ from the checkpoint's."""
+        return frozenset(name for lora in self.loras for name in lora.changes)
 
 
 class Family(Protocol):
@@ -82,11 +91,23 @@ class Family(Protocol):
         """What the runtime must know, read from the configuration files (no weights beside statistics)."""
         ...
 
-    def transformer(self, checkpoint: Checkpoint, folder: Path, name: str) -> Part:
-        """The transformer in ``folder`` as the component ``name`` of the pipeline ``checkpoint``."""
+    def transformer(self, checkpoint: Checkpoint, folder: Path, name: str, loras: Sequence[Lora] = ()) -> Part:
+        """The transformer in ``folder`` as the component ``name`` of the pipeline ``checkpoint``.
+
+        Args:
+            loras: to fuse into its weights.
+        """
         ...
 
-    def signal(self, folder: Path, name: str) -> Part:
+    def fit_lora(self, folder: Path, file: LoraFile, strength: float) -> Lora:
+        """What a LoRA file changes in the transformer in ``folder``.
+
+        Raises:
+            UsageError: it was made for another one.
+        """
+        ...
+
+    def signal(self, folder: Path, name: str, loras: Sequence[Lora] = ()) -> Part:
         """What TeaCache looks at in the transformer in ``folder``: a small graph of latents or timestep, in fp32.
 
         Its one output is ``signal`` [batch, ...]; see `flowblending.runtime.program.caches.teacache`.

@@ -21,7 +21,9 @@ from flowblending.export.checkpoint.fit import Expected, check_tensors
 from flowblending.export.checkpoint.model_files import stored_tensors
 from flowblending.export.checkpoint.naming import shown
 from flowblending.export.graph.exportable import TORCH_DTYPES
+from flowblending.export.graph.fused import fuse
 from flowblending.export.graph.stored import STREAMED_BYTES, Readable, find_stored, leave_in_file
+from flowblending.export.lora.fit import Lora
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 Encoder = TypeVar("Encoder", T5EncoderModel, UMT5EncoderModel)
@@ -49,7 +51,13 @@ class ModelClass(Protocol[Module_co]):
 
 
 def load_model(
-    kind: ModelClass[Module], folder: Path, precision: Precision, *, streamed: bool = False, layers: int | None = None
+    kind: ModelClass[Module],
+    folder: Path,
+    precision: Precision,
+    *,
+    streamed: bool = False,
+    layers: int | None = None,
+    loras: Sequence[Lora] = (),
 ) -> Module:
     """Build a model for inference, without memory, and read its weights one at a time.
 
@@ -63,13 +71,15 @@ def load_model(
         precision: of the weights.
         streamed: leave large weights in their files; see `flowblending.export.graph.stored`.
         layers: of a transformer: build and read no more than its first blocks; None reads all.
+        loras: to fuse into the weights; see `flowblending.export.graph.fused`.
 
     Raises:
         FlowBlendingError: as `check_model`.
     """
     check_model(kind, folder)
     model = _empty(kind, folder, precision, layers)
-    fill_model(model, find_stored(folder), precision, kept=kind._keep_in_fp32_modules or (), streamed=streamed)
+    stored = fuse(find_stored(folder), loras)
+    fill_model(model, stored, precision, kept=kind._keep_in_fp32_modules or (), streamed=streamed)
     return model
 
 
@@ -89,6 +99,11 @@ def check_model(kind: ModelClass[Module], folder: Path) -> tuple[str, ...]:
     )
 
 
+def parameter_shapes(kind: ModelClass[Module], folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter of the model that a configuration describes, by name."""
+    return {name: tuple(each.shape) for name, each in _empty(kind, folder, Precision.FP32).named_parameters()}
+
+
 def load_encoder(kind: type[Encoder], folder: Path, precision: Precision) -> Encoder:
     """Build a text encoder for inference as `load_model` does, its large weights left in their files.
 
@@ -100,7 +115,8 @@ def load_encoder(kind: type[Encoder], folder: Path, precision: Precision) -> Enc
     check_encoder(kind, folder)
     model = _empty_encoder(kind, folder, precision)
     kept = kind._keep_in_fp32_modules or () if precision is Precision.FP16 else ()
-    fill_model(model, _both_tables(find_stored(folder)), precision, kept=kept, streamed=True)
+    stored = _both_tables(find_stored(folder))
+    fill_model(model, stored, precision, kept=kept, streamed=True)
     return model
 
 

@@ -42,7 +42,7 @@ _TYPES: Mapping[str, torch.dtype] = {
 
 
 class Readable(Protocol):
-    """A tensor that is read when it is needed; what `Stored` and `Decoded` have."""
+    """A tensor that is read when it is needed; what `Stored`, `Decoded` and `flowblending.export.graph.fused` have."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -144,6 +144,11 @@ class Stored:
                 self._fill(file, row.view(-1))
         return rows
 
+    def numbers(self, start: int, stop: int) -> torch.Tensor:
+        """Read those from ``start`` to ``stop``, [stop - start], counted through all rows; raises as `read` does."""
+        offset = self.offset + start * self.held.itemsize
+        return dataclasses.replace(self, offset=offset, shape=(stop - start,)).read()
+
     @contextmanager
     def _opened(self) -> Iterator[IO[bytes]]:
         try:
@@ -176,8 +181,11 @@ def find_stored(folder: Path) -> dict[str, Readable]:
 
 def stored_at(place: TensorPlace) -> Readable:
     """The tensor at a place, in the type that it has there, which is one of torch's, or as it is decoded."""
-    if place.decoded:
-        return Decoded(place=place)
+    return Decoded(place=place) if place.decoded else plain_at(place)
+
+
+def plain_at(place: TensorPlace) -> Stored:
+    """The tensor at a place where it is stored as it is."""
     kind = _TYPES[place.kind]
     return Stored(path=place.path, offset=place.offset, shape=place.shape, held=kind, dtype=kind)
 

@@ -1,6 +1,6 @@
 """A graph whose large weights stay in the checkpoint's own files, to be run where they would not fit twice.
 
-Those that are decoded from what a file has are written to a file of their own first.
+Those that are decoded from what a file has, or that a LoRA is fused into, are written to a file of their own first.
 They become inputs, in the shape and type that the file has them in, and the graph casts them in front of the node
 that needs them. As inputs they can be pages of their file: an initializer would be copied into memory, or cast before
 the first call. To be run in the order of the file: a weight could be cast at any time, as it depends on nothing, and
@@ -22,6 +22,8 @@ from flowblending.export.graph.stored import Readable, Stored, StoredTensor, onn
 from flowblending.export.graph.trace import TracedGraph
 
 _MICROSOFT = "com.microsoft"
+_ALIGNMENT = 64
+"""Of weights in a file of ours; numbers of different sizes are behind one another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,7 @@ def _in_file(weight: Readable, path: Path) -> Stored:
     if isinstance(weight, Stored):
         return weight
     with path.open("ab") as file:
+        file.write(bytes(-file.tell() % _ALIGNMENT))
         offset = file.tell()
         for piece in weight.as_type(weight.held).pieces():
             file.write(piece.view(torch.uint8).numpy().data)

@@ -76,6 +76,18 @@ def _polynomial(coefficients: Sequence[int], value: int) -> int:
     return sum(coefficient * value**power for power, coefficient in enumerate(coefficients))
 
 
+class FusedLora(_Frozen):
+    """A LoRA file that is part of a component's weights: its name, strength and SHA-256."""
+
+    file: str
+    strength: float
+    sha256: str
+
+    def __str__(self) -> str:
+        """Such as ``style.safetensors:0.8``."""
+        return f"{self.file}:{self.strength:g}"
+
+
 class Component(_Frozen):
     """One engine: what it computes, what runs it, its files, and the key under which it may be reused.
 
@@ -89,6 +101,7 @@ class Component(_Frozen):
         flops: of a call of a transformer.
         architecture: of a transformer: its published name, if it is one of `flowblending.contracts.graph`'s.
         sampling: of a transformer: the timesteps and the guidance that it asks for, if it was distilled to few steps.
+        loras: of a transformer: what was fused into its weights, in this order.
     """
 
     spec: GraphSpec
@@ -100,6 +113,7 @@ class Component(_Frozen):
     flops: Flops | None = None
     architecture: str | None = None
     sampling: ModelSampling | None = None
+    loras: tuple[FusedLora, ...] = ()
 
     @property
     def engine_bytes(self) -> int:
@@ -254,6 +268,11 @@ class Manifest(_Frozen):
         """By model, the folder or the hub's repository that it was built from."""
         options = dict(itertools.pairwise(self.rebuild))
         return {model: options[f"--{model}"] for model in (LARGE, SMALL) if f"--{model}" in options}
+
+    @property
+    def loras(self) -> str:
+        """What was fused into which model: ``large=style.safetensors:0.8``; empty if nothing was."""
+        return ",".join(f"{name}={lora}" for name, each in self.components.items() for lora in each.loras)
 
     @property
     def edition(self) -> str:

@@ -7,7 +7,7 @@ encode a prompt.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffusers import LTXVideoTransformer3DModel
@@ -24,13 +24,16 @@ from flowblending.export.checkpoint.checkpoint import (
     vae_statistics,
 )
 from flowblending.export.checkpoint.naming import shown
+from flowblending.export.families.ltx.names import authors_name
 from flowblending.export.families.ltx.row import LTX
 from flowblending.export.families.ltx.signal import load_signal
 from flowblending.export.families.ltx.transformer import REVISION, load_transformer
 from flowblending.export.families.ltx.vae import vae_part
 from flowblending.export.families.t5 import text_encoder_part
 from flowblending.export.graph.exportable import Part
-from flowblending.export.graph.load import check_model
+from flowblending.export.graph.load import check_model, parameter_shapes
+from flowblending.export.lora.file import LoraFile
+from flowblending.export.lora.fit import Lora, fit_lora
 
 CONDITION = "LTXConditionPipeline"
 TEXT_LENGTH = {"LTXPipeline": 128, CONDITION: 256}
@@ -102,7 +105,7 @@ class Ltx:
             late=1 / 6,
         )
 
-    def transformer(self, checkpoint: Checkpoint, folder: Path, name: str) -> Part:
+    def transformer(self, checkpoint: Checkpoint, folder: Path, name: str, loras: Sequence[Lora] = ()) -> Part:
         """The graph of a transformer: latents [batch, C, frames, height, width] -> velocity, all fp32."""
         config = read_json(folder / "config.json")
         for field in ("patch_size", "patch_size_t"):
@@ -126,21 +129,28 @@ class Ltx:
                 text_length=TEXT_LENGTH[checkpoint.pipeline],
                 factors=LTX.vae_factors(checkpoint.config("vae")),
                 causal=checkpoint.pipeline == CONDITION,
+                loras=loras,
             ),
             revision=f"ltx transformer {REVISION}",
             check=lambda: check_model(LTXVideoTransformer3DModel, folder),
             architecture=_ARCHITECTURES.get(
                 (config.get("num_layers"), config.get("num_attention_heads"), config.get("attention_head_dim"))
             ),
+            loras=tuple(loras),
         )
 
-    def signal(self, folder: Path, name: str) -> Part:
+    def fit_lora(self, folder: Path, file: LoraFile, strength: float) -> Lora:
+        """What a LoRA file changes in a transformer; raises a UsageError where it was made for another one."""
+        return fit_lora(file, parameter_shapes(LTXVideoTransformer3DModel, folder), authors_name, strength)
+
+    def signal(self, folder: Path, name: str, loras: Sequence[Lora] = ()) -> Part:
         """What enters the first block's attention: latents [B, C, F, H, W], timestep [B] -> signal [B, D, F, H, W]."""
         return Part(
             name=name,
             sources=model_files(folder),
-            load=lambda _: load_signal(folder, name),
+            load=lambda _: load_signal(folder, name, loras),
             revision=f"ltx transformer {REVISION}",
+            loras=tuple(loras),
         )
 
     def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:

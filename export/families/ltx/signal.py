@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,16 +11,20 @@ from diffusers import LTXVideoTransformer3DModel
 from flowblending.contracts.graph import GraphSpec, Precision, TensorSpec
 from flowblending.export.graph.exportable import Exportable, Tensors
 from flowblending.export.graph.load import load_model
+from flowblending.export.lora.fit import Lora
 
 
-def load_signal(folder: Path, name: str) -> Exportable:
+def load_signal(folder: Path, name: str, loras: Sequence[Lora] = ()) -> Exportable:
     """The graph: latents fp32 [B, C, F, H, W], timestep fp32 [B] -> signal fp32 [B, D, F, H, W].
 
     Args:
         folder: of the transformer; of its blocks only the first is read.
         name: of the component.
+        loras: to fuse into the weights.
     """
-    stock: LTXVideoTransformer3DModel = load_model(LTXVideoTransformer3DModel, folder, Precision.FP32, layers=1)
+    stock: LTXVideoTransformer3DModel = load_model(
+        LTXVideoTransformer3DModel, folder, Precision.FP32, layers=1, loras=loras
+    )
     channels, size = stock.config.in_channels, ("frames", "height", "width")
 
     def inputs(sizes: Mapping[str, int], generator: torch.Generator) -> Tensors:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from flowblending.export.graph.attention import attend, rotate
 from flowblending.export.graph.exportable import Exportable, Tensors
 from flowblending.export.graph.load import load_model
 from flowblending.export.graph.mixed import normalise, project
+from flowblending.export.lora.fit import Lora
 
 if TYPE_CHECKING:
     from diffusers.models.normalization import RMSNorm
@@ -25,7 +26,14 @@ REVISION = 1
 
 
 def load_transformer(
-    folder: Path, name: str, precision: Precision, *, text_length: int, factors: tuple[int, int], causal: bool
+    folder: Path,
+    name: str,
+    precision: Precision,
+    *,
+    text_length: int,
+    factors: tuple[int, int],
+    causal: bool,
+    loras: Sequence[Lora] = (),
 ) -> Exportable:
     """The graph: latents, timestep, text, text_mask, frame_rate -> velocity like latents.
 
@@ -36,8 +44,11 @@ def load_transformer(
         text_length: tokens of a prompt, fixed in the graph.
         factors: video frames and pixels per latent frame and pixel.
         causal: whether frames are at the times of LTXConditionPipeline.
+        loras: to fuse into the weights.
     """
-    stock: LTXVideoTransformer3DModel = load_model(LTXVideoTransformer3DModel, folder, precision, streamed=True)
+    stock: LTXVideoTransformer3DModel = load_model(
+        LTXVideoTransformer3DModel, folder, precision, streamed=True, loras=loras
+    )
     config = stock.config
     size: tuple[str, ...] = ("frames", "height", "width")
     length, width = text_length, config.caption_channels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,14 @@ from flowblending.export.checkpoint.checkpoint import (
 from flowblending.export.checkpoint.naming import shown
 from flowblending.export.families.t5 import text_encoder_part
 from flowblending.export.families.wan.authors import authors_sampling
+from flowblending.export.families.wan.names import authors_name
 from flowblending.export.families.wan.row import WAN
 from flowblending.export.families.wan.transformer import REVISION, load_signal, load_transformer
 from flowblending.export.families.wan.vae import check_decoder, decoder_parts
 from flowblending.export.graph.exportable import Part
-from flowblending.export.graph.load import check_model
+from flowblending.export.graph.load import check_model, parameter_shapes
+from flowblending.export.lora.file import LoraFile
+from flowblending.export.lora.fit import Lora, fit_lora
 
 TEXT_LENGTH = 512
 """Tokens of a prompt: the default of WanPipeline, which pads every prompt to it and masks none in the transformer."""
@@ -127,7 +130,7 @@ class Wan:
             authors=authors_sampling(_architecture(transformer), experts=checkpoint.has("transformer_2")),
         )
 
-    def transformer(self, _checkpoint: Checkpoint, folder: Path, name: str) -> Part:
+    def transformer(self, _checkpoint: Checkpoint, folder: Path, name: str, loras: Sequence[Lora] = ()) -> Part:
         """The graph: latents fp32 [B, C, F, H, W], timestep fp32 [B], text fp32 [B, L, D] -> velocity like latents.
 
         Raises:
@@ -142,19 +145,25 @@ class Wan:
         return Part(
             name=name,
             sources=model_files(folder),
-            load=lambda precision: load_transformer(folder, name, TEXT_LENGTH, precision),
+            load=lambda precision: load_transformer(folder, name, TEXT_LENGTH, precision, loras),
             revision=f"wan transformer {REVISION}",
             check=lambda: check_model(WanTransformer3DModel, folder),
             architecture=_architecture(config),
+            loras=tuple(loras),
         )
 
-    def signal(self, folder: Path, name: str) -> Part:
+    def fit_lora(self, folder: Path, file: LoraFile, strength: float) -> Lora:
+        """What a LoRA file changes in a transformer; raises a UsageError where it was made for another one."""
+        return fit_lora(file, parameter_shapes(WanTransformer3DModel, folder), authors_name, strength)
+
+    def signal(self, folder: Path, name: str, loras: Sequence[Lora] = ()) -> Part:
         """The timestep's embedding, of which every block's modulation is made: timestep fp32 [B] -> signal [B, 6 D]."""
         return Part(
             name=name,
             sources=model_files(folder),
-            load=lambda _: load_signal(folder, name),
+            load=lambda _: load_signal(folder, name, loras),
             revision=f"wan transformer {REVISION}",
+            loras=tuple(loras),
         )
 
     def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:

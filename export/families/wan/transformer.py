@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,12 +15,15 @@ from flowblending.export.graph.attention import attend, rotate
 from flowblending.export.graph.exportable import Exportable, Tensors
 from flowblending.export.graph.load import load_model, twin
 from flowblending.export.graph.mixed import narrow_layers, normalise, project
+from flowblending.export.lora.fit import Lora
 
 REVISION = 1
 """Raised when this file makes other graphs."""
 
 
-def load_transformer(folder: Path, name: str, text_length: int, precision: Precision) -> Exportable:
+def load_transformer(
+    folder: Path, name: str, text_length: int, precision: Precision, loras: Sequence[Lora] = ()
+) -> Exportable:
     """The graph: latents fp32 [B, C, F, H, W], timestep fp32 [B], text fp32 [B, L, D] -> velocity fp32 like latents.
 
     Args:
@@ -28,8 +31,9 @@ def load_transformer(folder: Path, name: str, text_length: int, precision: Preci
         name: of the component.
         text_length: L, fixed in the graph.
         precision: of everything that diffusers does not keep in fp32.
+        loras: to fuse into the weights.
     """
-    stock: WanTransformer3DModel = load_model(WanTransformer3DModel, folder, precision, streamed=True)
+    stock: WanTransformer3DModel = load_model(WanTransformer3DModel, folder, precision, streamed=True, loras=loras)
     config = stock.config
     patch = config.patch_size
     shape = ("batch", config.in_channels, "frames", "height", "width")
@@ -74,14 +78,15 @@ def load_transformer(folder: Path, name: str, text_length: int, precision: Preci
     )
 
 
-def load_signal(folder: Path, name: str) -> Exportable:
+def load_signal(folder: Path, name: str, loras: Sequence[Lora] = ()) -> Exportable:
     """The graph: timestep fp32 [B] -> signal fp32 [B, 6 D], what TeaCache's ``ret_steps`` variant calls ``e0``.
 
     Args:
         folder: of a transformer; its blocks are not read.
         name: of the component.
+        loras: to fuse into the weights.
     """
-    stock: WanTransformer3DModel = load_model(WanTransformer3DModel, folder, Precision.FP32, layers=0)
+    stock: WanTransformer3DModel = load_model(WanTransformer3DModel, folder, Precision.FP32, layers=0, loras=loras)
     width = 6 * stock.config.num_attention_heads * stock.config.attention_head_dim
 
     def reference(timestep: torch.Tensor) -> Tensors:
