@@ -161,6 +161,7 @@ def decoded(
         for frames in clock.timed(VAE, chunks):
             yield FramesEvent(first=first, frames=frames)
             first += frames.shape[1]
+    pipeline.device.trim()
 
 
 def opened(pipeline: Pipeline, names: Sequence[str], clock: Clock) -> Generator[LoadEvent, None, None]:

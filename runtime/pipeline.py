@@ -61,14 +61,15 @@ class Pipeline:
         if name not in self._engines:
             component = self.bundle.manifest.components[name]
             try:
-                self._engines[name] = open_engine(
-                    backend=component.backend,
-                    path=self.bundle.path(name),
-                    spec=component.spec,
-                    device=self.device.kind,
-                    stream=self.device.stream,
-                    threads=self.threads,
-                )
+                with self.device.current():
+                    self._engines[name] = open_engine(
+                        backend=component.backend,
+                        path=self.bundle.path(name),
+                        spec=component.spec,
+                        device=self.device.kind,
+                        stream=self.device.stream,
+                        threads=self.threads,
+                    )
             except FlowBlendingError as error:
                 raise DeviceError(str(error)) from None
         return self._engines[name]
@@ -76,8 +77,9 @@ class Pipeline:
     def close(self) -> None:
         """Close every engine, for good. Twice is harmless."""
         self._closed = True
-        while self._engines:
-            self._engines.popitem()[1].close()
+        with self.device.current():
+            while self._engines:
+                self._engines.popitem()[1].close()
 
     def frame_rate(self, job: Job) -> float:
         """Frames per second of a job's video."""
@@ -123,7 +125,8 @@ class Pipeline:
         taken = {spec.name: inputs[spec.name] for spec in engine.spec.inputs}
         (output,) = engine.spec.outputs
         embedding = self.device.empty(output.resolve({"batch": 1}), np.dtype(output.dtype))
-        engine.run({**taken, output.name: embedding}, self.device.stream)
+        with self.device.current():
+            engine.run({**taken, output.name: embedding}, self.device.stream)
         return {"text": embedding, "text_mask": inputs["mask"]}
 
     def check_latents(

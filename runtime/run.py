@@ -159,6 +159,7 @@ class VideoRun:
             yield WarningEvent(message=line)
         yield from opened(pipeline, self._needed(), clock)
         result = yield from self._sampled(latents, clock)
+        pipeline.device.trim()
         if self._latents_out is not None:
             save_latents(self._latents_out, pipeline.device.download(result.latents))
         yield LatentsEvent(latents=Array(result.latents, pipeline.device), seconds=result.loop_seconds)

@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from flowblending import FlowBlendingError
 
 
-def gpu_architecture() -> str | None:
-    """Architecture of the current CUDA device (``sm89``), else of the first one; None without a driver or GPU."""
+def gpu_architecture(index: int = 0) -> str | None:
+    """Architecture of a GPU (``sm89``), by its number among those that CUDA shows; None without a driver or that GPU.
+
+    Whichever device the caller has made its thread's current one makes no difference: a run takes the first.
+    """
     try:
         from cuda.bindings import driver
     except ImportError:
@@ -17,10 +20,7 @@ def gpu_architecture() -> str | None:
         (status,) = driver.cuInit(0)
         if status != driver.CUresult.CUDA_SUCCESS:
             return None
-        # Asks, and does not make: without a context there is no current device, and the first one will be it.
-        status, device = driver.cuCtxGetDevice()
-        if status != driver.CUresult.CUDA_SUCCESS:
-            status, device = driver.cuDeviceGet(0)
+        status, device = driver.cuDeviceGet(index)
         if status != driver.CUresult.CUDA_SUCCESS:
             return None
         attributes = driver.CUdevice_attribute

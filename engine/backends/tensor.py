@@ -11,6 +11,9 @@ import numpy.typing as npt
 CPU = "cpu"
 CUDA = "cuda"
 
+ALIGNMENT = 256
+"""Of memory that engines are given on a GPU, in bytes (NvInferRuntime.h, IExecutionContext::setTensorAddress)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tensor:

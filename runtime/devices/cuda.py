@@ -7,65 +7,41 @@ caller must belong to it (pycuda: ``pycuda.autoprimaryctx``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from flowblending import DeviceError, FlowBlendingError, OutOfMemoryError
+from flowblending import DeviceError, FlowBlendingError
 from flowblending.engine.backends.tensor import CUDA, Tensor
-from flowblending.runtime.devices.cuda_probe import PROBE_SOURCE, CudaProbe
-from flowblending.runtime.devices.cuda_rescale import MOMENTS, RESCALE_BLOCKS, RESCALE_SOURCE
+from flowblending.runtime.devices.cuda_context import CudaContext, Current
+from flowblending.runtime.devices.cuda_kernels import MAX_TERMS, compile_kernels
+from flowblending.runtime.devices.cuda_pool import CudaPool
+from flowblending.runtime.devices.cuda_probe import CudaProbe
+from flowblending.runtime.devices.cuda_rescale import MOMENTS, RESCALE_BLOCKS
+from flowblending.runtime.devices.foreign import ForeignStream
 from flowblending.runtime.devices.protocol import Mark, Term
 from flowblending.system.extras import install
-
-MAX_TERMS: Final = 8
-"""Terms of one fused kernel; longer mixes take several."""
 
 _THREADS: Final = 256
 _MAX_BLOCKS: Final = 4096
 _NO_INDEX: Final = 2**32 - 1
 
-_WATCH_SOURCE: Final = """
-extern "C" __global__ void watch(const float* values, unsigned long long count, unsigned index, unsigned* first) {
-  bool bad = false;
-  for (unsigned long long i = blockIdx.x * (unsigned long long)blockDim.x + threadIdx.x; i < count;
-       i += gridDim.x * (unsigned long long)blockDim.x)
-    bad |= (__float_as_uint(values[i]) & 0x7f800000u) == 0x7f800000u;
-  if (bad) atomicMin(first, index);
-}
-"""
-
-
-class Stream(Protocol):
-    """A CUDA stream of another library that follows the CUDA stream protocol, as cuda.core's and numba's do."""
-
-    def __cuda_stream__(self) -> tuple[int, int]:
-        """Version of the protocol (0) and handle."""
-        ...
-
-
-class Handle(Protocol):
-    """A CUDA stream of another library that has its handle as an attribute, as pycuda's does."""
-
-    @property
-    def handle(self) -> int:
-        """The CUstream as a number."""
-        ...
-
 
 class CudaDevice:
     """See `Device`. Kernels are compiled when it is made (a fraction of a second), not while sampling.
 
+    It may be used by another thread than made it, by one at a time; the thread's own current device stays what it is.
+
     Args:
         index: of the GPU, among those that CUDA shows.
-        stream: the stream to work on, which must outlive this object; None makes one.
+        stream: the stream of that GPU to work on, which must outlive this object; None makes one.
 
     Raises:
         FlowBlendingError: there is no usable GPU, or cuda-core or NVRTC is not installed.
     """
 
-    def __init__(self, index: int = 0, stream: int | Stream | Handle | None = None) -> None:
+    def __init__(self, index: int = 0, stream: ForeignStream | None = None) -> None:
         try:
             import cuda.core
             from cuda.bindings import driver
@@ -76,15 +52,23 @@ class CudaDevice:
         self._core = cuda.core
         self._driver = driver
         try:
-            self._device = cuda.core.Device(index)
-            self._device.set_current()
-        except Exception as error:  # cuda.core's errors have no public base class
+            (status,) = driver.cuInit(0)
+            if status != driver.CUresult.CUDA_SUCCESS:
+                raise DeviceError(status.name)
+            self._context = CudaContext(driver, index)
+            with self._context.current():
+                self._device = cuda.core.Device(index)
+                self._device.set_current()
+        except Exception as error:  # the driver's library is missing, or it fails: they share no class
             raise FlowBlendingError(
-                f"No NVIDIA GPU {index} can be used ({error}); install NVIDIA's driver, or use --device cpu."
+                f"No NVIDIA GPU {index} can be used ({str(error).strip().splitlines()[0]}); "
+                "install NVIDIA's driver, or use --device cpu."
             ) from None
-        self._given = stream
-        self._stream = self._adopt(stream)
-        self._kernels = self._compile()
+        with self._context.current():
+            self._given = stream
+            self._stream = self._adopt(stream)
+            self._kernels = compile_kernels(cuda.core, f"sm_{self._device.arch}")
+            self._pool = CudaPool(cuda.core, driver, self._context, index)
         self._moments: Tensor | None = None
 
     @property
@@ -104,36 +88,39 @@ class CudaDevice:
 
     def wait_for(self, stream: int) -> None:
         """Enqueue a wait for an event on the other stream."""
-        self._stream.wait(self._core.Stream.from_handle(stream))
+        with self._context.current():
+            self._stream.wait(self._core.Stream.from_handle(stream))
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
-        """Memory of unspecified content, from the device's stream-ordered pool."""
+        """Memory of unspecified content, from a stream-ordered pool of this device's own."""
         tensor = Tensor(address=0, shape=shape, dtype=dtype, device=CUDA, owner=None)
-        try:
-            buffer = self._device.allocate(max(tensor.nbytes, 1), stream=self._stream)
-        except Exception as error:  # cuda.core's errors have no public base class
-            raise OutOfMemoryError(
-                f"The GPU has no {tensor.nbytes / 2**20:.1f} MiB left ({error}); "
-                "stop other programs on it, or build a bundle for a smaller size."
-            ) from None
+        with self._context.current():
+            buffer = self._pool.allocate(max(tensor.nbytes, 1), self._stream)
         return Tensor(address=int(buffer.handle), shape=shape, dtype=dtype, device=CUDA, owner=buffer)
+
+    def trim(self) -> None:
+        """Wait for the stream, and give back what the pool does not need now."""
+        self.close()
+        self._pool.trim()
 
     def upload(self, array: npt.NDArray[Any]) -> Tensor:
         """A copy of an array. The driver has read pageable memory when the call returns."""
         array = np.ascontiguousarray(array)
         tensor = self.empty(array.shape, array.dtype)
-        self._check(
-            self._driver.cuMemcpyHtoDAsync(tensor.address, array.ctypes.data, array.nbytes, self._stream.handle)
-        )
+        with self._context.current():
+            self._check(
+                self._driver.cuMemcpyHtoDAsync(tensor.address, array.ctypes.data, array.nbytes, self._stream.handle)
+            )
         return tensor
 
     def download(self, tensor: Tensor) -> npt.NDArray[Any]:
         """A copy of a tensor, after waiting for the stream."""
         array = np.empty(tensor.shape, tensor.dtype)
-        self._check(
-            self._driver.cuMemcpyDtoHAsync(array.ctypes.data, tensor.address, array.nbytes, self._stream.handle)
-        )
-        self._stream.sync()
+        with self._context.current():
+            self._check(
+                self._driver.cuMemcpyDtoHAsync(array.ctypes.data, tensor.address, array.nbytes, self._stream.handle)
+            )
+            self._stream.sync()
         return array
 
     def rows(self, tensor: Tensor, start: int, stop: int) -> Tensor:
@@ -146,7 +133,9 @@ class CudaDevice:
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Enqueue a copy."""
-        self._check(self._driver.cuMemcpyDtoDAsync(target.address, source.address, source.nbytes, self._stream.handle))
+        given = target.address, source.address, source.nbytes
+        with self._context.current():
+            self._check(self._driver.cuMemcpyDtoDAsync(*given, self._stream.handle))
 
     def mix(self, out: Tensor, terms: Sequence[Term]) -> None:
         """Enqueue a linear combination: one kernel for up to `MAX_TERMS` terms."""
@@ -163,21 +152,21 @@ class CudaDevice:
         if self._moments is None:
             self._moments = self.empty((RESCALE_BLOCKS, MOMENTS), np.dtype(np.float64))
         count = np.uint64(out.nbytes // 4)
-        config = self._core.LaunchConfig(grid=RESCALE_BLOCKS, block=_THREADS)
-        arguments = [self._moments.address, count, out.address, reference.address]
-        self._core.launch(self._stream, config, self._kernels["moments"], *arguments)
+        self._launch_blocks("moments", RESCALE_BLOCKS, [self._moments.address, count, out.address, reference.address])
         self._launch("rescale", out.nbytes // 4, [out.address, count, self._moments.address, np.float64(share)])
 
     def mark(self) -> CudaMark:
         """An event, not yet recorded."""
         options = self._core.EventOptions(timing_enabled=True, blocking_sync=True)
-        return CudaMark(self._device.create_event(options), self._stream)
+        with self._context.current():
+            return CudaMark(self._device.create_event(options), self._stream, self._context)
 
     def seconds(self, start: Mark, stop: Mark) -> float:
         """The time between two events, as the GPU measured it."""
         assert isinstance(start, CudaMark)
         assert isinstance(stop, CudaMark)
-        milliseconds: float = stop.event - start.event
+        with self._context.current():
+            milliseconds: float = stop.event - start.event
         return milliseconds / 1000.0
 
     def watch(self, complaints: Sequence[str]) -> CudaWatch:
@@ -190,11 +179,17 @@ class CudaDevice:
 
     def close(self) -> None:
         """Wait for the stream, which is the caller's if it was given."""
-        self._stream.sync()
+        with self._context.current():
+            self._stream.sync()
+
+    def current(self) -> Current:
+        """See `CudaContext.current`."""
+        return self._context.current()
 
     def fill(self, tensor: Tensor, word: int) -> None:
         """Enqueue: every 32-bit word of ``tensor`` becomes ``word``."""
-        self._check(self._driver.cuMemsetD32Async(tensor.address, word, tensor.nbytes // 4, self._stream.handle))
+        with self._context.current():
+            self._check(self._driver.cuMemsetD32Async(tensor.address, word, tensor.nbytes // 4, self._stream.handle))
 
     def look(self, tensor: Tensor, index: int, word: Tensor) -> None:
         """Enqueue: if ``tensor`` has a non-finite value, lower ``word`` to ``index``."""
@@ -203,60 +198,52 @@ class CudaDevice:
 
     def sums(self, out: Tensor, tensor: Tensor, other: Tensor | None) -> None:
         """Enqueue: ``out`` becomes partial sums of |tensor - other|, or of |tensor|, in float64; one of each block."""
-        count, blocks = tensor.nbytes // 4, out.nbytes // 8
-        config = self._core.LaunchConfig(grid=blocks, block=_THREADS)
-        second = 0 if other is None else other.address
-        arguments = [out.address, np.uint64(count), tensor.address, second]
-        self._core.launch(self._stream, config, self._kernels["probe"], *arguments)
+        count, second = np.uint64(tensor.nbytes // 4), 0 if other is None else other.address
+        self._launch_blocks("probe", out.nbytes // 8, [out.address, count, tensor.address, second])
 
-    def _adopt(self, stream: int | Stream | Handle | None) -> Any:
+    def _adopt(self, stream: ForeignStream | None) -> Any:
         if stream is None:
             return self._device.create_stream()
         if hasattr(stream, "__cuda_stream__"):
             return self._device.create_stream(stream)
         return self._core.Stream.from_handle(int(stream if isinstance(stream, int) else stream.handle))
 
-    def _compile(self) -> dict[str, Any]:
-        options = self._core.ProgramOptions(arch=f"sm_{self._device.arch}", fma=False)
-        try:
-            code = self._core.Program(kernel_source(), "c++", options).compile("cubin")
-        except Exception as error:  # as above: a missing library and a failed compilation share no class
-            raise FlowBlendingError(
-                f"NVRTC cannot compile the sampler's kernels ({str(error).strip().splitlines()[0]}); "
-                "install nvidia-cuda-nvrtc for the CUDA version of your driver."
-            ) from None
-        return {name: code.get_kernel(name) for name in kernel_names()}
-
     def _launch(self, name: str, count: int, arguments: Sequence[object]) -> None:
-        blocks = min(-(-count // _THREADS), _MAX_BLOCKS)
+        """A kernel whose threads go through so many elements."""
+        self._launch_blocks(name, min(-(-count // _THREADS), _MAX_BLOCKS), arguments)
+
+    def _launch_blocks(self, name: str, blocks: int, arguments: Sequence[object]) -> None:
         config = self._core.LaunchConfig(grid=blocks, block=_THREADS)
-        self._core.launch(self._stream, config, self._kernels[name], *arguments)
+        with self._context.current():
+            self._core.launch(self._stream, config, self._kernels[name], *arguments)
 
     def _check(self, result: tuple[Any, ...]) -> None:
-        status = result[0]
-        if status != self._driver.CUresult.CUDA_SUCCESS:
-            raise DeviceError(f"The GPU failed ({status.name}); run again, and look at the system's log.")
+        self._context.check(result)
 
 
 class CudaMark:
     """An event on a stream; see `Mark`."""
 
-    def __init__(self, event: Any, stream: Any) -> None:
+    def __init__(self, event: Any, stream: Any, context: CudaContext) -> None:
         self.event = event
         self._stream = stream
+        self._context = context
 
     def record(self) -> None:
         """Record the event behind what was enqueued."""
-        self._stream.record(self.event)
+        with self._context.current():
+            self._stream.record(self.event)
 
     def reached(self) -> bool:
         """Whether the event has completed."""
-        done: bool = self.event.is_done
+        with self._context.current():
+            done: bool = self.event.is_done
         return done
 
     def wait(self) -> None:
         """Sleep until the event has completed."""
-        self.event.sync()
+        with self._context.current():
+            self.event.sync()
 
 
 class CudaWatch:
@@ -281,27 +268,3 @@ class CudaWatch:
         index = int(self._device.download(self._word)[0])
         if index != _NO_INDEX:
             raise FlowBlendingError(self._complaints[index])
-
-
-def kernel_names() -> list[str]:
-    """Of the kernels in `kernel_source`: ``mix1`` to ``mix8``, and those of watch, probe and rescaling."""
-    return [*(f"mix{count}" for count in range(1, MAX_TERMS + 1)), "watch", "probe", "moments", "rescale"]
-
-
-def kernel_source() -> str:
-    """CUDA C++: one mix kernel per number of terms, whose sum is not fused; then watch, probe and rescaling."""
-    mixes = "".join(_mix_source(count) for count in range(1, MAX_TERMS + 1))
-    return mixes + _WATCH_SOURCE + PROBE_SOURCE + RESCALE_SOURCE
-
-
-def _mix_source(count: int) -> str:
-    # No __restrict__: the output may be the first term.
-    parameters = ", ".join(f"float c{index}, const float* t{index}" for index in range(count))
-    total = " + ".join(f"c{index} * t{index}[i]" for index in range(count))
-    return f"""
-extern "C" __global__ void mix{count}(float* out, unsigned long long count, {parameters}) {{
-  for (unsigned long long i = blockIdx.x * (unsigned long long)blockDim.x + threadIdx.x; i < count;
-       i += gridDim.x * (unsigned long long)blockDim.x)
-    out[i] = {total};
-}}
-"""

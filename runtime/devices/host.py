@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -100,6 +101,13 @@ class HostDevice:
     def probe(self, count: int) -> HostProbe:
         """A probe that measures at once."""
         return HostProbe(count)
+
+    def current(self) -> contextlib.AbstractContextManager[None]:
+        """There is one CPU."""
+        return contextlib.nullcontext()
+
+    def trim(self) -> None:
+        """The system has it back already."""
 
     def close(self) -> None:
         """Nothing is pending."""

@@ -41,7 +41,8 @@ def open_device(choice: str, manifest: Manifest, stream: int | None = None) -> D
 
     Args:
         choice: see `device_kind`.
-        stream: handle of the CUDA stream to work on, which must outlive the device; None makes one.
+        stream: handle of the CUDA stream to work on, which must outlive the device, on the GPU that it belongs to; None
+            makes one on the first GPU.
 
     Raises:
         UsageError: a stream for a bundle that runs on the CPU.
@@ -59,8 +60,13 @@ def open_device(choice: str, manifest: Manifest, stream: int | None = None) -> D
             "This needs an NVIDIA GPU, but no CUDA driver or GPU was found; run it on a machine with one, "
             "or build a bundle with --backend onnxruntime for the CPU."
         )
+    index = 0
+    if stream is not None:
+        from flowblending.runtime.devices.cuda_context import stream_index
+
+        index = stream_index(stream)
     for name, component in manifest.components.items():
-        check_architecture(name, component.targets, architecture)
+        check_architecture(name, component.targets, gpu_architecture(index) if index else architecture)
     from flowblending.runtime.devices.cuda import CudaDevice
 
-    return CudaDevice(stream=stream)
+    return CudaDevice(index, stream)

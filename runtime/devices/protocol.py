@@ -6,6 +6,7 @@ Everything is enqueued on one stream and finishes in the order in which it was a
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -73,7 +74,11 @@ class Probe(Protocol):
 
 
 class Device(Protocol):
-    """Memory, copies, linear combinations and time on one stream. Used by the thread that made it."""
+    """Memory, copies, linear combinations and time on one stream. Used by one thread at a time.
+
+    On a GPU, every method makes the GPU current for as long as it runs, and the thread's own again afterwards; for
+    engines, `current` does.
+    """
 
     @property
     def kind(self) -> str:
@@ -143,6 +148,14 @@ class Device(Protocol):
 
     def probe(self, count: int) -> Probe:
         """A probe for ``count`` numbers."""
+        ...
+
+    def current(self) -> contextlib.AbstractContextManager[None]:
+        """``with device.current():`` the GPU is this thread's current one, as engines want it to be."""
+        ...
+
+    def trim(self) -> None:
+        """Wait for what was enqueued, and give memory that was freed back to the system: a phase of a run has ended."""
         ...
 
     def close(self) -> None:

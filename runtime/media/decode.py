@@ -69,7 +69,8 @@ class Decoder:
                 # Every other input of a decoder is standard normal noise.
                 tensors[spec.name] = self.device.upload(noise.normal(spec.resolve(sizes)))
         tensors |= self._outputs(engine, tensors)
-        engine.run(tensors, self.device.stream)
+        with self.device.current():
+            engine.run(tensors, self.device.stream)
         return self._frames(engine, tensors, 0)
 
     def _stepwise(self, latents: Tensor) -> Generator[Frames, None, None]:
@@ -82,7 +83,8 @@ class Decoder:
             tensors = {LATENTS: self.device.upload(np.ascontiguousarray(clip[:, :, index : index + 1])), **caches}
             # Two sets of caches take turns: a step reads one and writes the other.
             outputs = self._outputs(engine, tensors, spare)
-            engine.run(tensors | outputs, self.device.stream)
+            with self.device.current():
+                engine.run(tensors | outputs, self.device.stream)
             frames = self._frames(engine, outputs, first)
             first += frames.shape[1]
             yield frames

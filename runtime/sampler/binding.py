@@ -11,7 +11,7 @@ from flowblending import FlowBlendingError
 from flowblending.contracts.graph import TensorSpec
 from flowblending.contracts.program import LATENTS, TIMESTEP, VELOCITY, Mix, Program, Run, Step
 from flowblending.engine.backends.protocol import Engine
-from flowblending.engine.backends.tensor import Tensor
+from flowblending.engine.backends.tensor import ALIGNMENT, CPU, Tensor
 from flowblending.runtime.devices.protocol import Device, Mark
 from flowblending.runtime.refusals import non_finite_velocity
 from flowblending.runtime.sampler.online import Chooser, Rescaling, Sum
@@ -24,13 +24,18 @@ _FLOAT32 = np.dtype(np.float32)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineCall:
-    """An engine call: the latents' row is repeated into ``copies``, then the engine runs on ``tensors``."""
+    """An engine call: the latents' row is repeated into ``copies``, then the engine runs on ``tensors``.
+
+    ``slot``, if it is not None, gets a copy of the velocity afterwards: it is a row of a batch at an address that
+    engines may not be given.
+    """
 
     model: str
     engine: Engine
     tensors: Mapping[str, Tensor]
     copies: tuple[Tensor, ...]
     velocity: Tensor
+    slot: Tensor | None
     index: int
     start: Mark
     stop: Mark
@@ -122,6 +127,7 @@ class _ProgramMemory:
                 self._place((name,), program.latent_shape)
         self._timesteps: dict[tuple[float, int], Tensor] = {}
         self._inputs: dict[tuple[tuple[str, ...], str], Tensor] = {}
+        self._copied: dict[int, Tensor] = {}
 
     def _place(self, names: tuple[str, ...], latent_shape: tuple[int, ...]) -> None:
         """Give slots neighbouring rows; one that has its place already may only be used alone."""
@@ -150,7 +156,8 @@ class _ProgramMemory:
         tensors = {
             spec.name: given.get(spec.name) or self._input(run, spec, engine.spec.name) for spec in engine.spec.inputs
         }
-        velocity = self._outputs[run.out]
+        slot = self._outputs[run.out]
+        velocity = slot if self._is_aligned(slot) else self._device.empty(slot.shape, slot.dtype)
         _check(engine, tensors, velocity)
         return EngineCall(
             model=run.model,
@@ -158,6 +165,7 @@ class _ProgramMemory:
             tensors=tensors | {VELOCITY: velocity},
             copies=tuple(rows(self._latents, row, row + 1) for row in range(1, count)),
             velocity=velocity,
+            slot=None if velocity is slot else slot,
             index=index,
             start=self._device.mark(),
             stop=self._device.mark(),
@@ -168,6 +176,20 @@ class _ProgramMemory:
         if (timestep, count) not in self._timesteps:
             self._timesteps[timestep, count] = self._device.upload(np.full(count, timestep, np.float32))
         return self._timesteps[timestep, count]
+
+    def _is_aligned(self, tensor: Tensor) -> bool:
+        """Whether an engine may be given a tensor where it lies."""
+        return self._device.kind == CPU or tensor.address % ALIGNMENT == 0
+
+    def _aligned(self, given: Tensor) -> Tensor:
+        """What the caller gave, or a copy of it: a part of another library's array may lie anywhere."""
+        if self._is_aligned(given):
+            return given
+        if given.address not in self._copied:
+            copied = self._device.empty(given.shape, given.dtype)
+            self._device.copy(given, copied)
+            self._copied[given.address] = copied
+        return self._copied[given.address]
 
     def _input(self, run: Run, spec: TensorSpec, engine: str) -> Tensor:
         """A condition of one branch, or those of several branches one after the other."""
@@ -186,7 +208,7 @@ class _ProgramMemory:
                 f"branches {', '.join(run.branches)}, but one call takes equal shapes; pad them to one length."
             )
         if len(parts) == 1 or not spec.shape or isinstance(spec.shape[0], int):
-            return parts[0]
+            return self._aligned(parts[0])
         key = (run.branches, spec.name)
         if key not in self._inputs:
             whole = self._device.empty((len(parts), *parts[0].shape[1:]), parts[0].dtype)

@@ -42,11 +42,12 @@ class Executor:
         Raises:
             FlowBlendingError: an engine failed, or, on the CPU, a velocity is not finite.
         """
-        for each in instructions:
-            if isinstance(each, EngineCall):
-                self._call(each)
-            else:
-                each.enqueue(self._device)
+        with self._device.current():
+            for each in instructions:
+                if isinstance(each, EngineCall):
+                    self._call(each)
+                else:
+                    each.enqueue(self._device)
 
     def raise_if_bad(self) -> None:
         """Wait for everything enqueued, and complain about the first velocity that was not finite.
@@ -63,5 +64,7 @@ class Executor:
         each.start.record()
         each.engine.run(each.tensors, self._device.stream)
         each.stop.record()
+        if each.slot is not None:
+            self._device.copy(each.velocity, each.slot)
         self._watch.check(each.velocity, each.index)
         self.calls.append(each)

@@ -6,23 +6,39 @@ memory and TensorRT's contexts. So the videos have the CPU's bits, and the journ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 import flowblending
+from flowblending import FramesEvent, LatentsEvent, OutOfMemoryError, StepEvent
+from flowblending.contracts.program import Mix, Program, Rescale, Run
 from flowblending.engine.bundle.bundle import Bundle
+from flowblending.runtime.cli import main
+from flowblending.runtime.devices.cuda import CudaDevice
+from flowblending.runtime.devices.cuda_kernels import MAX_TERMS
 from flowblending.runtime.devices.open import open_device
+from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from tests.conftest import Build
-from tests.support.cuda.bundles import plans_of
-from tests.support.cuda.driver import Driver
+from tests.support.cuda.bundles import SCRATCH, plans_of
+from tests.support.cuda.driver import Driver, Entry
 
 pytestmark = [pytest.mark.cuda, pytest.mark.slow]
 
 JOB = Job(prompt="a green square", negative_prompt="red", seed=3, steps=4, schedule="LSL")
+Video = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 @pytest.fixture(scope="module")
@@ -46,22 +62,228 @@ def pipeline(plans: Callable[[str], Bundle]) -> Iterator[Pipeline]:
     opened.close()
 
 
-@pytest.mark.parametrize("kind", ["wan", "ltx", "ltx-condition"])
-@pytest.mark.parametrize("at_once", [False, True])
+def video(sampler: flowblending.VideoSampler, **options: Any) -> Video:
+    """Final latents and all frames."""
+    job = {"steps": 4, "schedule": "LSL", "seed": 3, "negative_prompt": "red", **options}
+    events = list(sampler.generate("a green square", **job))
+    (latents,) = [event.latents.numpy() for event in events if isinstance(event, LatentsEvent)]
+    return latents, np.concatenate([event.frames for event in events if isinstance(event, FramesEvent)], axis=1)
+
+
+def assert_equal(found: Video, expected: Video) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def expected(build: Build) -> Video:
+    """The Wan bundle's video on the CPU."""
+    with flowblending.open(build("wan").folder, device="cpu", threads=1) as sampler:
+        return video(sampler)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("wan", {}),
+        ("ltx", {}),
+        ("ltx-condition", {}),
+        ("wan", {"batched_guidance": True}),
+        ("wan", {"guidance": 1.0, "solver": "dpm++"}),
+        ("wan", {"cache": "easycache:0.5,2", "steps": 8}),
+        ("ltx", {"cache": "taylor:2", "steps": 6, "solver": "euler"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value) or "plain",
+)
 def test_a_video_has_the_bits_of_the_cpu(
-    kind: str, at_once: bool, plans: Callable[[str], Bundle], build: Build, driver: Driver
+    kind: str, options: dict[str, Any], plans: Callable[[str], Bundle], build: Build, driver: Driver
 ) -> None:
     videos = []
-    for bundle, device in ((build(kind), "cpu"), (plans(kind), "cuda")):
-        with flowblending.open(bundle.folder, device=device, threads=1) as sampler:
-            generation = sampler.generate("a green square", steps=4, schedule="LSL", seed=3, negative_prompt="red")
-            if at_once and device == "cuda":
+    for folder, device in ((build(kind).folder, "cpu"), (plans(kind).folder, "cuda")):
+        with flowblending.open(folder, device=device, threads=1) as sampler:
+            videos.append(video(sampler, **options))
+            if device == "cuda":
                 with driver.at_once():
-                    events = list(generation)
-            else:
-                events = list(generation)
-            frames = [event.frames for event in events if isinstance(event, flowblending.FramesEvent)]
-            (latents,) = [event.latents.numpy() for event in events if isinstance(event, flowblending.LatentsEvent)]
-            videos.append((latents, np.concatenate(frames, axis=1)))
-    np.testing.assert_array_equal(videos[1][0], videos[0][0])
-    np.testing.assert_array_equal(videos[1][1], videos[0][1])
+                    videos.append(video(sampler, **options))
+    for each in videos[1:]:
+        assert_equal(each, videos[0])
+
+
+def kernels(program: Program) -> Counter[str]:
+    """What a program's steps launch, by its instructions."""
+    found: Counter[str] = Counter()
+    for each in program.instructions():
+        if isinstance(each, Run):
+            found["launch watch"] += 1
+            found["host"] += 1
+            found["copy DtoD"] += len(each.branches) - 1
+            found["record"] += 2
+        elif isinstance(each, Rescale):
+            found["launch moments"] += 1
+            found["launch rescale"] += 1
+        elif isinstance(each, Mix):
+            terms = len(each.terms)
+            while terms > MAX_TERMS:
+                found[f"launch mix{MAX_TERMS}"] += 1
+                terms -= MAX_TERMS - 1  # what there is already is the next one's first term
+            found[f"launch mix{terms}"] += 1
+    found["record"] += len(program.steps)
+    return +found
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_the_loop_enqueues_what_the_program_says_and_nothing_else(
+    pipeline: Pipeline, driver: Driver, batched: bool
+) -> None:
+    """No allocation, no wait, no copy from or to the host."""
+    job = replace(JOB, batched_guidance=batched, guidance_rescale=None if batched else 0.7)
+    program = compile_job(job, pipeline.bundle.manifest)
+    trajectory = pipeline.prepare(program, pipeline.encode(job, program, print))
+    latents = pipeline.device.upload(np.ones((1, *program.latent_shape), np.float32))
+    trajectory.run(latents)
+    driver.journal()
+    trajectory.run(latents)
+    before, loop, after = _around_the_loop(driver.journal())
+    assert before == ["memset", "copy DtoD"]
+    assert Counter(map(str, loop)) == kernels(program)
+    assert after[0] == "sync event"
+    # The watch's word is all that is read.
+    assert [each for each in after if "copy" in each] == ["copy DtoH"]
+
+
+def _around_the_loop(journal: Sequence[Entry]) -> tuple[list[str], list[Entry], list[str]]:
+    """Entries before the run's first mark, up to the first wait, and from there on."""
+    first = next(index for index, each in enumerate(journal) if each.what == "record")
+    last = next(index for index, each in enumerate(journal) if each.what in ("sync", "query"))
+    return [*map(str, journal[:first])], [*journal[first + 1 : last]], [*map(str, journal[last:])]
+
+
+def test_memory_goes_when_its_phase_does(plans: Callable[[str], Bundle], driver: Driver) -> None:
+    device = CudaDevice()
+    device.close()
+    nothing = driver.used(), driver.reserved()
+    with flowblending.open(plans("wan").folder, device="cuda") as sampler:
+        program = None
+        for event in (generation := sampler.generate("a", steps=2)):
+            program = generation.program
+            if isinstance(event, StepEvent):
+                while_sampling = driver.used() - nothing[0]
+            if isinstance(event, LatentsEvent):
+                latents = event.latents.tensor.nbytes
+                # Conditions and the other slots are gone, and the pool keeps nothing for them.
+                rows = -(-latents // 512) * 512
+                engines = 3 * SCRATCH
+                assert driver.used() - nothing[0] <= engines + 2 * rows + 4096
+                assert driver.reserved() - nothing[1] == driver.used() - nothing[0]
+                assert while_sampling > driver.used() - nothing[0]
+        assert program is not None
+        del event, generation
+    # Closing waits and gives back the contexts' scratch.
+    assert driver.used() - nothing[0] <= 16 * 1024
+
+
+def in_thread(work: Callable[[], object]) -> object:
+    """What a function gives in a thread of its own, where no device is current."""
+    found: list[object] = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join()
+    assert found, "the thread failed"
+    return found[0]
+
+
+@pytest.mark.usefixtures("driver")
+def test_a_sampler_of_one_thread_is_used_in_others(plans: Callable[[str], Bundle], expected: Video) -> None:
+    with flowblending.open(plans("wan").folder, device="cuda") as sampler:
+        for _ in range(2):
+            found = in_thread(lambda: video(sampler))
+            assert_equal(found, expected)  # type: ignore[arg-type] # what the thread gives
+        events = iter(sampler.generate("a green square", steps=4, schedule="LSL", seed=3, negative_prompt="red"))
+        with contextlib.closing(events):  # a thread pool takes a new thread for every event
+            while not isinstance(event := in_thread(lambda: next(events)), LatentsEvent):
+                pass
+            np.testing.assert_array_equal(in_thread(event.latents.numpy), expected[0])
+    in_thread(sampler.close)
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize("current", [None, 1])
+def test_the_callers_current_device_stays_what_it_is(plans: Callable[[str], Bundle], current: int | None) -> None:
+    from cuda.bindings import driver as cuda
+
+    cuda.cuInit(0)
+    handle = 0 if current is None else int(cuda.cuDevicePrimaryCtxRetain(current)[1])
+
+    def found() -> int:
+        return int(cuda.cuCtxGetCurrent()[1])
+
+    before = found()
+    cuda.cuCtxSetCurrent(handle)
+    try:
+        with flowblending.open(plans("wan").folder, device="cuda") as sampler:
+            assert found() == handle
+            sampler.encode("a")
+            for event in sampler.generate("a", steps=2):
+                assert found() == handle
+                if isinstance(event, LatentsEvent):
+                    event.latents.numpy()
+        assert found() == handle
+    finally:
+        cuda.cuCtxSetCurrent(before)
+
+
+def test_a_stream_of_another_gpu_takes_the_run_there(
+    plans: Callable[[str], Bundle], expected: Video, driver: Driver
+) -> None:
+    other = CudaDevice(1)
+    other.close()
+    driver.journal()
+    for stream in (other.stream, SimpleNamespace(handle=other.stream)):
+        with flowblending.open(plans("wan").folder, device="cuda", stream=stream) as sampler:
+            assert sampler.pipeline.device.index == 1
+            assert_equal(video(sampler), expected)
+    touched = {each.device for each in driver.journal() if each.what in ("launch", "host", "copy", "memset")}
+    assert touched == {1}
+
+
+def test_memory_that_runs_out_is_said_to_and_other_failures_are_not(
+    plans: Callable[[str], Bundle], driver: Driver
+) -> None:
+    device = CudaDevice()
+    with (
+        driver.limited(1 << 16),
+        pytest.raises(OutOfMemoryError, match=r"GPU has no memory left .*stop other programs"),
+    ):
+        device.empty((1 << 20,), np.dtype(np.float32))
+    with (
+        flowblending.open(plans("wan").folder, device="cuda") as sampler,
+        driver.limited(SCRATCH // 2),
+        pytest.raises(
+            flowblending.DeviceError, match=r"cannot prepare .* for running \(.*stop other programs on the GPU"
+        ),
+    ):
+        sampler.encode("a")
+    lost = device.empty((4,), np.dtype(np.float32))
+    device.mix(lost, [(1.0, SimpleNamespace(address=0x1000))])  # type: ignore[list-item] # no memory of the GPU's
+    for call in (device.close, lambda: device.upload(np.ones(4, np.float32)), lambda: device.empty((4,), lost.dtype)):
+        with pytest.raises(flowblending.DeviceError, match="ILLEGAL_ADDRESS") as told:
+            call()
+        assert not isinstance(told.value, OutOfMemoryError)
+        assert "memory left" not in str(told.value)
+    assert len(driver.revive()) == 1
+
+
+@pytest.mark.usefixtures("driver")
+def test_workers_take_a_gpu_each(plans: Callable[[str], Bundle], tmp_path: Path, build: Build) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"square {n}", "steps": 2, "seed": n}) + "\n" for n in range(3)))
+    found: dict[str, dict[str, bytes]] = {}
+    places = (("cuda", plans("wan").folder, ["--workers", "2"]), ("cpu", build("wan").folder, list[str]()))
+    for device, folder, options in places:
+        out = tmp_path / device
+        arguments = [str(folder), "--prompts", str(prompts), "--out", str(out), "--device", device, *options]
+        with pytest.raises(SystemExit, match="0"):
+            main(arguments)
+        found[device] = {path.name: path.read_bytes() for path in out.glob("*.mp4")}
+    assert len(found["cuda"]) == 3
+    assert found["cuda"] == found["cpu"]

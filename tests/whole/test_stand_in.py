@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -41,6 +42,13 @@ def test_its_values_are_cudas() -> None:
 @pytest.fixture
 def device() -> CudaDevice:
     return CudaDevice()
+
+
+@pytest.fixture
+def current() -> Iterator[contextlib.ExitStack]:
+    """For calls of a test's own, which need a current device."""
+    with contextlib.ExitStack() as stack:
+        yield stack
 
 
 def sample(device: CudaDevice) -> npt.NDArray[np.float32]:
@@ -119,11 +127,14 @@ def test_memory_is_freed_in_the_order_of_its_stream(device: CudaDevice, driver: 
 
 
 @pytest.mark.cuda
-def test_a_captured_stream_may_not_be_waited_for(device: CudaDevice, driver: Driver) -> None:
+def test_a_captured_stream_may_not_be_waited_for(
+    device: CudaDevice, driver: Driver, current: contextlib.ExitStack
+) -> None:
     mode = bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
     x = device.upload(random(0))
     expected = random(0)
     device.close()
+    current.enter_context(device.current())
     assert bindings.cuStreamBeginCapture(device.stream, mode)[0] == 0
     device.mix(x, [(0.5, x)])
     status, graph = bindings.cuStreamEndCapture(device.stream)
@@ -142,8 +153,9 @@ def test_a_captured_stream_may_not_be_waited_for(device: CudaDevice, driver: Dri
 
 
 @pytest.mark.cuda
-def test_an_engine_that_outlives_its_input(device: CudaDevice, driver: Driver) -> None:
+def test_an_engine_that_outlives_its_input(device: CudaDevice, driver: Driver, current: contextlib.ExitStack) -> None:
     """What a function of the host is told are addresses, which keep nothing alive."""
+    current.enter_context(device.current())
     tensor = device.upload(np.ones(64, np.float32))
     address, seen = tensor.address, []
     function = HOST_FUNCTION(lambda _: seen.append(driver.alias(address, 256, 0, "the engine")))

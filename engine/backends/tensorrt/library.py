@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 from typing import Any
 
 from flowblending import FlowBlendingError
@@ -18,6 +19,9 @@ _TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 _INFO = 3
 """ILogger.Severity: 0 internal error, 1 error, 2 warning, 3 info, 4 verbose."""
 
+_LOADED: set[str] = set()
+"""Both libraries define the same symbols for every module of the process to see: the first that is loaded is found."""
+
 
 class Messages:
     """What a library has logged lately: the only place where it says why a call returned nothing.
@@ -26,25 +30,33 @@ class Messages:
     """
 
     def __init__(self) -> None:
+        # The library's own threads add to it while this one reads.
+        self._lock = Lock()
         self._lines: deque[tuple[int, str]] = deque(maxlen=1000)
 
     def add(self, severity: int, line: str) -> None:
         """Keep a line, unless it is verbose. Called from the library's own threads too."""
         if severity <= _INFO:
-            self._lines.append((severity, line))
+            with self._lock:
+                self._lines.append((severity, line))
 
     def clear(self) -> None:
         """Forget everything, so that what follows belongs to one call."""
-        self._lines.clear()
+        with self._lock:
+            self._lines.clear()
 
     def lines(self) -> tuple[str, ...]:
         """All lines, oldest first."""
-        return tuple(line for _, line in self._lines)
+        return tuple(line for _, line in self._kept())
 
     def error(self) -> str:
         """The first error since `clear`, in one line; those after it are its consequences."""
-        errors = (line for severity, line in self._lines if severity < 2)
+        errors = (line for severity, line in self._kept() if severity < 2)
         return " ".join(next(errors, "it gave no reason").split())
+
+    def _kept(self) -> tuple[tuple[int, str], ...]:
+        with self._lock:
+            return tuple(self._lines)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +92,19 @@ def load(backend: str) -> Library:
     """Load a library, once per process.
 
     Raises:
-        FlowBlendingError: it is not installed, or its shared libraries cannot be loaded.
+        FlowBlendingError: it is not installed, its shared libraries cannot be loaded, or the other one is loaded.
     """
     title = _TITLES[backend]
+    for other in _LOADED - {backend}:
+        raise FlowBlendingError(
+            f"{_TITLES[other]} is in use in this process, and {title} beside it would call functions of the same names "
+            f"in {_TITLES[other]}; use the bundle of {title} in another process."
+        )
     try:
         trt = _import_tensorrt() if backend == "tensorrt" else _import_tensorrt_rtx()
     except (ImportError, OSError) as error:
         raise FlowBlendingError(f"{title} is not installed ({error}); {install(backend)}.") from None
+    _LOADED.add(backend)
     messages = Messages()
     return Library(
         name=backend,

@@ -16,11 +16,8 @@ from flowblending import DeviceError, FlowBlendingError, OutOfMemoryError
 from flowblending.contracts.graph import GraphSpec
 from flowblending.engine.backends.checks import check_tensors
 from flowblending.engine.backends.gpu import gpu_architecture
-from flowblending.engine.backends.tensor import CUDA, Tensor
+from flowblending.engine.backends.tensor import ALIGNMENT, CUDA, Tensor
 from flowblending.engine.backends.tensorrt.library import load
-
-ALIGNMENT = 256
-"""Of the memory of inputs and outputs, in bytes (NvInferRuntime.h, IExecutionContext::setTensorAddress)."""
 
 _MEMORY = re.compile(r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|insufficient memory", re.I)
 
@@ -126,18 +123,14 @@ class TrtEngine:
         return int(self._engine.device_memory_size_v2)
 
     def layers(self) -> tuple[str, ...]:
-        """The names of the plan's layers, as TensorRT's engine inspector lists them.
-
-        Raises:
-            FlowBlendingError: it does not.
-        """
-        self._library.messages.clear()
+        """The names of the plan's layers, as TensorRT's engine inspector lists them; none if it lists nothing."""
         inspector = self._engine.create_engine_inspector()
         text = inspector and inspector.get_engine_information(self._library.trt.LayerInformationFormat.JSON)
-        if not text:
-            raise self._failure(f"cannot inspect {self._spec.name}", "build the bundle again")
+        try:
+            listed = json.loads(text or "{}").get("Layers", ())
+        except ValueError:
+            return ()
         # A name alone, or with details where the plan has them.
-        listed = json.loads(text)["Layers"]
         return tuple(str(each["Name"]) if isinstance(each, dict) else str(each) for each in listed)
 
     def close(self) -> None:

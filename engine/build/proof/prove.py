@@ -231,7 +231,8 @@ def _run(engine: Engine, device: Device, given: Arrays) -> dict[str, npt.NDArray
     sizes = engine.spec.sizes({name: array.shape for name, array in given.items()})
     inputs = {name: device.upload(np.ascontiguousarray(array)) for name, array in given.items()}
     outputs = {each.name: device.empty(each.resolve(sizes), np.dtype(each.dtype)) for each in engine.spec.outputs}
-    engine.run({**inputs, **outputs}, device.stream)
+    with device.current():
+        engine.run({**inputs, **outputs}, device.stream)
     return {name: device.download(tensor) for name, tensor in outputs.items()}
 
 

@@ -17,19 +17,16 @@ class Driver:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=0, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=1
     )
 
-    def __init__(self, devices: list[tuple[int, int]], *, current: int | None = None, library: bool = True) -> None:
-        self.devices, self.current, self.library = devices, current, library
+    def __init__(self, devices: list[tuple[int, int]], *, library: bool = True) -> None:
+        self.devices, self.library = devices, library
 
     def cuInit(self, _flags: int) -> tuple[int]:
         if not self.library:
             raise RuntimeError("libcuda.so.1 was not found")
         return (0,) if self.devices else (100,)
 
-    def cuCtxGetDevice(self) -> tuple[int, int | None]:
-        return (201, None) if self.current is None else (0, self.current)
-
     def cuDeviceGet(self, index: int) -> tuple[int, int]:
-        return 0, index
+        return (0, index) if index < len(self.devices) else (101, 0)
 
     def cuDeviceGetAttribute(self, attribute: int, device: int) -> tuple[int, int]:
         return 0, self.devices[device][attribute]
@@ -40,16 +37,16 @@ class Driver:
     [
         (Driver([(8, 9)]), "sm89"),
         (Driver([(12, 0), (9, 0)]), "sm120"),
-        (Driver([(12, 0), (9, 0)], current=1), "sm90"),
         (Driver([]), None),
         (Driver([(8, 9)], library=False), None),
     ],
 )
-def test_the_architecture_is_the_current_devices(
+def test_the_architecture_is_the_first_devices(
     monkeypatch: pytest.MonkeyPatch, driver: Driver, architecture: str | None
 ) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(driver=driver))
     assert gpu_architecture() == architecture
+    assert gpu_architecture(1) == ("sm90" if len(driver.devices) > 1 else None)
 
 
 def test_without_the_bindings_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The GPU device, on a GPU or on the stand-in for its driver: numpy's results, bit for bit where that can be."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -14,8 +15,9 @@ import pytest
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import GraphSpec, Precision, TensorSpec
 from flowblending.contracts.program import COND, LATENTS, UNCOND, VELOCITY, Mix, Program, Run, Step
-from flowblending.engine.backends.tensor import CUDA, Tensor
-from flowblending.runtime.devices.cuda import MAX_TERMS, CudaDevice, kernel_names, kernel_source
+from flowblending.engine.backends.tensor import ALIGNMENT, CUDA, Tensor
+from flowblending.runtime.devices.cuda import CudaDevice
+from flowblending.runtime.devices.cuda_kernels import MAX_TERMS, kernel_names, kernel_source
 from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.sampler.loop import Sampler
@@ -226,6 +228,27 @@ def test_sampling_equals_the_cpu_bit_for_bit(device: CudaDevice, branches: tuple
         assert 0 < result.engine_seconds < result.loop_seconds
     np.testing.assert_array_equal(results[1], results[0])
     assert told == [0, 1, 2, 3] * 2
+
+
+class Strict(Decay):
+    """Takes memory as TensorRT does."""
+
+    def run(self, tensors: Mapping[str, Tensor], stream: int) -> None:
+        assert all(tensor.address % ALIGNMENT == 0 for tensor in tensors.values())
+        super().run(tensors, stream)
+
+
+@pytest.mark.cuda
+def test_rows_of_a_batch_are_used_alone_at_any_address(device: CudaDevice) -> None:
+    """The interval of a guidance scale ends between two steps, and latents of tiny videos are of odd sizes."""
+    batched, alone = (decay_program(branches) for branches in ((UNCOND, COND), (COND,)))
+    program = dataclasses.replace(batched, steps=(*batched.steps[:2], *alone.steps[2:]))
+    found = []
+    for each in (HostDevice(), device):
+        engine = Decay(each) if each is not device else Strict(each)
+        found.append(each.download(Sampler({"large": engine}, each).sample(program, random(0), {}).latents))
+    np.testing.assert_array_equal(found[1], found[0])
+    assert np.prod(SHAPE) * 4 % ALIGNMENT
 
 
 @pytest.mark.cuda

@@ -29,7 +29,7 @@ def plans(tmp_path: Path) -> Manifest:
 
 def machine(monkeypatch: pytest.MonkeyPatch, gpu: str | None, *providers: str) -> None:
     """Pretend to be on a machine with this GPU and with an ONNX Runtime of these providers."""
-    monkeypatch.setattr(place, "gpu_architecture", lambda: gpu)
+    monkeypatch.setattr(place, "gpu_architecture", lambda _index=0: gpu)
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [*providers, CPU_PROVIDER])
 
 

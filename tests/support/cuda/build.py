@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from flowblending.runtime.devices.cuda import kernel_names, kernel_source
+from flowblending.runtime.devices.cuda_kernels import kernel_names, kernel_source
 
 SOURCES = Path(__file__).parent / "driver"
 LIBRARY = "libcuda.so.1"

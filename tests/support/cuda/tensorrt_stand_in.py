@@ -29,7 +29,6 @@ __version__ = "11.4.0"
 
 MAGIC = "stand-in plan of TensorRT"
 ALIGNMENT = 256
-_LIVING: list[Context] = []
 
 
 class ILogger:
@@ -149,6 +148,31 @@ class _Told:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What runs in the stream's order: an engine on memory, of which nothing but addresses is known."""
+
+    engine: CudaEngine
+    driver: Driver
+    told: Mapping[str, _Told]
+
+    def __call__(self, _: object) -> None:
+        device = self.engine.device
+        try:
+            assert device is not None, "the engine was made without a context"
+            tensors = {}
+            for name, each in self.told.items():
+                user = f"{name} of the engine {self.engine.spec.name}"
+                address = self.driver.alias(each.address, each.nbytes, device, user)
+                if address is None:
+                    return
+                tensors[name] = Tensor(address=address, shape=each.shape, dtype=each.dtype, device=CPU, owner=None)
+            del tensors["scratch"]
+            self.engine.kernels.run(tensors, 0)
+        except Exception as error:  # there is nobody that it could be raised to
+            self.driver.say_fault(f"engine {self.engine.spec.name}: {error!r}")
+
+
 class Context:
     """An execution context with scratch memory of its own."""
 
@@ -163,8 +187,7 @@ class Context:
         self._calls: dict[tuple[_Told, ...], Any] = {}
 
     def __del__(self) -> None:
-        if self._scratch:
-            self._driver.free(self._scratch)
+        self._driver.free(self._scratch)  # waits for the calls
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:  # noqa: ARG002
         self.active_optimization_profile = index
@@ -194,27 +217,11 @@ class Context:
         specs = (*engine.spec.inputs, *engine.spec.outputs)
         told = tuple(_Told(self._addresses[each.name], each.resolve(sizes), np.dtype(each.dtype)) for each in specs)
         if told not in self._calls:
-            self._calls[told] = HOST_FUNCTION(lambda _: self._run(dict(zip(engine.dtypes, told, strict=True))))
-            _LIVING.append(self)
+            # It knows nothing of this object, which has to go with its last user.
+            call = _Call(engine, self._driver, {**dict(zip(engine.dtypes, told, strict=True)), "scratch": self._arena})
+            self._calls[told] = HOST_FUNCTION(call)
         self._driver.call(self._calls[told], stream)
         return True
-
-    def _run(self, told: Mapping[str, _Told]) -> None:
-        """In the stream's order."""
-        try:
-            device = self._engine.device
-            assert device is not None, "the engine was made without a context"
-            tensors = {}
-            for name, each in (*told.items(), ("scratch", self._arena)):
-                user = f"{name} of the engine {self._engine.spec.name}"
-                address = self._driver.alias(each.address, each.nbytes, device, user)
-                if address is None:
-                    return
-                if name in told:
-                    tensors[name] = Tensor(address=address, shape=each.shape, dtype=each.dtype, device=CPU, owner=None)
-            self._engine.kernels.run(tensors, 0)
-        except Exception as error:  # there is nobody that it could be raised to
-            self._driver.say_fault(f"engine {self._engine.spec.name}: {error!r}")
 
     def _refuse(self, why: str) -> bool:
         self._engine.logger.log(1, f"Error Code 3: API Usage Error ({why})")

@@ -209,6 +209,11 @@ STAND_IN_API CUresult cuMemPoolGetAttribute(CUmemoryPool handle, CUmemPool_attri
   return CUDA_SUCCESS;
 }
 
+// Every GPU may use its own memory, and none another's.
+STAND_IN_API CUresult cuMemPoolSetAccess(CUmemoryPool pool, const void*, std::size_t) {
+  return is_pool(pool_of(pool)) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+}
+
 STAND_IN_API CUresult cuPointerGetAttribute(void* value, CUpointer_attribute attribute, CUdeviceptr address) {
   const int device = device_of(address);
   if (device < 0 && !is_pinned(address)) return CUDA_ERROR_INVALID_VALUE;

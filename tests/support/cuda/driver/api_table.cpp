@@ -13,7 +13,7 @@
   each(cuCtxSynchronize) each(cuGetExportTable) each(cuMemGetInfo_v2) each(cuMemAlloc_v2) each(cuMemFree_v2)        \
   each(cuMemAllocFromPoolAsync) each(cuMemAllocAsync) each(cuMemFreeAsync) each(cuMemHostAlloc) each(cuMemFreeHost) \
   each(cuDeviceGetDefaultMemPool) each(cuDeviceGetMemPool) each(cuMemPoolCreate) each(cuMemPoolDestroy)             \
-  each(cuMemPoolTrimTo) each(cuMemPoolSetAttribute) each(cuMemPoolGetAttribute) each(cuPointerGetAttribute)         \
+  each(cuMemPoolTrimTo) each(cuMemPoolSetAccess) each(cuMemPoolSetAttribute) each(cuMemPoolGetAttribute) each(cuPointerGetAttribute)         \
   each(cuMemGetAddressRange_v2) each(cuMemcpyHtoDAsync_v2) each(cuMemcpyDtoHAsync_v2) each(cuMemcpyDtoDAsync_v2)    \
   each(cuMemcpyAsync) each(cuMemcpyHtoD_v2) each(cuMemcpyDtoH_v2) each(cuMemcpyDtoD_v2) each(cuMemsetD32Async)      \
   each(cuStreamCreateWithPriority) each(cuStreamCreate) each(cuStreamDestroy_v2) each(cuStreamSynchronize)          \

@@ -1,0 +1,66 @@
+"""The source of the sampler's kernels, which NVRTC compiles for the GPU that is there."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from flowblending import FlowBlendingError
+from flowblending.runtime.devices.cuda_probe import PROBE_SOURCE
+from flowblending.runtime.devices.cuda_rescale import RESCALE_SOURCE
+
+MAX_TERMS: Final = 8
+"""Terms of one fused kernel; longer mixes take several."""
+
+_WATCH_SOURCE: Final = """
+extern "C" __global__ void watch(const float* values, unsigned long long count, unsigned index, unsigned* first) {
+  bool bad = false;
+  for (unsigned long long i = blockIdx.x * (unsigned long long)blockDim.x + threadIdx.x; i < count;
+       i += gridDim.x * (unsigned long long)blockDim.x)
+    bad |= (__float_as_uint(values[i]) & 0x7f800000u) == 0x7f800000u;
+  if (bad) atomicMin(first, index);
+}
+"""
+
+
+def kernel_names() -> list[str]:
+    """Of the kernels in `kernel_source`: ``mix1`` to ``mix8``, and those of watch, probe and rescaling."""
+    return [*(f"mix{count}" for count in range(1, MAX_TERMS + 1)), "watch", "probe", "moments", "rescale"]
+
+
+def kernel_source() -> str:
+    """CUDA C++: one mix kernel per number of terms, whose sum is not fused; then watch, probe and rescaling."""
+    mixes = "".join(_mix_source(count) for count in range(1, MAX_TERMS + 1))
+    return mixes + _WATCH_SOURCE + PROBE_SOURCE + RESCALE_SOURCE
+
+
+def compile_kernels(core: Any, architecture: str) -> dict[str, Any]:
+    """Compile them, in a fraction of a second.
+
+    Args:
+        core: ``cuda.core``.
+        architecture: such as ``sm_89``.
+
+    Raises:
+        FlowBlendingError: NVRTC is not installed, or does not know the GPU.
+    """
+    try:
+        code = core.Program(kernel_source(), "c++", core.ProgramOptions(arch=architecture, fma=False)).compile("cubin")
+    except Exception as error:  # a missing library and a failed compilation share no class
+        raise FlowBlendingError(
+            f"NVRTC cannot compile the sampler's kernels ({str(error).strip().splitlines()[0]}); "
+            "install nvidia-cuda-nvrtc for the CUDA version of your driver."
+        ) from None
+    return {name: code.get_kernel(name) for name in kernel_names()}
+
+
+def _mix_source(count: int) -> str:
+    # No __restrict__: the output may be the first term.
+    parameters = ", ".join(f"float c{index}, const float* t{index}" for index in range(count))
+    total = " + ".join(f"c{index} * t{index}[i]" for index in range(count))
+    return f"""
+extern "C" __global__ void mix{count}(float* out, unsigned long long count, {parameters}) {{
+  for (unsigned long long i = blockIdx.x * (unsigned long long)blockDim.x + threadIdx.x; i < count;
+       i += gridDim.x * (unsigned long long)blockDim.x)
+    out[i] = {total};
+}}
+"""
