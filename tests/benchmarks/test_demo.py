@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks.demo import PROMPTS, ROUNDS, SCALE, SEED, VIDEOS, side_by_side, times, write_video
+from benchmarks.demo import PROMPTS, ROUNDS, SCALE, SEED, VIDEOS, WHY, side_by_side, times, write_video
 from benchmarks.schedules.run import FRAME_RATE, Made, Prompt, prompts
 from tests.support.scenes import film
 
@@ -38,6 +38,23 @@ def made(wanted: list[Prompt]) -> dict[str, list[Made]]:
 def test_the_prompts_are_of_every_sort(wanted: list[Prompt]) -> None:
     assert sorted(len(prompt.scene.shapes) for prompt in wanted) == [1, 1, 2, 2]
     assert [prompt.held_out for prompt in wanted] == [False, False, False, True]
+
+
+def test_what_it_says_of_caches_is_what_was_measured() -> None:
+    lines = (ROOT / "benchmarks/results/caches.md").read_text().splitlines()
+    rows = {
+        tuple(cells[1:3]): cells[3:] for line in lines if len(cells := [each.strip() for each in line.split("|")]) > 7
+    }
+    flops = {name: float(cells[0]) for name, cells in rows.items() if name[0] in ("LLL", "LSL")}
+    decibels = {name: float(rows[name][4].split()[0]) for name in (("LLL", "magcache"), ("LSL", ""))}
+    for told in (
+        f"LLL with MagCache: {flops['LLL', 'magcache']:.0%} of the FLOPs at",
+        f"at {decibels['LLL', 'magcache']:.1f} dB to LLL",
+        f"LSL: {flops['LSL', '']:.0%} at {decibels['LSL', '']:.1f} dB",
+        f"LSL with MagCache: {flops['LSL', 'magcache']:.0%}",
+        f"at 12 steps too LSL takes {flops['LSL', '12 steps'] / flops['LLL', '12 steps']:.0%} of LLL's",
+    ):
+        assert told in WHY.replace("\n", " ")
 
 
 def test_the_table_says_times_and_what_the_judge_reads(wanted: list[Prompt], made: dict[str, list[Made]]) -> None:
