@@ -7,15 +7,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import flowblending
 from flowblending.engine.backends.registry import BACKENDS
-from flowblending.system.command_line import Parser
-
-if TYPE_CHECKING:
-    from flowblending.engine.bundle.bundle import Bundle
-    from flowblending.system.console import Console
+from flowblending.system.command_line import Parser, add_console
 
 _FAMILY = "model family's own"
 CACHE_VARIABLE = "FLOWBLENDING_CACHE_DIR"
@@ -48,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         )
     _add_fp8(parser.add_argument_group("fp8"))
     _add_cache_options(parser)
-    parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+    add_console(parser)
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
     return parser
 
@@ -218,7 +214,11 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
         if missing:
             parser.error(f"the following arguments are required: {missing}")
         return
-    allowed = {"quiet", "prove"} if arguments.prove is not None else {"quiet", "cache_dir", "list_cache", "prune"}
+    allowed = (
+        {"quiet", "json", "prove"}
+        if arguments.prove is not None
+        else {"quiet", "json", "cache_dir", "list_cache", "prune"}
+    )
     given = [
         f"--{name.replace('_', '-')}"
         for name, value in vars(arguments).items()
@@ -236,10 +236,10 @@ def keep_house(arguments: argparse.Namespace) -> None:
     from flowblending.engine.store.folder import chosen_folder
     from flowblending.system.console import Console
 
-    console = Console(quiet=arguments.quiet)
+    console = Console(quiet=arguments.quiet, document=arguments.json)
     folder = chosen_folder(arguments.cache_dir)
     if arguments.list_cache:
-        print(*prune.list_lines(folder, console), sep="\n")
+        prune.show_list(folder, console)
     else:
         prune.prune(folder, prune.parse_rule(arguments.prune), console)
 
@@ -251,12 +251,13 @@ def build(arguments: argparse.Namespace) -> None:
     from flowblending.engine.build.fp8.options import Fp8Options
     from flowblending.engine.build.lora import read_loras
     from flowblending.engine.build.request import BuildRequest, split_targets
+    from flowblending.engine.build.summary import show_bundle
     from flowblending.engine.bundle.bundle import check_outside
     from flowblending.engine.store.folder import usable_folder
     from flowblending.runtime.option_values import COMMAND_LINE, read_options
     from flowblending.system.console import Console
 
-    console = Console(quiet=arguments.quiet)
+    console = Console(quiet=arguments.quiet, document=arguments.json)
     if arguments.cache_dir is not None and not arguments.no_cache:
         check_outside(Path(arguments.cache_dir))
     model_sampling = {
@@ -292,55 +293,22 @@ def build(arguments: argparse.Namespace) -> None:
         ),
         cache=None if arguments.no_cache else usable_folder(arguments.cache_dir, console),
     )
-    _summary(build_bundle(request, console), console)
+    show_bundle(build_bundle(request, console), console)
 
 
 def prove(arguments: argparse.Namespace) -> None:
     """Complete the report of a bundle on its GPU, and show it."""
     from flowblending.engine.build.proof.prove import prove_bundle
     from flowblending.engine.build.proof.report_build import check_report
-    from flowblending.engine.build.proof.table import show_report
+    from flowblending.engine.build.proof.table import proof_document, show_report
     from flowblending.system.console import Console
 
-    console = Console(quiet=arguments.quiet)
+    console = Console(quiet=arguments.quiet, document=arguments.json)
     with console.phase("Proving") as progress:
         report = prove_bundle(arguments.prove, progress)
     check_report(report, console)
     show_report(report, console)
-
-
-def _summary(bundle: Bundle, console: Console) -> None:
-    from flowblending.engine.build.proof.report import read_report
-    from flowblending.engine.build.proof.table import show_report
-    from flowblending.engine.bundle.video_choice import listed
-    from flowblending.system.shell import command
-
-    rows = [
-        (
-            name,
-            str(component.spec.precision),
-            f"{component.backend} {component.backend_version}",
-            " ".join(component.targets) or "any",
-            f"{component.engine_bytes / 1e6:.1f} MB",
-        )
-        for name, component in bundle.manifest.components.items()
-    ]
-    console.table(
-        f"{bundle.folder}: {bundle.manifest.pipeline.family}, {listed(bundle.manifest)}",
-        ("component", "precision", "back end", "target", "size"),
-        rows,
-    )
-    for name, component in bundle.manifest.components.items():
-        if component.sampling is not None:
-            console.log(f"{name}: {component.sampling}")
-        for lora in component.loras:
-            console.log(f"{name}: with LoRA {lora}")
-    report = read_report(bundle)
-    if report is not None:
-        show_report(report, console)
-        if report.left and any(component.targets for component in bundle.manifest.components.values()):
-            console.log(f"Finish the proof on the GPU: {command('fb-build-engines', '--prove', bundle.folder)}")
-    console.log(f'Run it: {command("fb-run", bundle.folder)} --prompt "..."')
+    console.document("fb-build-engines", {"bundle": arguments.prove, "proof": proof_document(report)})
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

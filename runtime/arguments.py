@@ -7,25 +7,17 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations, product
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from flowblending import UsageError
 from flowblending.runtime import options
 from flowblending.runtime.option import CLIENT, Option
 from flowblending.runtime.option_values import CLIENT_LINE, COMMAND_LINE, read_options, read_value
 from flowblending.runtime.options import DEVICE, THREADS
-from flowblending.system.command_line import Parser
+from flowblending.system.command_line import Group, Parser
 from flowblending.system.output import resolve
 
 _FORMER_NOISE: Final = "former_noise"
-
-
-class Group(Protocol):
-    """A parser, or a group of one."""
-
-    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
-        """As argparse has it."""
-        ...
 
 
 def command_line(prog: str, description: str, example: str) -> Parser:

@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from flowblending.engine.bundle.bundle import open_bundle
     from flowblending.system.console import Console
 
-    console = Console(quiet=arguments.quiet)
+    console = Console(quiet=arguments.quiet, document=arguments.json)
     take_noise(arguments, console.warn)
     choose_out(arguments, console)
     check(arguments)
@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.emit_program is not None:
         _emit_program(arguments, bundle)
         if arguments.prompt is None and arguments.prompts is None:
+            console.document(RUN, {"bundle": bundle.folder, "emitted_program": arguments.emit_program})
             return 0
     total = sum(file.bytes for file in bundle.files())
     with console.progress("checking the bundle", total=total, unit="B") as advance:
@@ -83,7 +84,7 @@ def _job(arguments: argparse.Namespace) -> Job:
 
 def _dry_run(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> None:
     """Print what would be done, for every prompt of a file too, after every check that needs no engine."""
-    from flowblending.runtime.dry_run import plan_lines
+    from flowblending.runtime.dry_run import plan_facts, plan_lines
     from flowblending.runtime.jobs import compile_job
     from flowblending.runtime.unused import unused_options
 
@@ -92,10 +93,13 @@ def _dry_run(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     for line in lines:
         if line.job is None:
             raise UsageError(f"Line {line.number} of {arguments.prompts}: {line.error}")
+    plans = list[dict[str, object]]()
     for number, each in [(line.number, line.job) for line in lines if line.job is not None] or [(0, job)]:
         if number:
-            print(f"line      {number}: {each.prompt}")
-        print("\n".join(plan_lines(bundle, each, arguments.device)))
+            console.result(f"line      {number}: {each.prompt}")
+        for sentence in plan_lines(bundle, each, arguments.device):
+            console.result(sentence)
+        plans.append({**({"line": number} if number else {}), **plan_facts(bundle, each, arguments.device)})
         program, timed = (
             compile_job(each, bundle.manifest),
             arguments.prompts is not None or is_timed(out_of(arguments)),
@@ -103,6 +107,7 @@ def _dry_run(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
         given_latents = arguments.noise is not None
         for sentence in unused_options(each, program, bundle.manifest, timed=timed, latents_given=given_latents):
             console.warn(sentence)
+    console.document(RUN, {"bundle": bundle.folder, "bundle_id": bundle.manifest.id, "plans": plans})
 
 
 def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
@@ -131,6 +136,8 @@ def _emit_inputs(arguments: argparse.Namespace, bundle: Bundle, console: Console
         write_inputs(pipeline, _job(arguments), arguments.emit_inputs, console, latents=latents)
     finally:
         pipeline.close()
+    emitted = {"emitted_program": arguments.emit_program, "emitted_inputs": arguments.emit_inputs}
+    console.document(RUN, {"bundle": bundle.folder, **emitted})
     return 0
 
 
@@ -149,6 +156,7 @@ def _decode(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> 
 def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> int:
     from flowblending.engine.bundle.geometry import geometry_of
     from flowblending.runtime.generate import generate
+    from flowblending.runtime.job_facts import job_facts
     from flowblending.runtime.media.latents import read_latents
     from flowblending.runtime.stage_times import show_times
 
@@ -162,7 +170,11 @@ def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
         pipeline.close()
         pipeline.device.close()
     show_times(outcome.program, outcome.sample, outcome.seconds, console)
-    console.log(f"{out}: {geometry_of(bundle.manifest.pipeline, outcome.program.latent_shape)}")
+    console.result(f"{out}: {geometry_of(bundle.manifest.pipeline, outcome.program.latent_shape)}")
+    files = {"video": out, "latents": arguments.save_latents, "emitted_program": arguments.emit_program}
+    made = {"calls": dict(outcome.sample.calls), "seconds": dict(outcome.seconds)}
+    facts = job_facts(job, outcome.program, bundle.manifest)
+    console.document(RUN, {"bundle": bundle.folder, "bundle_id": bundle.manifest.id, **files, **facts, **made})
     return 0
 
 

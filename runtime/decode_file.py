@@ -11,6 +11,7 @@ from flowblending import UsageError
 from flowblending.runtime.decode_run import DecodeRun
 from flowblending.runtime.events import FramesEvent, LoadEvent, WarningEvent
 from flowblending.runtime.media.latents import read_latents
+from flowblending.runtime.option import RUN
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.unused import unused_flags, unused_in_decoding
@@ -19,7 +20,7 @@ from flowblending.system.console import Console
 TAKEN: Final = frozenset(
     (
         *("bundle", "decode", "seed", "decode_timestep", "decode_noise_scale", "frame_rate", "out"),
-        *("device", "threads", "verify", "quiet"),
+        *("device", "threads", "verify", "quiet", "json"),
     )
 )
 """The fields of fb-run's arguments that decoding uses."""
@@ -66,4 +67,6 @@ def decode_file(pipeline: Pipeline, latents: Path, job: Job, out: Path, console:
                         shown.close()
                         advance = shown.enter_context(console.progress("decoding", total=run.geometry.frames))
                     advance(event.frames.shape[1])
-    console.log(f"{out}: {run.geometry}")
+    console.result(f"{out}: {run.geometry}")
+    about = {"size": run.geometry.size, "frames": run.geometry.frames}
+    console.document(RUN, {"bundle": pipeline.bundle.folder, "video": out, "decoded": latents, **about})

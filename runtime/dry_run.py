@@ -12,6 +12,7 @@ from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.geometry import geometry_of
 from flowblending.runtime.authors import authors_line
 from flowblending.runtime.devices.open import device_kind
+from flowblending.runtime.job_facts import cost_facts, job_facts, stage_facts, stages_of
 from flowblending.runtime.jobs import calibrated_schedule, compile_job, job_levels
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.cost import Cost, Timings, cost_of
@@ -42,6 +43,24 @@ def plan_lines(bundle: Bundle, job: Job, device: str) -> list[str]:
         f"memory    engines {_mega(cost.engine_bytes)}, latent slots {_mega(cost.slot_bytes)}",
         _expected(cost, Timings(manifest.id, device_kind(device, manifest), program.latent_shape).read()),
     ]
+
+
+def plan_facts(bundle: Bundle, job: Job, device: str) -> dict[str, object]:
+    """The same as plain data.
+
+    Raises:
+        UsageError: a job that makes no program.
+    """
+    manifest = bundle.manifest
+    program = compile_job(job, manifest)
+    seconds = Timings(manifest.id, device_kind(device, manifest), program.latent_shape).read()
+    expected = _seconds_expected(cost_of(program, manifest), seconds)
+    return {
+        **job_facts(job, program, manifest),
+        "stages": stage_facts(program),
+        **cost_facts(program, manifest),
+        "seconds": None if expected is None else {"least": expected[0], "most": expected[1]},
+    }
 
 
 def _rescaled(program: Program) -> str:
@@ -88,16 +107,13 @@ def _steps(program: Program) -> list[str]:
     marks = "".join(_mark(step, 1 + program.guided(step)) for step in program.steps)
     if program.choice is not None:
         marks = "".join(mark if reuse is None else "?" for mark, reuse in zip(marks, program.choice.reuse, strict=True))
-    lines, first = [], 0
-    for index, step in enumerate(program.steps):
-        following = program.steps[index + 1 : index + 2]
-        if not any((each.model, each.guidance) == (step.model, step.guidance) for each in following):
-            begin = program.steps[first]
-            noise = f"sigma {begin.sigma:.4f} to {step.sigma:.4f}, timesteps {begin.timestep:g} to {step.timestep:g}"
-            scale = "" if step.guidance is None else f", guidance {step.guidance:g}"
-            computes = f", computes {marks[first : index + 1]}" if set(marks) != {"1"} else ""
-            lines.append(f"  steps {first + 1:>3}-{index + 1:<3} {step.model:<5}  {noise}{scale}{computes}")
-            first = index + 1
+    lines = []
+    for first, last in stages_of(program):
+        begin, end = program.steps[first], program.steps[last]
+        noise = f"sigma {begin.sigma:.4f} to {end.sigma:.4f}, timesteps {begin.timestep:g} to {end.timestep:g}"
+        scale = "" if end.guidance is None else f", guidance {end.guidance:g}"
+        computes = f", computes {marks[first : last + 1]}" if set(marks) != {"1"} else ""
+        lines.append(f"  steps {first + 1:>3}-{last + 1:<3} {end.model:<5}  {noise}{scale}{computes}")
     return lines
 
 
@@ -108,14 +124,32 @@ def _mark(step: Step, branches: int) -> str:
 
 
 def _expected(cost: Cost, seconds: dict[str, float]) -> str:
+    expected = _sampling_expected(cost, seconds)
+    if expected is None:
+        return "time      not measured on this machine yet"
+    least, most = expected
+    total, sampling = _range(*_whole(expected, seconds), _seconds), _range(least, most, _seconds)
+    return f"time      about {total} as last measured (sampling {sampling}{_reached(cost, least, most, seconds)})"
+
+
+def _sampling_expected(cost: Cost, seconds: dict[str, float]) -> tuple[float, float] | None:
+    """Seconds of sampling, the least and the most; None if a model was not measured."""
     needed = {model for model, count in cost.calls.items() if count}
     if not needed <= seconds.keys():
-        return "time      not measured on this machine yet"
+        return None
     most = sum(cost.calls[model] * seconds[model] for model in needed)
-    least = most - sum(cost.undecided[model] * seconds[model] for model in needed)
+    return most - sum(cost.undecided[model] * seconds[model] for model in needed), most
+
+
+def _whole(sampling: tuple[float, float], seconds: dict[str, float]) -> tuple[float, float]:
+    """Seconds of the whole video."""
     rest = seconds.get(TEXT_ENCODER, 0.0) + seconds.get(VAE, 0.0)
-    total, sampling = _range(least + rest, most + rest, _seconds), _range(least, most, _seconds)
-    return f"time      about {total} as last measured (sampling {sampling}{_reached(cost, least, most, seconds)})"
+    return sampling[0] + rest, sampling[1] + rest
+
+
+def _seconds_expected(cost: Cost, seconds: dict[str, float]) -> tuple[float, float] | None:
+    expected = _sampling_expected(cost, seconds)
+    return None if expected is None else _whole(expected, seconds)
 
 
 def _reached(cost: Cost, least: float, most: float, seconds: dict[str, float]) -> str:

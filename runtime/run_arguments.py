@@ -19,6 +19,7 @@ from flowblending.runtime.arguments import (
 )
 from flowblending.runtime.option import RUN
 from flowblending.runtime.options import FAMILY_HELP, HOW, MACHINE, OUTPUT, WHAT
+from flowblending.system.command_line import add_console
 
 if TYPE_CHECKING:
     from flowblending.system.console import Console
@@ -82,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         "and sample nothing",
     )
     where.add_argument("--dry-run", action="store_true", help="print the plan and its cost; run nothing")
-    where.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+    add_console(where)
     machine = parser.add_argument_group(MACHINE)
     add_machine(machine, RUN)
     machine.add_argument(

@@ -22,6 +22,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _HOURS = {"h": 1, "d": 24}
 _BYTES = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 _HEADINGS = ("component", "of", "precision", "target", "back end", "size", "last used", "state")
+_KEYS = ("component", "source", "precision", "target", "backend", "size", "last_used", "state")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +78,8 @@ def parse_rule(text: str) -> Rule:
     )
 
 
-def list_lines(folder: Path, console: Console) -> list[str]:
-    """The list, ready to print; every entry is checked, and nothing in the folder is changed.
+def show_list(folder: Path, console: Console) -> None:
+    """Tell what is there; every entry is checked, and nothing in the folder is changed.
 
     What was checked before and is untouched since is not read again.
 
@@ -86,18 +87,21 @@ def list_lines(folder: Path, console: Console) -> list[str]:
         FlowBlendingError: the folder cannot be read.
     """
     items = _items(folder)
-    if not items:
-        return [f"The cache {folder} is empty."]
     checksums = ChecksumCache()
     with console.progress("checking", total=sum(item.bytes for item in items), unit="B") as advance:
-        rows = [_HEADINGS, *(_row(item, checksums, advance) for item in items)]
+        rows = [_row(item, checksums, advance) for item in items]
     total, alone = sum(item.bytes for item in items), sum(item.alone for item in items)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        f"The cache {folder}",
-        f"{_size(total)}, of which {_size(alone)} share no disk space with a bundle",
-        *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows),
+    if items:
+        console.result(f"The cache {folder}")
+        console.result(f"{_size(total)}, of which {_size(alone)} share no disk space with a bundle")
+        console.table("", _HEADINGS, rows)
+    else:
+        console.result(f"The cache {folder} is empty.")
+    entries = [
+        {**dict(zip(_KEYS, row, strict=True)), "bytes": item.bytes, "folder": item.folder}
+        for item, row in zip(items, rows, strict=True)
     ]
+    console.document("fb-build-engines", {"cache": folder, "bytes": total, "alone_bytes": alone, "entries": entries})
 
 
 def prune(folder: Path, rule: Rule, console: Console) -> None:
@@ -122,10 +126,15 @@ def prune(folder: Path, rule: Rule, console: Console) -> None:
     total, freed = sum(item.bytes for item in removed), sum(item.alone for item in removed)
     shared = f"; bundles still hold the other {_size(total - freed)} (hard links)" if freed < total else ""
     what = "entry" if len(removed) == 1 else "entries"
-    console.log(f"Removed {len(removed)} {what} of {_size(total)} from {folder}: {_size(freed)} were freed{shared}.")
+    console.result(f"Removed {len(removed)} {what} of {_size(total)} from {folder}: {_size(freed)} were freed{shared}.")
     if kept:
-        console.log(f"A running build uses {kept} more, which were left alone.")
-    console.log(f"{_size(left)} are left in the cache.")
+        console.result(f"A running build uses {kept} more, which were left alone.")
+    console.result(f"{_size(left)} are left in the cache.")
+    removed_items = [item.folder for item in removed]
+    console.document(
+        "fb-build-engines",
+        {"cache": folder, "removed": removed_items, "removed_bytes": total, "freed_bytes": freed, "left_bytes": left},
+    )
 
 
 def _items(folder: Path) -> list[Item]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 _PREFIX = "--"
 
@@ -16,6 +16,22 @@ class _Help(argparse.HelpFormatter):
         if "\n" not in text:
             return super()._fill_text(text, width, indent)
         return "".join(f"{indent}{line}\n" for line in text.splitlines())
+
+
+class Group(Protocol):
+    """A parser, or a group of one."""
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:
+        """As argparse has it."""
+        ...
+
+
+def add_console(group: Group) -> None:
+    """Add ``--quiet`` and ``--json``, which every program has; `flowblending.system.console.Console` takes them."""
+    group.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+    group.add_argument(
+        "--json", action="store_true", help="print the result as one JSON document; progress goes to standard error"
+    )
 
 
 class Parser(argparse.ArgumentParser):

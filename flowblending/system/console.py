@@ -1,13 +1,16 @@
-"""What a person sees: progress while they wait, one line per result, one sentence per error.
+"""What a program tells: results on standard output; on standard error progress, and one sentence per error.
 
-Live displays go to standard error and only to a terminal; elsewhere (a log file, a pipe, CI) they are
-left out and the plain lines remain.
+Live displays go to a terminal only; elsewhere (a log file, a pipe, CI) they are left out and the plain lines remain.
+With ``--json``, standard output is one JSON document and nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,11 +30,15 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 
+import flowblending
 from flowblending import FlowBlendingError
 from flowblending.system.extras import missing_extra
 from flowblending.system.signals import stop_on_signals
+from flowblending.system.table import table_lines
+
+WIDTH = 80
+"""Of tables in a file or a pipe, which have no width of their own."""
 
 
 class Board:
@@ -53,14 +60,20 @@ class Board:
 
 
 class Console:
-    """Progress bars, log lines and tables of one program."""
+    """Progress bars, log lines and results of one program.
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    Args:
+        quiet: errors and warnings only.
+        document: the result is one JSON document, see `document`, in place of lines and tables.
+    """
+
+    def __init__(self, *, quiet: bool = False, document: bool = False) -> None:
         self._quiet = quiet
+        self._document = document
+        self._warnings: list[str] = []
         # Not rich's own idea of a terminal, which an environment variable can change.
         self._live = sys.stderr is not None and sys.stderr.isatty() and not quiet
-        # A log file has no width of its own; rich would take 80 columns and cut wide tables.
-        self._rich = RichConsole(stderr=True, highlight=False, emoji=False, width=None if self.live else 120)
+        self._rich = RichConsole(stderr=True, highlight=False, emoji=False)
 
     @property
     def live(self) -> bool:
@@ -74,6 +87,7 @@ class Console:
 
     def warn(self, line: str) -> None:
         """One line that the user should not miss; shown even when quiet."""
+        self._warnings.append(line)
         self._rich.print(f"warning: {line}", markup=False, soft_wrap=True, style="yellow")
 
     @contextmanager
@@ -101,7 +115,8 @@ class Console:
             TextColumn("ETA"),
             TimeRemainingColumn(),
         ]
-        with Progress(*columns, console=self._rich, transient=True, disable=not self.live) as progress:
+        shown = self.live and total > 0
+        with Progress(*columns, console=self._rich, transient=True, disable=not shown) as progress:
             task = progress.add_task(title, total=total)
             yield lambda amount: progress.update(task, advance=amount)
 
@@ -141,16 +156,36 @@ class Console:
             everything = progress.add_task(title, total=total, doing="")
             yield Board(progress, everything, {row: progress.add_task(row, total=None, doing="") for row in rows})
 
+    def result(self, line: str) -> None:
+        """One line of the result."""
+        if not (self._quiet or self._document):
+            print(line)
+
     def table(self, title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-        """A table; every column but the first is aligned to the right, and an empty title is left out."""
-        if self._quiet:
+        """A table of the result, see `table_lines`; an empty title is left out."""
+        if self._quiet or self._document:
             return
-        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-        for index, column in enumerate(columns):
-            table.add_column(column, justify="right" if index else "left")
-        for row in rows:
-            table.add_row(*row)
-        self._rich.print(table, markup=False)
+        width = shutil.get_terminal_size((WIDTH, 24)).columns if sys.stdout.isatty() else WIDTH
+        for line in (*[title] * bool(title), *table_lines(columns, rows, width)):
+            print(line)
+
+    def document(self, program: str, content: Mapping[str, object]) -> None:
+        """The result as one JSON document, if that was asked for: docs/json.md tells the keys.
+
+        ``program``, ``version`` and ``warnings`` are added. Numbers that are not finite become null, paths texts.
+        """
+        if self._document:
+            about = {"program": program, "version": flowblending.__version__}
+            print(json.dumps(_plain({**about, **content, "warnings": self._warnings}), indent=1, default=str))
+
+
+def _plain(content: object) -> object:
+    """Without numbers that JSON has no word for."""
+    if isinstance(content, Mapping):
+        return {str(name): _plain(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def run_program(main: Callable[[], int | None]) -> NoReturn:

@@ -128,7 +128,7 @@ def resolve(path: Path) -> Path:
     """
     text = str(path)
     if text == "-":
-        raise UsageError("- was given as an output, but nothing goes to standard output; name a file or a folder.")
+        raise UsageError("- was given as an output, but no file goes to standard output; name a file or a folder.")
     if "\0" in text or any("\ud800" <= each <= "\udfff" for each in text):
         raise UsageError(f"The name {text!a} is no UTF-8 text; give another one.")
     if len(path.parts) > 1 and not os.path.lexists(path.parts[0]):

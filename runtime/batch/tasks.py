@@ -16,6 +16,7 @@ from pathlib import Path
 
 from flowblending import DeviceError, DiskError, FlowBlendingError, OutOfMemoryError, UsageError
 from flowblending.runtime.generate import generate
+from flowblending.runtime.option import RUN
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.prompt_file import PromptLine
@@ -133,6 +134,7 @@ class Batch:
         self._total = len(lines)
         self._folder = folder
         self._entries: list[dict[str, str | int]] = []
+        self._states: dict[int, dict[str, str]] = {}
         there = _videos(folder, suffix)
         first: dict[str, Task] = {}
         for line in lines:
@@ -149,10 +151,12 @@ class Batch:
                 {"line": line.number, "video": one.out.name, "prompt": line.job.prompt, "seed": line.job.seed}
             )
             if found is not None:
-                self._count("skipped", f"{found.name}: already there, skipped")
+                self._count("skipped", line.number, f"{found.name}: already there, skipped")
             elif one is not task:
                 # Two workers that write the same video would remove one another's beginnings.
-                self._count("skipped", f"{one.out.name}: line {line.number} is line {one.number} again, skipped")
+                self._count(
+                    "skipped", line.number, f"{one.out.name}: line {line.number} is line {one.number} again, skipped"
+                )
             else:
                 self._waiting.append(task)
 
@@ -192,7 +196,7 @@ class Batch:
     def made(self, task: Task, seconds: float) -> None:
         """The video is there."""
         self._running -= 1
-        self._count("made", f"{task.out.name}: {seconds:.1f} s")
+        self._count("made", task.number, f"{task.out.name}: {seconds:.1f} s")
 
     def failed(self, task: Task, why: str, cause: Cause = Cause.JOB) -> None:
         """It will fail again, and is not tried again; nor are those that wait and share the cause."""
@@ -202,6 +206,7 @@ class Batch:
         if shared:
             for each in shared:
                 self._waiting.remove(each)
+                self._states[each.number] = {"state": "not tried"}
             self._counts["not tried"] = self._counts.get("not tried", 0) + len(shared)
             lines = "line was" if len(shared) == 1 else "lines were"
             self._console.warn(
@@ -225,15 +230,20 @@ class Batch:
         """
         while self._waiting:
             self._fail(self._waiting.popleft().number, "no worker is left; run again to make it.")
-        self._console.log(", ".join(f"{count} {what}" for what, count in self._counts.items()))
+        self._console.result(", ".join(f"{count} {what}" for what, count in self._counts.items()))
+        lines = [{**entry, **self._states.get(int(entry["line"]), {})} for entry in self._entries]
+        counts = {what.replace(" ", "_"): count for what, count in self._counts.items()}
+        self._console.document(RUN, {"folder": self._folder, **counts, "lines": lines})
         return 1 if self._counts["failed"] else 0
 
     def _fail(self, number: int, why: str) -> None:
         self._counts["failed"] += 1
+        self._states[number] = {"state": "failed", "error": why}
         self._console.warn(f"line {number} failed: {why}")
 
-    def _count(self, what: str, line: str) -> None:
+    def _count(self, what: str, number: int, line: str) -> None:
         self._counts[what] += 1
+        self._states[number] = {"state": what}
         self._console.log(f"[{sum(self._counts.values())}/{self._total}] {line}")
 
 

@@ -63,7 +63,7 @@ def _check_alone(arguments: argparse.Namespace, line: argparse.ArgumentParser) -
         raise UsageError("--show and --reset were both given; look first, and take back then.")
     what = "--show" if arguments.show else "--reset"
     for name, value in vars(arguments).items():
-        if name not in ("bundle", "show", "reset", "quiet") and value != line.get_default(name):
+        if name not in ("bundle", "show", "reset", "quiet", "json") and value != line.get_default(name):
             raise UsageError(f"{flag_of(line, name)} does nothing for {what}, which measures nothing; leave it out.")
 
 

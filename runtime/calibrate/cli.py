@@ -22,6 +22,7 @@ from flowblending.runtime.option import CALIBRATE
 from flowblending.runtime.option_values import make_job
 from flowblending.runtime.options import FAMILY_HELP, HOW, MACHINE, OUTPUT, WHAT, Job
 from flowblending.runtime.program.caches.registry import MEASURED, measured_name
+from flowblending.system.command_line import add_console
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
@@ -115,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--work", type=Path, metavar="DIR", help="measurements of each prompt, to resume from (default: BUNDLE.work)"
     )
-    where.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+    add_console(where)
     add_machine(parser.add_argument_group(MACHINE), CALIBRATE)
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
     return parser
@@ -129,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
     from flowblending.system.console import Console
 
     check_arguments(arguments, parser())
-    console = Console(quiet=arguments.quiet)
+    console = Console(quiet=arguments.quiet, document=arguments.json)
     bundle = open_bundle(arguments.bundle)
     if arguments.show or arguments.reset:
         from flowblending.runtime.calibrate.outcome import reset_calibration, show_calibration
@@ -138,8 +139,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     lines = read_prompts(arguments.prompts, _defaults(arguments), console.log)
     jobs = check_jobs(lines, arguments.prompts, bundle.manifest)
-    check_spread(arguments, jobs)
     check_targets(arguments, bundle)
+    check_spread(arguments, jobs)
     warn_unused(arguments, jobs[0], bundle, console)
     check_signals(arguments.cache or (), bundle)
     budget = None if arguments.budget is None else _allowance(arguments, bundle, jobs[0])

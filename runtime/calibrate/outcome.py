@@ -17,6 +17,7 @@ from flowblending.runtime.calibrate.plot import write_plot
 from flowblending.runtime.calibrate.report import show
 from flowblending.runtime.calibrate.run import Calibrator
 from flowblending.runtime.jobs import compile_job, job_shift, option_of_shift, words_of_shift
+from flowblending.runtime.option import CALIBRATE
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.caches.registry import measured_caches
 from flowblending.runtime.program.cost import cost_of
@@ -47,13 +48,16 @@ def calibrate_schedule(calibrator: Calibrator, jobs: Sequence[Job], *, plot: Pat
     program = compile_job(dataclasses.replace(jobs[0], schedule=findings.runs, cache="off"), bundle.manifest)
     bound = cost_of(program, bundle.manifest).bound
     chosen = findings.runs if runs == findings.runs else f"{findings.runs}, kept as {runs}"
-    console.log(f"{bundle.folder}: {chosen}{_all_large(findings)}, speed-up bound {bound:.3f}x")
+    console.result(f"{bundle.folder}: {chosen}{_all_large(findings)}, speed-up bound {bound:.3f}x")
     if apply:
-        console.log(f"fb-run{option_of_shift(shift)} takes it from now on; {_undo(bundle)} takes it back")
+        console.result(f"fb-run{option_of_shift(shift)} takes it from now on; {_undo(bundle)} takes it back")
     else:
         tried = command("fb-run", bundle.folder, "--schedule", findings.runs)
-        console.log(f"the bundle is as it was; try it with {tried}{option_of_shift(shift)}")
+        console.result(f"the bundle is as it was; try it with {tried}{option_of_shift(shift)}")
     console.log(f"measurements are kept in {calibrator.work.folder}; remove it when you need it no more")
+    found = {"schedule": findings.runs, "kept": runs if apply else None, "applied": apply, "speedup_bound": bound}
+    files = {"work": calibrator.work.folder, "plot": plot}
+    console.document(CALIBRATE, {"bundle": bundle.folder, **found, "shift": shift, **files, "evidence": evidence})
 
 
 def _misled(findings: Findings, console: Console) -> bool:
@@ -79,12 +83,16 @@ def calibrate_caches(calibrator: Calibrator, jobs: Sequence[Job], caches: Sequen
     constants, evidence = cache_evidence(calibrator.divergence(jobs, f"L{steps}"), names, jobs, steps)
     show(CacheEvidence.model_validate({"number": 1, **evidence}), console)
     shift = job_shift(jobs[0], bundle.manifest.pipeline)
+    console.document(
+        CALIBRATE,
+        {"bundle": bundle.folder, "applied": apply, "shift": shift, "caches": constants, "evidence": evidence},
+    )
     if not apply:
-        console.log(f"{bundle.folder}: the bundle is as it was; leave out --no-apply to put the constants into it")
+        console.result(f"{bundle.folder}: the bundle is as it was; leave out --no-apply to put the constants into it")
         return
     bundle = add_calibration(bundle, evidence, caches=constants, shift=shift)
     taken = " and ".join(f"--cache {measured_caches()[name][0].name}" for name in names)
-    console.log(f"{bundle.folder}: takes {taken}{option_of_shift(shift)} now; {_undo(bundle)} takes it back")
+    console.result(f"{bundle.folder}: takes {taken}{option_of_shift(shift)} now; {_undo(bundle)} takes it back")
 
 
 def show_calibration(bundle: Bundle, console: Console) -> None:
@@ -94,19 +102,20 @@ def show_calibration(bundle: Bundle, console: Console) -> None:
         FlowBlendingError: its evidence cannot be read.
     """
     calibration = bundle.manifest.calibration
+    console.document(CALIBRATE, {"bundle": bundle.folder, "calibration": _stored(bundle)})
     if calibration is None:
-        console.log(f"{bundle.folder}: not calibrated; fb-run takes {_family(bundle.manifest)}")
+        console.result(f"{bundle.folder}: not calibrated; fb-run takes {_family(bundle.manifest)}")
         return
     for file in calibration.evidence:
         evidence = read_evidence(bundle.folder / file.path)
-        console.log(f"{file.path}:")
+        console.result(f"{file.path}:")
         show(evidence, console)
     if calibration.schedule is not None:
-        console.log(f"{bundle.folder}: {_described(calibration.schedule)}")
+        console.result(f"{bundle.folder}: {_described(calibration.schedule)}")
     for name, models in calibration.caches.items():
         shift = words_of_shift(calibration.shifts.get(name))
-        console.log(f"{bundle.folder}: constants of {name} for {' and '.join(models)}, at {shift}")
-    console.log(f"{_undo(bundle)} takes it all back")
+        console.result(f"{bundle.folder}: constants of {name} for {' and '.join(models)}, at {shift}")
+    console.result(f"{_undo(bundle)} takes it all back")
 
 
 def reset_calibration(bundle: Bundle, console: Console) -> None:
@@ -118,12 +127,25 @@ def reset_calibration(bundle: Bundle, console: Console) -> None:
     calibration = bundle.manifest.calibration
     now = f"fb-run takes {_family(bundle.manifest)}"
     if calibration is None:
-        console.log(f"{bundle.folder}: not calibrated, so that there is nothing to take back; {now}")
+        console.result(f"{bundle.folder}: not calibrated, so that there is nothing to take back; {now}")
+        console.document(CALIBRATE, {"bundle": bundle.folder, "taken_back": None})
         return
     remove_calibration(bundle)
+    taken = calibration.model_dump(mode="json", include={"schedule", "caches", "shifts"})
+    console.document(CALIBRATE, {"bundle": bundle.folder, "taken_back": taken})
     parts = [] if calibration.schedule is None else [f"the schedule {calibration.schedule.runs}"]
     parts += [f"the constants of {name}" for name in calibration.caches]
-    console.log(f"{bundle.folder}: {' and '.join(parts)} taken back; {now}")
+    console.result(f"{bundle.folder}: {' and '.join(parts)} taken back; {now}")
+
+
+def _stored(bundle: Bundle) -> dict[str, object] | None:
+    """A bundle's calibration as plain data, with its evidence."""
+    calibration = bundle.manifest.calibration
+    if calibration is None:
+        return None
+    files = [bundle.folder / file.path for file in calibration.evidence]
+    evidence = {path.name: read_evidence(path).model_dump(mode="json") for path in files}
+    return {**calibration.model_dump(mode="json", include={"schedule", "caches", "shifts"}), "evidence": evidence}
 
 
 def _described(schedule: CalibratedSchedule) -> str:

@@ -34,7 +34,9 @@ def show(evidence: Evidence, console: Console) -> None:
         _show_late(evidence.late, console)
     if evidence.budget is not None:
         _show_budget(evidence.budget, console)
-    console.log(f"by the divergence alone: L{evidence.proxy.early} at the start and L{evidence.proxy.late} at the end")
+    console.result(
+        f"by the divergence alone: L{evidence.proxy.early} at the start and L{evidence.proxy.late} at the end"
+    )
 
 
 def _show_constants(evidence: CacheEvidence, console: Console) -> None:
@@ -81,7 +83,7 @@ def _show_early(test: EarlyBoundary, steps: int, console: Console) -> None:
         )
         for each in test.tried
     ]
-    console.log(f"early boundary: {test.criterion}")
+    console.result(f"early boundary: {test.criterion}")
     console.table("", ("schedule", "similarity", "lowest", ""), rows)
 
 
@@ -91,10 +93,10 @@ def _show_late(test: LateBoundary, console: Console) -> None:
         mark = "chosen" if test.decided and each.large_steps_last == test.chosen else ""
         similar = f"{each.similarity.mean:.2%}"
         rows.append((f"L{each.large_steps_last} at the end", f"{each.distance:.4g}", similar, mark))
-    console.log(f"late boundary: {test.criterion}")
+    console.result(f"late boundary: {test.criterion}")
     console.table("", ("schedule", "distance", "similarity", ""), rows)
     if not test.decided:
-        console.log(_undecided(test))
+        console.result(_undecided(test))
 
 
 def _undecided(test: LateBoundary) -> str:
@@ -126,7 +128,7 @@ def _show_budget(test: dict[str, Any], console: Console) -> None:
             )
         )
     within = words_of_budget(test["budget"], test["seconds"])
-    console.log(f"within {within}: {test['small_steps']} small steps; {test['criterion']}")
+    console.result(f"within {within}: {test['small_steps']} small steps; {test['criterion']}")
     console.table("", ("schedule", "switches", "predicted", "measured", "small steps"), rows)
 
 

@@ -14,6 +14,7 @@ from flowblending.runtime.arguments import add_machine, add_options, check_machi
 from flowblending.runtime.option import COMPARE
 from flowblending.runtime.option_values import make_job
 from flowblending.runtime.options import AUTO, FAMILY_HELP, HOW, MACHINE, OUTPUT, WHAT, Job, options
+from flowblending.system.command_line import add_console
 
 if TYPE_CHECKING:
     from flowblending.engine.bundle.bundle import Bundle
@@ -72,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group(OUTPUT)
     where.add_argument("--out", type=Path, default=DEFAULT_OUT, metavar="DIR", help="the report (default: report/)")
     where.add_argument("--vbench", type=Path, metavar="DIR", help="also copy the videos to DIR/RUN/PROMPT-INDEX.mp4")
-    where.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+    add_console(where)
     add_machine(parser.add_argument_group(MACHINE), COMPARE)
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
     return parser
@@ -86,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments ask for; returns the exit code."""
     from flowblending.system.console import Console
 
-    console = Console(quiet=arguments.quiet)
+    console = Console(quiet=arguments.quiet, document=arguments.json)
     if arguments.videos is not None:
         if arguments.bundle is not None:
             raise UsageError("Give either a bundle or --videos; existing videos need no bundle.")
@@ -151,8 +152,9 @@ def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
     for warning in report.warnings:
         console.warn(warning)
     if arguments.vbench is not None:
-        console.log(f"{arguments.vbench}: {lay_out(report, out, arguments.vbench)} videos for VBench")
-    console.log(f"{out / 'index.html'}: {len(jobs)} prompts, {len(variants)} runs each")
+        console.result(f"{arguments.vbench}: {lay_out(report, out, arguments.vbench)} videos for VBench")
+    console.result(f"{out / 'index.html'}: {len(jobs)} prompts, {len(variants)} runs each")
+    _document(report, out, failed, console)
     return 1 if failed else 0
 
 
@@ -216,7 +218,8 @@ def _compare_videos(arguments: argparse.Namespace, console: Console) -> int:
     )
     _show(report, console)
     left_out = f", {failed} left out" if failed else ""
-    console.log(f"{out / 'index.html'}: {len(report.runs)} videos{left_out}")
+    console.result(f"{out / 'index.html'}: {len(report.runs)} videos{left_out}")
+    _document(report, out, failed, console)
     return 1 if failed else 0
 
 
@@ -231,6 +234,13 @@ def _show(report: ComparisonReport, console: Console) -> None:
     ]
     headings = (f"{each.heading} ({each.unit})" if each.unit in ("s", "dB") else each.heading for each in columns)
     console.table("", ("run", *headings), rows)
+
+
+def _document(report: ComparisonReport, out: Path, failed: int, console: Console) -> None:
+    from flowblending.runtime.compare.report import as_json
+
+    files = {"page": out / "index.html", "report": out / "report.json"}
+    console.document(COMPARE, {**files, "failed": failed, "comparison": as_json(report)})
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

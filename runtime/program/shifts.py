@@ -103,7 +103,15 @@ def describe_shift(grid: SigmaGrid, tokens: int) -> str:
     """The shift in words, such as ``shift 3``."""
     if grid.kind == "linear-quadratic":
         return "no shift (linear-quadratic)"
+    factor = shift_of(grid, tokens)
+    return (
+        f"shift {factor:g}" if static_shift(grid) is not None else (f"shift {factor:.4g} (dynamic, of {tokens} tokens)")
+    )
+
+
+def shift_of(grid: SigmaGrid, tokens: int) -> float | None:
+    """The factor at a number of tokens; None for noise levels that have none."""
+    if grid.kind == "linear-quadratic":
+        return None
     factor = static_shift(grid)
-    if factor is not None:
-        return f"shift {factor:g}"
-    return f"shift {math.exp(min(dynamic_exponent(grid, tokens), 80.0)):.4g} (dynamic, of {tokens} tokens)"
+    return math.exp(min(dynamic_exponent(grid, tokens), 80.0)) if factor is None else factor

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
 from flowblending.contracts.graph import ExportedGraph
 from flowblending.contracts.manifest import Component
 from flowblending.engine.bundle.bundle import describe_file
+from flowblending.engine.store.prune import show_list
 from flowblending.engine.store.store import Order, open_store
 from flowblending.engine.store.unfinished import EXPORT, mark_verified, verified_graph
 from flowblending.system.console import Console
@@ -38,6 +39,19 @@ class Recorder(Console):
 
     def warn(self, line: str) -> None:
         self.lines.append(f"warning: {line}")
+
+    def result(self, line: str) -> None:
+        self.lines.append(line)
+
+    def table(self, title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:  # noqa: ARG002
+        self.lines += ["  ".join(row) for row in rows]
+
+
+def listed(folder: Path) -> list[str]:
+    """What ``--list-cache`` tells of a cache, a line for every entry."""
+    recorder = Recorder()
+    show_list(folder, recorder)
+    return recorder.lines
 
 
 def make(work: Path, tell: Callable[[str], object]) -> Component:

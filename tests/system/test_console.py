@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -12,14 +13,16 @@ from typing import IO
 
 import pytest
 
+import flowblending
 from flowblending import FlowBlendingError, UsageError
 from flowblending.system.console import run_program
 
 LONG = "/a/rather/long/path" * 20
 WORK = f"""
 import sys
+from pathlib import Path
 from flowblending.system.console import Console
-console = Console(quiet="--quiet" in sys.argv)
+console = Console(quiet="--quiet" in sys.argv, document="--json" in sys.argv)
 with console.phase("loading engines") as report:
     report("text_encoder")
 with console.steps(4) as advance:
@@ -30,10 +33,16 @@ with console.progress("verifying", total=3_000_000, unit="B") as advance:
 with console.progress("decoding", total=9) as advance:
     advance(1)
     advance(8)
+with console.progress("nothing to do", total=0) as advance:
+    pass
 console.log("made [x] {LONG}")
 console.warn("the prompt [cut]")
+console.result("wan: [bold] built")
+console.table("a title", ("run", "time"), [("L20 [x]", "1.5 s")])
+console.document("fb-x", {{"video": Path("a b.mp4"), "seconds": {{"all": float("inf"), "one": 1.5}}, "two": (1, 2)}})
 """
 LINES = f"made [x] {LONG}\nwarning: the prompt [cut]\n"
+RESULT = "wan: [bold] built\na title\nrun       time\nL20 [x]  1.5 s\n"
 
 
 def environment() -> dict[str, str]:
@@ -53,7 +62,7 @@ def on_a_terminal(*arguments: str) -> str:
     """Everything that the work writes to a terminal as its standard error."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-c", WORK, *arguments]
-    with subprocess.Popen(command, stderr=theirs, env=environment()) as process:
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs, env=environment()) as process:
         os.close(theirs)
         written = b""
         try:
@@ -70,6 +79,8 @@ def test_a_terminal_shows_progress_and_then_the_lines() -> None:
     seen = on_a_terminal()
     for part in ("loading engines", "text_encoder", "step 4/4", "4.00 it/s", "3.0/3.0 MB", "decoding", "9/9", "ETA"):
         assert part in seen
+    assert "nothing to do" not in seen
+    assert "0/0" not in seen
     assert seen.index("decoding") < seen.index("made [x]") < seen.index("warning: the prompt [cut]")
 
 
@@ -83,7 +94,7 @@ def test_quiet_leaves_only_the_warning() -> None:
 def test_a_pipe_gets_the_lines_alone() -> None:
     command = [sys.executable, "-c", WORK]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
-    assert result.stdout == ""
+    assert result.stdout == RESULT
     assert result.stderr == LINES
     # CI that asks for colours has still nobody who watches.
     asked = {**environment(), "FORCE_COLOR": "1"}
@@ -91,6 +102,23 @@ def test_a_pipe_gets_the_lines_alone() -> None:
     assert "made [x]" in errors
     assert "decoding" not in errors
     assert errors.count("\n") == 2
+
+
+@pytest.mark.parametrize("options", [["--json"], ["--json", "--quiet"]])
+def test_with_json_standard_output_is_one_document(options: list[str]) -> None:
+    command = [sys.executable, "-c", WORK, *options]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+    assert result.stderr == (LINES if len(options) == 1 else "warning: the prompt [cut]\n")
+    assert json.loads(result.stdout, parse_constant=pytest.fail) == {
+        "program": "fb-x",
+        "version": flowblending.__version__,
+        "video": "a b.mp4",
+        "seconds": {"all": None, "one": 1.5},
+        "two": [1, 2],
+        "warnings": ["the prompt [cut]"],
+    }
+    quiet = subprocess.run([*command[:3], "--quiet"], capture_output=True, text=True, check=True, env=environment())
+    assert quiet.stdout == ""
 
 
 def fail(error: BaseException) -> Callable[[], int]:

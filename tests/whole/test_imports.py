@@ -65,6 +65,7 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/arguments": {*OPTIONS, "system"},
     "runtime/prompt_file": OPTIONS,
     "runtime/jobs": {*GROUND, "engine/bundle", "runtime/decode_conditioning", "runtime/options", "runtime/program"},
+    "runtime/job_facts": {*GROUND, "engine/bundle", "runtime/jobs", "runtime/options", "runtime/program"},
     "runtime/devices": {*GROUND, "engine/backends"},
     "runtime/refusals": GROUND,
     "runtime/media": {*GROUND, "engine/backends", "runtime/decode_conditioning", "runtime/devices", "runtime/refusals"},
@@ -88,6 +89,7 @@ PACKAGES: dict[str, set[str]] = {
         *ENGINE,
         "runtime/authors",
         "runtime/devices",
+        "runtime/job_facts",
         "runtime/jobs",
         "runtime/options",
         "runtime/program",
@@ -100,7 +102,14 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/serve": RUN,
     "runtime/decode_file": RUN,
     "runtime/run_arguments": {*RUN, "runtime/decode_file"},
-    "runtime/cli": {*RUN, "runtime/batch", "runtime/decode_file", "runtime/dry_run", "runtime/run_arguments"},
+    "runtime/cli": {
+        *RUN,
+        "runtime/batch",
+        "runtime/decode_file",
+        "runtime/dry_run",
+        "runtime/job_facts",
+        "runtime/run_arguments",
+    },
     # The one room that calls all others.
     "engine/build": {
         *RUN,

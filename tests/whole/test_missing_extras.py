@@ -102,7 +102,7 @@ def test_a_client_without_its_library() -> None:
 def test_runs_without_an_extra(
     hidden: str, module: str, options: tuple[object, ...], extra: str, build: Callable[..., Bundle], tmp_path: Path
 ) -> None:
-    (tmp_path / "prompts.txt").write_text("a cat\n")
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
     here = {"x.npy", "x.mp4", "prompts.txt", "page"}
     given = [tmp_path / str(each) if each in here else each for each in options]
     assert extra in sentence(without.run([hidden], module, build("wan").folder, *given))

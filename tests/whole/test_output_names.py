@@ -32,7 +32,7 @@ OPTIONS = {
 def said(program: str, line: str, folder: Path, name: object) -> str:
     """What a program says of a bundle without its engines, which would be the first that it found missing."""
     if not (folder / "bundle").exists():
-        (folder / "prompts").write_text("a cat\n")
+        (folder / "prompts").write_text("a cat\na dog\n")
         manifests.write(folder / "bundle")
         for path in (folder / "bundle").iterdir():
             if path.name != "manifest.json":
@@ -57,7 +57,7 @@ def test_a_name_that_is_too_long_is_refused_first(tmp_path: Path, option: str) -
 @pytest.mark.parametrize("option", [option for option in OPTIONS if "{name}." not in OPTIONS[option][1]])
 def test_standard_output_pipes_and_devices_are_refused_first(tmp_path: Path, option: str) -> None:
     program, line = OPTIONS[option]
-    assert "nothing goes to standard output" in said(program, line, tmp_path, "-")
+    assert "no file goes to standard output" in said(program, line, tmp_path, "-")
     os.mkfifo(tmp_path / "pipe")
     refused = "pipe exists and is no bundle" if program == "engine.cli" else "pipe is a pipe"
     assert refused in said(program, line, tmp_path, tmp_path / "pipe")

@@ -13,10 +13,10 @@ from flowblending.system.console import Console
 def show_report(report: BuildReport, console: Console) -> None:
     """Print the table of components, the memory, the pair, the short run, and every claim that is not proved."""
     console.table(
-        f"proof of {report.bundle}",
+        f"proof of {report.bundle}: layers with weights and the share of their operations, differences from torch",
         (
             "component",
-            "layers, share of their operations",
+            "layers",
             "attention",
             "fp32 islands",
             "from torch",
@@ -27,22 +27,41 @@ def show_report(report: BuildReport, console: Console) -> None:
     )
     memory = report.memory
     bound = "" if memory.complete else " and what ONNX Runtime takes while it runs"
-    console.log(
+    console.result(
         f"memory with every engine open: {_mega(memory.total)}{bound} (weights {_mega(memory.weights)}, scratch "
         f"{_mega(memory.scratch)}, inputs and outputs {_mega(memory.tensors)}, latents {_mega(memory.latents)})"
     )
     proved = sum(claim.state == PROVED for claim in report.claims)
-    console.log(f"{proved} of {len(report.claims)} claims proved")
+    console.result(f"{proved} of {len(report.claims)} claims proved")
     for claim in report.claims:
         if claim.state != PROVED:
-            console.log(
+            console.result(
                 f"  {'not yet' if claim.state == OPEN else 'FAILED'}: {claim.component}, {claim.claim}: {claim.detail}"
             )
         elif claim.component in (PAIR, BUNDLE):
-            console.log(f"  {claim.component}, {claim.claim}: {claim.detail}")
+            console.result(f"  {claim.component}, {claim.claim}: {claim.detail}")
     for name, proof in report.components.items():
         if proof.no_fp8_attention is not None:
-            console.log(f"  {name}, attention not in fp8: {proof.no_fp8_attention}")
+            console.result(f"  {name}, attention not in fp8: {proof.no_fp8_attention}")
+
+
+def proof_document(report: BuildReport) -> dict[str, object]:
+    """The proof's outcome as plain data; everything else is in the bundle's ``report.json``."""
+    states = [claim.state for claim in report.claims]
+    memory = report.memory
+    return {
+        "claims": len(states),
+        "proved": states.count(PROVED),
+        "not_proved": [claim.model_dump(mode="json") for claim in report.claims if claim.state != PROVED],
+        "memory_bytes": {
+            "total": memory.total,
+            "weights": memory.weights,
+            "scratch": memory.scratch,
+            "tensors": memory.tensors,
+            "latents": memory.latents,
+            "complete": memory.complete,
+        },
+    }
 
 
 def _row(proof: Proof) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from flowblending import UsageError
 from flowblending.runtime.arguments import add_machine, check_machine, command_line
 from flowblending.runtime.option import EXPORT_TRITON
 from flowblending.runtime.options import MACHINE
+from flowblending.system.command_line import add_console
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     machine.add_argument(
         "--gpus", metavar="0,1,...", help="the server's GPUs to use, one video at a time on each (default: all)"
     )
-    parser.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+    add_console(parser)
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
     return parser
 
@@ -85,7 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     place = Placement(device=arguments.device, gpus=_gpus(arguments.gpus), threads=arguments.threads)
     if place.gpus and place.device == "cpu":
         raise UsageError("--gpus was given with --device cpu; leave one of them out.")
-    console = Console(quiet=arguments.quiet)
+    console = Console(quiet=arguments.quiet, document=arguments.json)
     bundles = [open_bundle(folder) for folder in arguments.bundles]
     models = []
     for name, bundle in zip(model_names(arguments.bundles, arguments.name), bundles, strict=True):
@@ -102,8 +103,15 @@ def run(arguments: argparse.Namespace) -> None:
     with console.progress("writing", total=total, unit="B") as advance:
         write_repository(models, arguments.out, advance)
     for model in models:
-        console.log(f"{arguments.out / model.name}")
-    console.log(f"Serve it: {command('tritonserver', '--model-repository', arguments.out.absolute())}")
+        console.result(f"{arguments.out / model.name}")
+    console.document(
+        EXPORT_TRITON,
+        {
+            "repository": arguments.out,
+            "models": [{"name": model.name, "folder": arguments.out / model.name} for model in models],
+        },
+    )
+    console.result(f"Serve it: {command('tritonserver', '--model-repository', arguments.out.absolute())}")
 
 
 def _positive(value: int | None, option: str) -> int | None:

@@ -15,6 +15,7 @@ from flowblending.runtime.arguments import add_noise, add_options, check_distinc
 from flowblending.runtime.option import CLIENT, Option
 from flowblending.runtime.options import FAMILY_HELP, HOW, OUTPUT, WHAT, options
 from flowblending.runtime.serve.triton.signature import FRAMES, LATENTS, MP4, dtype_of
+from flowblending.system.command_line import add_console
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--save-latents", type=Path, metavar="FILE", help="also write the final latents (.npy), for fb-run --decode"
     )
-    where.add_argument("--quiet", action="store_true", help="print errors and warnings only")
+    add_console(where)
     parser.add_argument("--priority", type=int, default=0, metavar="N", help="from 1, served first, as far as exported")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up when still in the queue after this")
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
@@ -66,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
     from flowblending.runtime.serve.triton.client import responses
     from flowblending.system.console import Console
 
-    console = Console(quiet=arguments.quiet)
+    console = Console(quiet=arguments.quiet, document=arguments.json)
     take_noise(arguments, console.warn)
     inputs = _inputs(arguments)
     if arguments.out.suffix.lower() not in (".mp4", ".npy"):
@@ -86,7 +87,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.save_latents is not None:
         _save(arguments.save_latents, npy_bytes(result["latents"]))
     _save(arguments.out, result["video"][0] if arguments.out.suffix.lower() == ".mp4" else npy_bytes(result["frames"]))
-    console.log(f"{arguments.out}: {report['schedule']}, {report['seconds']['total']:.1f} s on the server")
+    console.result(f"{arguments.out}: {report['schedule']}, {report['seconds']['total']:.1f} s on the server")
+    console.document(CLIENT, {"video": arguments.out, "latents": arguments.save_latents, "server": report})
 
 
 def show(answers: Iterator[Arrays], console: Console) -> Arrays:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,7 +91,7 @@ def test_folders_of_other_programs_are_left_alone(tmp_path: Path) -> None:
     precious = tmp_path / ("ab" * 32) / "config.json"
     precious.parent.mkdir()
     precious.write_text("precious")
-    assert prune.list_lines(tmp_path, Recorder()) == [f"The cache {tmp_path} is empty."]
+    assert store_process.listed(tmp_path) == [f"The cache {tmp_path} is empty."]
     assert "Removed 0 entries" in after(tmp_path, "all", [])[1]
     assert precious.read_text() == "precious"
 
@@ -102,7 +104,7 @@ def test_a_cache_on_a_read_only_file_system_can_be_listed_and_is_not_pruned(tmp_
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("only root can mount a file system")
     try:
-        assert listed(tmp_path / "cache")[0].endswith("whole")
+        assert listed(tmp_path / "cache")[0]["state"] == "whole"
         with pytest.raises(FlowBlendingError, match=r"Cannot lock .* \(Read-only file system\); check its permissions"):
             after(tmp_path / "cache", "all", [])
     finally:
@@ -147,27 +149,50 @@ def test_the_list_names_every_entry_and_its_state(tmp_path: Path) -> None:
     (damaged / "plan-1").write_bytes(bytes(10**6 - 1) + b"x")
     (garbled / "entry.json").write_text("{}")
     (bundle / "plan-2").unlink()
-    with process(cache, tmp_path / "one", "compile") as (_, told):
-        assert [told.readline(), told.readline()] == ["export\n", "compile\n"]
-        assert listed(cache)[0].endswith("in use")
-    lines = listed(cache)
-    assert [line.split()[-1] for line in lines] == ["interrupted", "unreadable", "whole", "damaged"]
-    assert lines[0].split()[0] == "large"
-    words = "large wan Org/Model fp32 any tensorrt 1 1.0 MB now whole"
-    assert lines[2].split() == words.split()
-    assert "2 d ago" in lines[3]
-    assert "of which 1.0 MB share no disk space with a bundle" in listed(cache, heading=True)[0]
+    with process(cache, tmp_path / "one", "compile") as (_, said):
+        assert [said.readline(), said.readline()] == ["export\n", "compile\n"]
+        assert listed(cache)[0]["state"] == "in use"
+    entries = listed(cache)
+    assert [each["state"] for each in entries] == ["interrupted", "unreadable", "whole", "damaged"]
+    assert entries[0]["component"] == "large"
+    whole = {
+        "component": "large",
+        "source": "wan Org/Model",
+        "precision": "fp32",
+        "target": "any",
+        "backend": "tensorrt 1",
+        "size": "1.0 MB",
+        "last_used": "now",
+        "state": "whole",
+        "bytes": entries[2]["bytes"],
+        "folder": entries[2]["folder"],
+    }
+    assert entries[2] == whole
+    assert Path(whole["folder"]).parent == cache
+    assert entries[3]["last_used"] == "2 d ago"
+    lines = told(cache)
+    assert lines[0] == f"The cache {cache}"
+    assert "of which 1.0 MB share no disk space with a bundle" in lines[1]
+    assert all(len(line) <= 80 for line in lines[1:])
+    for heading, key in (("of", "source"), ("precision", "precision"), ("back end", "backend"), ("state", "state")):
+        assert f"  {heading}: {whole[key]}" in lines
 
 
-def listed(cache: Path, *, heading: bool = False) -> list[str]:
-    """The rows of ``fb-build-engines --list-cache``, or its heading."""
-    command = [sys.executable, "-m", "flowblending.engine.cli", "--list-cache", "--cache-dir", str(cache)]
+def told(cache: Path, *options: str) -> list[str]:
+    """What ``fb-build-engines --list-cache`` prints."""
+    command = [sys.executable, "-m", "flowblending.engine.cli", "--list-cache", "--cache-dir", str(cache), *options]
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert not result.stderr
-    lines = result.stdout.splitlines()
-    assert lines[0] == f"The cache {cache}"
-    assert lines[2].startswith("component ")
-    return lines[1:2] if heading else lines[3:]
+    return result.stdout.splitlines()
+
+
+def listed(cache: Path) -> list[dict[str, Any]]:
+    """The entries that it tells."""
+    document = json.loads("\n".join(told(cache, "--json")))
+    assert document["cache"] == str(cache)
+    assert document["bytes"] == sum(entry["bytes"] for entry in document["entries"])
+    entries: list[dict[str, Any]] = document["entries"]
+    return entries
 
 
 @pytest.mark.parametrize(
@@ -217,7 +242,7 @@ def test_wrong_arguments(arguments: tuple[str, ...], message: str, tmp_path: Pat
 
 def test_a_cache_that_is_not_there_is_empty(tmp_path: Path) -> None:
     console = Recorder()
-    assert prune.list_lines(tmp_path / "cache", console) == [f"The cache {tmp_path / 'cache'} is empty."]
+    assert store_process.listed(tmp_path / "cache") == [f"The cache {tmp_path / 'cache'} is empty."]
     prune.prune(tmp_path / "cache", parse_rule("all"), console)
     assert console.lines[0].startswith("Removed 0 entries")
     assert not list(tmp_path.iterdir())

@@ -21,7 +21,6 @@ from flowblending.engine.bundle.bundle import describe_file, open_bundle
 from flowblending.engine.cli import build, parser
 from flowblending.engine.store.entry import damaged_file, read_entry
 from flowblending.engine.store.folder import usable_folder
-from flowblending.engine.store.prune import list_lines
 from flowblending.engine.store.store import Order, open_store
 from flowblending.system.checksum import ChecksumCache
 from tests.support import manifests, store_process
@@ -311,7 +310,7 @@ def test_a_file_that_is_no_component_is_kept_too(tmp_path: Path) -> None:
         # Whoever edits it in a bundle edits no other one.
         (bundle / "table.json").write_text("edited")
     assert len(made) == 1
-    lines = list_lines(tmp_path / "cache", Recorder())
+    lines = store_process.listed(tmp_path / "cache")
     assert lines[-1].split() == ["table", "wan", "Org/Model", "0.0", "MB", "now", "whole"]
 
 

@@ -165,7 +165,7 @@ def test_killed_workers_on_a_local_cluster(
     assert len(killed) == 1
     assert result.returncode == 0, result.stderr
     assert "the prompt is tried once again" in result.stderr
-    assert "2 made, 0 skipped, 0 failed" in result.stderr
+    assert "2 made, 0 skipped, 0 failed" in result.stdout
     whole = {path: path.stat().st_mtime_ns for path in out.glob("*.mp4")}
     assert sorted(map(prompt_of, out.glob("*.mp4"))) == ["one", "two"]
     # Run again with a prompt on which every worker dies: the two are skipped, the rest is made, nothing is left over.
@@ -182,7 +182,7 @@ def test_killed_workers_on_a_local_cluster(
     assert len(killed) == 2
     assert result.returncode == 1, result.stderr
     assert "line 3 failed: worker" in result.stderr
-    assert "1 made, 2 skipped, 2 failed" in result.stderr
+    assert "1 made, 2 skipped, 2 failed" in result.stdout
     assert "Traceback" not in result.stderr
     assert {path: path.stat().st_mtime_ns for path in whole} == whole
     assert sorted(map(prompt_of, out.glob("*.mp4"))) == ["four", "one", "two"]

@@ -510,13 +510,13 @@ def test_magcache_takes_the_constants_of_the_bundle(tmp_path: Path) -> None:
 
 @pytest.fixture
 def main(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """``fb-calibrate`` in this process: the exit code, and what went to standard error."""
+    """``fb-calibrate`` in this process: the exit code, and what it told."""
     from flowblending.runtime.calibrate import cli
 
     def call(*arguments: object) -> tuple[int, str]:
         with pytest.raises(SystemExit) as exit_:
             cli.main([str(each) for each in arguments])
-        return int(exit_.value.code or 0), capsys.readouterr().err
+        return int(exit_.value.code or 0), "".join(capsys.readouterr())
 
     return call
 

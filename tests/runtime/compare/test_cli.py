@@ -324,7 +324,7 @@ def test_a_killed_run_goes_on_where_it_stopped(bundle: Path, prompts: Path, tmp_
     assert 3 <= len(kept) < 16
     result = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
     assert result.returncode == 0, result.stderr
-    assert "2 prompts, 8 runs each" in result.stderr
+    assert "2 prompts, 8 runs each" in result.stdout
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert len(list(out.glob("videos/*.json"))) == 16
     assert not list(out.rglob(".*"))

@@ -120,7 +120,7 @@ def test_every_name_is_a_link_that_plays(
     out = tmp_path / "out #1 100%?"
     arguments = ["--videos", *map(str, [*paths, turned, odd]), "--out", str(out)]
     assert cli.run(cli.parser().parse_args(arguments)) == 0
-    assert "new\\nline\\tand\\x1b[31m.mp4" in capsys.readouterr().err
+    assert "new\\nline\\tand\\x1b[31m.mp4" in capsys.readouterr().out
     chromium.open(out / "index.html")
     chromium.wait("[...document.querySelectorAll('video')].every((each) => each.readyState >= 2)")
     count = chromium.evaluate("document.querySelectorAll('video').length")

@@ -729,7 +729,7 @@ def test_the_client_saves_a_video(served: Served, reference: Arrays, tmp_path: P
     options = ("--prompt", PROMPT, "--steps", 3, "--seed", 5, "--guidance", 4.1)
     result = program(CLIENT, *where, *options, "--out", out, "--save-latents", latents)
     assert result.returncode == 0, result.stderr
-    assert "L1 S1 L1" in result.stderr
+    assert "L1 S1 L1" in result.stdout
     np.testing.assert_allclose(np.load(latents), floats(reference["latents"]), rtol=0, atol=1e-6)
     with av.open(str(out)) as video:
         assert sum(1 for _ in video.decode(video=0)) == 9
