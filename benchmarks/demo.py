@@ -56,8 +56,9 @@ ROUNDS = 4
 """So often a clip is played in the file with all of them: once lasts 1.6 s."""
 WHY = """\
 Why switch at all? On this toy a step cache alone goes further (LLL with MagCache: 38% of the FLOPs at 50.7 dB to LLL;
-LSL: 66% at 34.1 dB), as its 40 steps are more than it needs; but a cache makes fewer calls and switching cheaper ones, so
-that they multiply (LSL with MagCache: 32%), and at 12 steps too LSL takes 65% of LLL's (benchmarks/results/caches.md)."""
+LSL: 66% at 34.1 dB), as its 40 steps are more than it needs; but a cache makes fewer calls and switching cheaper ones,
+so that they multiply (LSL with MagCache: 32%), and at 12 steps too LSL takes 65% of LLL's
+(benchmarks/results/caches.md)."""
 
 
 def run(*command: str | Path) -> None:
