@@ -54,7 +54,7 @@ def _add_main(group: argparse._ArgumentGroup) -> None:
         "--large",
         metavar="SOURCE",
         help="the large model: a diffusers pipeline folder, ORG/NAME[/FOLDER or FILE][@REVISION] of the hub, or a "
-        "transformer alone: a folder or a .safetensors file",
+        "transformer alone: a folder, or a .safetensors or .gguf file",
     )
     group.add_argument(
         "--small",

@@ -15,6 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from flowblending import FlowBlendingError
+from flowblending.export.checkpoint.gguf_file import HEADER_BYTES
+from flowblending.export.checkpoint.gguf_file import SUFFIX as GGUF
 from flowblending.export.checkpoint.model_files import (
     AUTHORS_STATISTICS,
     STATISTICS,
@@ -147,6 +149,9 @@ class Repository:
     def _stand_in(self, name: str) -> None:
         """A sparse file with the header of a file of weights, and with the VAE's statistics, which are read, too."""
         size = self.files[name].size
+        if name.endswith(GGUF):
+            self._write_sparse(name, {0: self._read(name, 0, min(HEADER_BYTES, size))})
+            return
         content = self._read(name, 0, min(_FIRST_READ, size))
         length = 8 + int.from_bytes(content[:8], "little")
         if length > min(size, _LONGEST_HEADER):
@@ -158,9 +163,11 @@ class Repository:
         pieces = {0: content[:length]}
         for first, last in _statistics(content[8:length]):
             pieces[length + first] = self._read(name, length + first, last - first)
-        path = self.folder / name
-        with path.open("wb") as file:
-            file.truncate(size)
+        self._write_sparse(name, pieces)
+
+    def _write_sparse(self, name: str, pieces: Mapping[int, bytes]) -> None:
+        with (self.folder / name).open("wb") as file:
+            file.truncate(self.files[name].size)
             for place, piece in pieces.items():
                 file.seek(place)
                 file.write(piece)

@@ -69,7 +69,8 @@ def join_scales(tensors: Mapping[str, TensorPlace], where: str) -> Weights:
             )
         kept[weight] = replace(place, scale=scale)
     decoded = {
-        name: replace(place, decoded=place.kind in FP8 or place.scale is not None) for name, place in kept.items()
+        name: replace(place, decoded=place.decoded or place.kind in FP8 or place.scale is not None)
+        for name, place in kept.items()
     }
     reasons = {"ranges of layers' inputs, which a build measures itself": inputs} if inputs else {}
     return Weights(tensors=decoded, formats=formats, left_out=reasons)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.export.checkpoint.gguf_file import SUFFIX as GGUF
+from flowblending.export.checkpoint.gguf_file import read_gguf
 from flowblending.export.checkpoint.model_files import check_there, read_json, tensors_in, weight_files, weight_map
 from flowblending.export.checkpoint.naming import listed, shown
 from flowblending.export.checkpoint.places import TensorPlace
 
 INDEX = ".safetensors.index.json"
-SUFFIXES = (".safetensors", INDEX)
+SUFFIXES = (".safetensors", INDEX, GGUF)
 """Endings of the names of files that are read."""
 
 AUTHORS_CLASSES = ("WanModel", "VaceWanModel")
 """What the authors of a model call its transformer in a config.json of their own."""
+
+_GGUF_AXES = 4
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")
@@ -87,17 +91,31 @@ def read_weights(source: Path) -> WeightsFile:
     for path in files:
         check_there(path)
     tensors: dict[str, TensorPlace] = {}
-    for path in files:
-        for key, place in tensors_in([path]).items():
+    files, found = _gguf(source) if source.suffix == GGUF else (files, [tensors_in([path]) for path in files])
+    for each in found:
+        for key, place in each.items():
             name = _without_prefix(key)
             if name in tensors:
                 raise FlowBlendingError(f"{shown(source)} holds two tensors of the name {name}; give a whole file.")
-            tensors[name] = TensorPlace(path=path, offset=place.offset, shape=place.shape, kind=place.kind, key=key)
+            tensors[name] = replace(place, key=key)
     if not tensors:
         raise FlowBlendingError(
             f"{shown(source)} holds no tensors ({listed(path.name for path in files)}); give another."
         )
     return WeightsFile(source=source, files=files, tensors=tensors)
+
+
+def _gguf(source: Path) -> tuple[tuple[Path, ...], list[Mapping[str, TensorPlace]]]:
+    """A GGUF file, and the file beside it with what its converter kept apart, if it has not been put back.
+
+    GGUF has four axes at most, so the patch embedding of a video model comes in ``fix_5d_tensors_wan.safetensors``
+    (ComfyUI-GGUF, tools/convert.py and tools/fix_5d_tensors.py).
+    """
+    header = read_gguf(source)
+    apart = source.with_name(f"fix_5d_tensors_{header.architecture}.safetensors")
+    if not apart.is_file() or any(len(place.shape) > _GGUF_AXES for place in header.tensors.values()):
+        return (source,), [header.tensors]
+    return (source, apart), [header.tensors, tensors_in([apart])]
 
 
 def _without_prefix(key: str) -> str:

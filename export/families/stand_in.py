@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.checkpoint import TRANSFORMER, Checkpoint, vae_statistics
+from flowblending.export.checkpoint.gguf_file import SUFFIX as GGUF
 from flowblending.export.checkpoint.model_files import read_place
 from flowblending.export.checkpoint.naming import listed, shown
 from flowblending.export.checkpoint.places import write_places
@@ -58,7 +59,10 @@ def stand_in(file: WeightsFile, base: Checkpoint, scratch: Path, *, here: bool) 
     try:
         original = read({name: place.shape for name, place in file.tensors.items()}, base.config(TRANSFORMER))
     except FlowBlendingError as error:
-        raise FlowBlendingError(f"{where} cannot be run by {base.pipeline}: {error}.") from None
+        apart = (
+            "" if file.source.suffix != GGUF else ", or put what its converter kept apart (fix_5d_tensors) beside it"
+        )
+        raise FlowBlendingError(f"{where} cannot be run by {base.pipeline}: {error}{apart}.") from None
     _check_statistics(file, original, base)
     tensors = {diffusers: file.tensors[name] for name, diffusers in original.names.items()}
     return StandIn(

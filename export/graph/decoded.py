@@ -1,4 +1,4 @@
-"""Tensors whose numbers are made of what a file holds: of fp8, and with a scale."""
+"""Tensors whose numbers are made of what a file holds: of fp8, with a scale, or of the blocks of GGUF."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from flowblending import FlowBlendingError
+from flowblending.export.checkpoint.gguf_file import Block, block, decode
 from flowblending.export.checkpoint.model_files import read_place
 from flowblending.export.checkpoint.naming import shown
 from flowblending.export.checkpoint.places import TensorPlace
@@ -75,19 +76,26 @@ class Decoded:
         """The whole tensor, flat, some rows at a time; raises as `read` does."""
         width = math.prod(self.shape[1:])
         step = max(1, _READ_BYTES // max(1, self._bytes(width)))
+        if width % self._block.numbers:
+            # Rows that begin within a block, of a tensor that was packed in another shape: few and small.
+            step = self.shape[0]
         for start in range(0, self.shape[0] if self.shape else 1, step):
             count = min(step, self.shape[0] - start) if self.shape else 1
             yield self._rows(start, count).to(self.dtype).view(-1)
 
     def rows(self, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
         """Some rows of a matrix: [numbers, columns]; raises as `read` does."""
+        if math.prod(self.shape[1:]) % self._block.numbers:
+            return self.read()[numbers]
         return torch.cat([self._rows(number, 1) for number in numbers.tolist()]).to(self.dtype)
 
     def _rows(self, start: int, count: int) -> torch.Tensor:
         """Rows from one on, fp32 [count, columns]."""
         width = math.prod(self.shape[1:])
         raw = self._read_bytes(self._bytes(start * width), self._bytes(count * width))
-        numbers = raw.view(_TYPES[self.place.kind]).float().view(count, width)
+        kind = self.place.kind
+        values = raw.view(_TYPES[kind]).float() if kind in _TYPES else torch.from_numpy(decode(raw.numpy(), kind))
+        numbers = values.view(count, width)
         scale = self._scale()
         if scale is None:
             return numbers
@@ -113,5 +121,11 @@ class Decoded:
         """Of all, [1], or of each row, [rows]."""
         return None if self.place.scale is None else torch.tensor(read_place(self.place.scale), dtype=torch.float32)
 
+    @property
+    def _block(self) -> Block:
+        kind = self.place.kind
+        return Block(numbers=1, bytes=_TYPES[kind].itemsize) if kind in _TYPES else block(kind)
+
     def _bytes(self, count: int) -> int:
-        return count * _TYPES[self.place.kind].itemsize
+        """Of so many numbers, which are whole blocks."""
+        return count // self._block.numbers * self._block.bytes

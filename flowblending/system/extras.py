@@ -31,6 +31,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "calibrate": ("matplotlib",),
     "ray": ("ray",),
     "client": ("tritonclient", "grpc"),
+    "gguf": ("gguf",),
 }
 """Modules that come with an extra alone, by what they are imported as."""
 

@@ -6,16 +6,21 @@ in fp8, plain or with scales in either spelling.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers.loaders.single_file_utils import (
     convert_ltx_transformer_checkpoint_to_diffusers,
     convert_wan_transformer_to_diffusers,
 )
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
 from safetensors.torch import save_file
 
 from benchmarks.checkpoints import ltx_pipeline, ltx_transformer, wan_pipeline, wan_transformer
@@ -70,14 +75,19 @@ class Reference:
     original: Tensors
 
 
-def make_reference(family: str, folder: Path) -> Reference:
-    """Write a pipeline, and a transformer of another depth and width beside it."""
+def make_reference(family: str, folder: Path, *, wide: bool = False) -> Reference:
+    """Write a pipeline, and a transformer of another depth and width beside it.
+
+    Args:
+        wide: enough for blocks of 256 numbers in a row.
+    """
+    head = 128 if wide else 16
     if family == "wan":
-        wan_pipeline(1, wan_transformer(1)).save_pretrained(folder / "base")
-        model = wan_transformer(2, layers=3, heads=3, ffn=96).bfloat16()
+        wan_pipeline(1, wan_transformer(1, head_dim=head)).save_pretrained(folder / "base")
+        model = wan_transformer(2, layers=3, heads=2 if wide else 3, head_dim=head, ffn=256 if wide else 96).bfloat16()
     else:
         ltx_pipeline(1, ltx_transformer(1)).save_pretrained(folder / "base")
-        model = ltx_transformer(2, layers=3, head_dim=24).bfloat16()
+        model = ltx_transformer(2, layers=3, head_dim=128 if wide else 24).bfloat16()
     model.save_pretrained(folder / "transformer")
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     return Reference(
@@ -175,6 +185,70 @@ def scaled(tensors: Tensors, spelling: str, *, by_row: bool = False) -> Tensors:
     if spelling == "scale_weight":
         made["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
     return made
+
+
+PACKED = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")
+"""Types of GGUF that are packed in blocks, of those that Wan and LTX-Video files come in."""
+
+_K_SCALES = {
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+}
+"""Where fp16 scales stand in a block."""
+
+
+def gguf(tensors: Tensors, kinds: Sequence[str], path: Path, *, arch: str, apart: bool = False) -> Path:
+    """A GGUF file: matrices of blocks packed, others in F16 or BF16, the rest in F32.
+
+    Where the package does not pack a type, blocks of random bits with scales of a usual size stand for it.
+
+    Args:
+        kinds: of `PACKED`, one after the other for matrices of blocks; none, and all matrices are in BF16.
+        apart: keep tensors of five axes in a file beside it.
+    """
+    writer = GGUFWriter(path, arch)
+    aside: Tensors = {}
+    following = itertools.cycle(kinds)
+    for name, tensor in tensors.items():
+        array = tensor.float().numpy()
+        if array.ndim > 4 and apart:
+            aside[name] = tensor
+        elif kinds and is_linear(name, tensor):
+            kind = GGMLQuantizationType[next(following)]
+            writer.add_tensor(name, packed(array, kind), raw_dtype=kind)
+        elif array.ndim > 1 and not kinds:
+            bf16 = tensor.contiguous().view(torch.uint8).numpy()
+            writer.add_tensor(name, bf16, raw_dtype=GGMLQuantizationType.BF16)
+        elif array.ndim > 1:
+            writer.add_tensor(name, array.astype(np.float16))
+        else:
+            writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if aside:
+        save(aside, path.with_name(f"fix_5d_tensors_{arch}.safetensors"))
+    return path
+
+
+def packed(array: npt.NDArray[np.float32], kind: GGMLQuantizationType) -> npt.NDArray[np.uint8]:
+    """Rows of blocks."""
+    try:
+        return np.asarray(quantize(array, kind), np.uint8)
+    except NotImplementedError:
+        numbers, size = GGML_QUANT_SIZES[kind]
+        generator = np.random.default_rng(0)
+        blocks = generator.integers(0, 256, (len(array), array.shape[1] // numbers, size), np.uint8)
+        for place in _K_SCALES[kind.name]:
+            scales = generator.uniform(0.001, 0.002, blocks.shape[:2]).astype(np.float16)
+            blocks[..., place : place + 2] = scales[..., None].view(np.uint8)
+        return blocks.reshape(len(array), -1)
 
 
 FORMATS: Mapping[str, Callable[[Reference, Path], Path]] = {

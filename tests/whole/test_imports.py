@@ -136,6 +136,7 @@ LIBRARIES = {
     "diffusers": ("export/families", "export/graph"),
     "transformers": TRANSFORMERS,
     "huggingface_hub": ("export/checkpoint",),
+    "gguf": ("export/checkpoint/gguf_file.py",),
     "onnx": ("export/graph",),
     "onnx_ir": ("export/graph", "export/fp8"),
     "onnxruntime": ("export/graph", "export/verify", "engine/backends/onnxruntime"),

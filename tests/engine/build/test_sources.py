@@ -17,7 +17,7 @@ from flowblending.engine.build.sources import Sources, find_sources
 from flowblending.export.checkpoint.model_files import weights_sha256
 from flowblending.system.checksum import sha256
 from tests.support.hub_server import Hub, serve, use
-from tests.support.weight_files import Reference, make_reference, prefixed, save, scaled
+from tests.support.weight_files import Reference, gguf, make_reference, prefixed, save, scaled
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,7 @@ def hub(wan: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     save(scaled(wan.original, "scale_weight"), tmp_path / "repository/split_files/fp8.safetensors")
     bad = scaled(wan.original, "scale_weight") | {"blocks.0.ffn.0.scale_weight": torch.tensor(0.0)}
     save(bad, tmp_path / "repository/bad.safetensors")
+    gguf(wan.original, (), tmp_path / "repository/bf16.gguf", arch="wan")
     (tmp_path / "repository/old.ckpt").write_bytes(b"pickle" * 1000)
     with serve(Hub(repositories={"Org/Files": tmp_path / "repository", "Org/Base": wan.base})) as hub:
         use(hub, tmp_path / "cache", monkeypatch.setattr)
@@ -135,6 +136,18 @@ def test_of_the_hub_only_what_is_needed_is_fetched(
     again, sources = planned(request, tmp_path / "offline")
     assert not sources.remote
     assert key(again, "large") == before
+
+
+@pytest.mark.usefixtures("hub")
+def test_of_a_gguf_file_of_the_hub_the_header_comes_first(
+    wan: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowblending.export.checkpoint.hub.HEADER_BYTES", 10_000)
+    request = asked(wan.folder, "Org/Files/bf16.gguf", wan.base)
+    plan, sources = planned(request, tmp_path / "headers")
+    before = key(plan, "small", dict(sources.checksums))
+    assert sources.sources["small"].left(("",)) > 60_000
+    assert key(make_plan(request, sources.fetch()), "small") == before
 
 
 @pytest.mark.usefixtures("hub")

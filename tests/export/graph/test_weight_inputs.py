@@ -14,7 +14,10 @@ from benchmarks.checkpoints import TEXT_DIM, ltx_transformer, wan_transformer
 from flowblending.contracts.graph import LARGE, TEXT_ENCODER, Precision
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.build.fp8.loader import Graph, HeldWeight, Loader
+from flowblending.export.checkpoint.checkpoint import open_checkpoint
+from flowblending.export.checkpoint.weights_file import read_weights
 from flowblending.export.families.ltx import transformer as ltx
+from flowblending.export.families.stand_in import stand_in
 from flowblending.export.families.t5 import text_encoder_part
 from flowblending.export.families.wan import transformer as wan
 from flowblending.export.graph import load as weights
@@ -24,6 +27,7 @@ from flowblending.export.graph.trace import trace_graph
 from flowblending.export.graph.weight_inputs import write_weight_inputs
 from flowblending.runtime.devices.host import HostDevice
 from tests.export.families.test_t5 import encoder
+from tests.support.weight_files import fp8, make_reference, save
 
 LEFT = 1000
 """Bytes from which on a weight is left in its file here."""
@@ -38,6 +42,12 @@ def load(kind: str, folder: Path, held: torch.dtype) -> Exportable:
         path = folder / TEXT_ENCODER / "model.safetensors"
         save_file({name: tensor.to(held) for name, tensor in load_file(path).items()}, path, {"format": "pt"})
         return text_encoder_part(checkpoint, 16, zero_padding=True).load(Precision.FP32)
+    if kind == "fp8 file":
+        # Plain fp8 numbers are bf16 numbers, too.
+        reference = make_reference("wan", folder)
+        file = read_weights(save(fp8(reference.original), folder / "x.safetensors"))
+        found = stand_in(file, open_checkpoint(reference.base, whole=False), folder / "scratch", here=True)
+        return wan.load_transformer(found.folder, LARGE, 8, Precision.FP32)
     if kind == "wan":
         wan_transformer(7).to(held).save_pretrained(folder, max_shard_size="40KB")
         return wan.load_transformer(folder, LARGE, 8, Precision.FP32)
@@ -50,6 +60,7 @@ def load(kind: str, folder: Path, held: torch.dtype) -> Exportable:
     [
         ("wan", torch.float32),
         ("wan", torch.bfloat16),
+        ("fp8 file", torch.bfloat16),
         ("ltx", torch.float16),
         ("umt5", torch.float32),
         ("umt5", torch.bfloat16),
