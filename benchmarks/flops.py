@@ -20,7 +20,6 @@ import torch
 from diffusers import LTXVideoTransformer3DModel, WanTransformer3DModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowblending.contracts.graph import LARGE
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.system.console import Console
 
@@ -112,7 +111,7 @@ def schedule_totals(large: Flops, small: Flops) -> dict[str, Flops]:
     """Sums over the 50 steps of every published schedule, one guidance branch."""
     totals = {}
     for text in PUBLISHED:
-        calls = [large if model == LARGE else small for model in StageSchedule.parse(text, 50, 0.4, 0.2).models]
+        calls = [large if letter == "L" else small for letter in StageSchedule.parse(text, 50, 0.4, 0.2).letters]
         totals[text] = Flops(linear=sum(call.linear for call in calls), attention=sum(call.attention for call in calls))
     return totals
 

@@ -38,7 +38,7 @@ from benchmarks.schedules.samples import Samples, mean, table
 from flowblending import UsageError
 from flowblending.engine.build.build import build_bundle
 from flowblending.engine.build.fp8.options import Fp8Options
-from flowblending.engine.build.request import BuildRequest
+from flowblending.engine.build.request import BuildRequest, named_models
 from flowblending.runtime import api
 from flowblending.runtime.measures.similarity import cosine, psnr, ssim
 from flowblending.runtime.options import Job
@@ -124,8 +124,7 @@ def measure(
         Fp8Options(prompts=file, schedule=variant.calibration, steps=STEPS) if variant.calibration else Fp8Options()
     )
     request = BuildRequest(
-        large=str(arguments.checkpoints / "large"),
-        small=str(arguments.checkpoints / "small"),
+        models=named_models(str(arguments.checkpoints / "large"), str(arguments.checkpoints / "small")),
         out=folder / "bundle",
         size=SIZE,
         frames=FRAMES,

@@ -29,6 +29,7 @@ from diffusers import WanPipeline, WanTransformer3DModel
 
 from benchmarks.checkpoints import wan_pipeline, wan_transformer
 from flowblending.engine.build.build import BuildRequest, build_bundle
+from flowblending.engine.build.request import named_models
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.jobs import compile_job
@@ -77,8 +78,7 @@ def make_pair(folder: Path) -> None:
 def build(folder: Path, size: str, frames: int) -> Bundle:
     """Build the pair for ONNX Runtime."""
     request = BuildRequest(
-        large=str(folder / "large"),
-        small=str(folder / "small"),
+        models=named_models(str(folder / "large"), str(folder / "small")),
         out=folder / "bundle",
         size=size,
         frames=frames,

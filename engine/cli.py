@@ -7,11 +7,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
+from flowblending import UsageError
+from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.engine.backends.registry import BACKENDS
 from flowblending.system.command_line import Parser, add_console
+
+if TYPE_CHECKING:
+    from flowblending.contracts.model_sampling import ModelSampling
 
 _FAMILY = "model family's own"
 CACHE_VARIABLE = "FLOWBLENDING_CACHE_DIR"
@@ -21,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line of ``fb-build-engines``."""
     parser = Parser(
         prog="fb-build-engines",
-        description="Compile a large and a small video diffusion checkpoint into one bundle of engines for fb-run.",
+        description="Compile video diffusion checkpoints, as a rule a large and a small one, into one bundle of "
+        "engines for fb-run.",
         example="fb-build-engines --large Wan-AI/Wan2.1-T2V-14B-Diffusers \\\n"
         "  --small Wan-AI/Wan2.1-T2V-1.3B-Diffusers \\\n"
         "  --out wan --size 832x480 --frames 81",
@@ -30,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_main(parser.add_argument_group("what to build"))
     distilled = parser.add_argument_group("a model that was distilled to few steps")
-    for model in ("large", "small"):
+    for model in (LARGE, SMALL):
         distilled.add_argument(
             f"--{model}-timesteps",
             metavar="T,...",
@@ -42,6 +48,12 @@ def parser() -> argparse.ArgumentParser:
             metavar="G",
             help=f"the {model} model's own guidance scale; 1 for none (default: the run's)",
         )
+    distilled.add_argument(
+        "--model-timesteps", action="append", metavar="NAME=T,...", help="the same of a --model", default=[]
+    )
+    distilled.add_argument(
+        "--model-guidance", action="append", metavar="NAME=G", help="the same of a --model", default=[]
+    )
     _add_fp8(parser.add_argument_group("fp8"))
     _add_cache_options(parser)
     add_console(parser)
@@ -66,6 +78,14 @@ def _add_main(group: argparse._ArgumentGroup) -> None:
         metavar="SOURCE",
         help="the pipeline to take VAE, text encoder, tokenizer and scheduler from (default: that of the first model "
         "that is a whole pipeline)",
+    )
+    group.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME[:X]=DIR_OR_HUB_ID",
+        help="another model, likewise, which schedules write as X (default: the first letter of its name); give it as "
+        "often as there are models. The first model of all is what others are measured by",
     )
     group.add_argument(
         "--lora",
@@ -98,7 +118,7 @@ def _add_main(group: argparse._ArgumentGroup) -> None:
         "--precision",
         metavar="P",
         help="fp32, fp16, fp16-mixed (fp16 with fp32 between the layers, where fp16 overflows), bf16 or fp8 (linear "
-        "layers of the blocks) for both transformers, or per component: large=bf16,small=fp8,text_encoder=bf16 "
+        "layers of the blocks) for every transformer, or per component: large=bf16,small=fp8,text_encoder=bf16 "
         "(default: bf16 with a fp32 VAE; fp32 for onnxruntime)",
     )
     group.add_argument(
@@ -202,7 +222,8 @@ def _folder(text: str) -> Path:
 
 def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Refuse what argparse cannot: a build without its checkpoints, and a build of nothing with some."""
-    needed = {f"--{name}": getattr(arguments, name) for name in ("large", "small", "out")}
+    models = arguments.large or arguments.small or arguments.model or None
+    needed = {"--large (or --model)": models, "--out": arguments.out}
     others = {
         "--prove": arguments.prove is not None,
         "--list-cache": arguments.list_cache,
@@ -246,11 +267,10 @@ def keep_house(arguments: argparse.Namespace) -> None:
 
 def build(arguments: argparse.Namespace) -> None:
     """Build the bundle that the arguments ask for, and say how to use it."""
-    from flowblending.contracts.model_sampling import read_sampling
     from flowblending.engine.build.build import build_bundle
     from flowblending.engine.build.fp8.options import Fp8Options
     from flowblending.engine.build.lora import read_loras
-    from flowblending.engine.build.request import BuildRequest, split_targets
+    from flowblending.engine.build.request import BuildRequest, named_models, split_targets
     from flowblending.engine.build.summary import show_bundle
     from flowblending.engine.bundle.bundle import check_outside
     from flowblending.engine.store.folder import usable_folder
@@ -260,13 +280,8 @@ def build(arguments: argparse.Namespace) -> None:
     console = Console(quiet=arguments.quiet, document=arguments.json)
     if arguments.cache_dir is not None and not arguments.no_cache:
         check_outside(Path(arguments.cache_dir))
-    model_sampling = {
-        "large": read_sampling("large", arguments.large_timesteps, arguments.large_guidance),
-        "small": read_sampling("small", arguments.small_timesteps, arguments.small_guidance),
-    }
     request = BuildRequest(
-        large=arguments.large,
-        small=arguments.small,
+        models=named_models(arguments.large, arguments.small, arguments.model, _sampling(arguments)),
         base=arguments.base,
         out=arguments.out,
         size=arguments.size,
@@ -277,7 +292,6 @@ def build(arguments: argparse.Namespace) -> None:
         pipeline=arguments.pipeline,
         shift=read_options({"shift": arguments.shift}, COMMAND_LINE)["shift"],
         loras=read_loras(arguments.lora or ()),
-        sampling={model: sampling for model, sampling in model_sampling.items() if sampling is not None},
         teacache=arguments.teacache,
         fp8=Fp8Options(
             attention=arguments.fp8_attention,
@@ -294,6 +308,27 @@ def build(arguments: argparse.Namespace) -> None:
         cache=None if arguments.no_cache else usable_folder(arguments.cache_dir, console),
     )
     show_bundle(build_bundle(request, console), console)
+
+
+def _sampling(arguments: argparse.Namespace) -> dict[str, ModelSampling]:
+    """What models were distilled to, by name."""
+    from flowblending.contracts.model_sampling import read_sampling
+
+    timesteps = {LARGE: arguments.large_timesteps, SMALL: arguments.small_timesteps}
+    guidance = {LARGE: arguments.large_guidance, SMALL: arguments.small_guidance}
+    for option, texts, found in (
+        ("--model-timesteps", arguments.model_timesteps, timesteps),
+        ("--model-guidance", arguments.model_guidance, guidance),
+    ):
+        for text in texts:
+            name, equals, value = text.partition("=")
+            if not equals or not name:
+                raise UsageError(f"{option} {text} was given, but NAME=VALUE was expected; name one of the models.")
+            if found.get(name) is not None:
+                raise UsageError(f"{option} was given twice for the model {name}; leave one out.")
+            found[name] = value
+    sampling = {name: read_sampling(name, timesteps.get(name), guidance.get(name)) for name in timesteps | guidance}
+    return {name: each for name, each in sampling.items() if each is not None}
 
 
 def prove(arguments: argparse.Namespace) -> None:

@@ -19,7 +19,6 @@ from typing import Final, Self, Unpack
 import numpy as np
 
 from flowblending import UsageError
-from flowblending.contracts.graph import LARGE
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.engine.backends.tensor import CPU, Tensor
@@ -244,7 +243,7 @@ class VideoSampler:
     def _embedding(self, embedding: Embedding, name: str) -> dict[str, Tensor]:
         arrays = {"text": embedding.text, "text_mask": embedding.mask}
         tensors = {}
-        for spec in self.manifest.components[LARGE].spec.inputs:
+        for spec in self.manifest.components[self.manifest.transformers[0]].spec.inputs:
             if spec.name not in arrays:
                 continue
             array, shape = arrays[spec.name], spec.resolve({"batch": 1})

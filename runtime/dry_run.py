@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, VAE
+from flowblending.contracts.graph import TEXT_ENCODER, VAE
 from flowblending.contracts.manifest import Manifest
+from flowblending.contracts.models import Model
 from flowblending.contracts.program import Program, Run, Step
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.geometry import geometry_of
@@ -29,6 +30,7 @@ def plan_lines(bundle: Bundle, job: Job, device: str) -> list[str]:
     """
     manifest = bundle.manifest
     program = compile_job(job, manifest)
+    first = manifest.models[0]
     geometry, cost = geometry_of(manifest.pipeline, program.latent_shape), cost_of(program, manifest)
     return [
         f"bundle    {bundle.folder} ({manifest.id}), {manifest.pipeline.family}",
@@ -39,9 +41,9 @@ def plan_lines(bundle: Bundle, job: Job, device: str) -> list[str]:
         *_authors(job, manifest),
         *_steps(program),
         _calls(cost, cached=job.cache != "off"),
-        _operations(cost),
+        _operations(cost, first),
         f"memory    engines {_mega(cost.engine_bytes)}, latent slots {_mega(cost.slot_bytes)}",
-        _expected(cost, Timings(manifest.id, device_kind(device, manifest), program.latent_shape).read()),
+        _expected(cost, first, Timings(manifest.id, device_kind(device, manifest), program.latent_shape).read()),
     ]
 
 
@@ -81,25 +83,29 @@ def _origin(job: Job, manifest: Manifest) -> str:
     return "" if calibrated is None else f" (calibrated: {calibrated.runs}, {calibrated.evidence})"
 
 
-def _operations(cost: Cost) -> str:
+def _operations(cost: Cost, first: Model) -> str:
     flops, bounds = _range(cost.flops_least, cost.flops, _tera), _range(cost.bound, cost.bound_most, "{:.3f}x".format)
     share = _range(cost.flops_least / cost.flops_all_large, cost.flops / cost.flops_all_large, "{:.1%}".format)
     attention = f"{cost.attention / cost.flops:.1%} of it attention"
     return (
-        f"FLOPs     {flops} of {_tera(cost.flops_all_large)} all-large ({share}), {attention}; speed-up bound {bounds}"
+        f"FLOPs     {flops} of {_tera(cost.flops_all_large)} all-{first.name} ({share}), {attention}; "
+        f"speed-up bound {bounds}"
     )
 
 
 def _calls(cost: Cost, *, cached: bool) -> str:
-    line = f"calls     large x {cost.calls[LARGE]}, small x {cost.calls[SMALL]}"
+    line = f"calls     {_each(cost.calls)}"
     if any(cost.skipped.values()):
-        line += f"; the cache skips large x {cost.skipped[LARGE]}, small x {cost.skipped[SMALL]}"
+        line += f"; the cache skips {_each(cost.skipped)}"
     elif cached and not any(cost.undecided.values()):
         line += "; the cache skips nothing"
     if any(cost.undecided.values()):
-        line += f" at most; the cache decides about large x {cost.undecided[LARGE]}, "
-        line += f"small x {cost.undecided[SMALL]} while the program runs"
+        line += f" at most; the cache decides about {_each(cost.undecided)} while the program runs"
     return line
+
+
+def _each(calls: Mapping[str, int]) -> str:
+    return ", ".join(f"{model} x {count}" for model, count in calls.items())
 
 
 def _steps(program: Program) -> list[str]:
@@ -107,13 +113,13 @@ def _steps(program: Program) -> list[str]:
     marks = "".join(_mark(step, 1 + program.guided(step)) for step in program.steps)
     if program.choice is not None:
         marks = "".join(mark if reuse is None else "?" for mark, reuse in zip(marks, program.choice.reuse, strict=True))
-    lines = []
+    lines, width = [], max(len(step.model) for step in program.steps)
     for first, last in stages_of(program):
         begin, end = program.steps[first], program.steps[last]
         noise = f"sigma {begin.sigma:.4f} to {end.sigma:.4f}, timesteps {begin.timestep:g} to {end.timestep:g}"
         scale = "" if end.guidance is None else f", guidance {end.guidance:g}"
         computes = f", computes {marks[first : last + 1]}" if set(marks) != {"1"} else ""
-        lines.append(f"  steps {first + 1:>3}-{last + 1:<3} {end.model:<5}  {noise}{scale}{computes}")
+        lines.append(f"  steps {first + 1:>3}-{last + 1:<3} {end.model:<{width}}  {noise}{scale}{computes}")
     return lines
 
 
@@ -123,13 +129,14 @@ def _mark(step: Step, branches: int) -> str:
     return "1" if calls == branches else "c" if calls else "0"
 
 
-def _expected(cost: Cost, seconds: dict[str, float]) -> str:
+def _expected(cost: Cost, first: Model, seconds: dict[str, float]) -> str:
     expected = _sampling_expected(cost, seconds)
     if expected is None:
         return "time      not measured on this machine yet"
     least, most = expected
     total, sampling = _range(*_whole(expected, seconds), _seconds), _range(least, most, _seconds)
-    return f"time      about {total} as last measured (sampling {sampling}{_reached(cost, least, most, seconds)})"
+    reached = _reached(cost, first, least, most, seconds)
+    return f"time      about {total} as last measured (sampling {sampling}{reached})"
 
 
 def _sampling_expected(cost: Cost, seconds: dict[str, float]) -> tuple[float, float] | None:
@@ -152,13 +159,16 @@ def _seconds_expected(cost: Cost, seconds: dict[str, float]) -> tuple[float, flo
     return None if expected is None else _whole(expected, seconds)
 
 
-def _reached(cost: Cost, least: float, most: float, seconds: dict[str, float]) -> str:
-    """How much faster than all-large sampling that is, and which share of what the operations allow."""
-    if LARGE not in seconds or not most or (cost.flops, cost.flops_least) == (cost.flops_all_large,) * 2:
+def _reached(cost: Cost, first: Model, least: float, most: float, seconds: dict[str, float]) -> str:
+    """How much faster than sampling with the first model alone that is, and which share of what operations allow."""
+    a_call = [seconds[engine] for engine in first.components if engine in seconds]
+    if not a_call or not most or (cost.flops, cost.flops_least) == (cost.flops_all_large,) * 2:
         return ""
-    slowest, fastest = (cost.calls_all_large * seconds[LARGE] / value for value in (most, least))
+    # Two experts are one architecture.
+    alone = cost.calls_all_large * sum(a_call) / len(a_call)
+    slowest, fastest = (alone / value for value in (most, least))
     shares = _range(slowest / cost.bound, fastest / cost.bound_most, "{:.0%}".format)
-    return f", {_range(slowest, fastest, '{:.2f}x'.format)} all-large's speed, {shares} of the bound"
+    return f", {_range(slowest, fastest, '{:.2f}x'.format)} all-{first.name}'s speed, {shares} of the bound"
 
 
 def _range(least: _Number, most: _Number, text: Callable[[_Number], str]) -> str:

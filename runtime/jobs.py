@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from flowblending import UsageError
 from flowblending.contracts.graph import PipelineSpec, SigmaGrid
 from flowblending.contracts.manifest import CalibratedSchedule, Geometry, Manifest
+from flowblending.contracts.models import check_letters, default_schedule
 from flowblending.contracts.program import Program
 from flowblending.engine.bundle.video_choice import choose_geometry
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
@@ -55,6 +56,16 @@ def _calibrated(job: Job, manifest: Manifest) -> CalibratedSchedule | None:
 
 def _is_auto(job: Job) -> bool:
     return job.schedule.strip().lower() == AUTO
+
+
+def asked_schedule(job: Job, manifest: Manifest) -> str:
+    """The schedule of a job where no calibration has one: its own, or the bundle's default."""
+    return default_schedule(manifest.models) if _is_auto(job) else job.schedule
+
+
+def low_noise_experts(manifest: Manifest) -> tuple[str, ...]:
+    """The engines that a second guidance scale is for."""
+    return tuple(model.components[1] for model in manifest.models if model.experts)
 
 
 def job_geometry(job: Job, manifest: Manifest) -> Geometry:
@@ -118,6 +129,8 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
     """
     pipeline = manifest.pipeline
     job_conditioning(job, manifest)
+    schedule = asked_schedule(job, manifest)
+    check_letters(StageSchedule.letters_in(schedule), manifest.models, schedule)
     steps = job_steps(job, manifest)
     if steps > pipeline.grid.train_timesteps:
         raise UsageError(
@@ -130,6 +143,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
     grid = sigma_grid(job_levels(job, pipeline), solver, steps, pipeline.tokens(latent_shape), str(geometry))
     program = compile_program(
         schedule=_schedule(job, manifest, grid),
+        models=manifest.letters,
         solver=solver,
         grid=grid,
         latent_shape=latent_shape,
@@ -139,7 +153,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
         cache=parse_cache(job.cache),
         architectures={name: component.architecture for name, component in manifest.components.items()},
         constants=_constants(job, manifest),
-        model_sampling={name: each.sampling for name, each in manifest.components.items() if each.sampling is not None},
+        engine_guidance={} if job.guidance_2 is None else dict.fromkeys(low_noise_experts(manifest), job.guidance_2),
     )
     if job.guidance_rescale and not program.guidance_rescale:
         raise UsageError(
@@ -155,7 +169,7 @@ def _schedule(job: Job, manifest: Manifest, grid: Grid) -> StageSchedule:
     if calibrated is not None:
         return StageSchedule.fitted(calibrated.runs, grid)
     return StageSchedule.parse(
-        "LSL" if _is_auto(job) else job.schedule,
+        asked_schedule(job, manifest),
         steps,
         pipeline.early,
         pipeline.late,

@@ -35,7 +35,7 @@ FAMILY_HELP: Final = (
 )
 
 AUTO: Final = "auto"
-"""The schedule that a bundle was calibrated to, or LSL."""
+"""The schedule that a bundle was calibrated to, else the second model between two stages of the first."""
 DEVICES: Final = ("auto", "cpu", "cuda")
 
 MOST_SEED: Final = 2**64 - 1
@@ -55,13 +55,14 @@ class Job:
         size: such as ``832x480``, and
         frames: of the video: one that the bundle was built for.
         steps: of the run; stages with timesteps of their own stand in for as many as they say.
-        schedule: ``auto`` (what the bundle was calibrated to, or LSL), ``LSL``, ``L20 S20 L10``, or with guidance and
-            timesteps of a stage's own, ``L20 S20:g1:t909.4,725 L10``; a stage may say where it ends in place of its
-            steps, ``L@0.82 S@0.43 L``.
+        schedule: ``auto`` (what the bundle was calibrated to, else ``LSL`` of its first two models), ``LSL``,
+            ``L20 S20 L10``, or with guidance and timesteps of a stage's own, ``L20 S20:g1:t909.4,725 L10``; a stage may
+            say where it ends in place of its steps, ``L@0.82 S@0.43 L``.
         boundaries: between the stages of a named schedule: noise levels (``0.82,0.43``), timesteps (``t818,t429``) or
             shares of the steps (``40%,80%``).
         shift: of the noise levels, s -> shift * s / (1 + (shift - 1) * s); ``flow_shift`` of diffusers.
         guidance: scale of classifier-free guidance; 1 or less turns it off.
+        guidance_2: that of the expert for low noise, where a model has two experts; ``guidance_scale_2`` of diffusers.
         batched_guidance: both guidance branches in one call of the engine.
         solver: ``unipc``, ``dpm++`` or ``euler``.
         frame_rate: of the video, in frames per second.
@@ -152,10 +153,10 @@ class Job:
         str,
         Option(
             section=HOW,
-            help='LSL, LLL, SSS, LSS, SLL with the model family\'s boundaries, "L20 S20 L10", which says its number of '
-            'steps, or with the ends of stages, "L@0.82 S@0.43 L"; stages may have a guidance scale and timesteps of '
-            'their own, "L20 S20:g1:t750,625 L10"',
-            usual="what fb-calibrate found for the bundle, else LSL",
+            help="letters of the bundle's models, such as LSL, with the model family's boundaries; \"L20 S20 L10\", "
+            'which says its number of steps; or with the ends of stages, "L@0.82 S@0.43 L"; stages may have a guidance '
+            'scale and timesteps of their own, "L20 S20:g1:t750,625 L10"',
+            usual="what fb-calibrate found for the bundle, else LSL of its first two models",
             metavar="S",
             example="LSL",
             aliases=("stages", "model_schedule"),
@@ -197,6 +198,17 @@ class Job:
             metavar="G",
             example=5.0,
             aliases=("guidance_scale", "cfg", "cfg_scale", "sample_guide_scale", "guide_scale", "true_cfg_scale"),
+        ),
+    ] = None
+    guidance_2: Annotated[
+        float | None,
+        Option(
+            section=HOW,
+            help="guidance scale of the expert for low noise, in models of two experts (Wan 2.2 A14B)",
+            usual="the guidance scale",
+            metavar="G",
+            example=3.0,
+            aliases=("guidance_scale_2", "cfg_2", "low_noise_guidance", "guidance_low"),
         ),
     ] = None
     guidance_rescale: Annotated[
@@ -313,6 +325,7 @@ class JobOptions(TypedDict, total=False):
     boundaries: str | None
     shift: float | None
     guidance: float | None
+    guidance_2: float | None
     guidance_rescale: float | None
     batched_guidance: bool | None
     solver: str | None

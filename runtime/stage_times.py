@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, VAE
+from flowblending.contracts.graph import TEXT_ENCODER, VAE
 from flowblending.contracts.program import Program
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.cost import Timings
@@ -68,7 +68,7 @@ def show_times(program: Program, sample: SampleResult, seconds: Mapping[str, flo
     """The table at the end of a run: measured seconds per stage."""
     calls = sample.calls
     labels = {LOADING: "engine loading", TEXT_ENCODER: "text encoder"}
-    labels |= {model: f"{model} x {calls[model]}" for model in (LARGE, SMALL) if model in calls}
+    labels |= {model: f"{model} x {count}" for model, count in sorted(calls.items())}
     labels |= {VAE: "VAE decoder", VIDEO: "video file", TOTAL: "total"}
     rows = [
         (label, f"{seconds[stage]:.3f} s", f"{seconds[stage] / seconds[TOTAL]:.0%}")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from flowblending.contracts.graph import LARGE, SMALL, VAE
+from flowblending.contracts.graph import VAE
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import UNCOND, Program, Run, Step
 from flowblending.engine.backends.registry import gpu_components
 from flowblending.engine.backends.tensor import CUDA
-from flowblending.runtime.jobs import job_shift, option_of_shift, passed_over, words_of_shift
+from flowblending.runtime.jobs import job_shift, low_noise_experts, option_of_shift, passed_over, words_of_shift
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.caches.parse import OFF
 
@@ -47,9 +47,14 @@ def unused_options(
         found.append(
             f"the guidance scale {job.guidance:g} does nothing, because every stage has a guidance scale of its own."
         )
+    if job.guidance_2 is not None and not _takes_second(job.guidance_2, program, low_noise_experts(manifest)):
+        why = (
+            "no step of this run takes it" if low_noise_experts(manifest) else "no model of this bundle has two experts"
+        )
+        found.append(f"the second guidance scale {job.guidance_2:g} does nothing, because {why}.")
     if job.cache != OFF and program.choice is None and all(_whole(program, step) for step in program.steps):
         found.append(f"the cache {job.cache} does nothing, because it leaves out no engine call of this run.")
-    if job.frame_rate is not None and not timed and not _takes(manifest, (LARGE, SMALL), "frame_rate"):
+    if job.frame_rate is not None and not timed and not _takes(manifest, manifest.transformers, "frame_rate"):
         found.append(
             f"the frame rate {job.frame_rate:g} does nothing, because these models take none and no file is written "
             "that has one."
@@ -97,6 +102,14 @@ def unused_threads(threads: int | None, device: str, manifest: Manifest, warn: C
     """
     if threads is not None and device == CUDA and len(gpu_components(manifest)) == len(manifest.components):
         warn("--threads does nothing, because all engines of this bundle run on a GPU.")
+
+
+def _takes_second(scale: float, program: Program, experts: Sequence[str]) -> bool:
+    """Whether a step of an expert for low noise has this scale."""
+    scales = {
+        program.guidance if step.guidance is None else step.guidance for step in program.steps if step.model in experts
+    }
+    return scale in scales
 
 
 def _whole(program: Program, step: Step) -> bool:

@@ -107,12 +107,12 @@ def build(shared: Path, engine_cache: Path, checkpoints: Callable[[str], Path]) 
             if out.exists():
                 return open_bundle(out)
             from flowblending.engine.build.build import BuildRequest, build_bundle
+            from flowblending.engine.build.request import named_models
             from flowblending.system.console import Console
 
             folder = checkpoints(kind)
             request = BuildRequest(
-                large=str(folder / "large"),
-                small=str(folder / "small"),
+                models=named_models(str(folder / "large"), str(folder / "small")),
                 out=out,
                 size=size,
                 frames=frames,

@@ -20,6 +20,7 @@ from benchmarks.schedules.run import FEATURES, FRAMES, SIZE, Prompt, make
 from benchmarks.schedules.samples import REFERENCE
 from flowblending.contracts.program import Program
 from flowblending.engine.build.build import BuildRequest, build_bundle
+from flowblending.engine.build.request import named_models
 from flowblending.runtime import api
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
@@ -37,8 +38,7 @@ def pair_bundle(given: Path | None, checkpoints: Path, console: Console, *, teac
         return
     with tempfile.TemporaryDirectory() as folder:
         request = BuildRequest(
-            large=str(checkpoints / "large"),
-            small=str(checkpoints / "small"),
+            models=named_models(str(checkpoints / "large"), str(checkpoints / "small")),
             out=Path(folder) / "bundle",
             size=SIZE,
             frames=FRAMES,

@@ -54,9 +54,10 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     check_bundle_place(request.out)
     targets = backends.check_targets(request.backend, request.targets)
     request = dataclasses.replace(request, targets=targets)
-    precisions = choose_precisions(request.precision, request.backend)
+    precisions = choose_precisions(request.precision, request.backend, request.names)
     backends.check_precisions(request.backend, targets, precisions)
-    request.fp8.check(fp8_models(precisions), request.backend)
+    # Of experts that are named alone, nobody knows yet whether they are there.
+    request.fp8.check(fp8_models(precisions, precisions), request.backend, request.names)
     prompt = request.fp8.read_prompts()[0]
     # Every graph is verified on ONNX Runtime.
     check_installed("Building", "build", "cpu")
@@ -84,7 +85,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
                         store=store,
                     )
                     plan = _fetched(plan, sources, builder, precisions, old)
-                    made = builder.components(plan.parts, precisions, plan.tokenizer.content, old)
+                    made = builder.components(plan, precisions, old)
                 bundle = _described(builder, plan, made, old)
                 parts = {part.name: part for part in plan.parts}
                 add_report(bundle, request.out, parts, prompt, old=old, console=console)
@@ -114,18 +115,15 @@ def _described(
 ) -> Bundle:
     """Write tokenizer and manifest beside the components that were made."""
     request, folder = builder.request, builder.folder
-    # What a model asks for is no part of its engine: it may change without a new one.
-    # And a LoRA of the same content may have had another name.
+    # A LoRA of the same content may have had another name.
     components = {
-        part.name: made[0][part.name].model_copy(
-            update={"sampling": request.sampling.get(part.name), "loras": builder.fused_loras(part)}
-        )
-        for part in plan.parts
+        part.name: made[0][part.name].model_copy(update={"loras": builder.fused_loras(part)}) for part in plan.parts
     }
     (folder / TOKENIZER).write_bytes(plan.tokenizer.content)
     manifest = Manifest(
-        id=bundle_id(plan.pipeline, plan.profiles, components.values(), plan.tokenizer.content),
+        id=bundle_id(plan.pipeline, plan.profiles, components, plan.tokenizer.content, plan.models),
         pipeline=plan.pipeline,
+        models=plan.models,
         profiles=plan.profiles,
         components=components,
         tokenizer=(describe_file(folder, folder / TOKENIZER),),

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowblending.contracts.graph import LARGE, SMALL, ExportedGraph, PipelineSpec, Precision
+from flowblending.contracts.graph import ExportedGraph, PipelineSpec, Precision, is_transformer
 from flowblending.contracts.manifest import BundleFile, Component, Flops, FusedLora, VideoProfile
 from flowblending.engine.backends import registry as backends
 from flowblending.engine.backends.backend import Backend, Fp8AttentionError
@@ -57,19 +57,20 @@ class ComponentBuilder:
 
     def check_room(self, plan: Plan, precisions: Mapping[str, Precision], old: Bundle | None) -> None:
         """Refuse, before weights are fetched, what `components` would refuse after it."""
-        models = fp8_models(precisions)
-        fp8 = self._fp8(plan.parts, models, plan.tokenizer.content, old) if models else None
+        models = fp8_models(precisions, [part.name for part in plan.parts])
+        fp8 = self._fp8(plan, models, old) if models else None
         wanted = {part.name: component_precision(precisions, part.name) for part in plan.parts}
         self._check_room(plan.parts, wanted, fp8, old)
 
     def components(
-        self, parts: Sequence[Part], precisions: Mapping[str, Precision], tokenizer: bytes, old: Bundle | None
+        self, plan: Plan, precisions: Mapping[str, Precision], old: Bundle | None
     ) -> tuple[dict[str, Component], BundleFile | None]:
         """Every component, and the calibration if there is one. fp8 comes last, as it takes a calibration."""
+        parts = plan.parts
         made: dict[str, Component] = {}
         calibration = None
-        models = fp8_models(precisions)
-        fp8 = self._fp8(parts, models, tokenizer, old) if models else None
+        models = fp8_models(precisions, [part.name for part in parts])
+        fp8 = self._fp8(plan, models, old) if models else None
         wanted = {part.name: component_precision(precisions, part.name) for part in parts}
         for line in self._check_room(parts, wanted, fp8, old):
             self.console.log(line)
@@ -79,22 +80,17 @@ class ComponentBuilder:
             made[part.name] = self._component(part, wanted[part.name], old, fp8 if part.name in models else None)
         return {part.name: made[part.name] for part in parts}, calibration
 
-    def _fp8(
-        self,
-        parts: Sequence[Part],
-        models: Sequence[str],
-        tokenizer: bytes,
-        old: Bundle | None,
-    ) -> Fp8Builder:
+    def _fp8(self, plan: Plan, models: Sequence[str], old: Bundle | None) -> Fp8Builder:
         """What makes the graphs of the fp8 models, after a look at whether it can."""
         pair = Pair(
             pipeline=self.pipeline,
             geometry=self.profiles[0].opt,
-            parts={part.name: part for part in parts},
-            models=models,
-            tokenizer=tokenizer,
+            parts={part.name: part for part in plan.parts},
+            models=plan.models,
+            quantised=models,
+            tokenizer=plan.tokenizer.content,
             weights=self._weights,
-            source=self.request.large,
+            source=self.request.first.source,
         )
         options, console = self.request.fp8, self.console
         calibrator = RangeCalibrator(pair, options, folder=self.folder, old=old, store=self.store, console=console)
@@ -121,7 +117,7 @@ class ComponentBuilder:
             name=part.name,
             key=key,
             family=self.pipeline.family,
-            source=self.request.small if part.name == SMALL else self.request.large,
+            source=self._source(part.name),
             into=self.folder,
             make=lambda work: self._take_over(part, key, old, work) or self._build(part, precision, key, work, fp8),
         )
@@ -130,6 +126,11 @@ class ComponentBuilder:
             self.console.log(f"{part.name}: taken from the cache")
             return _reused(component, part)
         return component
+
+    def _source(self, component: str) -> str:
+        """What the user gave a component by: its model, or the first one, whose pipeline all others are of."""
+        named = {model.name: model for model in self.request.models}
+        return named.get(component.partition("_")[0], self.request.first).source
 
     def _build(
         self, part: Part, precision: Precision, key: Mapping[str, str], work: Path, fp8: Fp8Builder | None
@@ -295,7 +296,7 @@ class ComponentBuilder:
         """What one call of a transformer costs; None for the other components."""
         from flowblending.export.graph.flops import token_flops
 
-        if graph.spec.name not in (LARGE, SMALL):
+        if not is_transformer(graph.spec.name):
             return None
         linear, attention = token_flops(graph.onnx, self.pipeline.patch)
         return Flops(linear=linear, attention=attention)

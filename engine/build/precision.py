@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from flowblending import UsageError
-from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, Precision
+from flowblending.contracts.graph import TEXT_ENCODER, Precision
+from flowblending.contracts.models import EXPERTS
 from flowblending.engine.backends.registry import BACKENDS
 
 VAE_KEY = "vae"
 _TRANSFORMERS_ONLY = (Precision.FP16_MIXED, Precision.FP8)
-_KEYS = (LARGE, SMALL, TEXT_ENCODER, VAE_KEY)
 
 
-def choose_precisions(text: str | None, backend: str) -> Mapping[str, Precision]:
-    """The precision of ``large``, ``small``, ``text_encoder`` and ``vae``.
+def choose_precisions(text: str | None, backend: str, models: Sequence[str]) -> Mapping[str, Precision]:
+    """The precision of every model, of ``text_encoder`` and of ``vae``; and of experts that are named alone.
 
-    A bare precision is meant for both transformers. The text encoder and the VAE decoder follow only
+    A bare precision is meant for every model, and a model's for both of its experts, if it has two
+    (``large_high=fp8`` is meant for one). The text encoder and the VAE decoder follow only
     where they are named: the reference pipelines decode in fp32, and T5's feed-forward overflows fp16.
     fp16-mixed and fp8 are for the transformers alone: the text encoder's fp16 keeps its sums in fp32 as it is, and the
     VAE has fp32.
@@ -25,17 +26,19 @@ def choose_precisions(text: str | None, backend: str) -> Mapping[str, Precision]
         text: the option as given, or None for the back end's usual precision of the transformers and the text
             encoder, and fp32 for the VAE.
         backend: the library that will run the engines.
+        models: their names.
 
     Raises:
         UsageError: an unknown component or precision, or one that the back end or the component does not have.
     """
     high = base_precision(backend)
-    chosen = {LARGE: high, SMALL: high, TEXT_ENCODER: high, VAE_KEY: Precision.FP32}
+    chosen = {**dict.fromkeys(models, high), TEXT_ENCODER: high, VAE_KEY: Precision.FP32}
+    keys, experts = tuple(chosen), [f"{model}{end}" for model in models for end in EXPERTS]
     for item in text.split(",") if text is not None else []:
         key, equals, value = item.strip().rpartition("=")
-        if equals and key not in _KEYS:
-            raise UsageError(f"--precision names {key!r}, but the components are {', '.join(_KEYS)}; use one of them.")
-        for name in [key] if equals else [LARGE, SMALL]:
+        if equals and key not in (*keys, *experts):
+            raise UsageError(f"--precision names {key!r}, but the components are {', '.join(keys)}; use one of them.")
+        for name in [key] if equals else models:
             chosen[name] = _parse(value, backend)
     for name, instead in ((TEXT_ENCODER, "fp16, whose sums are fp32 already"), (VAE_KEY, Precision.FP32)):
         if chosen[name] in _TRANSFORMERS_ONLY:
@@ -46,7 +49,7 @@ def choose_precisions(text: str | None, backend: str) -> Mapping[str, Precision]
     facts = BACKENDS.get(backend)
     for name, precision in chosen.items():
         if precision not in facts.precisions:
-            whole = name in (LARGE, SMALL)
+            whole = name in models
             named = "" if whole else f"{name}="
             fitting = [each for each in facts.precisions if whole or each not in _TRANSFORMERS_ONLY]
             raise UsageError(
@@ -72,8 +75,8 @@ def _either(words: Sequence[str]) -> str:
 
 
 def component_precision(chosen: Mapping[str, Precision], component: str) -> Precision:
-    """The precision of a bundle's component; ``vae_first`` and ``vae_next`` are both ``vae``."""
-    return chosen[VAE_KEY if component.startswith(VAE_KEY) else component]
+    """The precision of a bundle's component; ``vae_first`` and ``vae_next`` are both ``vae``, and experts alike."""
+    return chosen.get(component) or chosen[component.partition("_")[0]]
 
 
 def _parse(text: str, backend: str) -> Precision:
@@ -87,6 +90,6 @@ def _parse(text: str, backend: str) -> Precision:
         ) from None
 
 
-def fp8_models(precisions: Mapping[str, Precision]) -> tuple[str, ...]:
-    """The transformers that are built in fp8."""
-    return tuple(name for name in (LARGE, SMALL) if precisions[name] is Precision.FP8)
+def fp8_models(precisions: Mapping[str, Precision], components: Iterable[str]) -> tuple[str, ...]:
+    """Those of a bundle's components that are built in fp8: transformers, since nothing else can be."""
+    return tuple(name for name in components if component_precision(precisions, name) is Precision.FP8)

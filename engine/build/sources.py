@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowblending import UsageError
-from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.engine.build.disk import check_download
 from flowblending.engine.build.request import BuildRequest
 
 if TYPE_CHECKING:
     from flowblending.export.checkpoint.source import Source
 
-BASE = "base"
+BASE = "_base"
+"""What no model can be called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Sources:
     """The checkpoints of a build, of which only JSON files and headers may be here.
 
     Attributes:
-        sources: by the model's name, and ``base`` where a pipeline was given beside the models.
+        sources: by the model's name, and `BASE` where a pipeline was given beside the models.
         names: what the user calls them.
         base: the name of the one that is the pipeline.
         folders: for all of them, with what is here.
@@ -95,14 +95,15 @@ def find_sources(request: BuildRequest, scratch: Path) -> Sources:
         FlowBlendingError: one is not there, or its configurations are not those of a checkpoint that can be built.
     """
     from flowblending.export.checkpoint.checkpoint import open_checkpoint, open_transformer
-    from flowblending.export.checkpoint.source import SMALL_HEADERS, locate
+    from flowblending.export.checkpoint.source import TRANSFORMER_HEADERS, locate
     from flowblending.export.checkpoint.weights_file import is_weights
     from flowblending.export.families.pipeline_class import check_class
     from flowblending.export.families.registry import pipeline_classes
 
     check_class(request.pipeline)
-    names = {LARGE: request.large, SMALL: request.small} | ({} if request.base is None else {BASE: request.base})
-    sources = {name: locate(given, SMALL_HEADERS, scratch / name) for name, given in names.items()}
+    names = {model.name: model.source for model in request.models}
+    names |= {} if request.base is None else {BASE: request.base}
+    sources = {name: locate(given, TRANSFORMER_HEADERS, scratch / name) for name, given in names.items()}
     base = _pipeline(sources, names)
     classes = pipeline_classes()
     pipeline = open_checkpoint(sources[base].folder, classes, whole=False)
@@ -111,7 +112,7 @@ def find_sources(request: BuildRequest, scratch: Path) -> Sources:
             open_transformer(source.folder, pipeline, classes, whole=False)
     for name, source in sources.items():
         # Of a model's VAE nothing is needed but the statistics, which may be among its weights.
-        source.read_headers(_needed(name, base) if name == BASE else (*SMALL_HEADERS, *_needed(name, base)))
+        source.read_headers(_needed(name, base) if name == BASE else (*TRANSFORMER_HEADERS, *_needed(name, base)))
     here = {name: source.remote is None or not source.left(_needed(name, base)) for name, source in sources.items()}
     folders = _folders({name: source.folder for name, source in sources.items()}, base, scratch / "found", here)
     return Sources(sources=sources, names=names, base=base, folders=folders, scratch=scratch)
@@ -139,11 +140,11 @@ def _pipeline(sources: Mapping[str, Source], names: Mapping[str, str]) -> str:
 
 def _needed(name: str, base: str) -> tuple[str, ...]:
     """Folders whose weights a build needs of a source."""
-    from flowblending.export.checkpoint.source import LARGE_WEIGHTS, PIPELINE_WEIGHTS, TRANSFORMER_WEIGHTS
+    from flowblending.export.checkpoint.source import PIPELINE_WEIGHTS, TRANSFORMER_WEIGHTS, WHOLE_WEIGHTS
 
     if name == BASE:
         return PIPELINE_WEIGHTS
-    return LARGE_WEIGHTS if name == base else TRANSFORMER_WEIGHTS
+    return WHOLE_WEIGHTS if name == base else TRANSFORMER_WEIGHTS
 
 
 def _folders(paths: Mapping[str, Path], base: str, scratch: Path, here: Mapping[str, bool]) -> Folders:

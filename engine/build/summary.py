@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flowblending.contracts.models import listed as listed_models
 from flowblending.engine.build.proof.report import read_report
 from flowblending.engine.build.proof.table import proof_document, show_report
 from flowblending.engine.bundle.bundle import REPORT, Bundle
@@ -25,9 +26,11 @@ def show_bundle(bundle: Bundle, console: Console) -> None:
     ]
     columns = ("component", "precision", "back end", "target", "size")
     console.table(f"{bundle.folder}: {manifest.pipeline.family}, {listed(manifest)}", columns, rows)
+    console.result(f"models: {listed_models(manifest.models)}")
+    for model in manifest.models:
+        if model.sampling is not None:
+            console.result(f"{model.name}: {model.sampling}")
     for name, component in manifest.components.items():
-        if component.sampling is not None:
-            console.result(f"{name}: {component.sampling}")
         for lora in component.loras:
             console.result(f"{name}: with LoRA {lora}")
     if report is not None:
@@ -48,6 +51,16 @@ def _described(bundle: Bundle) -> dict[str, object]:
         "videos": [
             {name: {"size": each.size, "frames": each.frames} for name, each in ends.items()}
             for ends in ({"min": one.min, "opt": one.opt, "max": one.max} for one in manifest.profiles)
+        ],
+        "models": [
+            {
+                "name": model.name,
+                "letter": model.letter,
+                "components": model.components,
+                "boundary": model.boundary,
+                "expert_letters": model.letters,
+            }
+            for model in manifest.models
         ],
         "components": {
             name: {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts import upgrade
 from flowblending.contracts.graph import PipelineSpec
 from flowblending.contracts.manifest import EVIDENCE, MANIFEST, BundleFile, Component, Manifest, VideoProfile
+from flowblending.contracts.models import Model
 from flowblending.system import temporary
 from flowblending.system.checksum import ChecksumCache, sha256
 from flowblending.system.output import check_new_folder, check_replaceable, resolve
@@ -149,6 +150,8 @@ def carry_calibration(old: Bundle | None, manifest: Manifest, folder: Path) -> M
     calibration = None if old is None else old.manifest.calibration
     if old is None or calibration is None or old.manifest.id != manifest.id:
         return manifest
+    if [model.letter for model in old.manifest.models] != [model.letter for model in manifest.models]:
+        return manifest
     for file in calibration.evidence:
         source = old.folder / file.path
         if not source.is_file() or describe_file(old.folder, source) != file:
@@ -163,14 +166,23 @@ def describe_file(folder: Path, path: Path) -> BundleFile:
 
 
 def bundle_id(
-    pipeline: PipelineSpec, profiles: Sequence[VideoProfile], components: Iterable[Component], tokenizer: bytes
+    pipeline: PipelineSpec,
+    profiles: Sequence[VideoProfile],
+    components: Mapping[str, Component],
+    tokenizer: bytes,
+    models: Sequence[Model],
 ) -> str:
     """Sixteen digits that change when anything that determines the videos changes."""
     digest = hashlib.sha256(repr((pipeline, tuple(profiles))).encode() + tokenizer)
-    for component in components:
+    sampling = {component: model.sampling for model in models for component in model.components}
+    for name, component in components.items():
         digest.update(json.dumps(component.key, sort_keys=True).encode())
-        if component.sampling is not None:
-            digest.update(component.sampling.model_dump_json().encode())
+        asked = sampling.get(name)
+        if asked is not None:
+            digest.update(asked.model_dump_json().encode())
+    for model in models:
+        if model.boundary is not None:
+            digest.update(repr(model.boundary).encode())
     return digest.hexdigest()[:16]
 
 

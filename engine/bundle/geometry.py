@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from flowblending import UsageError
-from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, VAE_FIRST, VAE_NEXT, PipelineSpec
+from flowblending.contracts.graph import TEXT_ENCODER, VAE_FIRST, VAE_NEXT, PipelineSpec, is_transformer
 from flowblending.contracts.manifest import Geometry, VideoProfile
 from flowblending.engine.backends.protocol import Range, ShapeProfile
 
@@ -116,7 +116,7 @@ def _symbols(component: str, pipeline: PipelineSpec, profile: VideoProfile) -> d
         for low, usual, high in zip(*(end.latent_shape for end in (profile.min, profile.opt, profile.max)), strict=True)
     ]
     _, frames, height, width = ranges
-    if component in (LARGE, SMALL):
+    if is_transformer(component):
         both = Range(min=1, opt=2 if pipeline.batched_guidance else 1, max=2)
         return {"batch": both, "frames": frames, "height": height, "width": width}
     if component == TEXT_ENCODER:

@@ -32,6 +32,7 @@ from flowblending.export.checkpoint.weights_file import AUTHORS_CLASSES
 __all__ = [
     "MODEL_INDEX",
     "TRANSFORMER",
+    "TRANSFORMER_2",
     "Checkpoint",
     "component_files",
     "model_files",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 TRANSFORMER = "transformer"
+TRANSFORMER_2 = "transformer_2"
 MODEL_INDEX = "model_index.json"
 
 COMPONENTS = (TRANSFORMER, "text_encoder", "vae")
@@ -83,6 +85,16 @@ class Checkpoint:
         """Whether the folder holds a component; of a pipeline that only gives a transformer, some may be left out."""
         return (self.place(component) / "config.json").is_file()
 
+    @property
+    def has_second(self) -> bool:
+        """Whether there is a second transformer; one that is absent stands in the index as [null, null]."""
+        return read_json(self.folder / MODEL_INDEX).get(TRANSFORMER_2) not in (None, [None, None])
+
+    @property
+    def timestep_per_token(self) -> bool:
+        """Whether the transformer is told a timestep for every token, as that of Wan 2.2 TI2V-5B is."""
+        return bool(read_json(self.folder / MODEL_INDEX).get("expand_timesteps"))
+
     def has_weights(self, component: str) -> bool:
         """Whether a component that is there has weights."""
         return weights_listing({path.name for path in self.place(component).iterdir()}) is not None
@@ -113,7 +125,8 @@ def open_checkpoint(
     for component in ("scheduler", "tokenizer"):
         if not (folder / component).is_dir():
             raise FlowBlendingError(f"{shown(folder)} has no folder {component}; give a complete diffusers checkpoint.")
-    _check_configurations(checkpoint, (*COMPONENTS, "scheduler"))
+    transformers = (TRANSFORMER_2,) if checkpoint.has_second else ()
+    _check_configurations(checkpoint, (*COMPONENTS, *transformers, "scheduler"))
     for component in COMPONENTS if whole else ():
         component_files(checkpoint, component)
     return checkpoint
@@ -153,7 +166,8 @@ def open_transformer(
             f"{expected}; give a {of.pipeline} folder or the transformer folder of one."
         )
     if checkpoint is not None:
-        _check_configurations(checkpoint, [name for name in COMPONENTS if checkpoint.has(name)])
+        there = [*COMPONENTS, *([TRANSFORMER_2] if checkpoint.has_second else [])]
+        _check_configurations(checkpoint, [name for name in there if checkpoint.has(name)])
     _refuse_quantised(found, config)
     if whole:
         model_files(found)
@@ -238,14 +252,6 @@ def _read_index(folder: Path, classes: Collection[str] | None) -> Checkpoint:
         raise FlowBlendingError(
             f"{shown(folder)} is a checkpoint of {pipeline}, which is not supported; give one of {', '.join(classes)}."
         )
-    # A component that is absent stands in the index as [null, null]. Without a second transformer, a boundary between
-    # the two means nothing: the script that converts Wan writes one for every version.
-    for field in ("transformer_2", "expand_timesteps"):
-        if index.get(field) not in (None, [None, None], False):
-            raise FlowBlendingError(
-                f"{shown(folder)} is a Wan 2.2 pipeline (it sets {field}), but only Wan 2.1 is supported; "
-                "give a Wan 2.1 T2V checkpoint."
-            )
     return Checkpoint(folder=folder, pipeline=pipeline)
 
 

@@ -13,12 +13,12 @@ from flowblending.export.checkpoint.weights_file import SUFFIXES, check_suffix
 
 PIPELINE_WEIGHTS = ("text_encoder", "vae")
 """Folders with the weights that a pipeline gives beside its transformer."""
-LARGE_WEIGHTS = ("transformer", *PIPELINE_WEIGHTS)
-TRANSFORMER_WEIGHTS = ("", "transformer")
-SMALL_HEADERS = (*TRANSFORMER_WEIGHTS, "vae")
+WHOLE_WEIGHTS = ("transformer", "transformer_2", *PIPELINE_WEIGHTS)
+TRANSFORMER_WEIGHTS = ("", "transformer", "transformer_2")
+TRANSFORMER_HEADERS = (*TRANSFORMER_WEIGHTS, "vae")
 """Folders with weights; a transformer may be a repository or a folder of its own, which is the empty one.
 
-Of the small model's VAE nothing is needed but the statistics, which may be among its weights.
+Of a VAE that is not the bundle's nothing is needed but the statistics, which may be among its weights.
 """
 
 _HUB_ID = re.compile(

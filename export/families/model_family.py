@@ -21,6 +21,7 @@ class ModelFamily:
         pipelines: the diffusers pipeline classes that it covers, as ``model_index.json`` names them.
         vae_factors: from the VAE's configuration to the video frames and pixels per latent frame and pixel, as the VAE
             class derives them.
+        experts: whether its pipelines run a second transformer for low noise, if a checkpoint has one.
         load: imports torch and diffusers, and makes what answers all further questions.
         original: from the names and shapes of a transformer in a file of weights, and the configuration of the
             transformer of the pipeline that it is to run in, to diffusers' names and configuration. None where files
@@ -32,3 +33,4 @@ class ModelFamily:
     vae_factors: Callable[[Mapping[str, Any]], tuple[int, int]]
     load: Callable[[], Family]
     original: Callable[[Shapes, Mapping[str, Any]], Original] | None = None
+    experts: bool = False

@@ -26,9 +26,9 @@ def check_pair(
 
     Args:
         large: the pipeline that text encoder, VAE and scheduler are taken from.
-        large_transformer: folder of the large transformer.
-        small_transformer: folder of the small transformer.
-        small: the pipeline that the small transformer came from; None where it was given alone.
+        large_transformer: folder of its transformer.
+        small_transformer: folder of the other transformer.
+        small: the pipeline that the other transformer came from; None where it was given alone.
         names: what messages call the two.
 
     Raises:
@@ -63,6 +63,7 @@ def _compared(
     yield "the transformer's out_channels", of_ours, of_theirs
     if small is None:
         return
+    yield "the transformer's timestep per token", large.timestep_per_token, small.timestep_per_token
     if small.has("vae"):
         yield from _compared_vaes(large, small)
     if small.has("text_encoder"):

@@ -38,6 +38,20 @@ def row_of(checkpoint: Checkpoint) -> ModelFamily:
     )
 
 
+def check_experts(checkpoint: Checkpoint) -> None:
+    """Refuse a second transformer that the checkpoint's pipeline does not run.
+
+    Raises:
+        FlowBlendingError: likewise.
+    """
+    if checkpoint.has_second and not row_of(checkpoint).experts:
+        able = [name for row in FAMILIES.rows() if row.experts for name in row.pipelines]
+        raise FlowBlendingError(
+            f"{shown(checkpoint.folder)} has a second transformer (transformer_2), which {' and '.join(able)} may have "
+            f"and {checkpoint.pipeline} does not run; correct its model_index.json."
+        )
+
+
 def vae_factors(checkpoint: Checkpoint) -> tuple[int, int]:
     """Video frames and pixels per latent frame and pixel, as the VAE classes derive them from their configuration."""
     return row_of(checkpoint).vae_factors(checkpoint.config("vae"))

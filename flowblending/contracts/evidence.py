@@ -104,6 +104,7 @@ class ScheduleEvidence(_Frozen):
     """Why a schedule was chosen.
 
     Attributes:
+        letters: of the first model, whose steps are called large, and of the one that takes some of them.
         number: of the file in its bundle.
         budget: schedules within a share of the cost, as the version that measured them told it.
     """
@@ -111,6 +112,7 @@ class ScheduleEvidence(_Frozen):
     number: int = Field(ge=1)
     format: int = FORMAT
     schedule: str
+    letters: tuple[str, str]
     steps: int
     solver: str
     guidance: float

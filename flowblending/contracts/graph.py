@@ -22,10 +22,15 @@ from flowblending.contracts import upgrade
 
 LARGE = "large"
 SMALL = "small"
+"""What the options --large and --small call their models; nothing but them, and bundles from before there were others,
+takes these names for granted."""
+
 TEXT_ENCODER = "text_encoder"
 VAE = "vae"
 VAE_FIRST = "vae_first"
 VAE_NEXT = "vae_next"
+
+_OTHERS = frozenset({TEXT_ENCODER, VAE, VAE_FIRST, VAE_NEXT})
 
 EXTERNAL_DATA = ".onnx.data"
 """How the name of a graph's weights ends, which lie beside ``NAME.onnx``."""
@@ -34,6 +39,11 @@ WAN_T2V_1_3B = "wan2.1-t2v-1.3b"
 WAN_T2V_14B = "wan2.1-t2v-14b"
 LTX_2B = "ltx-video-2b"
 """Published architectures of which more is published than their weights: constants of step caches."""
+
+
+def is_transformer(component: str) -> bool:
+    """Whether a component is what schedules choose between: no text encoder and no decoder."""
+    return component not in _OTHERS
 
 
 class Precision(StrEnum):
@@ -91,8 +101,8 @@ class GraphSpec:
     """What a graph takes and gives. The same for its ONNX file and for every engine compiled from it.
 
     Attributes:
-        name: the component that the graph is (``large``, ``small``, ``text_encoder``, ``vae``,
-            ``vae_first``, ``vae_next``).
+        name: the component that the graph is: a model's, such as ``large`` and ``small``; ``text_encoder``, ``vae``,
+            ``vae_first`` or ``vae_next``.
         precision: of weights and matrix products.
         inputs: in the graph's order. Each symbol stands alone as a dimension of some input.
         outputs: in the graph's order; their sizes follow from the symbols of the inputs.

@@ -13,16 +13,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flowblending.contracts import upgrade
 from flowblending.contracts.graph import (
-    LARGE,
-    SMALL,
     TEXT_ENCODER,
     VAE,
     VAE_FIRST,
     VAE_NEXT,
     GraphSpec,
     PipelineSpec,
+    is_transformer,
 )
-from flowblending.contracts.model_sampling import ModelSampling
+from flowblending.contracts.models import Model, by_letter, check_models, components_of
 
 FORMAT = upgrade.MANIFEST.number
 MANIFEST = "manifest.json"
@@ -100,7 +99,6 @@ class Component(_Frozen):
         key: everything that determines the engine (weights, graph, precision, shapes, back end, versions).
         flops: of a call of a transformer.
         architecture: of a transformer: its published name, if it is one of `flowblending.contracts.graph`'s.
-        sampling: of a transformer: the timesteps and the guidance that it asks for, if it was distilled to few steps.
         loras: of a transformer: what was fused into its weights, in this order.
     """
 
@@ -112,7 +110,6 @@ class Component(_Frozen):
     key: dict[str, str]
     flops: Flops | None = None
     architecture: str | None = None
-    sampling: ModelSampling | None = None
     loras: tuple[FusedLora, ...] = ()
 
     @property
@@ -198,7 +195,7 @@ class CalibratedSchedule(_Frozen):
         shift: of the noise levels that it was measured at; None for the bundle's own.
     """
 
-    runs: str = Field(pattern=r"^([LS][1-9][0-9]{0,5}( [LS][1-9][0-9]{0,5})*|([LS]@0\.[0-9]{1,17} )+[LS])$")
+    runs: str = Field(pattern=r"^([A-Z][1-9][0-9]{0,5}( [A-Z][1-9][0-9]{0,5})*|([A-Z]@0\.[0-9]{1,17} )+[A-Z])$")
     evidence: str
     shift: float | None = None
 
@@ -236,6 +233,8 @@ class Manifest(_Frozen):
     Attributes:
         id: first 16 digits of the SHA-256 over all component keys, pipeline and profiles.
         pipeline: what the reference pipeline prescribes beside its engines.
+        models: what schedules choose between; the first is what operations, comparisons and calibrations are measured
+            by.
         profiles: the videos that it makes; a run that does not say which makes ``geometry``.
         tokenizer: files of the tokenizer, ``tokenizer.json`` first.
         fp8_calibration: how large the values are that enter the layers of the transformers, if one is in fp8.
@@ -249,6 +248,7 @@ class Manifest(_Frozen):
     format: int = FORMAT
     id: str
     pipeline: PipelineSpec
+    models: tuple[Model, ...] = Field(min_length=1)
     profiles: tuple[VideoProfile, ...] = Field(min_length=1)
     components: dict[str, Component]
     tokenizer: tuple[BundleFile, ...] = Field(min_length=1)
@@ -266,8 +266,22 @@ class Manifest(_Frozen):
     @property
     def checkpoints(self) -> dict[str, str]:
         """By model, the folder or the hub's repository that it was built from."""
-        options = dict(itertools.pairwise(self.rebuild))
-        return {model: options[f"--{model}"] for model in (LARGE, SMALL) if f"--{model}" in options}
+        found = {}
+        for option, value in itertools.pairwise(self.rebuild):
+            asked, _, source = value.partition("=")
+            name, source = (asked.partition(":")[0], source) if option == "--model" else (option[2:], value)
+            found[name] = source
+        return {model.name: found[model.name] for model in self.models if model.name in found}
+
+    @property
+    def letters(self) -> dict[str, Model]:
+        """What each letter of a schedule stands for, experts included."""
+        return by_letter(self.models)
+
+    @property
+    def transformers(self) -> tuple[str, ...]:
+        """The models' components, in their order."""
+        return components_of(self.models)
 
     @property
     def loras(self) -> str:
@@ -290,13 +304,14 @@ class Manifest(_Frozen):
     def _complete(self) -> Self:
         """Everything that a run needs is there, so that no run finds out half-way that it is not."""
         decoder = {VAE} if VAE in self.components else {VAE_FIRST, VAE_NEXT}
-        missing = {LARGE, SMALL, TEXT_ENCODER, *decoder} - self.components.keys()
+        missing = {*self.transformers, TEXT_ENCODER, *decoder} - self.components.keys()
         if missing:
             raise ValueError(f"component {min(missing)} is missing")
-        for model in (LARGE, SMALL):
-            flops = self.components[model].flops
-            if flops is None or flops.at(1) < 1:
-                raise ValueError(f"component {model} does not say what it costs")
+        check_models(self.models)
+        for component in self.transformers:
+            flops = self.components[component].flops
+            if not is_transformer(component) or flops is None or flops.at(1) < 1:
+                raise ValueError(f"component {component} does not say what it costs")
         if min(*self.pipeline.patch, *(size for each in self.profiles for size in each.min.latent_shape)) < 1:
             raise ValueError("sizes of latents and patches are positive")
         return self

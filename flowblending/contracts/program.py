@@ -31,7 +31,7 @@ class Run:
     """Call ``model`` on the latents slot at the step's timestep, and write one velocity per branch.
 
     Attributes:
-        model: ``large`` or ``small``.
+        model: the engine, a component of the bundle such as ``large``.
         branches: the text conditions (``cond``, ``uncond``) of one call; two of them make a batch of two.
         out: one slot per branch. The slots of one call lie side by side in memory, in this order.
     """
@@ -92,7 +92,7 @@ class Step:
     """One sampling step: which model it belongs to, its noise level, and what to execute.
 
     Attributes:
-        model: ``large`` or ``small``: the stage this step is in.
+        model: the engine of the stage that it is in.
         timestep: what the transformer is told, in [0, 1000].
         sigma: noise level in [0, 1].
         guidance: scale of the step's stage, if it has one of its own; None for the program's.

@@ -82,6 +82,22 @@ def _several_sizes(content: Content) -> Content:
     return content
 
 
+def _named_models(content: Content) -> Content:
+    """Bundle manifest 2 to 3: the two models became a list of any number, which says what they ask for, too."""
+    content["models"] = [
+        {
+            "name": name,
+            "letter": letter,
+            "components": [name],
+            "sampling": content["components"][name].pop("sampling", None),
+        }
+        for name, letter in (("large", "L"), ("small", "S"))
+    ]
+    for component in content["components"].values():
+        component.pop("sampling", None)
+    return content
+
+
 def _polynomials(flops: Content, tokens: int, text: int) -> Content:
     """Costs of a video of so many tokens as polynomials that give the same there.
 
@@ -136,11 +152,22 @@ def _decided(content: Content) -> Content:
     return content
 
 
-MANIFEST = Format(name="bundle manifest", upgrades=(_several_sizes,))
+def _with_letters(content: Content) -> Content:
+    """Calibration 2 to 3: the two models have letters, which were L and S."""
+    return content if "caches" in content else content | {"letters": ["L", "S"]}
+
+
+def _without_sampling(content: Content) -> Content:
+    """Cache entry 1 to 2: what a model asks for is the bundle's to say, and was none of a component's here."""
+    content["made"].pop("sampling", None)
+    return content
+
+
+MANIFEST = Format(name="bundle manifest", upgrades=(_several_sizes, _named_models))
 PROGRAM = Format(name="sampling program", upgrades=(_rescaling,))
 REPORT = Format(name="build report", upgrades=(_all_velocities, _short_run))
 PROOF = Format(name="component's proof")
-EVIDENCE = Format(name="calibration", upgrades=(_decided,))
+EVIDENCE = Format(name="calibration", upgrades=(_decided, _with_letters))
 FP8_CALIBRATION = Format(name="fp8 calibration")
 GRAPH = Format(name="description of an exported graph")
-ENTRY = Format(name="cache entry")
+ENTRY = Format(name="cache entry", upgrades=(_without_sampling,))

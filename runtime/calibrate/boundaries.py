@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from flowblending.contracts.graph import LARGE, PipelineSpec
+from flowblending.contracts.graph import PipelineSpec
+from flowblending.runtime.calibrate.pair import ModelPair
 from flowblending.runtime.program.schedule import StageSchedule
-from flowblending.runtime.program.stage import LETTERS
 
 SIMILARITY = 0.96
 """What a result has to keep of all-large sampling's at the early boundary."""
@@ -97,9 +97,10 @@ def by_proxy(proxy: tuple[int, int], family: int, steps: int) -> tuple[int, int]
 
 def family_boundaries(pipeline: PipelineSpec, steps: int) -> tuple[int, int]:
     """Large steps at the start and at the end of the model family's own schedule of so many steps."""
-    models = StageSchedule.parse("LSL", steps, pipeline.early, pipeline.late).models
-    early = next((index for index, model in enumerate(models) if model != LARGE), steps)
-    late = next((index for index, model in enumerate(reversed(models)) if model != LARGE), steps)
+    # Any two letters: what they stand for does not matter.
+    letters = StageSchedule.parse("LSL", steps, pipeline.early, pipeline.late).letters
+    early = next((index for index, letter in enumerate(letters) if letter != "L"), steps)
+    late = next((index for index, letter in enumerate(reversed(letters)) if letter != "L"), steps)
     return early, min(late, steps - early)
 
 
@@ -116,8 +117,8 @@ def by_sigma(runs: str, sigmas: Sequence[float]) -> str:
     words, end = [], 0
     for stage in stages:
         end += stage.steps
-        words.append(f"{LETTERS[stage.model]}@{_between(sigmas[end], sigmas[end - 1])}")
-    return " ".join([*words, LETTERS[last.model]]) if words else runs
+        words.append(f"{stage.letter}@{_between(sigmas[end], sigmas[end - 1])}")
+    return " ".join([*words, last.letter]) if words else runs
 
 
 def _between(low: float, high: float) -> str:
@@ -126,11 +127,11 @@ def _between(low: float, high: float) -> str:
     return next(text for text in texts if low < float(text) < high)
 
 
-def three_stages(steps: int, early: int, late: int) -> str:
+def three_stages(steps: int, early: int, late: int, pair: ModelPair) -> str:
     """``L14 S26 L10``; stages of no steps are left out."""
-    lengths = (("L", early), ("S", steps - early - late), ("L", late))
+    lengths = ((pair.first, early), (pair.second, steps - early - late), (pair.first, late))
     if lengths[1][1] == 0:
-        return f"L{steps}"
+        return f"{pair.first}{steps}"
     return " ".join(f"{letter}{length}" for letter, length in lengths if length)
 
 

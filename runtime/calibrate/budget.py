@@ -14,14 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flowblending import UsageError
-from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, VAE
+from flowblending.contracts.graph import TEXT_ENCODER, VAE
 from flowblending.contracts.manifest import Manifest
+from flowblending.contracts.models import default_schedule
 from flowblending.contracts.program import Program
+from flowblending.runtime.calibrate.pair import ModelPair, pair_of
 from flowblending.runtime.program.cost import flops_at
 from flowblending.runtime.program.schedule import StageSchedule
 
 _State = tuple[int, int, str]
-"""Small steps so far, switches so far, model of the last step."""
+"""Small steps so far, switches so far, letter of the last step."""
 
 
 def step_errors(rms: Sequence[float], sigmas: Sequence[float]) -> list[float]:
@@ -81,8 +83,8 @@ def allowance(text: str, manifest: Manifest, program: Program, seconds: Mapping[
 
     Args:
         text: see `read_budget`.
-        program: all-large.
-        seconds: per call of both models, and per video of the other components; see `Timings`.
+        program: of the first model alone.
+        seconds: per call of both models' engines, and per video of the other components; see `Timings`.
 
     Raises:
         UsageError: the text is no budget, all-small sampling costs more, or a time is needed and was not measured.
@@ -93,29 +95,42 @@ def allowance(text: str, manifest: Manifest, program: Program, seconds: Mapping[
         return Allowance(
             share=value, seconds=None, small_steps=small_steps(steps, small_cost(manifest, program.latent_shape), value)
         )
-    for model in (LARGE, SMALL):
-        if model not in seconds:
-            raise UsageError(
-                f"A budget in seconds needs both models' times, but {model} was not measured on this machine yet; "
-                "run fb-run BUNDLE with --schedule LSL once, or give a share such as --budget 0.6."
-            )
+    large, small = _a_call(manifest, seconds)
     # The same sum as fb-run --dry-run's.
     rest = seconds.get(TEXT_ENCODER, 0.0) + seconds.get(VAE, 0.0)
-    calls = program.calls(LARGE)
-    if value < rest + calls * seconds[SMALL]:
+    calls = sum(program.calls(engine) for engine in manifest.transformers)
+    if value < rest + calls * small:
         raise UsageError(
-            f"A budget of {value:g} s was given, but an all-small video takes {rest + calls * seconds[SMALL]:.3g} s as "
+            f"A budget of {value:g} s was given, but an all-small video takes {rest + calls * small:.3g} s as "
             "last measured; give --budget at least that."
         )
-    share = min(1.0, (value - rest) / (calls * seconds[LARGE]))
-    count = small_steps(steps, min(seconds[SMALL] / seconds[LARGE], share), share)
+    share = min(1.0, (value - rest) / (calls * large))
+    count = small_steps(steps, min(small / large, share), share)
     return Allowance(share=share, seconds=value, small_steps=count)
+
+
+def _a_call(manifest: Manifest, seconds: Mapping[str, float]) -> tuple[float, float]:
+    """Seconds of a call of the first model and of the second; of two experts, which are one architecture, the mean."""
+    pair, found = pair_of(manifest), list[float]()
+    for letter in (pair.first, pair.second):
+        engines = manifest.letters[letter].components
+        for engine in engines:
+            if engine not in seconds:
+                raise UsageError(
+                    f"A budget in seconds needs both models' times, but {engine} was not measured on this machine yet; "
+                    f"run fb-run BUNDLE with --schedule {default_schedule(manifest.models)} once, or give a share such "
+                    "as --budget 0.6."
+                )
+        found.append(sum(seconds[engine] for engine in engines) / len(engines))
+    return found[0], found[1]
 
 
 def small_cost(manifest: Manifest, latent_shape: Sequence[int]) -> float:
     """What a step of the small model costs, as a share of the large one's, in operations."""
     tokens = manifest.pipeline.tokens(latent_shape)
-    return flops_at(manifest, SMALL, tokens) / flops_at(manifest, LARGE, tokens)
+    pair = pair_of(manifest)
+    first, second = (manifest.letters[letter].components[0] for letter in (pair.first, pair.second))
+    return flops_at(manifest, second, tokens) / flops_at(manifest, first, tokens)
 
 
 def small_steps(steps: int, small_cost: float, budget: float) -> int:
@@ -137,7 +152,7 @@ def small_steps(steps: int, small_cost: float, budget: float) -> int:
     return 0 if budget >= 1.0 else min(steps, math.ceil(steps * (1.0 - budget) / saved - 1e-9))
 
 
-def cheapest(errors: Sequence[float], count: int, switches: int) -> tuple[StageSchedule, float]:
+def cheapest(errors: Sequence[float], count: int, switches: int, pair: ModelPair) -> tuple[StageSchedule, float]:
     """The schedule of ``count`` small steps and at most ``switches`` switches whose errors add up to the least.
 
     Equal sums go to the schedule with fewer switches.
@@ -153,22 +168,23 @@ def cheapest(errors: Sequence[float], count: int, switches: int) -> tuple[StageS
     best: dict[_State, tuple[float, tuple[str, ...]]] = {}
     for step, error in enumerate(errors):
         extended: dict[_State, tuple[float, tuple[str, ...]]] = {}
-        for (small, changed, last), (total, models) in best.items() if step else [((0, 0, ""), (0.0, ()))]:
-            for model in (LARGE, SMALL):
-                state = (small + (model == SMALL), changed + (last not in ("", model)), model)
-                cost = total + (error if model == SMALL else 0.0)
+        for (small, changed, last), (total, letters) in best.items() if step else [((0, 0, ""), (0.0, ()))]:
+            for letter in (pair.first, pair.second):
+                taken = letter == pair.second
+                state = (small + taken, changed + (last not in ("", letter)), letter)
+                cost = total + (error if taken else 0.0)
                 if state[0] <= count and state[1] <= switches and cost < extended.get(state, (math.inf,))[0]:
-                    extended[state] = (cost, (*models, model))
+                    extended[state] = (cost, (*letters, letter))
         best = extended
-    complete = [(cost, changed, models) for (small, changed, _), (cost, models) in best.items() if small == count]
-    cost, _, models = min(complete)
-    return StageSchedule.of(models), cost
+    complete = [(cost, changed, letters) for (small, changed, _), (cost, letters) in best.items() if small == count]
+    cost, _, letters = min(complete)
+    return StageSchedule.of(letters), cost
 
 
-def three_stage(errors: Sequence[float], count: int) -> tuple[StageSchedule, float]:
+def three_stage(errors: Sequence[float], count: int, pair: ModelPair) -> tuple[StageSchedule, float]:
     """The same with the small steps in one piece: what `cheapest` is compared with at equal cost."""
     starts = range(len(errors) - count + 1)
     sums = {start: sum(errors[start : start + count]) for start in starts}
     start = min(sums, key=lambda each: sums[each])
-    models = [LARGE] * start + [SMALL] * count + [LARGE] * (len(errors) - count - start)
-    return StageSchedule.of(models), sums[start]
+    letters = [pair.first] * start + [pair.second] * count + [pair.first] * (len(errors) - count - start)
+    return StageSchedule.of(letters), sums[start]

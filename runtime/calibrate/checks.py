@@ -136,7 +136,7 @@ def warn_unused(arguments: argparse.Namespace, job: Job, bundle: Bundle, console
     from flowblending.runtime.jobs import compile_job
     from flowblending.runtime.unused import unused_options, unused_threads
 
-    program = compile_job(dataclasses.replace(job, schedule="LLL"), bundle.manifest)
+    program = compile_job(dataclasses.replace(job, schedule=bundle.manifest.models[0].letter), bundle.manifest)
     for line in unused_options(job, program, bundle.manifest, timed=False):
         console.warn(line)
     unused_threads(arguments.threads, device_kind(arguments.device, bundle.manifest), bundle.manifest, console.warn)

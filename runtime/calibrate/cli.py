@@ -126,6 +126,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments ask for; returns the exit code."""
     from flowblending.engine.bundle.bundle import open_bundle
     from flowblending.runtime.calibrate.outcome import calibrate_caches, calibrate_schedule
+    from flowblending.runtime.calibrate.pair import pair_of
     from flowblending.runtime.calibrate.prompts import check_jobs, read_prompts
     from flowblending.system.console import Console
 
@@ -143,6 +144,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_spread(arguments, jobs)
     warn_unused(arguments, jobs[0], bundle, console)
     check_signals(arguments.cache or (), bundle)
+    if not arguments.cache:
+        pair_of(bundle.manifest)
     budget = None if arguments.budget is None else _allowance(arguments, bundle, jobs[0])
     total = sum(file.bytes for file in bundle.files())
     with console.progress("checking the bundle", total=total, unit="B") as advance:
@@ -180,7 +183,9 @@ def _allowance(arguments: argparse.Namespace, bundle: Bundle, job: Job) -> Allow
     from flowblending.runtime.jobs import compile_job
     from flowblending.runtime.program.cost import Timings
 
-    program = compile_job(dataclasses.replace(job, schedule="LLL", cache="off"), bundle.manifest)
+    program = compile_job(
+        dataclasses.replace(job, schedule=bundle.manifest.models[0].letter, cache="off"), bundle.manifest
+    )
     timings = Timings(bundle.manifest.id, device_kind(arguments.device, bundle.manifest), program.latent_shape)
     return allowance(arguments.budget, bundle.manifest, program, timings.read())
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.contracts.program import COND, UNCOND
 from flowblending.runtime.calibrate.signal import Signal
 from flowblending.runtime.calibrate.trajectory import Floats, StepTrajectory
@@ -34,9 +33,10 @@ class Divergence:
     """Of one prompt along one trajectory.
 
     Attributes:
-        distances: by ``cond``, ``uncond`` and ``guided`` (without guidance ``cond`` alone), and by ``cosine`` (1 less
-            the cosine), ``relative_l2`` (over the large model's norm) and ``rms`` (of the difference).
-        caches: by step cache and model, the constants in `flowblending.contracts.manifest.Calibration`.
+        distances: of the first two models, by ``cond``, ``uncond`` and ``guided`` (without guidance ``cond`` alone),
+            and by ``cosine`` (1 less the cosine), ``relative_l2`` (over the first model's norm) and ``rms`` (of the
+            difference).
+        caches: by step cache and engine, the constants in `flowblending.contracts.manifest.Calibration`.
     """
 
     distances: Series
@@ -45,17 +45,35 @@ class Divergence:
 
 @dataclass(kw_only=True)
 class DivergenceRecorder:
-    """Collects what every step shows."""
+    """Collects what every step shows.
+
+    Attributes:
+        models: by letter, the engine of every step; the first model first.
+    """
 
     guidance: float
+    models: Mapping[str, Sequence[str]]
     signals: Mapping[str, Signal] = field(default_factory=dict)
     distances: Series = field(default_factory=dict)
-    caches: Series = field(default_factory=dict)
+    _series: Series = field(default_factory=dict)
     _observers: dict[str, list[Observer]] = field(default_factory=dict)
 
-    def add(self, latents: Floats, timestep: float, velocities: dict[str, dict[str, Floats]]) -> None:
-        """A step: its latents, its timestep, and each model's velocity per branch."""
-        large, small = velocities[LARGE], velocities[SMALL]
+    def add(self, index: int, latents: Floats, timestep: float, velocities: dict[str, dict[str, Floats]]) -> None:
+        """A step: its latents, its timestep, and by letter each model's velocity per branch."""
+        first, *others = self.models
+        if others:
+            self._compare(velocities[first], velocities[others[0]])
+        for letter, branches in velocities.items():
+            engine = self.models[letter][index]
+            signal = self.signals[engine](latents, timestep) if engine in self.signals else None
+            view = View(latents=latents, velocity=branches[COND], timestep=timestep, signal=signal)
+            if letter not in self._observers:
+                self._observers[letter] = _observers(signals=signal is not None)
+            for observer in self._observers[letter]:
+                for constant, value in observer.look(view).items():
+                    self._series.setdefault(constant, {}).setdefault(letter, []).append(value)
+
+    def _compare(self, large: dict[str, Floats], small: dict[str, Floats]) -> None:
         pairs: dict[str, tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]]
         pairs = {branch: (small[branch], large[branch]) for branch in large}
         if UNCOND in large:
@@ -64,18 +82,16 @@ class DivergenceRecorder:
             found = self.distances.setdefault(name, {COSINE: [], RELATIVE_L2: [], RMS: []})
             for measure, value in distances(ours, theirs).items():
                 found[measure].append(value)
-        for model, branches in velocities.items():
-            signal = self.signals[model](latents, timestep) if model in self.signals else None
-            view = View(latents=latents, velocity=branches[COND], timestep=timestep, signal=signal)
-            if model not in self._observers:
-                self._observers[model] = _observers(signals=signal is not None)
-            for observer in self._observers[model]:
-                for constant, value in observer.look(view).items():
-                    self.caches.setdefault(constant, {}).setdefault(model, []).append(value)
 
     def result(self) -> Divergence:
-        """What was collected."""
-        return Divergence(distances=self.distances, caches=self.caches)
+        """What was collected. Two experts share their model's series, each of whose steps is one of theirs."""
+        caches = {
+            constant: {
+                engine: values for letter, values in found.items() for engine in dict.fromkeys(self.models[letter])
+            }
+            for constant, found in self._series.items()
+        }
+        return Divergence(distances=self.distances, caches=caches)
 
 
 def series_names(*, signals: bool) -> set[str]:
@@ -89,28 +105,33 @@ def _observers(*, signals: bool) -> list[Observer]:
     return [each.observer() for each in every if signals or not each.needs_signal]
 
 
-def measure(trajectory: StepTrajectory, noise: Floats, models: Sequence[str], tick: Callable[[], None]) -> Divergence:
-    """Evaluate both models at every step of a schedule's trajectory.
+def recorder_of(trajectory: StepTrajectory) -> DivergenceRecorder:
+    """What collects a trajectory's steps."""
+    return DivergenceRecorder(guidance=trajectory.guidance, models=trajectory.models, signals=trajectory.signals)
+
+
+def measure(trajectory: StepTrajectory, noise: Floats, letters: Sequence[str], tick: Callable[[], None]) -> Divergence:
+    """Evaluate all models at every step of a schedule's trajectory.
 
     Args:
-        models: of every step: whose velocity the trajectory follows.
+        letters: of every step: whose velocity the trajectory follows.
         tick: called after every step.
     """
-    recorder = DivergenceRecorder(guidance=trajectory.guidance, signals=trajectory.signals)
+    recorder = recorder_of(trajectory)
     trajectory.start(noise)
-    for index, model in enumerate(models):
-        observe(trajectory, index, model, recorder)
+    for index, letter in enumerate(letters):
+        observe(trajectory, index, letter, recorder)
         tick()
     return recorder.result()
 
 
-def observe(trajectory: StepTrajectory, index: int, model: str, recorder: DivergenceRecorder) -> None:
-    """One step with ``model``, after both were evaluated."""
-    other = SMALL if model == LARGE else LARGE
-    velocities = {each: trajectory.evaluate(index, each) for each in (other, model)}
+def observe(trajectory: StepTrajectory, index: int, letter: str, recorder: DivergenceRecorder) -> None:
+    """One step with the model of a letter, after all were evaluated."""
+    others = [each for each in trajectory.letters if each != letter]
+    velocities = {each: trajectory.evaluate(index, each) for each in (*others, letter)}
     latents = trajectory.latents()
     trajectory.update(index)
-    recorder.add(latents, trajectory.timesteps[index], velocities)
+    recorder.add(index, latents, trajectory.timesteps[index], velocities)
 
 
 def guided(velocities: dict[str, Floats], guidance: float) -> npt.NDArray[np.float64]:

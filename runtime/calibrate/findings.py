@@ -13,6 +13,7 @@ from flowblending.runtime.calibrate.boundaries import PROXY_LEVEL
 from flowblending.runtime.calibrate.budget import Allowance
 from flowblending.runtime.calibrate.divergence import Divergence, Series, mean_of, spread_of
 from flowblending.runtime.calibrate.features import LATENT
+from flowblending.runtime.calibrate.pair import ModelPair
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.caches.registry import measured_caches
 
@@ -157,6 +158,7 @@ class Findings:
         late: None also if no step is left to the small model.
         budget: only if a budget was given; ``early`` and ``late`` are None then.
         runs: the schedule chosen.
+        pair: the models that it is of.
     """
 
     steps: int
@@ -170,6 +172,7 @@ class Findings:
     late: DistanceTest | None
     budget: BudgetTest | None
     runs: str
+    pair: ModelPair
 
     @property
     def by_divergence(self) -> bool:
@@ -181,6 +184,7 @@ class Findings:
         return {
             "format": FORMAT,
             "schedule": self.runs,
+            "letters": [self.pair.first, self.pair.second],
             "steps": self.steps,
             "solver": self.solver,
             "guidance": self.guidance,

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
-from flowblending.contracts.graph import LARGE, SMALL
-from flowblending.runtime.calibrate.divergence import Divergence, DivergenceRecorder, observe
+from flowblending.runtime.calibrate.divergence import Divergence, observe, recorder_of
 from flowblending.runtime.calibrate.features import Latents, Measure, similarity
 from flowblending.runtime.calibrate.trajectory import Floats, StepTrajectory
 from flowblending.runtime.measures.networks import Features, Frames
@@ -87,13 +86,13 @@ def measure_early(
         tried: numbers of large steps before the small ones.
         tick: called after every step of either model.
     """
-    recorder = DivergenceRecorder(guidance=trajectory.guidance, signals=trajectory.signals)
+    recorder = recorder_of(trajectory)
     results: dict[int, Latents] = {}
     trajectory.start(noise)
     for index in range(trajectory.steps):
         if index in tried:
-            results[index] = _continued(trajectory, index, SMALL, tick)
-        observe(trajectory, index, LARGE, recorder)
+            results[index] = _continued(trajectory, index, trajectory.pair.second, tick)
+        observe(trajectory, index, trajectory.pair.first, recorder)
         tick()
     latents = trajectory.latents()
     reference = _all_large(trajectory, other_noise, tick)
@@ -132,7 +131,7 @@ def measure_late(
     late = Late(similarities={}, features={})
     trajectory.start(noise)
     for index in range(early):
-        trajectory.step(index, LARGE)
+        trajectory.step(index, trajectory.pair.first)
         tick()
     for count, result in _returns(trajectory, early, tried, tick):
         compared, features = measures.both(result, decode)
@@ -159,18 +158,18 @@ def _returns(
     """Results by the number of large steps at the end."""
     for index in range(early, trajectory.steps):
         if index > early and trajectory.steps - index in tried:
-            yield trajectory.steps - index, _continued(trajectory, index, LARGE, tick)
-        trajectory.step(index, SMALL)
+            yield trajectory.steps - index, _continued(trajectory, index, trajectory.pair.first, tick)
+        trajectory.step(index, trajectory.pair.second)
         tick()
     if early < trajectory.steps and 0 in tried:
         yield 0, trajectory.latents()
 
 
-def _continued(trajectory: StepTrajectory, index: int, model: str, tick: Callable[[], None]) -> Latents:
+def _continued(trajectory: StepTrajectory, index: int, letter: str, tick: Callable[[], None]) -> Latents:
     """The result of taking all steps from here on with one model; the trajectory is where it was afterwards."""
     state = trajectory.save()
     for later in range(index, trajectory.steps):
-        trajectory.step(later, model)
+        trajectory.step(later, letter)
         tick()
     result = trajectory.latents()
     trajectory.restore(state)
@@ -180,7 +179,7 @@ def _continued(trajectory: StepTrajectory, index: int, model: str, tick: Callabl
 def _all_large(trajectory: StepTrajectory, noise: Floats, tick: Callable[[], None]) -> Latents:
     trajectory.start(noise)
     for index in range(trajectory.steps):
-        trajectory.step(index, LARGE)
+        trajectory.step(index, trajectory.pair.first)
         tick()
     return trajectory.latents()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flowblending.contracts.evidence import CacheEvidence, ScheduleEvidence, read_evidence
 from flowblending.contracts.manifest import CalibratedSchedule, Manifest
+from flowblending.contracts.models import default_schedule
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.calibration import add_calibration, remove_calibration
 from flowblending.runtime.calibrate.boundaries import by_sigma
@@ -62,7 +63,7 @@ def calibrate_schedule(calibrator: Calibrator, jobs: Sequence[Job], *, plot: Pat
 
 def _misled(findings: Findings, console: Console) -> bool:
     """Whether the schedule may not become a default: by the divergence alone, the small model decides the structure."""
-    if not findings.by_divergence or not findings.runs.startswith("S"):
+    if not findings.by_divergence or not findings.runs.startswith(findings.pair.second):
         return False
     console.warn(
         f"{findings.runs} begins with the small model, which decides the video's structure there; the divergence alone "
@@ -72,7 +73,7 @@ def _misled(findings: Findings, console: Console) -> bool:
 
 
 def _all_large(findings: Findings) -> str:
-    return "" if "S" in findings.runs else ", all-large, since no switch meets the criteria"
+    return "" if findings.pair.second in findings.runs else ", all-large, since no switch meets the criteria"
 
 
 def calibrate_caches(calibrator: Calibrator, jobs: Sequence[Job], caches: Sequence[str], *, apply: bool) -> None:
@@ -80,7 +81,10 @@ def calibrate_caches(calibrator: Calibrator, jobs: Sequence[Job], caches: Sequen
     console, bundle = calibrator.console, calibrator.pipeline.bundle
     names = list(dict.fromkeys(caches))
     steps = jobs[0].steps or bundle.manifest.pipeline.steps
-    constants, evidence = cache_evidence(calibrator.divergence(jobs, f"L{steps}"), names, jobs, steps)
+    # Models with timesteps or guidance of their own take no caches that are measured at the run's.
+    letters = [model.letter for model in bundle.manifest.models if model.sampling is None]
+    found = calibrator.divergence(jobs, f"{letters[0]}{steps}", letters)
+    constants, evidence = cache_evidence(found, names, jobs, steps)
     show(CacheEvidence.model_validate({"number": 1, **evidence}), console)
     shift = job_shift(jobs[0], bundle.manifest.pipeline)
     console.document(
@@ -154,8 +158,9 @@ def _described(schedule: CalibratedSchedule) -> str:
 
 
 def _family(manifest: Manifest) -> str:
-    program = compile_job(Job(prompt="", schedule="LSL"), manifest)
-    return f"LSL with the family's boundaries, {program.schedule}"
+    schedule = default_schedule(manifest.models)
+    program = compile_job(Job(prompt="", schedule=schedule), manifest)
+    return f"{schedule} with the family's boundaries, {program.schedule}"
 
 
 def _undo(bundle: Bundle) -> str:

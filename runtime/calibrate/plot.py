@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.runtime.calibrate.divergence import COSINE, RELATIVE_L2, Divergence, Series, mean_of, spread_of
 from flowblending.runtime.calibrate.findings import BudgetTest, DistanceTest, Findings, SimilarityTest, statistics
-from flowblending.runtime.program.stage import MODELS
+from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.system.extras import install
 from flowblending.system.whole_file import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SHADES = {LARGE: "#cfe0f5", SMALL: "#fbe3c6"}
+_FIRST, _SECOND = "#cfe0f5", "#fbe3c6"
+"""Shades of the two models' stages."""
 _NAMES = {COSINE: "cosine distance", RELATIVE_L2: "relative L2 distance"}
 
 
@@ -80,7 +80,7 @@ def _of_results(findings: Findings) -> list[Callable[[Axes], None]]:
 def _divergence(axes: Axes, findings: Findings, measure: str) -> None:
     """Every branch's mean and spread along the all-large trajectory, and the guided mean along others."""
     steps = np.arange(1, findings.steps + 1)
-    _shade(axes, findings.runs)
+    _shade(axes, findings)
     first, *others = findings.divergences.items()
     mean, spread = _folded(first[1])
     for name in mean:
@@ -117,7 +117,7 @@ def _distance(axes: Axes, test: DistanceTest) -> None:
 
 
 def _blocks(axes: Axes, test: BudgetTest, findings: Findings) -> None:
-    _shade(axes, findings.runs)
+    _shade(axes, findings)
     edges = [start + 0.5 for start in (*test.blocks, findings.steps)]
     axes.stairs([255 * square**0.5 for square in test.blocks.values()], edges, color="black")
     axes.set(xlabel="block of small steps", ylabel="RMS difference of the frames (of 255)", ylim=(0, None))
@@ -135,11 +135,12 @@ def _tried(axes: Axes, test: BudgetTest) -> None:
     axes.legend(fontsize="small")
 
 
-def _shade(axes: Axes, runs: str) -> None:
+def _shade(axes: Axes, findings: Findings) -> None:
     start = 0.5
-    for run in runs.split():
-        axes.axvspan(start, start + int(run[1:]), color=_SHADES[MODELS[run[0]]], zorder=0)
-        start += int(run[1:])
+    for stage in StageSchedule.runs(findings.runs).stages:
+        shade = _FIRST if stage.letter == findings.pair.first else _SECOND
+        axes.axvspan(start, start + stage.steps, color=shade, zorder=0)
+        start += stage.steps
 
 
 def _folded(found: Sequence[Divergence]) -> tuple[Series, Series]:

@@ -51,16 +51,16 @@ def check_jobs(lines: Sequence[PromptLine], path: Path, manifest: Manifest) -> l
         UsageError: a line is no job, or differs from the first in its size, steps, solver, shift or guidance; or a
             model of the bundle was distilled to steps of its own, at which the other one cannot be compared with it.
     """
-    for name, component in manifest.components.items():
-        if component.sampling is not None:
+    for model in manifest.models[:2]:
+        if model.sampling is not None:
             raise UsageError(
-                f"The bundle's {name} model has timesteps or a guidance scale of its own, but fb-calibrate compares "
-                "two models at the same steps; choose the stages with fb-run --schedule."
+                f"The bundle's {model.name} model has timesteps or a guidance scale of its own, but fb-calibrate "
+                "compares two models at the same steps; choose the stages with fb-run --schedule."
             )
     jobs = plain_jobs(lines, path, "which fb-calibrate is to find out")
     first = None
     for line, job in zip(lines, jobs, strict=True):
-        program = compile_job(dataclasses.replace(job, schedule="LLL", cache="off"), manifest)
+        program = compile_job(dataclasses.replace(job, schedule=manifest.models[0].letter, cache="off"), manifest)
         video = geometry_of(manifest.pipeline, program.latent_shape)
         scale = f"{program.guidance:g}"
         if program.guidance_rescale:

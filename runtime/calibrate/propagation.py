@@ -16,8 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from flowblending.contracts.graph import LARGE, SMALL
-from flowblending.runtime.calibrate.divergence import Divergence, DivergenceRecorder, observe
+from flowblending.runtime.calibrate.divergence import Divergence, observe, recorder_of
 from flowblending.runtime.calibrate.features import Latents
 from flowblending.runtime.calibrate.trajectory import Floats, StepTrajectory
 from flowblending.runtime.measures.networks import Frames
@@ -39,7 +38,7 @@ def measure_blocks(
     Returns:
         The divergence; every block's mean square; and the all-large latents.
     """
-    recorder = DivergenceRecorder(guidance=trajectory.guidance, signals=trajectory.signals)
+    recorder, pair = recorder_of(trajectory), trajectory.pair
     ends = dict(zip(starts, [*starts[1:], trajectory.steps], strict=True))
     results: list[Latents] = []
     trajectory.start(noise)
@@ -47,11 +46,11 @@ def measure_blocks(
         if index in ends:
             state = trajectory.save()
             for later in range(index, trajectory.steps):
-                trajectory.step(later, SMALL if later < ends[index] else LARGE)
+                trajectory.step(later, pair.second if later < ends[index] else pair.first)
                 tick()
             results.append(trajectory.latents())
             trajectory.restore(state)
-        observe(trajectory, index, LARGE, recorder)
+        observe(trajectory, index, pair.first, recorder)
         tick()
     latents = trajectory.latents()
     reference = decode(latents)
@@ -70,15 +69,15 @@ def measure_schedules(
     """Mean squares of whole schedules' differences to the all-large frames.
 
     Args:
-        schedules: by any name, the model of every step.
+        schedules: by any name, the letter of every step.
         all_large: what `measure_blocks` found.
         tick: called after every step.
     """
     reference, found = decode(all_large), {}
-    for name, models in schedules.items():
+    for name, letters in schedules.items():
         trajectory.start(noise)
-        for index, model in enumerate(models):
-            trajectory.step(index, model)
+        for index, letter in enumerate(letters):
+            trajectory.step(index, letter)
             tick()
         found[name] = mean_square(decode(trajectory.latents()), reference)
     return found

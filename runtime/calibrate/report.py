@@ -29,14 +29,13 @@ def show(evidence: Evidence, console: Console) -> None:
     for runs, found in evidence.divergence.items():
         _show_divergence(runs, found, evidence, console)
     if evidence.early is not None:
-        _show_early(evidence.early, evidence.steps, console)
+        _show_early(evidence.early, evidence, console)
     if evidence.late is not None:
-        _show_late(evidence.late, console)
+        _show_late(evidence.late, evidence.letters[0], console)
     if evidence.budget is not None:
         _show_budget(evidence.budget, console)
-    console.result(
-        f"by the divergence alone: L{evidence.proxy.early} at the start and L{evidence.proxy.late} at the end"
-    )
+    first, proxy = evidence.letters[0], evidence.proxy
+    console.result(f"by the divergence alone: {first}{proxy.early} at the start and {first}{proxy.late} at the end")
 
 
 def _show_constants(evidence: CacheEvidence, console: Console) -> None:
@@ -73,10 +72,10 @@ def _cell(mean: float, spread: float) -> str:
     return f"{mean:.3f} ± {spread:.3f}" if mean >= 0.1 else f"{mean:.1e} ± {spread:.0e}"
 
 
-def _show_early(test: EarlyBoundary, steps: int, console: Console) -> None:
+def _show_early(test: EarlyBoundary, evidence: ScheduleEvidence, console: Console) -> None:
     rows = [
         (
-            _runs(each.large_steps_first, steps - each.large_steps_first),
+            _runs(each.large_steps_first, evidence),
             f"{each.mean:.2%} ± {each.spread:.2%}",
             f"{min(each.prompts):.2%}",
             "chosen" if each.large_steps_first == test.chosen else "",
@@ -87,19 +86,19 @@ def _show_early(test: EarlyBoundary, steps: int, console: Console) -> None:
     console.table("", ("schedule", "similarity", "lowest", ""), rows)
 
 
-def _show_late(test: LateBoundary, console: Console) -> None:
+def _show_late(test: LateBoundary, first: str, console: Console) -> None:
     rows = [("all-large", f"{test.all_large:.4g} ± {test.noise:.2g}", "", "")]
     for each in test.tried:
         mark = "chosen" if test.decided and each.large_steps_last == test.chosen else ""
         similar = f"{each.similarity.mean:.2%}"
-        rows.append((f"L{each.large_steps_last} at the end", f"{each.distance:.4g}", similar, mark))
+        rows.append((f"{first}{each.large_steps_last} at the end", f"{each.distance:.4g}", similar, mark))
     console.result(f"late boundary: {test.criterion}")
     console.table("", ("schedule", "distance", "similarity", ""), rows)
     if not test.decided:
-        console.result(_undecided(test))
+        console.result(_undecided(test, first))
 
 
-def _undecided(test: LateBoundary) -> str:
+def _undecided(test: LateBoundary, first: str) -> str:
     difference = test.tried[0].distance - test.all_large
     needed = (
         "no number of prompts can be told that would"
@@ -108,7 +107,7 @@ def _undecided(test: LateBoundary) -> str:
     )
     return (
         f"leaving out the late stage changes the distance by {difference:.2g} ± {test.spread:.2g}, which decides "
-        f"nothing: the family's L{test.chosen} at the end is kept; {needed} decide, if the difference stays"
+        f"nothing: the family's {first}{test.chosen} at the end is kept; {needed} decide, if the difference stays"
     )
 
 
@@ -137,5 +136,6 @@ def count_prompts(number: int) -> str:
     return f"{number} prompt{'' if number == 1 else 's'}"
 
 
-def _runs(large: int, small: int) -> str:
-    return " ".join(f"{letter}{count}" for letter, count in (("L", large), ("S", small)) if count)
+def _runs(large: int, evidence: ScheduleEvidence) -> str:
+    lengths = zip(evidence.letters, (large, evidence.steps - large), strict=True)
+    return " ".join(f"{letter}{count}" for letter, count in lengths if count)

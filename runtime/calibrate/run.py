@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -40,6 +41,7 @@ from flowblending.runtime.calibrate.measure import (
     measure_early,
     measure_late,
 )
+from flowblending.runtime.calibrate.pair import ModelPair, pair_of
 from flowblending.runtime.calibrate.trajectory import StepTrajectory
 from flowblending.runtime.calibrate.under_budget import Propagation, by_divergence, by_propagation
 from flowblending.runtime.calibrate.work import Work
@@ -86,13 +88,26 @@ class Calibrator:
     work: Work
     console: Console
 
-    def divergence(self, jobs: Sequence[Job], runs: str) -> list[Divergence]:
-        """Of every prompt along the trajectory of ``runs``."""
-        models = StageSchedule.scaled(runs, self._steps(jobs)).models
-        keys = [[self._key(job), str(StageSchedule.of(models))] for job in jobs]
+    @cached_property
+    def pair(self) -> ModelPair:
+        """The models that a schedule is chosen of."""
+        return pair_of(self._manifest)
+
+    def divergence(self, jobs: Sequence[Job], runs: str, letters: Sequence[str] = ()) -> list[Divergence]:
+        """Of every prompt along the trajectory of ``runs``.
+
+        Args:
+            letters: of the models that are evaluated; empty for the pair.
+        """
+        taken = StageSchedule.scaled(runs, self._steps(jobs)).letters
+        others = [list(letters)] if letters else []
+        keys = [[self._key(job), str(StageSchedule.of(taken)), *others] for job in jobs]
         missing = sum(self._known_divergence(key) is None for key in keys)
-        with self.console.progress(f"divergence along {runs}", total=missing * len(models)) as advance:
-            return [self._divergence(job, key, models, lambda: advance(1)) for job, key in zip(jobs, keys, strict=True)]
+        with self.console.progress(f"divergence along {runs}", total=missing * len(taken)) as advance:
+            return [
+                self._divergence(job, key, taken, letters, lambda: advance(1))
+                for job, key in zip(jobs, keys, strict=True)
+            ]
 
     def findings(self, jobs: Sequence[Job]) -> Findings:
         """Measure everything that the request asks for, and choose.
@@ -102,19 +117,19 @@ class Calibrator:
         """
         steps = self._steps(jobs)
         tried = candidates(steps, self.request.parts)
-        program = compile_job(dataclasses.replace(jobs[0], schedule="LLL", cache="off"), self._manifest)
+        program = compile_job(dataclasses.replace(jobs[0], schedule=self.pair.first, cache="off"), self._manifest)
         sigmas = tuple(step.sigma for step in program.steps)
         early, late, early_test, late_test, budget_test = 0, 0, None, None, None
         if self.request.budget is not None:
             divergences, budget_test = self._under(self.request.budget, jobs, sigmas)
             proxy = proxy_boundaries(_guided(divergences))
         elif self.request.proxy_only:
-            divergences = self.divergence(jobs, f"L{steps}")
+            divergences = self.divergence(jobs, f"{self.pair.first}{steps}")
             proxy = proxy_boundaries(_guided(divergences))
             early, late = by_proxy(proxy, family_boundaries(self._manifest.pipeline, steps)[0], steps)
         else:
             measured = self._early(jobs, tried)
-            divergences = self.divergence(jobs, f"L{steps}")
+            divergences = self.divergence(jobs, f"{self.pair.first}{steps}")
             proxy = proxy_boundaries(_guided(divergences))
             early_test = choose_early(measured, self.request.measures.similarity.name, self.request.threshold)
             early = early_test.chosen
@@ -123,8 +138,8 @@ class Calibrator:
                 family = min(family_boundaries(self._manifest.pipeline, steps)[1], steps - early)
                 late_test = choose_late(measured, returns, self.request.measures.distance.name, family)
                 late = late_test.chosen
-        runs = three_stages(steps, early, late) if budget_test is None else budget_test.chosen.schedule
-        along = {f"L{steps}": divergences}
+        runs = three_stages(steps, early, late, self.pair) if budget_test is None else budget_test.chosen.schedule
+        along = {f"{self.pair.first}{steps}": divergences}
         if self.request.blended and runs not in along:
             along[runs] = self.divergence(jobs, runs)
         return Findings(
@@ -139,6 +154,7 @@ class Calibrator:
             late=late_test,
             budget=budget_test,
             runs=runs,
+            pair=self.pair,
         )
 
     @property
@@ -152,11 +168,13 @@ class Calibrator:
         fields = dataclasses.asdict(dataclasses.replace(job, schedule="", cache=""))
         return {"bundle": self._manifest.id, "job": fields}
 
-    def _divergence(self, job: Job, key: object, models: Sequence[str], tick: Callable[[], None]) -> Divergence:
+    def _divergence(
+        self, job: Job, key: object, taken: Sequence[str], letters: Sequence[str], tick: Callable[[], None]
+    ) -> Divergence:
         known = self._known_divergence(key)
         if known is not None:
             return known
-        found = measure(self._trajectory(job), self._noise(job), models, tick)
+        found = measure(self._trajectory(job, letters), self._noise(job), taken, tick)
         self.work.write("divergence", key, dataclasses.asdict(found))
         return found
 
@@ -203,8 +221,8 @@ class Calibrator:
             decode=self._decoder(job),
             tick=tick,
         )
-        models = StageSchedule.scaled("L1", trajectory.steps)
-        self.work.write("divergence", [self._key(job), str(models)], dataclasses.asdict(divergence))
+        alone = f"{self.pair.first}{trajectory.steps}"
+        self.work.write("divergence", [self._key(job), alone], dataclasses.asdict(divergence))
         self.work.write_array("early", key, early.latents)
         content = {
             "similarities": early.similarities,
@@ -256,16 +274,18 @@ class Calibrator:
             trajectory=self._trajectory,
             noise=self._noise,
             decoder=self._decoder,
+            pair=self.pair,
         )
         squares = [] if self.request.proxy_only else made.blocks(jobs, steps)
-        divergences = self.divergence(jobs, f"L{steps}")
+        divergences = self.divergence(jobs, f"{self.pair.first}{steps}")
         errors = step_errors(_guided(divergences, RMS), sigmas)
         if self.request.proxy_only:
-            return divergences, by_divergence(budget, switches, errors)
+            return divergences, by_divergence(budget, switches, errors, self.pair)
         return divergences, by_propagation(budget, switches, jobs=jobs, errors=errors, squares=squares, made=made)
 
-    def _trajectory(self, job: Job) -> StepTrajectory:
-        return StepTrajectory.open(self.pipeline, job, self.console.warn)
+    def _trajectory(self, job: Job, letters: Sequence[str] = ()) -> StepTrajectory:
+        pair = letters or (self.pair.first, self.pair.second)
+        return StepTrajectory.open(self.pipeline, job, pair, self.console.warn)
 
     def _noise(self, job: Job) -> Latents:
         shape = job_geometry(job, self.pipeline.bundle.manifest).latent_shape

@@ -1,22 +1,22 @@
-"""Both models along any trajectory: every step with either of them, and back to an earlier step.
+"""Several models along any trajectory: every step with any of them, and back to an earlier step.
 
 A step's instructions depend on its model alone, and not on the schedule it is part of: solvers know noise levels only,
-and the history is kept at a switch. So an all-large and an all-small program, bound to the same memory, make every
+and the history is kept at a switch. So a program of each model alone, all bound to the same memory, make every
 schedule's trajectory step by step, and trajectories that start alike share their beginning.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.contracts.program import Program, Run
 from flowblending.engine.backends.protocol import Engine
+from flowblending.runtime.calibrate.pair import ModelPair
 from flowblending.runtime.calibrate.signal import Signal, open_signals
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.jobs import compile_job
@@ -35,11 +35,12 @@ class StepTrajectory:
     """A trajectory that is made a step at a time.
 
     Args:
-        programs: all-large and all-small, of the same noise levels, solver and guidance, without a step cache.
-        engines: of both models.
+        programs: by letter, of each model alone, that of the first model first: of the same noise levels, solver and
+            guidance, without a step cache.
+        engines: of all models.
         device: where they are.
         conditions: per branch; their memory must live as long as this.
-        signals: by model, what TeaCache looks at; none unless the bundle can compute it.
+        signals: by engine, what TeaCache looks at; none unless the bundle can compute it.
 
     Raises:
         FlowBlendingError: an engine asks for an input that is not there, or of another shape or type.
@@ -54,19 +55,24 @@ class StepTrajectory:
         conditions: Conditions,
         signals: Mapping[str, Signal] | None = None,
     ) -> None:
-        large, small = programs[LARGE], programs[SMALL]
-        self.steps = len(large.steps)
-        self.guidance = large.guidance
-        self.sigmas = tuple(step.sigma for step in large.steps)
-        self.timesteps = tuple(step.timestep for step in large.steps)
+        self.letters = tuple(programs)
+        self.models = {letter: tuple(step.model for step in program.steps) for letter, program in programs.items()}
+        first = programs[self.letters[0]]
+        self.steps = len(first.steps)
+        self.guidance = first.guidance
+        self.sigmas = tuple(step.sigma for step in first.steps)
+        self.timesteps = tuple(step.timestep for step in first.steps)
         self.signals = signals or {}
         self._device = device
-        joined = dataclasses.replace(large, steps=(*large.steps, *small.steps))
+        joined = dataclasses.replace(first, steps=tuple(step for each in programs.values() for step in each.steps))
         self._binding = bind(joined, engines, device, conditions)
-        bound = {LARGE: self._binding.steps[: self.steps], SMALL: self._binding.steps[self.steps :]}
-        self._calls = {model: [_calls(step) for step in steps] for model, steps in bound.items()}
+        bound = {
+            letter: self._binding.steps[number * self.steps : (number + 1) * self.steps]
+            for number, letter in enumerate(programs)
+        }
+        self._calls = {letter: [_calls(step) for step in steps] for letter, steps in bound.items()}
         self._updates = [
-            [each for each in step.instructions if not isinstance(each, EngineCall)] for step in bound[LARGE]
+            [each for each in step.instructions if not isinstance(each, EngineCall)] for step in bound[self.letters[0]]
         ]
         runs = [each for each in joined.instructions() if isinstance(each, Run)]
         self._velocities = {branch: slot for run in runs for branch, slot in zip(run.branches, run.out, strict=True)}
@@ -74,21 +80,25 @@ class StepTrajectory:
         self._executor = Executor(self._binding, device, self._complaints())
 
     @classmethod
-    def open(cls, pipeline: Pipeline, job: Job, warn: Callable[[str], None]) -> Self:
+    def open(cls, pipeline: Pipeline, job: Job, letters: Sequence[str], warn: Callable[[str], None]) -> Self:
         """A trajectory along a job's steps with a bundle's engines; the job's schedule does not matter.
+
+        Args:
+            letters: of the models, the first of which the others are compared with.
 
         Raises:
             FlowBlendingError: a job that makes no program, or engines that cannot be opened.
         """
         programs = {
-            model: compile_job(dataclasses.replace(job, schedule=name, cache="off"), pipeline.bundle.manifest)
-            for model, name in ((LARGE, "LLL"), (SMALL, "SSS"))
+            letter: compile_job(dataclasses.replace(job, schedule=letter, cache="off"), pipeline.bundle.manifest)
+            for letter in letters
         }
+        engines = dict.fromkeys(step.model for program in programs.values() for step in program.steps)
         return cls(
             programs=programs,
-            engines={model: pipeline.engine(model) for model in programs},
+            engines={model: pipeline.engine(model) for model in engines},
             device=pipeline.device,
-            conditions=pipeline.encode(job, programs[LARGE], warn),
+            conditions=pipeline.encode(job, programs[letters[0]], warn),
             signals=open_signals(pipeline.bundle, pipeline.threads),
         )
 
@@ -96,13 +106,18 @@ class StepTrajectory:
         """Begin at the first step with initial latents fp32 [1, C, F, H, W]."""
         self._executor.start(self._device.upload(noise))
 
-    def evaluate(self, index: int, model: str) -> dict[str, Floats]:
+    @property
+    def pair(self) -> ModelPair:
+        """The letters of the first two models."""
+        return ModelPair(first=self.letters[0], second=self.letters[1])
+
+    def evaluate(self, index: int, letter: str) -> dict[str, Floats]:
         """A model's velocity at a step, per branch, fp32 [1, C, F, H, W]; the trajectory stays where it is.
 
         Raises:
             FlowBlendingError: a velocity is not finite, or an engine failed.
         """
-        self._executor.execute(self._calls[model][index])
+        self._executor.execute(self._calls[letter][index])
         self._executor.raise_if_bad()
         return {branch: self._device.download(self._binding.slots[slot]) for branch, slot in self._velocities.items()}
 
@@ -110,9 +125,9 @@ class StepTrajectory:
         """Go on to the next step with the velocity evaluated last."""
         self._executor.execute(self._updates[index])
 
-    def step(self, index: int, model: str) -> None:
+    def step(self, index: int, letter: str) -> None:
         """Go on to the next step with a model."""
-        self._executor.execute(self._calls[model][index])
+        self._executor.execute(self._calls[letter][index])
         self.update(index)
 
     def latents(self) -> Floats:

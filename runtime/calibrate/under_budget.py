@@ -18,6 +18,7 @@ from flowblending.runtime.calibrate.boundaries import candidates
 from flowblending.runtime.calibrate.budget import Allowance, cheapest, three_stage
 from flowblending.runtime.calibrate.features import Latents
 from flowblending.runtime.calibrate.findings import BudgetTest, Tried
+from flowblending.runtime.calibrate.pair import ModelPair
 from flowblending.runtime.calibrate.propagation import block_ticks, measure_blocks, measure_schedules, shared_out
 from flowblending.runtime.calibrate.trajectory import StepTrajectory
 from flowblending.runtime.calibrate.work import Work
@@ -40,6 +41,7 @@ class Propagation:
         trajectory: along a job's steps.
         noise: what a job starts from.
         decoder: makes frames of a job's latents.
+        pair: the models.
     """
 
     work: Work
@@ -49,6 +51,7 @@ class Propagation:
     trajectory: Callable[[Job], StepTrajectory]
     noise: Callable[[Job], Latents]
     decoder: Callable[[Job], Callable[[Latents], Frames]]
+    pair: ModelPair
 
     def blocks(self, jobs: Sequence[Job], steps: int) -> list[list[float]]:
         """The blocks' mean squares of every prompt; the divergence is kept, too.
@@ -92,8 +95,8 @@ class Propagation:
             return known
         trajectory = self.trajectory(job)
         divergence, squares, latents = measure_blocks(trajectory, self.noise(job), starts, self.decoder(job), tick)
-        models = StageSchedule.scaled("L1", trajectory.steps)
-        self.work.write("divergence", [self.key(job), str(models)], dataclasses.asdict(divergence))
+        alone = f"{self.pair.first}{trajectory.steps}"
+        self.work.write("divergence", [self.key(job), alone], dataclasses.asdict(divergence))
         self.work.write_array("blocks", key, latents)
         self.work.write("blocks", key, squares)
         return squares
@@ -103,9 +106,9 @@ class Propagation:
             return
         latents = self.work.read_array("blocks", self._blocks_key(job, steps))
         assert latents is not None  # measured before
-        models = {each: StageSchedule.scaled(each, steps).models for each in runs}
+        letters = {each: StageSchedule.scaled(each, steps).letters for each in runs}
         found = measure_schedules(
-            self.trajectory(job), self.noise(job), models, all_large=latents, decode=self.decoder(job), tick=tick
+            self.trajectory(job), self.noise(job), letters, all_large=latents, decode=self.decoder(job), tick=tick
         )
         for each, square in found.items():
             self.work.write("budget", [self.key(job), each], square)
@@ -128,8 +131,11 @@ def by_propagation(
     """
     starts, mean = block_starts(len(errors), made.parts), np.mean(squares, axis=0).tolist()
     costs, count = shared_out(mean, starts, errors), allowance.small_steps
-    plain = three_stage(costs, count)
-    schedules = [*(cheapest(costs, count, allowed) for allowed in _allowed(count, len(costs), switches)), plain]
+    plain = three_stage(costs, count, made.pair)
+    schedules = [
+        *(cheapest(costs, count, allowed, made.pair) for allowed in _allowed(count, len(costs), switches)),
+        plain,
+    ]
     predicted = {str(schedule): square for schedule, square in schedules}
     measured = made.schedules(jobs, list(predicted), len(errors))
     tried = [_tried(runs, psnr(square), measured[runs]) for runs, square in predicted.items()]
@@ -142,9 +148,12 @@ def by_propagation(
     )
 
 
-def by_divergence(allowance: Allowance, switches: int, errors: Sequence[float]) -> BudgetTest:
+def by_divergence(allowance: Allowance, switches: int, errors: Sequence[float], pair: ModelPair) -> BudgetTest:
     """Take the schedule with the least sum of its small steps' own errors; nothing is generated."""
-    schedules = (cheapest(errors, allowance.small_steps, switches), three_stage(errors, allowance.small_steps))
+    schedules = (
+        cheapest(errors, allowance.small_steps, switches, pair),
+        three_stage(errors, allowance.small_steps, pair),
+    )
     tried = {str(schedule): _tried(str(schedule), error, ()) for schedule, error in schedules}
     return BudgetTest(
         allowance=allowance,

@@ -97,9 +97,10 @@ def of_runs(
     return ComparisonReport(
         name=printable(Path(bundle.folder.absolute().name)),
         subtitle="The same noise for all runs of a prompt; everything is measured against "
-        f"{variants[0].label}, the large model at every step.",
+        f"{variants[0].label}, the {manifest.models[0].name} model at every step.",
         facts=facts_of_runs(bundle, geometry, every, prompts=len(made), machine=machine),
         runs=runs,
+        models={letter: model.name for letter, model in manifest.letters.items()},
         cases=cases,
         columns=_all_columns(asked, [figures.scores for figures in every], cases, distances or {}),
         notes=(

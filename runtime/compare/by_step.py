@@ -75,7 +75,7 @@ def _divergence(
     horizontal = _steps(len(lines[0].mean), bars)
     tops = [mean + spread for line in lines for mean, spread in zip(line.mean, line.spread, strict=True)]
     vertical = scale(tops, FLOOR, TOP, zero=True)
-    parts = [*_shades(divergence.stages, horizontal), _frame(horizontal, vertical, measure)]
+    parts = [*_shades(divergence.stages, divergence.first, horizontal), _frame(horizontal, vertical, measure)]
     for index, line in enumerate(lines):
         high = [mean + spread for mean, spread in zip(line.mean, line.spread, strict=True)]
         low = [max(0.0, mean - spread) for mean, spread in zip(line.mean, line.spread, strict=True)]
@@ -90,13 +90,14 @@ def _divergence(
     return svg(f"{measure} of the two models' velocities by step", height, [*parts, *below])
 
 
-def _shades(stages: str, horizontal: Scale) -> list[str]:
+def _shades(stages: str, first: str, horizontal: Scale) -> list[str]:
     """The stages as bands behind the plot, with their names."""
     parts, step = [], 0
     for letter, length in _runs(stages):
+        kind = "large" if letter == first else "small"
         left, right = horizontal(step + 0.5), horizontal(step + length + 0.5)
         parts.append(
-            f'<rect class="shade {"large" if letter == "L" else "small"}" x="{left:.1f}" y="{TOP}" '
+            f'<rect class="shade {kind}" x="{left:.1f}" y="{TOP}" '
             f'width="{right - left:.1f}" height="{FLOOR - TOP}"/>'
             f'<text class="tick" x="{(left + right) / 2:.1f}" y="{TOP + 14}">{letter}{length}</text>'
         )
@@ -134,19 +135,21 @@ def _below(report: ComparisonReport, bars: Sequence[ComparedRun], horizontal: Sc
 
 
 def _stages(report: ComparisonReport, run: ComparedRun, horizontal: Scale, top: float) -> str:
-    """A strip with a run's stages: full for the large model, light for the small one, low where a cache stands in."""
+    """A strip with a run's stages: full for the first model, light for the others, low where a cache stands in."""
     place = f'x="{horizontal.start - 8:.0f}" y="{top + 10:.0f}"'
     parts = [f'<text class="label" text-anchor="end" {place}>{escape(run.label)}</text>']
     step = 0
     for letter, length in _runs(run.stages):
+        kind = "large" if letter == next(iter(report.models), "") else "small"
         for index in range(step, step + length):
             computed = run.computed[index] if index < len(run.computed) else "1"
             high = {"1": 13.0, "c": 8.0}.get(computed, 3.0)
             x, wide = horizontal(index + 0.5), horizontal(index + 1.5) - horizontal(index + 0.5)
+            said = _said(report.models.get(letter, letter), computed)
             parts.append(
-                f'<rect class="{"large" if letter == "L" else "small"}" x="{x:.2f}" y="{top + 13 - high:.1f}" '
+                f'<rect class="{kind}" x="{x:.2f}" y="{top + 13 - high:.1f}" '
                 f'width="{max(wide - 0.75, 0.5):.2f}" height="{high}" style="fill:{colour(report, run)}">'
-                f"<title>{escape(run.label)}, step {index + 1}: {_said(letter, computed)}</title></rect>"
+                f"<title>{escape(run.label)}, step {index + 1}: {said}</title></rect>"
             )
         step += length
     return "".join(parts)
@@ -155,14 +158,13 @@ def _stages(report: ComparisonReport, run: ComparedRun, horizontal: Scale, top: 
 def _runs(stages: str) -> list[tuple[str, int]]:
     """``L20 S20`` as letters and lengths; nothing of another remark, such as prompts that differ in their steps."""
     words = stages.split()
-    if not all(word[:1] in ("L", "S") and word[1:].isdigit() for word in words):
+    if not all(word[:1].isupper() and word[1:].isdigit() for word in words):
         return []
     return [(word[0], int(word[1:])) for word in words]
 
 
-def _said(letter: str, computed: str) -> str:
-    model = "large model" if letter == "L" else "small model"
-    return model + {"1": "", "c": ", conditional branch only"}.get(computed, ", from the cache")
+def _said(model: str, computed: str) -> str:
+    return f"{model} model" + {"1": "", "c": ", conditional branch only"}.get(computed, ", from the cache")
 
 
 def _step_ticks(count: int) -> tuple[float, ...]:

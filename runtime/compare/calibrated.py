@@ -43,6 +43,7 @@ def divergence_of(bundle: Bundle) -> CalibrationDivergence | None:
         about=f"How far the small model's velocity is from the large one's at the same latents, {after}the mean over "
         f"{prompts} prompt{'s' if prompts > 1 else ''} with its standard deviation. Shaded: {evidence.schedule}, "
         f"the schedule that fb-calibrate chose ({name}).",
+        first=evidence.letters[0],
         stages=evidence.schedule,
         lines=lines,
     )

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from flowblending.system.console import Console
 
 DEFAULT_OUT = Path("report")
-SCHEDULES = "LLL,LSL,SSS"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,8 +41,8 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--schedules",
         metavar="LIST",
-        help='separated by commas: names, runs such as "L20 S20 L10", or auto for what fb-calibrate found; LLL is '
-        f"always added (default: {SCHEDULES}, and auto if the bundle is calibrated)",
+        help='separated by commas: names, runs such as "L20 S20 L10", or auto for what fb-calibrate found; LLL, the '
+        "first model alone, is always there (default: LLL,LSL,SSS of the bundle's models, and auto if calibrated)",
     )
     what.add_argument("--caches", metavar="LIST", help="step caches, separated by commas (default: off)")
     what.add_argument(
@@ -163,7 +162,13 @@ def _planned(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     from flowblending.engine.bundle.bundle import check_outside
     from flowblending.runtime.compare.figures import VIDEOS
     from flowblending.runtime.compare.layout import check_names
-    from flowblending.runtime.compare.runs import check_jobs, parse_variants, prompts_of
+    from flowblending.runtime.compare.runs import (
+        check_jobs,
+        parse_variants,
+        prompts_of,
+        reference_schedule,
+        usual_schedules,
+    )
     from flowblending.runtime.jobs import job_geometry
     from flowblending.runtime.media.video import check_output
     from flowblending.runtime.prompt_file import read_jobs
@@ -173,10 +178,13 @@ def _planned(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     check_machine(arguments)
     _check_outputs(arguments)
     calibration = bundle.manifest.calibration
-    schedules = SCHEDULES if calibration is None or calibration.schedule is None else f"{SCHEDULES},{AUTO}"
+    schedules = usual_schedules(bundle.manifest)
+    if calibration is not None and calibration.schedule is not None:
+        schedules += f",{AUTO}"
     if arguments.schedules is not None:
         schedules = arguments.schedules
-    variants = parse_variants(schedules, "off" if arguments.caches is None else arguments.caches)
+    caches = "off" if arguments.caches is None else arguments.caches
+    variants = parse_variants(schedules, caches, reference_schedule(bundle.manifest))
     jobs = prompts_of(read_jobs(arguments.prompts, _job(arguments), console.log), arguments.prompts)
     check_jobs(jobs, variants, bundle.manifest)
     geometry = job_geometry(jobs[0], bundle.manifest)

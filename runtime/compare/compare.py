@@ -9,14 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowblending.contracts.manifest import Manifest
 from flowblending.runtime.compare.figures import Against, Figures, Latents, RunFiles
-from flowblending.runtime.compare.runs import REFERENCE, Variant, file_stem
+from flowblending.runtime.compare.runs import Variant, file_stem, reference_schedule
 from flowblending.runtime.compare.sample import Sampled, sample, warm_up
 from flowblending.runtime.compare.scoring import Scorer, SetScorer
 from flowblending.runtime.measures.networks import Frames
 from flowblending.runtime.measures.similarity import Likeness, Smoothness, cosine
 from flowblending.runtime.options import AUTO, Job
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.program.schedule import StageSchedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,8 @@ class Comparison:
     ) -> None:
         self._pipeline = pipeline
         self._folder = folder
-        self._both = any(variant.schedule == AUTO or "S" in variant.schedule for variant in variants)
+        self._letters = _letters_of(variants, pipeline.bundle.manifest)
+        self._alone = Variant(schedule=reference_schedule(pipeline.bundle.manifest))
         self._scorers = scorers
         self._sets = sets
         # Times depend on these, so runs elsewhere have other names.
@@ -82,7 +85,7 @@ class Comparison:
         sets = [each for each in self._sets if files.read_features(each.key) is None]
         if figures is not None and not missing and not sets:
             return figures
-        alone = variant == Variant(schedule=REFERENCE)
+        alone = variant == self._alone
         reference = None if alone else self._reference_of(job)
         kept = None if figures is None else files.read_latents(trail=alone)
         if figures is None or kept is None:
@@ -95,7 +98,7 @@ class Comparison:
     def _reference_of(self, job: Job) -> Reference:
         """The reference of a prompt: of the last run, from the disk, or made anew."""
         if self._job != job or self._reference is None:
-            variant = Variant(schedule=REFERENCE)
+            variant = self._alone
             files = self.files(job, variant)
             kept = files.read_latents(trail=True) if files.read() is not None else None
             if kept is None or kept[1] is None:
@@ -110,7 +113,7 @@ class Comparison:
 
     def _make(self, job: Job, variant: Variant, files: RunFiles, reference: Reference | None) -> Figures:
         if not self._warm:
-            warm_up(self._pipeline, job, both=self._both, warn=self._warn)
+            warm_up(self._pipeline, job, letters=self._letters, warn=self._warn)
             self._warm = True
         made = sample(
             self._pipeline,
@@ -157,6 +160,16 @@ class Comparison:
         for each in sets:
             files.write_features(each.key, each.features(frames))
         return figures
+
+
+def _letters_of(variants: Sequence[Variant], manifest: Manifest) -> list[str]:
+    """Letters of every engine that variants may run, in the bundle's order."""
+    asked = {letter for each in variants if each.schedule != AUTO for letter in StageSchedule.letters_in(each.schedule)}
+    every = any(variant.schedule == AUTO for variant in variants)
+    models = manifest.letters.values()
+    engines = {engine for model in models if every or model.letter in asked for engine in model.components}
+    alone = [model for model in models if len(model.components) == 1]
+    return [model.letter for model in alone if model.components[0] in engines]
 
 
 def _smoothness(frames: Frames) -> float | None:

@@ -55,7 +55,10 @@ def facts_of_videos(videos: Sequence[ExistingVideo]) -> Facts:
 
 def _checkpoints(manifest: Manifest) -> Facts:
     """The models' checkpoints and precisions."""
-    precisions = {name: component.spec.precision.value for name, component in manifest.components.items()}
+    precisions = {
+        model.name: common(manifest.components[engine].spec.precision.value for engine in model.components)
+        for model in manifest.models
+    }
     places = {name: (source, Path(source)) for name, source in manifest.checkpoints.items()}
     return tuple(
         (name, f"{folder_of(path) if path.is_absolute() else source}, {precisions[name]}")

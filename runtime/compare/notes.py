@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from flowblending.contracts.manifest import Geometry, Manifest
+from flowblending.contracts.models import default_schedule
 from flowblending.runtime.compare.existing import ExistingVideo
 from flowblending.runtime.compare.report import CalibrationDivergence
 from flowblending.runtime.compare.runs import Variant
@@ -50,7 +51,8 @@ def calibration_notes(
     if any(variant.schedule == AUTO for variant in variants):
         calibration = manifest.calibration
         chosen = None if calibration is None else calibration.schedule
-        found = "LSL, since the bundle is not calibrated" if chosen is None else f"{chosen.runs}, by {chosen.evidence}"
+        usual = f"{default_schedule(manifest.models)}, since the bundle is not calibrated"
+        found = usual if chosen is None else f"{chosen.runs}, by {chosen.evidence}"
         notes.append(f"The schedule auto is what fb-run takes unless told otherwise: {found}.")
     return notes
 

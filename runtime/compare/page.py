@@ -114,12 +114,16 @@ def _headings(report: ComparisonReport) -> str:
     stages = any(run.stages for run in report.runs)
     parts = [_heading("run", "Schedule and step cache.", first="ascending", text=True)]
     if stages:
-        parts.append(_heading("stages", "L: large model, S: small model.", first="ascending", text=True))
+        parts.append(_heading("stages", _letters(report), first="ascending", text=True))
     for column in report.columns:
         unit = f" ({column.unit})" if column.unit in ("s", "dB") else ""
         first = "ascending" if column.better < 0 else "descending"
         parts.append(_heading(column.heading + unit, column.about, first=first, key=column.key))
     return "".join(parts)
+
+
+def _letters(report: ComparisonReport) -> str:
+    return f"{', '.join(f'{letter}: {name} model' for letter, name in report.models.items())}."
 
 
 def _heading(name: str, about: str, *, first: str, text: bool = False, key: str = "run") -> str:
@@ -179,7 +183,10 @@ def _steps(report: ComparisonReport) -> str:
     chart = steps_chart(report)
     if not chart:
         return ""
-    keys = '<span><i class="key"></i>large model</span><span><i class="key light"></i>small model</span>'
+    names = list(report.models.values())
+    keys = "".join(f'<span><i class="key"></i>{escape(first)} model</span>' for first in names[:1])
+    if others := names[1:]:
+        keys += f'<span><i class="key light"></i>{escape(" or ".join(others))} model</span>'
     if any(set(run.computed) - {"1"} for run in report.runs):
         keys += '<span><i class="key low"></i>reused by the cache</span>'
         keys += "<span>dashed: with a cache</span>"

@@ -71,11 +71,13 @@ class CalibrationDivergence:
 
     Attributes:
         about: a sentence on it.
+        first: the letter of the model that the other one is compared with.
         stages: the schedule that it chose, ``L14 S26 L10``.
         lines: by the measure's name, along the trajectories that were followed; the all-large one first.
     """
 
     about: str
+    first: str
     stages: str
     lines: Mapping[str, tuple[ChartLine, ...]]
 
@@ -94,6 +96,7 @@ class ComparisonReport:
         frame_rate: of the videos, in frames per second.
         sets: by the run's label, figures of all its videos together, by their column's key.
         divergence: None where it was not measured.
+        models: names by the letters of stages, the first model first; none where stages are not known.
         warnings: sentences that a reader must not miss.
     """
 
@@ -107,6 +110,7 @@ class ComparisonReport:
     frame_rate: float
     sets: Mapping[str, Values] = field(default_factory=dict)
     divergence: CalibrationDivergence | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 

@@ -18,8 +18,20 @@ from flowblending.runtime.options import AUTO, Job
 from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.prompt_file import PromptLine, plain_jobs
 
-REFERENCE = "LLL"
-"""The schedule that all others are measured against, without a cache; it is always among the runs."""
+_STAGES = 3
+"""Of a named schedule whose boundaries the model family gives."""
+
+
+def reference_schedule(manifest: Manifest) -> str:
+    """The schedule that all others are measured against, without a cache; it is always among the runs: ``LLL``."""
+    return manifest.models[0].letter * _STAGES
+
+
+def usual_schedules(manifest: Manifest) -> str:
+    """What is compared unless told otherwise: each model alone, and between stages of the first: ``LLL,LSL,SSS``."""
+    first, *others = (model.letter for model in manifest.models)
+    names = [first * _STAGES, *(name for other in others for name in (f"{first}{other}{first}", other * _STAGES))]
+    return ",".join(names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +60,13 @@ _BETWEEN = r",(?!\s*[0-9.])"
 """A comma before a digit is part of what stands before it."""
 
 
-def parse_variants(schedules: str, caches: str) -> list[Variant]:
+def parse_variants(schedules: str, caches: str, reference: str) -> list[Variant]:
     """Read ``--schedules`` and ``--caches``; the reference comes first, and nothing comes twice.
 
     Args:
         schedules: separated by commas, ``LLL,auto,L20 S20 L10``; a comma before a digit belongs to a stage's timesteps,
             ``LLL,L4 S4:t600,400 L2``.
+        reference: see `reference_schedule`.
         caches: likewise, with a cache's arguments, ``off,magcache:0.12,4,taylor:1``.
 
     Raises:
@@ -65,7 +78,7 @@ def parse_variants(schedules: str, caches: str) -> list[Variant]:
         if not all(words):
             raise UsageError(f"{option} has nothing where a name was expected; give {option} {example}, for example.")
     variants = [Variant(schedule=schedule, cache=cache) for schedule, cache in itertools.product(names, policies)]
-    return list(dict.fromkeys([Variant(schedule=REFERENCE), *variants]))
+    return list(dict.fromkeys([Variant(schedule=reference), *variants]))
 
 
 def _schedule(text: str) -> str:

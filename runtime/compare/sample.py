@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,14 +161,13 @@ def trail_indices(size: int) -> npt.NDArray[np.int64]:
     return np.sort(np.random.default_rng(0).choice(size, TRAIL, replace=False))
 
 
-def warm_up(pipeline: Pipeline, job: Job, *, both: bool, warn: Callable[[str], None]) -> None:
+def warm_up(pipeline: Pipeline, job: Job, *, letters: Sequence[str], warn: Callable[[str], None]) -> None:
     """Open every engine and run it once, so that no run's time has that in it.
 
     Args:
         job: any; its prompt is used.
-        both: whether the small model will run too.
+        letters: of the models that will run.
     """
-    brief = dataclasses.replace(
-        job, seed=0, steps=2, schedule="L1 S1" if both else "L2", cache="off", guidance_rescale=None
-    )
+    runs = [f"{letter}{1 if len(letters) > 1 else 2}" for letter in letters]
+    brief = dataclasses.replace(job, seed=0, steps=None, schedule=" ".join(runs), cache="off", guidance_rescale=None)
     sample(pipeline, brief, warn=warn, on_step=lambda _done, _of: None)

@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 import flowblending
-from flowblending.contracts.graph import LARGE, SMALL, GraphSpec, Precision, SigmaGrid, TensorSpec
+from flowblending.contracts import upgrade
+from flowblending.contracts.graph import GraphSpec, Precision, SigmaGrid, TensorSpec
+from flowblending.contracts.models import Model, by_letter
 from flowblending.contracts.program import COND, UNCOND
 from flowblending.engine.backends.function import Arrays, FunctionEngine
 from flowblending.engine.backends.protocol import Engine
@@ -64,9 +66,17 @@ class ClosedForm:
 
 
 FORMS = {
-    LARGE: ClosedForm(gain=-0.9, drift=0.2, condition=0.05),
-    SMALL: ClosedForm(gain=-0.8, drift=0.1, condition=0.03),
+    "large": ClosedForm(gain=-0.9, drift=0.2, condition=0.05),
+    "small": ClosedForm(gain=-0.8, drift=0.1, condition=0.03),
+    "duo_high": ClosedForm(gain=-0.7, drift=0.15, condition=0.02),
+    "duo_low": ClosedForm(gain=-0.6, drift=0.05, condition=0.04),
 }
+
+MODELS = (
+    Model(name="large", letter="L", components=("large",)),
+    Model(name="small", letter="S", components=("small",)),
+    Model(name="duo", letter="D", components=("duo_high", "duo_low"), boundary=0.7, letters=("H", "W")),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +96,7 @@ class ClosedFormCase:
         schedule = StageSchedule.runs(self.schedule)
         program = compile_program(
             schedule=schedule,
+            models=by_letter(MODELS),
             solver=self.solver,
             grid=sigma_grid(SigmaGrid(kind="shifted", shift=3.0), self.solver, schedule.steps, 30),
             latent_shape=self.latent,
@@ -122,6 +133,7 @@ CASES = {
     "unipc-rescale-taylor": ClosedFormCase(
         schedule="L4 S3", solver="unipc", guidance=5.0, batched=False, rescale=1.0, cache="mask:1101101+taylor:1"
     ),
+    "unipc-experts": ClosedFormCase(schedule="L1 D3 W1 S1", solver="unipc", guidance=5.0, batched=False),
     "euler-largest": ClosedFormCase(schedule="L1 S1", solver="euler", guidance=3.0, batched=True, latent=LARGEST),
 }
 
@@ -141,9 +153,10 @@ def write_bundle(folder: Path) -> None:
     """Write the formulas and a manifest into a new folder."""
     folder.mkdir(parents=True)
     manifest = {
-        "format": 2,
+        "format": upgrade.MANIFEST.number,
         "id": bundle_id(),
         "profiles": [_profile(LATENT, LATENT, LATENT), _profile(SMALLEST, (4, 3, 3, 4), LARGEST)],
+        "models": [model.model_dump(mode="json") for model in MODELS],
         "components": {name: _component(name) for name in FORMS},
         "tokenizer": [],
         "rebuild": ["python", "-m", "flowblending.runtime.golden.vectors", "--out", "DIR"],

@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.contracts.program import LATENTS, Program, Run
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
@@ -33,7 +32,7 @@ from flowblending.runtime.devices.protocol import Term
 from flowblending.runtime.golden import closed_form
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.noise import TorchNormal
-from flowblending.runtime.options import Job
+from flowblending.runtime.options import AUTO, Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.program_file import ProgramFile
 from flowblending.runtime.sampler.binding import Conditions
@@ -116,7 +115,7 @@ def write_for_bundle(folder: Path, bundle: Path, job: Job) -> None:
     try:
         manifest = pipeline.bundle.manifest
         program = compile_job(job, manifest)
-        engines = {name: pipeline.engine(name) for name in (LARGE, SMALL) if program.calls(name)}
+        engines = {name: pipeline.engine(name) for name in manifest.transformers if program.calls(name)}
         conditions = {
             branch: {name: tensor.numpy() for name, tensor in inputs.items()}
             for branch, inputs in pipeline.encode(job, program, warn=print).items()
@@ -243,7 +242,7 @@ def _arguments() -> argparse.Namespace:
     where.add_argument("--check", type=Path, metavar="DIR", help="folder to compare with")
     parser.add_argument("--bundle", type=Path, metavar="BUNDLE", help="default: closed-form engines")
     parser.add_argument("--steps", type=int, default=4, metavar="N", help="of the bundle's case (default: 4)")
-    parser.add_argument("--schedule", default="LSL", metavar="S", help="of the bundle's case (default: LSL)")
+    parser.add_argument("--schedule", default=AUTO, metavar="S", help="of the bundle's case (default: fb-run's)")
     return parser.parse_args()
 
 
@@ -281,7 +280,8 @@ def _check_all(folder: Path, bundle: Path | None) -> None:
     if pipeline is None:
         engines, name = closed_form.engines(), closed_form.bundle_id()
     else:
-        engines, name = {each: pipeline.engine(each) for each in (LARGE, SMALL)}, pipeline.bundle.manifest.id
+        manifest = pipeline.bundle.manifest
+        engines, name = {each: pipeline.engine(each) for each in manifest.transformers}, manifest.id
     for case in cases:
         print(f"{case}: largest difference {check(case, engines, name):.2e}")
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from flowblending import UsageError
-from flowblending.contracts.model_sampling import ModelSampling
+from flowblending.contracts.models import Model
 from flowblending.contracts.program import Program, Step
 from flowblending.runtime.program.caches.easycache import observed, reused
 from flowblending.runtime.program.caches.policy import Outline, StepCache, decide
@@ -16,11 +16,13 @@ from flowblending.runtime.program.noise_levels import noise_levels
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.runtime.program.sigmas import Grid
 from flowblending.runtime.program.solvers.registry import solve
+from flowblending.runtime.program.visits import visits_of
 
 
 def compile_program(
     *,
     schedule: StageSchedule,
+    models: Mapping[str, Model],
     solver: str,
     grid: Grid,
     latent_shape: tuple[int, int, int, int],
@@ -31,13 +33,15 @@ def compile_program(
     cache: Sequence[StepCache] = (),
     architectures: Mapping[str, str | None] | None = None,
     constants: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
-    model_sampling: Mapping[str, ModelSampling] | None = None,
+    engine_guidance: Mapping[str, float] | None = None,
 ) -> Program:
     """Compile a trajectory.
 
     Args:
         schedule: the model of every step, and what its stages have of their own (see
             `flowblending.runtime.program.noise_levels`).
+        models: by letter, all that the schedule has. What a model was distilled to counts where a stage has nothing of
+            its own.
         solver: the name of one of `flowblending.runtime.program.solvers.registry.SOLVERS`.
         grid: noise levels of as many steps as the schedule has.
         latent_shape: [C, F, H, W] of what is sampled.
@@ -51,9 +55,9 @@ def compile_program(
         restart_at_switch: forget a multistep solver's history at every stage's first step, instead of mixing the
             clean estimates of both models.
         cache: policies that leave out engine calls; see `flowblending.runtime.program.caches`.
-        architectures: published names of the models, for caches with constants of their own.
-        constants: those measured on the bundle, by cache and model, which go before the published ones.
-        model_sampling: by model, the guidance and the timesteps it was trained for, where a stage has none of its own.
+        architectures: published names of the engines, for caches with constants of their own.
+        constants: those measured on the bundle, by cache and engine, which go before the published ones.
+        engine_guidance: by engine, a scale in place of ``guidance``; stages and models that have their own keep it.
 
     Raises:
         UsageError: ``guidance`` is not finite, the rescaling not in [0, 1], the solver is unknown, a stage's timesteps
@@ -66,21 +70,23 @@ def compile_program(
         raise UsageError(
             f"The guidance rescale is {guidance_rescale}, but a number from 0 to 1 was expected; give one such as 0.7."
         )
-    visited = noise_levels(schedule, grid, model_sampling or {})
+    sampling = {letter: model.sampling for letter, model in models.items() if model.sampling is not None}
+    visited = noise_levels(schedule, grid, sampling)
+    visits = visits_of(visited.visits, models, visited.grid, engine_guidance)
     outline = Outline(
-        schedule=visited.visits,
+        schedule=visits,
         timesteps=visited.grid.timesteps,
         guided=guidance > 1.0,
         architectures=architectures or {},
         constants=constants or {},
     )
     decisions = decide(cache, outline)
-    calls = velocities(visited.visits, decisions, guidance=guidance, batched=batched, rescale=guidance_rescale)
-    restarts = visited.restarts | (visited.visits.switches if restart_at_switch else frozenset())
+    calls = velocities(visits, decisions, guidance=guidance, batched=batched, rescale=guidance_rescale)
+    restarts = visited.restarts | (visits.switches if restart_at_switch else frozenset())
     solved = functools.partial(solve, solver, visited.grid.sigmas, restarts=restarts)
     updates = solved(velocities=[each.velocity for each in calls])
-    scales = visited.visits.guidance(guidance)
-    levels = zip(visited.visits.models, visited.grid.timesteps, visited.grid.sigmas[:-1], scales, strict=True)
+    scales = visits.guidance(guidance)
+    levels = zip(visits.models, visited.grid.timesteps, visited.grid.sigmas[:-1], scales, strict=True)
     program = Program(
         schedule=str(visited.schedule),
         solver=solver,

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.model_sampling import ModelSampling
 from flowblending.contracts.program import Program
@@ -23,13 +22,14 @@ class Cost:
     """Cost of one program on one bundle.
 
     Attributes:
-        calls: of each model, one per guidance branch and step.
-        skipped: calls that a step cache leaves out, by the model of their step.
+        calls: of each engine of a model, one per guidance branch and step.
+        skipped: calls that a step cache leaves out, by the engine of their step.
         undecided: how many of ``calls`` a step cache decides about while the program runs.
         flops: of all calls, counted from the exported graphs; at most, if some are undecided.
         attention: how many of ``flops`` are attention's products with one another, which published figures leave out.
         flops_least: if every undecided call is left out.
-        flops_all_large: of the same run with the schedule LLL, and every call made.
+        calls_all_large: of the same run with the bundle's first model alone, and every call made.
+        flops_all_large: of these.
         engine_bytes: size of the engines that the run loads.
         slot_bytes: latent-sized buffers of the program.
     """
@@ -61,7 +61,7 @@ class Cost:
 
 def cost_of(program: Program, manifest: Manifest) -> Cost:
     """Count a program's cost from the manifest, without loading an engine."""
-    calls = {model: program.calls(model) for model in (LARGE, SMALL)}
+    calls = {model: program.calls(model) for model in manifest.transformers}
     wanted = {model: sum(1 + program.guided(step) for step in program.steps if step.model == model) for model in calls}
     undecided = {model: program.undecided(model) for model in calls}
     tokens = manifest.pipeline.tokens(program.latent_shape)
@@ -76,15 +76,15 @@ def cost_of(program: Program, manifest: Manifest) -> Cost:
         attention=sum(calls[model] * _attention(manifest, model, tokens) for model in calls),
         flops_least=sum((calls[model] - undecided[model]) * per_call[model] for model in calls),
         calls_all_large=all_large,
-        flops_all_large=all_large * per_call[LARGE],
+        flops_all_large=all_large * per_call[manifest.transformers[0]],
         engine_bytes=sum(component.engine_bytes for component in loaded),
         slot_bytes=len(program.slots()) * math.prod(program.latent_shape) * 4,
     )
 
 
 def _all_large_calls(program: Program, manifest: Manifest) -> int:
-    """What LLL runs: the steps of the run, or the large model's own where it was distilled to some."""
-    sampling = manifest.components[LARGE].sampling or ModelSampling()
+    """What the first model runs alone: the steps of the run, or its own where it was distilled to some."""
+    sampling = manifest.models[0].sampling or ModelSampling()
     steps = len(sampling.timesteps) or StageSchedule.runs(program.schedule).steps
     guidance = program.guidance if sampling.guidance is None else sampling.guidance
     return steps * (1 + (guidance > 1.0))
@@ -97,7 +97,7 @@ def flops_of(calls: Mapping[str, int], program: Program, manifest: Manifest) -> 
 
 
 def flops_at(manifest: Manifest, model: str, tokens: int) -> int:
-    """Operations of one call of a model."""
+    """Operations of one call of an engine."""
     flops = manifest.components[model].flops
     return 0 if flops is None else flops.at(tokens)
 

@@ -36,7 +36,7 @@ class NoiseLevels:
 
     Attributes:
         schedule: with the guidance and the timesteps that the models ask for filled in.
-        visits: the model and the guidance of every step that is made; with timesteps of its own, each is a stage.
+        visits: the letter and the guidance of every step that is made; with timesteps of its own, each is a stage.
         grid: noise levels of as many steps.
         restarts: steps before which a multistep solver's history is forgotten.
     """
@@ -53,8 +53,9 @@ def noise_levels(schedule: StageSchedule, grid: Grid, model_sampling: Mapping[st
     Args:
         schedule: its stages.
         grid: noise levels of as many steps as the schedule has.
-        model_sampling: by model, what it was trained for. It counts where the stage does not say; of the timesteps,
-            those that lie in the stage: below the level at which it would begin, or at it, and above the next stage's.
+        model_sampling: by letter, what its model was trained for. It counts where the stage does not say; of the
+            timesteps, those that lie in the stage: below the level at which it would begin, or at it, and above the
+            next stage's.
 
     Raises:
         UsageError: a stage has no timesteps in its place, they do not lie between those of its neighbours, or
@@ -68,7 +69,7 @@ def noise_levels(schedule: StageSchedule, grid: Grid, model_sampling: Mapping[st
     start = 0
     for stage in schedule.stages:
         end = start + stage.steps
-        sampling = model_sampling.get(stage.model, ModelSampling())
+        sampling = model_sampling.get(stage.letter, ModelSampling())
         stages.append(_filled(stage, sampling, grid, start, end))
         levels.append(_own(stages[-1].timesteps, grid) if stages[-1].timesteps else _slice(grid, start, end))
         start = end
@@ -103,7 +104,7 @@ def _filled(stage: Stage, sampling: ModelSampling, grid: Grid, start: int, end: 
     )
     if not own:
         raise UsageError(
-            f"None of the {stage.model} model's own timesteps lies in the stage {stage}, from "
+            f"None of model {stage.letter}'s own timesteps lies in the stage {stage}, from "
             f"{first * grid.train_timesteps:.6g} to {last * grid.train_timesteps:.6g}; make the stage longer, or give "
             f"it timesteps: {stage}:t* takes the run's."
         )
@@ -126,7 +127,7 @@ def _slice(grid: Grid, start: int, end: int) -> Grid:
 
 def _visits(stage: Stage, level: Grid) -> list[Stage]:
     count = len(level.timesteps)
-    visit = Stage(model=stage.model, steps=1, guidance=stage.guidance)
+    visit = Stage(letter=stage.letter, steps=1, guidance=stage.guidance)
     return [visit] * count if stage.timesteps else [replace(visit, steps=count)]
 
 

@@ -1,4 +1,7 @@
-"""Which model runs at which step: ``LSL``, ``L20 S20 L10`` and ``L@0.82 S@0.43:g1 L`` as plain data."""
+"""Which model runs at which step: ``LSL``, ``L20 S20 L10`` and ``L@0.82 S@0.43:g1 L`` as plain data.
+
+A schedule knows letters. Which models they stand for, and which engines those are, the bundle says.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from flowblending import UsageError
 from flowblending.runtime.program.boundaries import Boundary, check_order, round_half_up
-from flowblending.runtime.program.stage import FORMS, OpenStage, Stage, model_of, read_open_stage, read_stage
+from flowblending.runtime.program.stage import FORMS, OpenStage, Stage, read_open_stage, read_stage
 
 if TYPE_CHECKING:
     from flowblending.runtime.program.sigmas import Grid
@@ -30,9 +33,9 @@ class StageSchedule:
     stages: tuple[Stage, ...]
 
     @classmethod
-    def of(cls, models: Iterable[str]) -> StageSchedule:
-        """The schedule that runs ``large`` or ``small`` at each step, as the run goes."""
-        return cls(_joined(Stage(model=model, steps=1) for model in models))
+    def of(cls, letters: Iterable[str]) -> StageSchedule:
+        """The schedule that runs the model of a letter at each step, as the run goes."""
+        return cls(_joined(Stage(letter=letter, steps=1) for letter in letters))
 
     @classmethod
     def parse(
@@ -93,6 +96,16 @@ class StageSchedule:
         return sum(known) if len(known) == len(lengths) else None
 
     @classmethod
+    def letters_in(cls, text: str) -> tuple[str, ...]:
+        """Every letter that a schedule names, each once, in its order.
+
+        Raises:
+            UsageError: ``text`` is no schedule.
+        """
+        stages = text.strip().upper() if _is_name(text) else [stage.letter for stage in _open_stages(text)]
+        return tuple(dict.fromkeys(stages))
+
+    @classmethod
     def runs(cls, text: str) -> StageSchedule:
         """Read explicit runs, such as ``str`` prints; they say how many steps they have.
 
@@ -110,10 +123,10 @@ class StageSchedule:
         Raises:
             UsageError: ``steps`` is not positive, or ``runs`` are none.
         """
-        models = cls.runs(runs).models
+        letters = cls.runs(runs).letters
         if steps < 1:
             raise _too_few(steps)
-        return cls.of(models[(2 * step + 1) * len(models) // (2 * steps)] for step in range(steps))
+        return cls.of(letters[(2 * step + 1) * len(letters) // (2 * steps)] for step in range(steps))
 
     @classmethod
     def fitted(cls, text: str, grid: Grid) -> StageSchedule:
@@ -142,9 +155,9 @@ class StageSchedule:
         return sum(stage.steps for stage in self.stages)
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """The model of every step."""
-        return tuple(stage.model for stage in self.stages for _ in range(stage.steps))
+    def letters(self) -> tuple[str, ...]:
+        """The letter of every step."""
+        return tuple(stage.letter for stage in self.stages for _ in range(stage.steps))
 
     @property
     def switches(self) -> frozenset[int]:
@@ -179,23 +192,22 @@ def _named(
     letters: str, steps: int, shares: tuple[float, float], boundaries: Sequence[Boundary], grid: Grid | None
 ) -> list[Stage]:
     """The stages of a name."""
-    models = [model_of(letter) for letter in letters]
-    if boundaries or len(models) == 1:
-        if len(boundaries) != len(models) - 1:
+    if boundaries or len(letters) == 1:
+        if len(boundaries) != len(letters) - 1:
             given = f"{len(boundaries)} boundar{'y was' if len(boundaries) == 1 else 'ies were'}"
             raise UsageError(
-                f"{given} given for the schedule {letters}, but its stages have {len(models) - 1} between them; give "
+                f"{given} given for the schedule {letters}, but its stages have {len(letters) - 1} between them; give "
                 "one for each switch, or other letters."
             )
-        ends = zip(models, (*boundaries, None), strict=True)
-        return _placed([OpenStage(model=model, length=end) for model, end in ends], steps, grid)
-    if len(models) != _SHARES:
+        ends = zip(letters, (*boundaries, None), strict=True)
+        return _placed([OpenStage(letter=letter, length=end) for letter, end in ends], steps, grid)
+    if len(letters) != _SHARES:
         raise UsageError(
-            f"The schedule {letters} has {len(models)} stages, but a model family gives the boundaries of three; "
-            f"give boundaries ({len(models) - 1}), three letters such as LSL, or runs such as L20 S20 L10."
+            f"The schedule {letters} has {len(letters)} stages, but a model family gives the boundaries of three; "
+            f"give boundaries ({len(letters) - 1}), three letters such as LSL, or runs such as L20 S20 L10."
         )
     lengths = _stages(steps, *shares)
-    return [Stage(model=model, steps=length) for model, length in zip(models, lengths, strict=True) if length]
+    return [Stage(letter=letter, steps=length) for letter, length in zip(letters, lengths, strict=True) if length]
 
 
 def _placed(stages: Sequence[OpenStage], steps: int, grid: Grid | None) -> list[Stage]:

@@ -6,12 +6,9 @@ import re
 from dataclasses import dataclass, replace
 
 from flowblending import UsageError
-from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.contracts.model_sampling import read_number, read_timesteps, write_number
 from flowblending.runtime.program.boundaries import Boundary, read_boundary
 
-MODELS = {"L": LARGE, "S": SMALL}
-LETTERS = {model: letter for letter, model in MODELS.items()}
 FORMS = "a name such as LSL or runs such as L20 S20 L10"
 
 _RUN = re.compile(r"([A-Z])(?:([0-9]{1,9})|@(.*))?")
@@ -22,7 +19,7 @@ class Stage:
     """Consecutive steps with one model.
 
     Attributes:
-        model: ``large`` or ``small``.
+        letter: of the model, such as ``L``; what it stands for, the bundle says.
         steps: of the run that it covers, at least one: all of them, or with timesteps of its own, those that it
             stands in for.
         guidance: its own scale of classifier-free guidance, 1 or less for none; None for the model's, else the run's.
@@ -30,13 +27,13 @@ class Stage:
             model's, else the run's.
     """
 
-    model: str
+    letter: str
     steps: int
     guidance: float | None = None
     timesteps: tuple[float, ...] | None = None
 
     def __str__(self) -> str:
-        text = f"{LETTERS[self.model]}{self.steps}"
+        text = f"{self.letter}{self.steps}"
         if self.guidance is not None:
             text += f":g{write_number(self.guidance)}"
         if self.timesteps is not None:
@@ -45,7 +42,7 @@ class Stage:
 
     def continues(self, before: Stage) -> bool:
         """Whether this and the stage before it are one: they differ in nothing, and have no timesteps of their own."""
-        same = (self.model, self.guidance, self.timesteps) == (before.model, before.guidance, before.timesteps)
+        same = (self.letter, self.guidance, self.timesteps) == (before.letter, before.guidance, before.timesteps)
         return same and not self.timesteps
 
 
@@ -54,24 +51,25 @@ class OpenStage:
     """A stage as it is written, of which only a run tells where it ends.
 
     Attributes:
+        letter: see `Stage`.
         length: its number of steps, where it ends, or None for the rest of the run.
-        guidance: see `Stage`.
+        guidance: likewise.
         timesteps: likewise.
     """
 
-    model: str
+    letter: str
     length: int | Boundary | None
     guidance: float | None = None
     timesteps: tuple[float, ...] | None = None
 
     def of(self, steps: int) -> Stage:
         """The stage of so many steps."""
-        return Stage(model=self.model, steps=steps, guidance=self.guidance, timesteps=self.timesteps)
+        return Stage(letter=self.letter, steps=steps, guidance=self.guidance, timesteps=self.timesteps)
 
     def __str__(self) -> str:
         """As it is written, without its options."""
         length = f"@{self.length}" if isinstance(self.length, Boundary) else self.length or ""
-        return f"{LETTERS[self.model]}{length}"
+        return f"{self.letter}{length}"
 
 
 def read_open_stage(word: str) -> OpenStage:
@@ -89,11 +87,11 @@ def read_open_stage(word: str) -> OpenStage:
     if match is None:
         raise UsageError(f"{word.upper()} is neither a schedule nor a run of one; give {FORMS}.")
     letter, steps, end = match.groups()
-    model, what = model_of(letter), f"The stage {word}"
+    what = f"The stage {word}"
     if steps is not None and int(steps) == 0:
         raise UsageError(f"The run {word.upper()} has no steps; leave it out or give it at least 1.")
     length = None if steps is None else int(steps)
-    stage = OpenStage(model=model, length=length if end is None else read_boundary(end, what))
+    stage = OpenStage(letter=letter, length=length if end is None else read_boundary(end, what))
     for option in options:
         stage = _with(stage, option, what)
     return stage
@@ -109,17 +107,6 @@ def read_stage(word: str) -> Stage:
     if not isinstance(stage.length, int):
         raise UsageError(f"{word.upper()} does not say how many steps it has; give {FORMS}.")
     return stage.of(stage.length)
-
-
-def model_of(letter: str) -> str:
-    """``large`` for L, ``small`` for S.
-
-    Raises:
-        UsageError: another letter.
-    """
-    if letter not in MODELS:
-        raise UsageError(f"The stage letter {letter} is unknown; use L for the large model and S for the small one.")
-    return MODELS[letter]
 
 
 def _with(stage: OpenStage, option: str, what: str) -> OpenStage:

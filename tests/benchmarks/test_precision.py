@@ -22,9 +22,9 @@ def result(psnr: list[float]) -> Result:
 
 
 def test_without_stages_both_models_are_shown_the_whole_trajectory() -> None:
-    models = StageSchedule.parse(EVERYWHERE, STEPS, 0, 0).models
+    models = StageSchedule.parse(EVERYWHERE, STEPS, 0, 0).letters
     for first in range(0, STEPS, 4):
-        assert set(models[first : first + 4]) == {"large", "small"}
+        assert set(models[first : first + 4]) == {"L", "S"}
     assert [each.calibration for each in variants()].count(EVERYWHERE) == 2
 
 

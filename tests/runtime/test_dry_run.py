@@ -117,10 +117,10 @@ def test_a_calibrated_schedule_is_the_default_and_is_told(bundle: Bundle) -> Non
 
 def test_a_distilled_model_is_told_where_it_differs(bundle: Bundle) -> None:
     """What the manifest says of the small model is part of the schedule, which may be typed as it is printed."""
-    components = dict(bundle.manifest.components)
     sampling = ModelSampling(timesteps=(1000.0, 815.5, 700.0, 8.0), guidance=1.0)
-    components["small"] = components["small"].model_copy(update={"sampling": sampling})
-    distilled = Bundle(folder=bundle.folder, manifest=bundle.manifest.model_copy(update={"components": components}))
+    large, small = bundle.manifest.models
+    models = (large, small.model_copy(update={"sampling": sampling}))
+    distilled = Bundle(folder=bundle.folder, manifest=bundle.manifest.model_copy(update={"models": models}))
     for text in ("auto", "LSL", "L2 S3 L1", "L2 S3:g1:t815.5,700 L1"):
         lines = plan_lines(distilled, job(text), "cpu")
         assert lines[2] == "schedule  L2 S3:g1:t815.5,700 L1, 5 steps, euler, guidance 5, shift 3"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flowblending.contracts.graph import GraphSpec, PipelineSpec, Precision, SigmaGrid, TensorSpec
 from flowblending.contracts.manifest import MANIFEST, Component, Flops, Geometry, Manifest, VideoProfile
+from flowblending.contracts.models import Model, by_letter
 from flowblending.engine.bundle.bundle import bundle_id, describe_file
 
 PIPELINE = PipelineSpec(
@@ -32,6 +33,12 @@ PIPELINE = PipelineSpec(
     early=0.4,
     late=0.2,
 )
+MODELS = (
+    Model(name="large", letter="L", components=("large",)),
+    Model(name="small", letter="S", components=("small",)),
+)
+"""Of most bundles."""
+PAIR = by_letter(MODELS)
 LATENT = ("batch", 16, "frames", "height", "width")
 
 
@@ -64,8 +71,9 @@ def write(folder: Path, *, backend: str = "onnxruntime", targets: tuple[str, ...
     (folder / "tokenizer.json").write_text("{}")
     profiles = (VideoProfile.fixed(Geometry(width=64, height=32, frames=9, latent_shape=(16, 3, 4, 8))),)
     manifest = Manifest(
-        id=bundle_id(PIPELINE, profiles, components.values(), b"{}"),
+        id=bundle_id(PIPELINE, profiles, components, b"{}", MODELS),
         pipeline=PIPELINE,
+        models=MODELS,
         profiles=profiles,
         components=components,
         tokenizer=(describe_file(folder, folder / "tokenizer.json"),),

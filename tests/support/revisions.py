@@ -49,6 +49,7 @@ from flowblending.export.verify.verify import TOLERANCE as TOLERANCES
 from flowblending.export.verify.verify import export_and_verify
 from flowblending.system.console import Console
 from tests.support.fingerprints import TOLERANCE, plain_weights, structure_and_values
+from tests.support.manifests import MODELS
 from tests.support.network_asked import asked_of_the_compiler
 from tests.support.plans import RTX
 
@@ -147,7 +148,8 @@ def _ranges(pipeline: Pipeline, folder: Path) -> Made:
         pipeline=pipeline.spec,
         geometry=plan_profiles(pipeline.spec, "64x64", 9)[0].opt,
         parts=pipeline.parts,
-        models=(LARGE, SMALL),
+        models=MODELS,
+        quantised=(LARGE, SMALL),
         tokenizer=pipeline.tokenizer,
         weights=lambda part: part.name,
         source="",

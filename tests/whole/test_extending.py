@@ -88,10 +88,11 @@ def test_a_cache_leaves_out_calls_and_is_measured(tmp_path: Path) -> None:
         compile_job(dataclasses.replace(job, cache="alternate:2"), manifest)
     with pytest.raises(UsageError, match=r"give off, mask.*, guidance:5, alternate, or several joined by"):
         compile_job(dataclasses.replace(job, cache="other"), manifest)
-    recorder, velocity = DivergenceRecorder(guidance=1.0), np.ones((1, 2, 1, 1, 1), np.float32)
+    models = {model.letter: [model.name] * 3 for model in manifest.models}
+    recorder, velocity = DivergenceRecorder(guidance=1.0, models=models), np.ones((1, 2, 1, 1, 1), np.float32)
     for step in range(3):
-        recorder.add(velocity, 1.0, {model: {COND: velocity * size * step} for model, size in ((LARGE, 1), (SMALL, 2))})
-    assert recorder.caches["alternate"] == {LARGE: [0.0, 1.0, 2.0], SMALL: [0.0, 2.0, 4.0]}
+        recorder.add(step, velocity, 1.0, {name: {COND: velocity * size * step} for name, size in (("L", 1), ("S", 2))})
+    assert recorder.result().caches["alternate"] == {LARGE: [0.0, 1.0, 2.0], SMALL: [0.0, 2.0, 4.0]}
     assert "alternate" in series_names(signals=False)
     assert measured_caches()["alternate"][0] is toybox.CACHE
 
@@ -117,9 +118,9 @@ def test_facts_of_a_back_end_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     manifest = manifests.write(tmp_path / "bundle", backend="onnx-reference")
     assert device_kind("auto", manifest) == CPU
     assert not can_use_gpu(["onnx-reference"])
-    assert choose_precisions(None, "onnx-reference")[LARGE] is Precision.FP32
+    assert choose_precisions(None, "onnx-reference", [LARGE])[LARGE] is Precision.FP32
     with pytest.raises(UsageError, match="bf16 was asked for, but ONNX's reference evaluator has no bf16 kernels"):
-        choose_precisions("bf16", "onnx-reference")
+        choose_precisions("bf16", "onnx-reference", [LARGE])
     with pytest.raises(UsageError, match="onnx-reference compiles for no GPU in particular"):
         check_targets("onnx-reference", ("sm90",))
     unknown = manifests.write(tmp_path / "unknown", backend="hal9000")

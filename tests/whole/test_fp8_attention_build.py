@@ -21,6 +21,7 @@ from flowblending.engine.build.fp8.options import Fp8Options
 from flowblending.engine.build.proof import pair_build
 from flowblending.engine.build.proof.report import BuildReport, read_report
 from flowblending.engine.build.proof.table import show_report
+from flowblending.engine.build.request import named_models
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.export.graph.audit import audit
 from tests.conftest import IN_PLANS, Build
@@ -87,8 +88,7 @@ def brief(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fp8Options:
 
 def request(pair: Path, out: Path, size: str, frames: int | str, fp8: Fp8Options) -> BuildRequest:
     return BuildRequest(
-        large=str(pair / "large"),
-        small=str(pair / "small"),
+        models=named_models(str(pair / "large"), str(pair / "small")),
         out=out,
         size=size,
         frames=frames,

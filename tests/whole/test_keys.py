@@ -28,7 +28,7 @@ from flowblending.contracts.graph import Precision
 from flowblending.contracts.manifest import Component
 from flowblending.engine.build.components import ComponentBuilder
 from flowblending.engine.build.fp8.options import Fp8Options
-from flowblending.engine.build.request import BuildRequest
+from flowblending.engine.build.request import BuildRequest, named_models
 from flowblending.engine.bundle.geometry import plan_profiles
 from flowblending.engine.store.store import Order, open_store
 from flowblending.system.console import Console
@@ -40,8 +40,8 @@ for kind, backend in (("wan", "tensorrt-rtx"), ("ltx", "onnxruntime")):
     pair = Path(sys.argv[2]).with_name(kind)
     pipeline = read_pipeline(pair)
     request = BuildRequest(
-        large=str(pair / "large"), small=str(pair / "small"), out=Path("out"), size="64x64", frames=9, precision=None,
-        backend=backend, targets=("sm89",) if backend != "onnxruntime" else (), fp8=Fp8Options(steps=3),
+        models=named_models(str(pair / "large"), str(pair / "small")), out=Path("out"), size="64x64", frames=9,
+        precision=None, backend=backend, targets=("sm89",) if backend != "onnxruntime" else (), fp8=Fp8Options(steps=3),
     )
     console, folder = Console(quiet=True), Path(sys.argv[3])
     profiles = plan_profiles(pipeline.spec, "64x64", 9)

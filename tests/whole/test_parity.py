@@ -172,10 +172,10 @@ def test_a_distilled_stage_of_wan(build: Build, checkpoints: Callable[[str], Pat
 def test_a_distilled_stage_of_ltx(build: Build, checkpoints: Callable[[str], Path]) -> None:
     """By the timesteps that the bundle remembers of its small model, from 975 to above 618."""
     built = build("ltx-condition")
-    components = dict(built.manifest.components)
+    large, small = built.manifest.models
     sampling = ModelSampling(timesteps=(1000.0, 993.7, 981.2, 975.0, 909.4, 725.0, 421.9), guidance=1.0)
-    components["small"] = components["small"].model_copy(update={"sampling": sampling})
-    manifest = built.manifest.model_copy(update={"components": components})
+    distilled = small.model_copy(update={"sampling": sampling})
+    manifest = built.manifest.model_copy(update={"models": (large, distilled)})
     job = dataclasses.replace(JOB, schedule="L5 S3 L2:g2.5", steps=10, guidance=4.0)
     # LTXConditionPipeline's own levels at 10 steps: five of 5 each, then a parabola through 1 - 0.025 and 0.
     base = [1000, 995, 990, 985, 980, 975, *(1000 - 25 - 5 * i - 38 * i**2 for i in (1, 2, 3, 4))]

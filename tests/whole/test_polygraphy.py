@@ -13,6 +13,7 @@ import onnx
 import pytest
 
 from flowblending.engine.build.build import BuildRequest, build_bundle
+from flowblending.engine.build.request import named_models
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
 from flowblending.system.console import Console
 from tests.support.documents import ROOT, Command, blocks, commands
@@ -33,8 +34,7 @@ def cached(checkpoints: Callable[[str], Path], engine_cache: Path, tmp_path_fact
     """A folder with two bundles ``A`` and ``B``, the second of which is taken from the cache, and ``kept.py``."""
     folder, pair = tmp_path_factory.mktemp("polygraphy"), checkpoints("wan")
     request = BuildRequest(
-        large=str(pair / "large"),
-        small=str(pair / "small"),
+        models=named_models(str(pair / "large"), str(pair / "small")),
         out=folder / "A",
         size="32x48",
         frames=9,

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from benchmarks.schedules.run import CHECKPOINTS, FRAMES, SIZE
 from benchmarks.shapes.evaluate import reconstruct
 from flowblending.engine.build.build import BuildRequest, build_bundle
+from flowblending.engine.build.request import named_models
 from flowblending.runtime.options import Job
 from flowblending.system.console import Console
 from tests.support import diffusers_reference
@@ -45,8 +46,7 @@ def test_the_vae_gives_unseen_clips_back() -> None:
 @pytest.mark.slow
 def test_its_video_is_that_of_diffusers(tmp_path: Path) -> None:
     request = BuildRequest(
-        large=str(PAIR / "large"),
-        small=str(PAIR / "small"),
+        models=named_models(str(PAIR / "large"), str(PAIR / "small")),
         out=tmp_path / "bundle",
         size=SIZE,
         frames=FRAMES,

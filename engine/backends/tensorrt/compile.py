@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.graph import LARGE, SMALL, Dim, GraphSpec, TensorSpec
+from flowblending.contracts.graph import Dim, GraphSpec, TensorSpec, is_transformer
 from flowblending.engine.backends.backend import Fp8AttentionError, PlanInfo
 from flowblending.engine.backends.protocol import ShapeProfile
 from flowblending.engine.backends.tensorrt.attention import quantise_attention
@@ -146,7 +146,7 @@ def _allow_decomposition(trt: Any, network: Any, component: str) -> None:
     a plan silently hold the scores of all pairs of tokens in memory.
     """
     for layer in _attention_layers(trt, network):
-        if layer.get_input(0).dtype == trt.float32 or component not in (LARGE, SMALL):
+        if layer.get_input(0).dtype == trt.float32 or not is_transformer(component):
             layer.__class__ = trt.IAttentionInputLayer  # get_layer knows the base class only
             layer.attention.decomposable = True
 

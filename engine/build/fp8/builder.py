@@ -46,12 +46,12 @@ class Fp8Builder:
         """
         from flowblending.export.fp8.layers import check_kept
 
-        for name in self._pair.models:
+        for name in self._pair.quantised:
             blocks = self.blocks(name)
             check_kept(name, blocks.count, blocks.keep)
         self.calibrator.check()
         if self._options.attention and self._options.calibration is not None:
-            for name in self._pair.models:
+            for name in self._pair.quantised:
                 self._check_attention(name, self._options.calibration)
 
     def without_attention(self) -> Fp8Builder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from flowblending import UsageError
-from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, PipelineSpec
+from flowblending.contracts.graph import TEXT_ENCODER, PipelineSpec
 from flowblending.contracts.manifest import BundleFile, Geometry
+from flowblending.contracts.models import Model, components_of, default_schedule
 from flowblending.engine.build.fp8.graphs import Rows, observed_graph, plain_graph
 from flowblending.engine.build.fp8.loader import Graph
-from flowblending.engine.build.fp8.options import MARGIN, PERCENTILE, SCHEDULE, Fp8Options
+from flowblending.engine.build.fp8.options import MARGIN, PERCENTILE, Fp8Options
 from flowblending.engine.build.fp8.room import (
     available_memory,
     calibration_load,
@@ -52,15 +53,17 @@ class Pair:
 
     Attributes:
         parts: every component by name.
-        models: the transformers to build in fp8.
+        models: of the bundle.
+        quantised: the transformers to build in fp8.
         weights: SHA-256 of a part's checkpoint.
-        source: the large model's checkpoint, as it was given.
+        source: the first model's checkpoint, as it was given.
     """
 
     pipeline: PipelineSpec
     geometry: Geometry
     parts: Mapping[str, Part]
-    models: Collection[str]
+    models: Sequence[Model]
+    quantised: Collection[str]
     tokenizer: bytes
     weights: Callable[[Part], str]
     source: str
@@ -108,11 +111,11 @@ class RangeCalibrator:
         if self._options.calibration is not None:
             _ = self.calibration
             return
-        schedule = self._planned.schedule
-        for name in self._pair.models:
-            if name[0].upper() not in schedule:
+        planned = self._planned
+        for name in self._pair.quantised:
+            if not planned.calls.get(name):
                 raise UsageError(
-                    f"The schedule {schedule} never runs {name}, so it cannot be calibrated on it; "
+                    f"The schedule {planned.schedule} never runs {name}, so it cannot be calibrated on it; "
                     f"give another --fp8-schedule, or another --precision of {name}."
                 )
 
@@ -128,7 +131,7 @@ class RangeCalibrator:
         """
         if not self.will_sample or on_gpu():
             return None
-        parts = {name: self._pair.parts[name].sources for name in (LARGE, SMALL)}
+        parts = {name: self._pair.parts[name].sources for name in self._transformers}
         load = calibration_load(parts, self._planned.calls, self._pair.pipeline, self._geometry)
         return check_load(load, self._geometry, available_memory())
 
@@ -191,7 +194,7 @@ class RangeCalibrator:
         if given is None:
             return Fp8Calibration.read(self._folder / FILE)
         found = Fp8Calibration.read(given)
-        for name in self._pair.models:
+        for name in self._pair.quantised:
             found.model(name, self._pair.weights(self._pair.parts[name]), given)
         self._console.log(f"calibration: {_summary(found)}, from {given}")
         return found
@@ -249,7 +252,7 @@ class RangeCalibrator:
         try:
             with self._console.phase("calibrating") as report:
                 graphs = {TEXT_ENCODER: plain_graph(parts[TEXT_ENCODER], scratch, report)}
-                for name in (LARGE, SMALL):
+                for name in self._transformers:
                     graphs[name], rows[name] = observed_graph(parts[name], percentile, scratch, report)
                 return self._measure(graphs, report, sample=True), rows
         finally:
@@ -272,18 +275,27 @@ class RangeCalibrator:
         return measure(
             RangesRequest(
                 pipeline=self._pair.pipeline,
+                models=tuple(self._pair.models),
                 geometry=self._geometry,
                 graphs=graphs,
                 tokenizer=tokenizer.absolute(),
                 trajectories=Trajectories(
                     prompts=self._prompts,
-                    schedule=self._options.schedule or SCHEDULE,
+                    schedule=self._schedule,
                     steps=self._options.steps,
                 ),
                 sample=sample,
             ),
             report,
         )
+
+    @property
+    def _transformers(self) -> tuple[str, ...]:
+        return components_of(self._pair.models)
+
+    @property
+    def _schedule(self) -> str:
+        return self._options.schedule or default_schedule(self._pair.models)
 
     @cached_property
     def _measured_on(self) -> str:
@@ -293,11 +305,11 @@ class RangeCalibrator:
         options, pair = self._options, self._pair
         if options.calibration is not None:
             return hashlib.sha256(options.calibration.read_bytes()).hexdigest()
-        run = [pair.parts[name] for name in (LARGE, SMALL, TEXT_ENCODER)]
+        run = [pair.parts[name] for name in (*self._transformers, TEXT_ENCODER)]
         content = {
             "revisions": [f"exporter {EXPORTER}", f"trajectories {REVISION}", *(part.revision for part in run)],
             "prompts": self._prompts,
-            "schedule": options.schedule or SCHEDULE,
+            "schedule": self._schedule,
             "steps": options.steps,
             "percentile": PERCENTILE if options.percentile is None else options.percentile,
             "margin": MARGIN if options.margin is None else options.margin,

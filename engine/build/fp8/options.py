@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from flowblending import UsageError
-from flowblending.contracts.graph import LARGE, SMALL
+from flowblending.contracts.models import EXPERTS
 from flowblending.engine.backends.registry import BACKENDS
 
-SCHEDULE = "LSL"
 PERCENTILE = 100.0
 MARGIN = 1.1
 """E4M3 has 18 binary orders of magnitude, so room above costs next to nothing and clipping costs a lot."""
@@ -59,12 +58,13 @@ class Fp8Options:
         given = {_OPTIONS[name]: str(value) for name, value in values.items() if value is not None}
         return given | ({ATTENTION: ""} if self.attention else {})
 
-    def check(self, models: Collection[str], backend: str) -> None:
+    def check(self, models: Collection[str], backend: str, names: Sequence[str]) -> None:
         """Refuse options that contradict one another or have nothing to act on.
 
         Args:
             models: the transformers that are built in fp8.
             backend: what they are built for.
+            names: of all models.
 
         Raises:
             UsageError: likewise.
@@ -89,10 +89,19 @@ class Fp8Options:
             )
         if self.margin is not None and not (math.isfinite(self.margin) and self.margin >= 1):
             raise UsageError(f"A margin of {self.margin:g} was given, but a factor of 1 or more was expected; try 1.1.")
-        self.kept(LARGE)
+        self._keep(names)
 
-    def kept(self, model: str) -> int | None:
+    def kept(self, component: str) -> int | None:
         """How many blocks of a model are kept at either end; None where it is left to the number of its blocks.
+
+        Args:
+            component: its engine; what is said of a model holds for both of its experts.
+        """
+        chosen, model = self._keep(), component.partition("_")[0]
+        return next((chosen[name] for name in (component, model, _EVERY) if name in chosen), None)
+
+    def _keep(self, names: Collection[str] | None = None) -> dict[str, int]:
+        """Numbers by what was named.
 
         Raises:
             UsageError: the option is neither a number nor a number for each of some models.
@@ -100,13 +109,17 @@ class Fp8Options:
         chosen: dict[str, int] = {}
         for item in self.keep.split(",") if self.keep is not None else []:
             name, equals, number = item.strip().rpartition("=")
-            if (equals and name not in (LARGE, SMALL)) or not number.isdecimal():
+            known = names is None or name.removesuffix(EXPERTS[0]).removesuffix(EXPERTS[1]) in names
+            if (equals and not known) or not number.isdecimal():
+                examples = ",".join(f"{each}={3 - min(place, 2)}" for place, each in enumerate(names or ["large"]))
                 raise UsageError(
                     f"--fp8-keep {self.keep} was given, but a number of blocks was expected; "
-                    "try --fp8-keep 2 or --fp8-keep large=3,small=1."
+                    f"try --fp8-keep 2 or --fp8-keep {examples}."
                 )
-            chosen |= dict.fromkeys([name] if equals else [LARGE, SMALL], int(number))
-        return chosen.get(model)
+            if not equals:
+                chosen.clear()
+            chosen[name if equals else _EVERY] = int(number)
+        return chosen
 
     def read_prompts(self) -> tuple[str, ...]:
         """The prompts to calibrate on.
@@ -133,6 +146,9 @@ class Fp8Options:
             prompts.append(line.job.prompt)
         return tuple(prompts)
 
+
+_EVERY = ""
+"""What a number without a name is for."""
 
 ATTENTION = "--fp8-attention"
 _OPTIONS = {

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.graph import LARGE, SMALL, GraphSpec, PipelineSpec
+from flowblending.contracts.graph import GraphSpec, PipelineSpec
 from flowblending.contracts.manifest import BundleFile, Component, Geometry, Manifest, VideoProfile
+from flowblending.contracts.models import Model, components_of
 from flowblending.contracts.program import TIMESTEP, Program
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
@@ -57,13 +58,15 @@ class RangesRequest:
     """What to run.
 
     Attributes:
-        graphs: ``text_encoder``, and ``large`` and ``small``, which have the output ``ranges`` [rows, 2] behind the
-            velocity; without any, the trajectories are planned and that is all.
+        models: of the bundle, for the letters of the schedule.
+        graphs: ``text_encoder``, and the models', which have the output ``ranges`` [rows, 2] behind the velocity;
+            without any, the trajectories are planned and that is all.
         tokenizer: ``tokenizer.json``.
         sample: whether to sample; else the prompts are encoded, and nothing more.
     """
 
     pipeline: PipelineSpec
+    models: tuple[Model, ...]
     geometry: Geometry
     graphs: Mapping[str, Graph]
     tokenizer: Path
@@ -134,7 +137,7 @@ def sample_ranges(request: RangesRequest, progress: Callable[[str], None]) -> Tr
     ]
     programs = [compile_job(job, manifest) for job in jobs]
     if not request.graphs:
-        return _measured(programs, {}, {})
+        return _measured(programs, request.models, {}, {})
     device = open_device(AUTO, manifest)
     loader = Loader(request.graphs, device)
     pipeline = _Encoding(bundle=Bundle(folder=Path("/"), manifest=manifest), device=device, loader=loader)
@@ -145,13 +148,17 @@ def sample_ranges(request: RangesRequest, progress: Callable[[str], None]) -> Tr
     branches = [each for prompt in conditions[:_SAMPLES] for each in prompt.values()]
     return _measured(
         programs,
+        request.models,
         {name: model.observed() for name, model in models.items()},
         {name: np.concatenate([device.download(branch[name]) for branch in branches]) for name in branches[0]},
     )
 
 
 def _measured(
-    programs: Sequence[Program], models: Mapping[str, Observed], conditions: Mapping[str, npt.NDArray[Any]]
+    programs: Sequence[Program],
+    models: Sequence[Model],
+    observed: Mapping[str, Observed],
+    conditions: Mapping[str, npt.NDArray[Any]],
 ) -> TrajectoryRanges:
     program = programs[0]
     return TrajectoryRanges(
@@ -159,8 +166,8 @@ def _measured(
         steps=len(program.steps),
         solver=program.solver,
         guidance=program.guidance,
-        calls={model: sum(each.calls(model) for each in programs) for model in (LARGE, SMALL)},
-        models=models,
+        calls={model: sum(each.calls(model) for each in programs) for model in components_of(models)},
+        models=observed,
         conditions=conditions,
     )
 
@@ -180,6 +187,7 @@ def _manifest(request: RangesRequest) -> Manifest:
     return Manifest.model_construct(
         id="",
         pipeline=request.pipeline,
+        models=request.models,
         profiles=(VideoProfile.fixed(request.geometry),),
         components=components,
         tokenizer=(BundleFile.model_construct(path=str(request.tokenizer), bytes=0, sha256=""),),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from flowblending.contracts.graph import LARGE, SMALL, Precision
+from flowblending.contracts.graph import Precision, is_transformer
 from flowblending.contracts.manifest import Component
 from flowblending.contracts.proof import Facts, Proof, Sizes
 
@@ -27,7 +27,7 @@ class Claim(Facts):
     """One thing that a build claims.
 
     Attributes:
-        component: that it is about; ``pair`` for both transformers together.
+        component: that it is about; ``pair`` for all transformers together.
         claim: a few words.
         state: ``open`` is what this machine could not tell.
         detail: figures, or what is missing.
@@ -48,7 +48,7 @@ def component_claims(proof: Proof, component: Component, sizes: Sequence[Sizes])
         sizes: the smallest and the largest of its profile.
     """
     claims = [_parity(proof, sizes), _scatters(proof)]
-    if proof.component in (LARGE, SMALL):
+    if is_transformer(proof.component):
         claims.append(_layers(proof, component.spec.precision))
         if proof.plan is not None and set(proof.graph.attention) - {"fp32"}:
             claims.append(_attention(proof))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowblending.contracts.graph import LARGE, SMALL, ExportedGraph
+from flowblending.contracts.graph import ExportedGraph, is_transformer
 from flowblending.contracts.proof import Compared, GraphFacts, PlanFacts, Proof, proof_file
 from flowblending.engine.backends.backend import Compiled, Fp8AttentionError, Listing
 from flowblending.engine.backends.protocol import ShapeProfile, largest
@@ -103,7 +103,7 @@ def _plan(found: Audit, compiled: Compiled, component: str) -> PlanFacts:
     types = {} if listing is None else listing.product_types(path)
     told = {name: "+".join(sorted(types[name])) for name in found.layer_types if name in types}
     # In fp32, and in the VAE's wide heads, there is no fused kernel to be had.
-    wanted = {name for name, kind in found.attention_types.items() if kind != "fp32" and component in (LARGE, SMALL)}
+    wanted = {name for name, kind in found.attention_types.items() if kind != "fp32" and is_transformer(component)}
     unfused = tuple(sorted(wanted - listing.fused_attention(path))) if listing is not None and types else ()
     return PlanFacts(
         bytes=info.bytes,

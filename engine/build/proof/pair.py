@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.contracts.graph import LARGE, SMALL, Precision
+from flowblending.contracts.graph import Precision
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.proof import Facts
 from flowblending.engine.build.proof.claims import FAILED, OPEN, PROVED, Claim, State
@@ -218,7 +218,7 @@ def _root_of_ratio(pairs: list[tuple[float, float]]) -> float:
 
 def allowed(manifest: Manifest) -> dict[str, float]:
     """`ALLOWED` of a bundle's models, by model."""
-    return {name: ALLOWED[manifest.components[name].spec.precision] for name in (LARGE, SMALL)}
+    return {name: ALLOWED[manifest.components[name].spec.precision] for name in manifest.transformers}
 
 
 def unmeasured(program: Mapping[str, Any], reason: str) -> PairFacts:
@@ -236,8 +236,8 @@ def unmeasured(program: Mapping[str, Any], reason: str) -> PairFacts:
 
 
 def pair_claims(pair: PairFacts | None, manifest: Manifest) -> list[Claim]:
-    """What is claimed of a pair; nothing where both transformers are in fp32."""
-    precisions = {manifest.components[name].spec.precision for name in (LARGE, SMALL)}
+    """What is claimed of a pair; nothing where all transformers are in fp32."""
+    precisions = {manifest.components[name].spec.precision for name in manifest.transformers}
     if precisions == {Precision.FP32}:
         return []
     claim = "velocities along the schedule as in fp32"

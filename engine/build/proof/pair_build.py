@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.contracts.graph import LARGE, SMALL, TEXT_ENCODER, Precision
+from flowblending.contracts.graph import TEXT_ENCODER, Precision
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import COND, TIMESTEP, UNCOND
 from flowblending.engine.backends.protocol import Engine
@@ -57,20 +57,20 @@ def measure_pair(
 
     Args:
         bundle: its files are there.
-        parts: both transformers and the text encoder.
+        parts: the transformers and the text encoder.
         program: as its JSON.
         prompt: that the trajectory is of, beside the pipeline's negative prompt. Noise in place of a prompt's
             embedding would lead a trained pair to latents that no video has.
         progress: told what is being done.
 
     Returns:
-        None if both are in fp32, which is what they would be compared with.
+        None if all are in fp32, which is what they would be compared with.
 
     Raises:
         FlowBlendingError: the prompt cannot be read or encoded.
     """
     manifest = bundle.manifest
-    precisions = {name: manifest.components[name].spec.precision for name in (LARGE, SMALL)}
+    precisions = {name: manifest.components[name].spec.precision for name in manifest.transformers}
     if set(precisions.values()) == {Precision.FP32}:
         return None
     if _operations(manifest, program) > AFFORDABLE:
@@ -81,17 +81,19 @@ def measure_pair(
     progress("encoding the prompt")
     conditions = encode(parts[TEXT_ENCODER].load(Precision.FP32), tokens, manifest.pipeline.frame_rate)
     progress("sampling it in torch in fp32")
-    models = {name: parts[name].load(Precision.FP32) for name in (LARGE, SMALL)}
+    # Where the schedule leaves an engine out, there is nothing to compare it by.
+    names = sorted({each["model"] for each in _runs(program)})
+    models = {name: parts[name].load(Precision.FP32) for name in names}
     final, calls = follow(program, TorchPair(models, conditions, stock=True), noise)
     arrays = {branch: {name: value.numpy() for name, value in each.items()} for branch, each in conditions.items()}
     progress("sampling it in the bundle's precision")
-    if not {LARGE, SMALL}.intersection(gpu_components(manifest)):
-        velocity: Velocity = EnginePair({name: _open(bundle, name) for name in (LARGE, SMALL)}, arrays)
+    if not set(names).intersection(gpu_components(manifest)):
+        velocity: Velocity = EnginePair({name: _open(bundle, name) for name in names}, arrays)
     else:
         write_trajectory(bundle.folder / TRAJECTORY, program, calls, final, arrays)
         if Precision.FP8 in precisions.values():
             return unmeasured(program, "fp8 of a plan is computed on a GPU only")
-        ours = {name: parts[name].load(precision) for name, precision in precisions.items()}
+        ours = {name: parts[name].load(precisions[name]) for name in names}
         velocity = TorchPair(ours, conditions, stock=False)
     return compare_pair(program, calls, final, velocity, noise, where="cpu", allowed=allowed(manifest))
 
@@ -126,7 +128,7 @@ class EnginePair:
     """Computes velocities with engines on the CPU.
 
     Args:
-        engines: ``large`` and ``small``.
+        engines: by model.
         conditions: by branch and input.
     """
 

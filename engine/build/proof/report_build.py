@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowblending import FlowBlendingError
+from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.manifest import Manifest
+from flowblending.contracts.models import default_schedule
 from flowblending.engine.build.proof.pair import slots_of
 from flowblending.engine.build.proof.pair_build import measure_pair
 from flowblending.engine.build.proof.report import BuildReport, make_report, read_report, write_report
@@ -18,6 +20,7 @@ from flowblending.engine.build.proof.table import show_report
 from flowblending.engine.bundle.bundle import TRAJECTORY, Bundle
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
+from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.system.console import Console
 
 if TYPE_CHECKING:
@@ -52,7 +55,7 @@ def add_report(
         report = make_report(bundle, slots=earlier.slots, pair=earlier.pair, run=run, inspected=earlier.inspected)
     else:
         with console.phase("Measuring the pair") as progress:
-            program = default_program(bundle.manifest)
+            program = proof_program(bundle.manifest)
             pair = measure_pair(bundle, parts, program, prompt, progress)
             report = make_report(bundle, slots=slots_of(program), pair=pair, run=run)
     check_report(report, console)
@@ -60,9 +63,18 @@ def add_report(
     return report
 
 
-def default_program(manifest: Manifest) -> Mapping[str, Any]:
-    """The program that ``fb-run`` runs unless told otherwise, as its JSON (file contract 3)."""
-    return compile_job(Job(prompt=""), manifest).to_json()
+def proof_program(manifest: Manifest) -> Mapping[str, Any]:
+    """What a pair is measured along, as the JSON of file contract 3.
+
+    It is what ``fb-run`` runs unless told otherwise; where that leaves models out, stages of equal length of them all.
+    """
+    usual, first = Job(prompt=""), manifest.models[0]
+    if not set(default_schedule(manifest.models)) >= {model.letter for model in manifest.models}:
+        stages = " ".join(f"{model.letter}1" for model in (*manifest.models, first))
+        runs = str(StageSchedule.scaled(stages, manifest.pipeline.steps))
+        with contextlib.suppress(UsageError):  # of distilled models whose timesteps do not lie there
+            return compile_job(Job(prompt="", schedule=runs), manifest).to_json()
+    return compile_job(usual, manifest).to_json()
 
 
 def check_report(report: BuildReport, console: Console) -> None:

@@ -1,12 +1,13 @@
 """A short run of a bundle, from a prompt to pixels, by the very code that fb-run runs: whether the bundle runs at all.
 
-Two steps of the smallest video, one with each model. Components that each equal torch may still not make a video
-together, and what torch gives may be no number either.
+A few steps of the smallest video, one with each model's engine. Components that each equal torch may still not make a
+video together, and what torch gives may be no number either.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from flowblending import FlowBlendingError, OutOfMemoryError, UsageError
 from flowblending.contracts.graph import VAE_NEXT
 from flowblending.contracts.manifest import Geometry, Manifest, count_frames
+from flowblending.contracts.models import Model
 from flowblending.contracts.program import Program
 from flowblending.contracts.proof import Facts
 from flowblending.engine.backends.gpu import gpu_architecture
@@ -31,9 +33,6 @@ from flowblending.system.subprocess_call import Progress
 
 BUNDLE = "bundle"
 CLAIM = "runs from a prompt to pixels"
-
-_SCHEDULES = ("L1 S1", "S1 L1")
-"""Both models once. One that was distilled may have timesteps of its own at only one end of a run."""
 
 
 class RunFacts(Facts):
@@ -77,14 +76,14 @@ def run_claim(run: RunFacts | None) -> Claim:
 
 
 def short_job(manifest: Manifest, prompt: str) -> Job:
-    """The shortest run of a bundle that takes every component: both models, and guidance if the family guides.
+    """The shortest run of a bundle that takes every component: all models, and guidance if the family guides.
 
     Raises:
         UsageError: the bundle has no run that compiles.
     """
     geometry = smallest(manifest)
-    for schedule in _SCHEDULES:
-        job = Job(prompt=prompt, size=geometry.size, frames=geometry.frames, steps=2, schedule=schedule)
+    for schedule in _schedules(manifest.models):
+        job = Job(prompt=prompt, size=geometry.size, frames=geometry.frames, schedule=schedule)
         try:
             compile_job(job, manifest)
         except UsageError:
@@ -93,6 +92,14 @@ def short_job(manifest: Manifest, prompt: str) -> Job:
     whole = Job(prompt=prompt, size=geometry.size, frames=geometry.frames)
     compile_job(whole, manifest)
     return whole
+
+
+def _schedules(models: Sequence[Model]) -> tuple[str, str]:
+    """Every engine once. A distilled model may have timesteps of its own at only one end of a run."""
+    letters = [letter for model in models for letter in model.letters or (model.letter,)]
+    # A single step would tell nothing of a multistep solver.
+    runs = [f"{letter}{1 if len(letters) > 1 else 2}" for letter in letters]
+    return " ".join(runs), " ".join(reversed(runs))
 
 
 def smallest(manifest: Manifest) -> Geometry:

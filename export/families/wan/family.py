@@ -1,4 +1,4 @@
-"""The family Wan 2.1 text-to-video, as diffusers' WanPipeline runs it (pipelines/wan/pipeline_wan.py)."""
+"""The family Wan text-to-video (2.1, 2.2 A14B), as diffusers' WanPipeline runs it (pipelines/wan/pipeline_wan.py)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from flowblending.export.checkpoint.checkpoint import (
     read_json,
     vae_statistics,
 )
+from flowblending.export.checkpoint.experts import expert_boundary
 from flowblending.export.checkpoint.naming import shown
 from flowblending.export.families.t5 import text_encoder_part
 from flowblending.export.families.wan.authors import authors_sampling
@@ -85,7 +86,7 @@ _SCHEDULERS = {
 
 
 class Wan:
-    """Which checkpoints are Wan 2.1 text-to-video, and what they consist of."""
+    """Which checkpoints are Wan text-to-video, and what they consist of."""
 
     def advise(self, checkpoint: Checkpoint) -> str | None:  # noqa: ARG002 - Family
         """Nothing: there is one class."""
@@ -97,9 +98,15 @@ class Wan:
         Raises:
             FlowBlendingError: a VAE or a scheduler of another kind.
         """
+        transformer = checkpoint.config(TRANSFORMER)
+        if checkpoint.timestep_per_token:
+            raise FlowBlendingError(
+                f"{shown(checkpoint.folder)} is told a timestep for every token (it sets expand_timesteps) and has "
+                f"{transformer.get('in_channels')} latent channels, as Wan 2.2 TI2V-5B does, which is not supported; "
+                "give a text-to-video checkpoint of Wan 2.1, or Wan 2.2 T2V A14B."
+            )
         check_decoder(checkpoint)
         solver, grid = _sampler(checkpoint)
-        transformer = checkpoint.config(TRANSFORMER)
         temporal, spatial = WAN.vae_factors(checkpoint.config("vae"))
         mean, std = vae_statistics(checkpoint)
         patch_frames, patch_height, patch_width = transformer["patch_size"]
@@ -127,7 +134,7 @@ class Wan:
             # FlowBlending (arXiv 2512.24724), ablation of the two boundaries on Wan.
             early=0.4,
             late=0.2,
-            authors=authors_sampling(_architecture(transformer), experts=checkpoint.has("transformer_2")),
+            authors=authors_sampling(_architecture(transformer), experts=expert_boundary(checkpoint) is not None),
         )
 
     def transformer(self, _checkpoint: Checkpoint, folder: Path, name: str, loras: Sequence[Lora] = ()) -> Part:
@@ -140,7 +147,7 @@ class Wan:
         if config.get("image_dim") is not None or config.get("added_kv_proj_dim") is not None:
             raise FlowBlendingError(
                 f"{shown(folder)} is an image-to-video transformer, but only text-to-video is supported; "
-                "give a Wan 2.1 T2V checkpoint."
+                "give a Wan T2V checkpoint."
             )
         return Part(
             name=name,

@@ -29,4 +29,11 @@ def _original(shapes: Shapes, base: Mapping[str, Any]) -> Original:
     return read_original(shapes, base)
 
 
-WAN = ModelFamily(name="wan", pipelines=("WanPipeline",), vae_factors=_vae_factors, load=_load, original=_original)
+WAN = ModelFamily(
+    name="wan",
+    pipelines=("WanPipeline",),
+    vae_factors=_vae_factors,
+    load=_load,
+    original=_original,
+    experts=True,
+)

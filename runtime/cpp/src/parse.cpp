@@ -11,7 +11,7 @@
 namespace flowblending::detail {
 namespace {
 
-constexpr std::int64_t kManifestFormat = 2;
+constexpr std::int64_t kManifestFormat = 3;
 // Programs of format 1 had no rescaling, and are otherwise the same.
 constexpr std::int64_t kProgramFormat = 2;
 constexpr std::int64_t kLargestFile = std::int64_t{1} << 50;
@@ -220,6 +220,15 @@ std::vector<std::pair<TensorSpec, Source>> bindings(const Node& engine) {
   return inputs;
 }
 
+// The components that models run: one each, or two experts. Before the third format there were two models.
+std::set<std::string> engines_of(const Node& models) {
+  std::set<std::string> engines;
+  models.each([&](const Node& model) {
+    for (const std::string& name : texts(model.at("components"))) engines.insert(name);
+  });
+  return engines;
+}
+
 }  // namespace
 
 std::int64_t elements(const LatentShape& latent_shape) {
@@ -234,9 +243,11 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
   manifest.id = root.at("id").text();
   // A bundle of the first format makes one video.
   manifest.profiles = format == 1 ? one_profile(root.at("geometry")) : read_profiles(root.at("profiles"));
+  const std::set<std::string> engines =
+      format < 3 ? std::set<std::string>{"large", "small"} : engines_of(root.at("models"));
   root.at("components").members([&](const std::string& name, const Node& node) {
     node.at("files").each([&](const Node& each) { manifest.files.push_back(file(each)); });
-    if (name == "large" || name == "small") manifest.models.emplace(name, component(node));
+    if (engines.count(name) != 0) manifest.models.emplace(name, component(node));
   });
   root.at("tokenizer").each([&](const Node& each) { manifest.files.push_back(file(each)); });
   root.at("rebuild").each(

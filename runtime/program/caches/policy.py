@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from flowblending import UsageError
 
 if TYPE_CHECKING:
-    from flowblending.runtime.program.schedule import StageSchedule
+    from flowblending.runtime.program.visits import Visits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +24,16 @@ class Outline:
     """What a policy knows of a run.
 
     Attributes:
-        schedule: the model of every step. A step with a timestep of its stage's own is a stage by itself: such steps
+        schedule: the engine of every step. A step with a timestep of its stage's own is a stage by itself: such steps
             lie far apart, and nothing is reused there.
         timesteps: what the transformer is told at each step, in [0, 1000] [steps].
         guided: whether steps have an unconditional branch beside the conditional one, where their stage does not say.
-        architectures: of each model, by ``large`` and ``small``: its published name (see
-            `flowblending.contracts.graph`), for policies with constants of its own; None or absent if it has none.
-        constants: by policy and model, what ``fb-calibrate`` measured on the bundle; it goes before what is published.
+        architectures: by engine, its published name (see `flowblending.contracts.graph`), for policies with constants
+            of its own; None or absent if it has none.
+        constants: by policy and engine, what ``fb-calibrate`` measured on the bundle; it goes before what is published.
     """
 
-    schedule: StageSchedule
+    schedule: Visits
     timesteps: tuple[float, ...]
     guided: bool
     architectures: Mapping[str, str | None] = field(default_factory=dict)

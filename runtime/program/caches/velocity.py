@@ -18,7 +18,7 @@ from flowblending.runtime.program.caches.easycache import COMPUTED, reused
 from flowblending.runtime.program.caches.policy import Decisions
 from flowblending.runtime.program.caches.taylor import differences, extrapolate
 from flowblending.runtime.program.combination import Combination, slot
-from flowblending.runtime.program.schedule import StageSchedule
+from flowblending.runtime.program.visits import Visits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +34,12 @@ class StepVelocity:
 
 
 def velocities(
-    schedule: StageSchedule, decisions: Decisions, *, guidance: float, batched: bool, rescale: float = 0.0
+    schedule: Visits, decisions: Decisions, *, guidance: float, batched: bool, rescale: float = 0.0
 ) -> tuple[StepVelocity, ...]:
     """The calls and the velocity of every step.
 
     Args:
-        schedule: the model of every step.
+        schedule: the engine of every step.
         decisions: for as many steps; the first step of every stage computes.
         guidance: scale of classifier-free guidance, where a stage has none of its own; 1 or less runs the conditional
             branch only.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowblending import FlowBlendingError, UsageError
-from flowblending.contracts.graph import EXTERNAL_DATA, LARGE, SMALL
+from flowblending.contracts.graph import EXTERNAL_DATA
 from flowblending.contracts.manifest import MANIFEST
 from flowblending.engine.backends.registry import BACKENDS
 from flowblending.engine.bundle.bundle import Bundle, check_outside
@@ -69,13 +69,13 @@ def video_model(name: str, bundle: Bundle, queue: QueuePolicy, place: Placement)
 
 
 def plan_models(name: str, bundle: Bundle, place: Placement) -> list[Model]:
-    """The two transformers of a bundle as models of Triton's TensorRT backend.
+    """The transformers of a bundle as models of Triton's TensorRT backend.
 
     Raises:
         UsageError: they are no TensorRT plans.
     """
     models = []
-    for part in (LARGE, SMALL):
+    for part in bundle.manifest.transformers:
         component = bundle.manifest.components[part]
         profiles = len(shape_profiles(part, bundle.manifest.pipeline, bundle.manifest.profiles))
         backend = BACKENDS.get(component.backend).triton

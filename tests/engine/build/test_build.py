@@ -21,6 +21,7 @@ from flowblending.engine.backends.gpu import gpu_architecture
 from flowblending.engine.build.build import BuildRequest, build_bundle, rebuild_command
 from flowblending.engine.build.plan import Plan, make_plan
 from flowblending.engine.build.proof.report import read_report
+from flowblending.engine.build.request import named_models
 from flowblending.engine.build.sources import Folders
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
 from flowblending.runtime.jobs import compile_job
@@ -31,10 +32,9 @@ from tests.support.store_process import Recorder
 pytestmark = pytest.mark.slow
 
 
-def request(pair: Path, out: Path) -> BuildRequest:
+def request(pair: Path, out: Path, sampling: dict[str, ModelSampling] | None = None) -> BuildRequest:
     return BuildRequest(
-        large=str(pair / "large"),
-        small=str(pair / "small"),
+        models=named_models(str(pair / "large"), str(pair / "small"), sampling=sampling),
         out=out,
         size="32x48",
         frames=9,
@@ -46,8 +46,8 @@ def request(pair: Path, out: Path) -> BuildRequest:
 
 def plan(asked: BuildRequest) -> Plan:
     """What is read of two folders."""
-    large, small = Path(asked.large), Path(asked.small)
-    return make_plan(asked, Folders(base=large, models={"large": large, "small": small}))
+    models = {model.name: Path(model.source) for model in asked.models}
+    return make_plan(asked, Folders(base=models[asked.first.name], models=models))
 
 
 def said(lines: Sequence[str]) -> list[str]:
@@ -104,13 +104,11 @@ def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(
     # Another geometry: ONNX Runtime's engines take any size, so nothing is built.
     console = Recorder()
     sampling = ModelSampling(timesteps=(1000.0, 993.75, 725.0), guidance=1.0)
-    moved = build_bundle(
-        dataclasses.replace(request(pair, out), size="64x64", sampling={"small": sampling}), console
-    ).manifest
+    moved = build_bundle(dataclasses.replace(request(pair, out, {"small": sampling}), size="64x64"), console).manifest
     assert {line.partition(":")[2] for line in said(console.lines)} == {" reused, nothing changed"}
     assert moved.geometry.width == 64
-    assert {name for name, each in moved.components.items() if each.sampling} == {"small"}
-    assert open_bundle(out).manifest.components["small"].sampling == sampling
+    assert [model.sampling for model in moved.models] == [None, sampling]
+    assert open_bundle(out).manifest.models[1].sampling == sampling
     assert moved.rebuild[-4:] == ("--small-timesteps", "1000,993.75,725", "--small-guidance", "1")
     assert before.components["large"].architecture is None
     assert moved.components["large"].architecture == "toy large"
@@ -131,7 +129,7 @@ def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(
     changed = build_bundle(request(pair, out), console)
     assert "small: rebuilt, weights changed" in console.lines
     assert changed.manifest.components["small"].architecture == "toy small"
-    assert changed.manifest.components["small"].sampling is None
+    assert changed.manifest.models[1].sampling is None
     assert "vae_next: rebuilt, its files changed" in console.lines
     assert sum("reused" in line for line in console.lines) == 3
     changed.verify(recompute=True)

@@ -23,6 +23,7 @@ from flowblending.engine.backends.tensor import CPU, Tensor
 from flowblending.engine.build.build import BuildRequest, build_bundle
 from flowblending.engine.build.lora import fused_sha256, read_loras
 from flowblending.engine.build.plan import Plan, make_plan
+from flowblending.engine.build.request import named_models
 from flowblending.engine.build.sources import Folders
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.export.checkpoint.size import apart_bytes
@@ -94,8 +95,7 @@ class Pair:
 
     def request(self, out: Path, *loras: str, **changes: Any) -> BuildRequest:
         asked = BuildRequest(
-            large=str(self.folder / "large"),
-            small=str(self.folder / "small"),
+            models=named_models(str(self.folder / "large"), str(self.folder / "small")),
             out=out,
             size=SMALLEST["wan"].size,
             frames=SMALLEST["wan"].frames,
@@ -141,7 +141,8 @@ def test_a_file_for_the_other_model_says_which(pair: Pair) -> None:
 
 def test_a_file_that_fits_several_models_has_to_say_which(pair: Pair) -> None:
     large = pair.lora("large", "musubi")
-    request = dataclasses.replace(pair.request(Path("out"), str(large)), small=str(pair.folder / "large"))
+    twice = named_models(str(pair.folder / "large"), str(pair.folder / "large"))
+    request = dataclasses.replace(pair.request(Path("out"), str(large)), models=twice)
     with pytest.raises(UsageError, match=rf"fits large and small; name .*: --lora large={large},small={large}\."):
         make_plan(request, pair.folders("large"))
 

@@ -13,6 +13,7 @@ import pytest
 from flowblending import FlowBlendingError
 from flowblending.engine.build.build import BuildRequest
 from flowblending.engine.build.plan import check_plan, make_plan
+from flowblending.engine.build.request import named_models
 from flowblending.engine.build.sources import find_sources
 
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -60,8 +61,7 @@ def test_json_that_is_too_deep_is_a_sentence(file: str, checkpoints: Callable[[s
 def plan(pair: Path, scratch: Path) -> None:
     """Look at a pair as a build does before it reads weights."""
     asked = BuildRequest(
-        large=str(pair / "large"),
-        small=str(pair / "small"),
+        models=named_models(str(pair / "large"), str(pair / "small")),
         out=scratch / "out",
         size="32x32",
         frames="9",

@@ -8,6 +8,7 @@ from flowblending import UsageError
 from flowblending.engine.backends.registry import BACKENDS
 from flowblending.engine.build.precision import choose_precisions, component_precision
 
+MODELS = ("large", "small")
 NAMES = ("large", "small", "text_encoder", "vae_first", "vae_next")
 
 
@@ -27,7 +28,7 @@ NAMES = ("large", "small", "text_encoder", "vae_first", "vae_next")
     ],
 )
 def test_precisions(text: str | None, backend: str, expected: str) -> None:
-    chosen = choose_precisions(text, backend)
+    chosen = choose_precisions(text, backend, MODELS)
     assert " ".join(component_precision(chosen, name) for name in NAMES) == expected
 
 
@@ -48,16 +49,16 @@ def test_precisions(text: str | None, backend: str, expected: str) -> None:
 )
 def test_wrong_precisions(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        choose_precisions(text, "onnxruntime")
+        choose_precisions(text, "onnxruntime", MODELS)
 
 
 @pytest.mark.parametrize("backend", BACKENDS.built_in)
 @pytest.mark.parametrize("wrong", ["fp61", "bf61", "large=x", "bf16", "text_encoder=bf16", "vae=bf16"])
 def test_what_a_message_suggests_is_accepted(backend: str, wrong: str) -> None:
     try:
-        choose_precisions(wrong, backend)
+        choose_precisions(wrong, backend, MODELS)
     except UsageError as error:
         advice = str(error).partition("; use --precision ")[2].partition(", or --backend")[0].partition(", for")[0]
         name, equals, words = advice.rpartition("=")
         for word in re.split(r", | or ", words):
-            choose_precisions(name + equals + word, backend)
+            choose_precisions(name + equals + word, backend, MODELS)

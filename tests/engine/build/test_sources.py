@@ -12,7 +12,7 @@ import torch
 
 from flowblending import FlowBlendingError
 from flowblending.engine.build.plan import Plan, check_plan, make_plan
-from flowblending.engine.build.request import BuildRequest, rebuild_command
+from flowblending.engine.build.request import BuildRequest, named_models, rebuild_command
 from flowblending.engine.build.sources import Sources, find_sources
 from flowblending.export.checkpoint.model_files import weights_sha256
 from flowblending.system.checksum import sha256
@@ -32,8 +32,7 @@ def file(wan: Reference, tmp_path: Path) -> Path:
 
 def asked(large: object, small: object, base: object = None) -> BuildRequest:
     return BuildRequest(
-        large=str(large),
-        small=str(small),
+        models=named_models(str(large), str(small)),
         base=None if base is None else str(base),
         out=Path("bundle"),
         size="32x48",
@@ -73,7 +72,7 @@ def test_files_run_in_whatever_pipeline_there_is(wan: Reference, file: Path, tmp
             )
         )
     ]
-    assert [sources.base for _, sources in plans] == ["base", "small", "large", "base", "base", "small"]
+    assert [sources.base for _, sources in plans] == ["_base", "small", "large", "_base", "_base", "small"]
     assert len({plan.pipeline for plan, _ in plans}) == 1
     for plan, _ in plans:
         assert {part.name for part in plan.parts} == {"large", "small", "text_encoder", "vae_first", "vae_next"}

@@ -192,14 +192,13 @@ def test_verifying_again_reads_nothing(tmp_path: Path) -> None:
 
 def test_what_a_model_asks_for_is_part_of_the_identity(tmp_path: Path) -> None:
     manifest = manifests.write(tmp_path / "bundle")
-    plain = list(manifest.components.values())
+    large, small = manifest.models
     identities = {manifest.id}
     for sampling in (ModelSampling(guidance=1.0), ModelSampling(guidance=2.0), ModelSampling(timesteps=(900.0,))):
-        with_sampling = [
-            each.model_copy(update={"sampling": sampling}) if each.spec.name == "small" else each for each in plain
-        ]
-        identities.add(bundle_id(manifest.pipeline, manifest.profiles, with_sampling, b"{}"))
-    assert bundle_id(manifest.pipeline, manifest.profiles, plain, b"{}") == manifest.id
+        models = (large, small.model_copy(update={"sampling": sampling}))
+        identities.add(bundle_id(manifest.pipeline, manifest.profiles, manifest.components, b"{}", models))
+    again = bundle_id(manifest.pipeline, manifest.profiles, manifest.components, b"{}", manifest.models)
+    assert again == manifest.id
     assert len(identities) == 4
 
 

@@ -216,7 +216,7 @@ def test_what_is_no_rule(text: str) -> None:
 
 
 WRONG: list[tuple[tuple[str, ...], str]] = [
-    ((), "the following arguments are required: --large, --small, --out"),
+    ((), "the following arguments are required: --large (or --model), --out"),
     (("--large", "x", "--small", "y"), "the following arguments are required: --out"),
     (("--list-cache", "--out", "x"), "argument --list-cache: builds nothing, so leave out --out"),
     (("--prune", "all", "--no-cache"), "argument --prune: builds nothing, so leave out --no-cache"),

@@ -25,7 +25,7 @@ from flowblending.export.checkpoint.checkpoint import (
 )
 from flowblending.export.checkpoint.model_files import read_tensor
 from flowblending.export.families.pair import check_pair
-from flowblending.export.families.registry import pipeline_classes, row_of, vae_factors
+from flowblending.export.families.registry import check_experts, pipeline_classes, row_of, vae_factors
 
 Edit = Callable[[Path], None]
 VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
@@ -176,8 +176,10 @@ def test_opens_a_pipeline_and_either_kind_of_transformer(checkpoints: Callable[[
             _set("model_index.json", scheduler=["diffusers", "UniPCMultistepScheduler"]),
             ["says that the scheduler is a UniPCMultistepScheduler"],
         ),
-        (_set("model_index.json", transformer_2=["diffusers", "X"]), ["Wan 2.2 pipeline (it sets transformer_2)"]),
-        (_set("model_index.json", expand_timesteps=True), ["Wan 2.2 pipeline (it sets expand_timesteps)"]),
+        (
+            _set("model_index.json", transformer_2=["diffusers", "X"]),
+            ["transformer_2/config.json", "give a complete diffusers checkpoint"],
+        ),
         (
             _all(_remove("model_index.json"), _write("ltx-video-2b-v0.9.5.safetensors", b"x")),
             ["authors' format", "ltx-video-2b-v0.9.5.safetensors"],
@@ -292,11 +294,11 @@ def test_of_the_small_pipeline_a_transformer_is_enough(
     check_pair(ours, ours.folder / "transformer", folder, theirs)
 
 
-def test_a_small_pipeline_with_two_transformers_is_refused(checkpoints: Callable[[str], Path], large: Path) -> None:
-    ours = open_checkpoint(checkpoints("ltx") / "large")
+def test_a_second_transformer_that_the_pipeline_does_not_run_is_refused(large: Path) -> None:
     _set("model_index.json", transformer_2=["diffusers", "LTXVideoTransformer3DModel"], boundary_ratio=0.875)(large)
-    with pytest.raises(FlowBlendingError, match=r"is a Wan 2\.2 pipeline \(it sets transformer_2\)"):
-        open_transformer(large, ours)
+    shutil.copytree(large / "transformer", large / "transformer_2")
+    with pytest.raises(FlowBlendingError, match=r"which WanPipeline may have and LTXPipeline does not run; correct"):
+        check_experts(open_checkpoint(large))
 
 
 def test_families_do_not_mix(checkpoints: Callable[[str], Path]) -> None:

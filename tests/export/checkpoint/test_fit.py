@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.engine.build.build import BuildRequest, build_bundle
+from flowblending.engine.build.request import named_models
 from flowblending.export.checkpoint.checkpoint import open_checkpoint, open_transformer
 from flowblending.export.checkpoint.fit import Expected, check_tensors
 from flowblending.export.checkpoint.places import TensorPlace
@@ -148,8 +149,7 @@ def test_a_build_refuses_before_it_reads_a_weight(pair: Path, tmp_path: Path) ->
     with weights.open("r+b") as file:
         file.truncate(size)
     request = BuildRequest(
-        large=str(pair / "large"),
-        small=str(pair / "small"),
+        models=named_models(str(pair / "large"), str(pair / "small")),
         out=tmp_path / "bundle",
         size=None,
         frames=None,

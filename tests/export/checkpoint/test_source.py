@@ -15,9 +15,9 @@ from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.checkpoint import open_checkpoint, open_transformer, vae_statistics
 from flowblending.export.checkpoint.model_files import stored_tensors, weights_sha256
 from flowblending.export.checkpoint.source import (
-    LARGE_WEIGHTS,
-    SMALL_HEADERS,
+    TRANSFORMER_HEADERS,
     TRANSFORMER_WEIGHTS,
+    WHOLE_WEIGHTS,
     Source,
     locate,
 )
@@ -53,7 +53,7 @@ def hub(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         yield hub
 
 
-def find(source: str, tmp_path: Path, wanted: tuple[str, ...] = LARGE_WEIGHTS) -> Source:
+def find(source: str, tmp_path: Path, wanted: tuple[str, ...] = WHOLE_WEIGHTS) -> Source:
     scratch = tmp_path / "scratch" / str(len(list(tmp_path.glob("scratch/*"))))
     scratch.mkdir(parents=True)
     return locate(source, wanted, scratch)
@@ -89,13 +89,13 @@ def test_configurations_then_headers_then_weights(hub: Hub, repository: Path, tm
         }
     assert vae_statistics(opened) == vae_statistics(local)
     assert {path.relative_to(found.folder).as_posix() for path in found.checksums} == set(needed)
-    assert found.left(LARGE_WEIGHTS) == sum(path.stat().st_size for path in needed.values())
+    assert found.left(WHOLE_WEIGHTS) == sum(path.stat().st_size for path in needed.values())
     # The key of a component is known before its weights are here.
     files = sorted(path for path in found.checksums if path.parent.name == "transformer")
     expected = weights_sha256([repository / path.relative_to(found.folder) for path in files])
     assert weights_sha256(files, checksum=lambda path, _: found.checksums[path]) == expected
     assert hub.weights() == before
-    fetched = found.fetch(LARGE_WEIGHTS)
+    fetched = found.fetch(WHOLE_WEIGHTS)
     have = {path.relative_to(fetched).as_posix() for path in fetched.rglob("*") if path.is_file()}
     everything = {path.relative_to(repository).as_posix() for path in repository.rglob("*") if path.is_file()}
     assert have == everything - {
@@ -111,9 +111,9 @@ def test_configurations_then_headers_then_weights(hub: Hub, repository: Path, tm
     sent = hub.weights()
     again = find(NAME, tmp_path)
     again.read_headers()
-    assert again.left(LARGE_WEIGHTS) == 0
+    assert again.left(WHOLE_WEIGHTS) == 0
     assert again.checksums == {}
-    assert again.fetch(LARGE_WEIGHTS) == fetched
+    assert again.fetch(WHOLE_WEIGHTS) == fetched
     assert hub.weights() == sent
 
 
@@ -127,7 +127,7 @@ def test_of_large_files_the_header_alone_is_read(
     path = repository / "transformer" / WEIGHTS
     tensors = load_file(path)
     save_file(tensors | {"filler": torch.zeros(3_000_000)}, path)
-    found = find(f"{NAME}/transformer", tmp_path, SMALL_HEADERS)
+    found = find(f"{NAME}/transformer", tmp_path, TRANSFORMER_HEADERS)
     found.read_headers()
     places = stored_tensors(found.folder)
     assert places["filler"].shape == (3_000_000,)
@@ -167,7 +167,7 @@ def test_a_small_model_needs_its_transformer_alone(
     repository: Path, checkpoints: Callable[[str], Path], tmp_path: Path
 ) -> None:
     ours = open_checkpoint(checkpoints("ltx") / "large")
-    found = find(NAME, tmp_path, SMALL_HEADERS)
+    found = find(NAME, tmp_path, TRANSFORMER_HEADERS)
     found.read_headers()
     folder, theirs = open_transformer(found.folder, ours)
     check_pair(ours, ours.folder / "transformer", folder, theirs)
@@ -194,7 +194,7 @@ def test_every_place_of_a_transformer(
         hub.revisions = ("main", "refs/pr/3", "v2")
         source += {"pipeline": "", "inside": "/transformer", "revision": "/transformer@v2"}[layout]
     hub.repositories[source.partition("@")[0].removesuffix("/transformer")] = other
-    found = find(source, tmp_path, SMALL_HEADERS)
+    found = find(source, tmp_path, TRANSFORMER_HEADERS)
     found.read_headers()
     folder, whole = open_transformer(found.folder, ours)
     assert (whole is not None) == (layout == "pipeline")
@@ -262,7 +262,7 @@ def test_the_cache_is_used_where_the_hub_is_out_of_reach(
     """A file that the repository lists and no build needs makes nothing incomplete."""
     found = find(NAME, tmp_path)
     found.read_headers()
-    fetched = found.fetch(LARGE_WEIGHTS)
+    fetched = found.fetch(WHOLE_WEIGHTS)
     (repository / "stray.json").rename(repository / "other.json")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for source in (NAME, f"{NAME}@main"):
@@ -282,13 +282,13 @@ def test_the_cache_is_used_where_the_hub_is_out_of_reach(
 
 @pytest.mark.usefixtures("hub")
 def test_a_link_to_nothing_is_fetched_again(tmp_path: Path) -> None:
-    fetched = find(NAME, tmp_path).fetch(LARGE_WEIGHTS)
+    fetched = find(NAME, tmp_path).fetch(WHOLE_WEIGHTS)
     (fetched / "vae" / WEIGHTS).resolve().unlink()
     (fetched / "vae" / "config.json").resolve().unlink()
     found = find(NAME, tmp_path)
     found.read_headers()
     open_checkpoint(found.folder)
-    open_checkpoint(found.fetch(LARGE_WEIGHTS))
+    open_checkpoint(found.fetch(WHOLE_WEIGHTS))
 
 
 def test_refuses_a_file_and_a_name_of_nothing(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from flowblending.export.checkpoint.checkpoint import open_checkpoint
 from flowblending.export.checkpoint.model_files import model_files
 from flowblending.export.checkpoint.naming import shown
 from flowblending.export.checkpoint.size import graph_bytes
-from flowblending.export.checkpoint.source import SMALL_HEADERS, locate
+from flowblending.export.checkpoint.source import TRANSFORMER_HEADERS, locate
 from flowblending.export.checkpoint.weights_file import read_weights
 from flowblending.export.families.stand_in import StandIn, stand_in
 from flowblending.export.graph.load import check_model
@@ -68,7 +68,7 @@ def ltx(tmp_path_factory: pytest.TempPathFactory) -> Reference:
 
 def opened(reference: Reference, source: Path, scratch: Path) -> StandIn:
     """What a build reads of a source, checked against the class."""
-    path = locate(str(source), SMALL_HEADERS, scratch).folder
+    path = locate(str(source), TRANSFORMER_HEADERS, scratch).folder
     found = stand_in(read_weights(path), open_checkpoint(reference.base, whole=False), scratch, here=True)
     check_model(CLASSES[reference.family], found.folder)
     return found
@@ -182,7 +182,7 @@ def test_pickles_are_never_opened(wan: Reference, suffix: str, tmp_path: Path) -
     path = tmp_path / f"wan.{suffix}"
     torch.save(wan.original, path)
     with pytest.raises(UsageError, match="is a pickle, which can run code") as caught:
-        locate(str(path), SMALL_HEADERS, tmp_path)
+        locate(str(path), TRANSFORMER_HEADERS, tmp_path)
     if suffix != "pt":
         return
     # The command that it gives does what it says.

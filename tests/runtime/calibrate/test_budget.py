@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from flowblending import UsageError
-from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.runtime.calibrate.budget import (
     Allowance,
     allowance,
@@ -20,11 +19,14 @@ from flowblending.runtime.calibrate.budget import (
     three_stage,
 )
 from flowblending.runtime.calibrate.findings import BudgetTest, Tried
+from flowblending.runtime.calibrate.pair import ModelPair
 from flowblending.runtime.calibrate.propagation import shared_out
 from flowblending.runtime.calibrate.under_budget import by_divergence, psnr
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
 from tests.support import manifests
+
+PAIR = ModelPair(first="L", second="S")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -33,29 +35,29 @@ def test_no_other_schedule_costs_less(seed: int, switches: int) -> None:
     errors = np.random.default_rng(seed).uniform(0.1, 1.0, 8).tolist()
     for count in range(9):
         sums = [
-            sum(error for error, model in zip(errors, models, strict=True) if model == SMALL)
-            for models in itertools.product((LARGE, SMALL), repeat=8)
-            if models.count(SMALL) == count and sum(a != b for a, b in itertools.pairwise(models)) <= switches
+            sum(error for error, model in zip(errors, models, strict=True) if model == "S")
+            for models in itertools.product("LS", repeat=8)
+            if models.count("S") == count and sum(a != b for a, b in itertools.pairwise(models)) <= switches
         ]
-        schedule, cost = cheapest(errors, count, switches)
+        schedule, cost = cheapest(errors, count, switches, PAIR)
         assert cost == pytest.approx(min(sums))
-        assert schedule.models.count(SMALL) == count
+        assert schedule.letters.count("S") == count
         assert len(schedule.switches) <= switches
         assert cost == pytest.approx(
-            sum(error for error, model in zip(errors, schedule.models, strict=True) if model == SMALL)
+            sum(error for error, model in zip(errors, schedule.letters, strict=True) if model == "S")
         )
 
 
 def test_small_steps_in_one_piece() -> None:
     errors = [5.0, 1.0, 2.0, 1.5, 9.0, 0.5]
-    assert (str(three_stage(errors, 2)[0]), three_stage(errors, 2)[1]) == ("L1 S2 L3", 3.0)
-    assert str(three_stage(errors, 1)[0]) == "L5 S1"
-    assert str(three_stage(errors, 0)[0]) == "L6"
-    assert str(cheapest(errors, 2, 4)[0]) == "L1 S1 L3 S1"
+    assert (str(three_stage(errors, 2, PAIR)[0]), three_stage(errors, 2, PAIR)[1]) == ("L1 S2 L3", 3.0)
+    assert str(three_stage(errors, 1, PAIR)[0]) == "L5 S1"
+    assert str(three_stage(errors, 0, PAIR)[0]) == "L6"
+    assert str(cheapest(errors, 2, 4, PAIR)[0]) == "L1 S1 L3 S1"
 
 
 def test_equal_errors_take_fewer_switches() -> None:
-    assert len(cheapest([1.0] * 7, 3, 6)[0].switches) == 1
+    assert len(cheapest([1.0] * 7, 3, 6, PAIR)[0].switches) == 1
 
 
 def test_budgets() -> None:
@@ -108,7 +110,7 @@ def test_a_budget_in_seconds_is_that_of_a_whole_video(tmp_path: Path) -> None:
 
 def test_by_the_divergence_alone() -> None:
     errors = [5.0, 1.0, 2.0, 1.5, 9.0, 0.5]
-    test = by_divergence(Allowance(share=0.7, seconds=None, small_steps=2), 4, errors)
+    test = by_divergence(Allowance(share=0.7, seconds=None, small_steps=2), 4, errors, PAIR)
     assert (test.chosen.schedule, test.chosen.predicted) == ("L1 S1 L3 S1", 1.5)
     assert test.three_stages == "L1 S2 L3"
 

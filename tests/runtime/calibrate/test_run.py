@@ -36,6 +36,7 @@ from flowblending.runtime.calibrate.measure import (
     measure_early,
     measure_late,
 )
+from flowblending.runtime.calibrate.pair import ModelPair
 from flowblending.runtime.calibrate.prompts import read_prompts
 from flowblending.runtime.calibrate.propagation import block_ticks, measure_blocks, measure_schedules
 from flowblending.runtime.calibrate.trajectory import StepTrajectory
@@ -53,6 +54,7 @@ from tests.conftest import Build
 from tests.support import manifests
 from tests.support.killed import leave
 
+PAIR = ModelPair(first="L", second="S")
 SHAPE = (1, *closed_form.LATENT)
 STEPS = 6
 LATENT_MEASURES = Measures(
@@ -68,6 +70,7 @@ def random(seed: int) -> Floats:
 def program(runs: str, solver: str = "unipc", guidance: float = 5.0, batched: bool = False) -> Program:
     return compile_program(
         schedule=StageSchedule.scaled(runs, STEPS),
+        models=manifests.PAIR,
         solver=solver,
         grid=sigma_grid(SigmaGrid(kind="shifted", shift=3.0), solver, STEPS, 30),
         latent_shape=closed_form.LATENT,
@@ -86,7 +89,7 @@ def conditions() -> dict[str, dict[str, Tensor]]:
 
 def trajectory(**options: Any) -> StepTrajectory:
     return StepTrajectory(
-        programs={LARGE: program("L1", **options), SMALL: program("S1", **options)},
+        programs={letter: program(f"{letter}1", **options) for letter in "LS"},
         engines=closed_form.engines(),
         device=HostDevice(),
         conditions=conditions(),
@@ -109,22 +112,22 @@ def test_a_walk_is_the_sampler_step_by_step_and_back_again(solver: str, batched:
     made, noise = trajectory(solver=solver, batched=batched), random(0)
     made.start(noise)
     for index in range(3):
-        made.evaluate(index, SMALL)  # the trajectory takes no notice of it
-        made.step(index, LARGE)
+        made.evaluate(index, "S")  # the trajectory takes no notice of it
+        made.step(index, "L")
     state = made.save()
     for index in range(3, STEPS):
-        made.step(index, SMALL)
+        made.step(index, "S")
     np.testing.assert_array_equal(made.latents(), sampled("L3 S3", noise, solver=solver, batched=batched))
     made.restore(state)
-    for index, model in zip(range(3, STEPS), (SMALL, LARGE, LARGE), strict=True):
-        made.step(index, model)
+    for index, letter in zip(range(3, STEPS), "SLL", strict=True):
+        made.step(index, letter)
     np.testing.assert_array_equal(made.latents(), sampled("L3 S1 L2", noise, solver=solver, batched=batched))
 
 
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_divergence_and_ratios_are_those_of_the_formulas(guidance: float) -> None:
     noise, ticks = random(2), [0]
-    found = measure(trajectory(guidance=guidance), noise, [LARGE] * STEPS, lambda: ticks.append(1))
+    found = measure(trajectory(guidance=guidance), noise, ["L"] * STEPS, lambda: ticks.append(1))
     assert sum(ticks) == STEPS
     assert list(found.distances) == (["cond"] if guidance == 1.0 else ["cond", "uncond", "guided"])
     # The first step, from the engines' formulas alone; and at the second, the latents of a run of one step.
@@ -153,9 +156,9 @@ def test_divergence_and_ratios_are_those_of_the_formulas(guidance: float) -> Non
         assert found.distances["guided"]["relative_l2"][0] == pytest.approx(expected, rel=1e-5)
     other = trajectory(guidance=guidance)
     other.start(noise)
-    other.step(0, LARGE)
+    other.step(0, "L")
     after = other.latents()
-    other.step(1, LARGE)
+    other.step(1, "L")
     points = [noise, after, other.latents()]
     assert list(found.caches) == ["magcache", "easycache"]
     for model in (LARGE, SMALL):
@@ -194,7 +197,7 @@ def test_what_boundaries_are_tried_by_is_what_whole_runs_give() -> None:
     np.testing.assert_array_equal(early.reference, features.latent_statistics(sampled("L1", other)))
     runs = {0: "S6", 2: "L2 S4", 4: "L4 S2", 6: "L6"}
     assert early.similarities == pytest.approx({n: cosine(sampled(each, noise), large) for n, each in runs.items()})
-    assert divergence == measure(trajectory(), noise, [LARGE] * STEPS, lambda: None)
+    assert divergence == measure(trajectory(), noise, ["L"] * STEPS, lambda: None)
 
     ticks[0] = 0
     late = measure_late(
@@ -223,13 +226,13 @@ def test_what_blocks_and_schedules_do_to_the_video_is_what_whole_runs_give() -> 
     made = trajectory()
     divergence, squares, latents = measure_blocks(made, noise, [0, 2, 3], decode, tick)
     assert ticks[0] == block_ticks(STEPS, [0, 2, 3]) == STEPS + 6 + 4 + 3
-    assert divergence == measure(trajectory(), noise, [LARGE] * STEPS, lambda: None)
+    assert divergence == measure(trajectory(), noise, ["L"] * STEPS, lambda: None)
     np.testing.assert_array_equal(latents, sampled("L1", noise))
     runs = ("S2 L4", "L2 S1 L3", "L3 S3")
     assert squares == pytest.approx([float(np.mean(error(each) ** 2)) for each in runs])
     assert min(squares) > 1e-5
 
-    schedules = {"L2 S1 L1 S2": [LARGE, LARGE, SMALL, LARGE, SMALL, SMALL], "S6": [SMALL] * 6}
+    schedules = {"L2 S1 L1 S2": "LLSLSS", "S6": "S" * 6}
     ticks[0] = 0
     found = measure_schedules(made, noise, schedules, all_large=latents, decode=decode, tick=tick)
     assert ticks[0] == 2 * STEPS
@@ -241,15 +244,15 @@ def test_a_model_that_gives_no_numbers_is_named_with_its_step() -> None:
     spec = engines[SMALL].spec
     engines[SMALL] = FunctionEngine(spec, lambda arrays: {"velocity": np.full_like(arrays["latents"], np.nan)})
     made = StepTrajectory(
-        programs={LARGE: program("L1"), SMALL: program("S1")},
+        programs={letter: program(f"{letter}1") for letter in "LS"},
         engines=engines,
         device=HostDevice(),
         conditions=conditions(),
     )
     made.start(random(0))
-    made.step(0, LARGE)
+    made.step(0, "L")
     with pytest.raises(FlowBlendingError, match="The small model gave a non-finite velocity at step 2 of 6"):
-        made.evaluate(1, SMALL)
+        made.evaluate(1, "S")
 
 
 def test_boundaries() -> None:
@@ -277,9 +280,9 @@ def test_boundaries() -> None:
     assert boundaries.by_sigma("L1 S1", [0.50000002, 0.50000001]) == "L@0.500000015 S"
     assert boundaries.proxy_boundaries([9, 5, 2, 1, 1, 2, 3, 5]) == (2, 2)
     assert boundaries.proxy_boundaries([1, 1, 1]) == (0, 0)
-    assert boundaries.three_stages(10, 4, 2) == "L4 S4 L2"
-    assert boundaries.three_stages(10, 0, 0) == "S10"
-    assert boundaries.three_stages(10, 6, 4) == boundaries.three_stages(10, 10, 0) == "L10"
+    assert boundaries.three_stages(10, 4, 2, PAIR) == "L4 S4 L2"
+    assert boundaries.three_stages(10, 0, 0, PAIR) == "S10"
+    assert boundaries.three_stages(10, 6, 4, PAIR) == boundaries.three_stages(10, 10, 0, PAIR) == "L10"
 
 
 def test_frechet_distance() -> None:
@@ -590,8 +593,9 @@ def test_what_cannot_be_calibrated(
 
 def test_a_distilled_model_cannot_be_calibrated(tmp_path: Path, main: Callable[..., tuple[int, str]]) -> None:
     manifest = manifests.write(tmp_path / "b")
-    small = manifest.components["small"].model_copy(update={"sampling": ModelSampling(guidance=1.0)})
-    changed = manifest.model_copy(update={"components": {**manifest.components, "small": small}})
+    large, small = manifest.models
+    distilled = small.model_copy(update={"sampling": ModelSampling(guidance=1.0)})
+    changed = manifest.model_copy(update={"models": (large, distilled)})
     (tmp_path / "b" / "manifest.json").write_text(changed.model_dump_json())
     (tmp_path / "prompts.txt").write_text("a\n")
     code, errors = main(tmp_path / "b", "--prompts", tmp_path / "prompts.txt", "--no-plot")

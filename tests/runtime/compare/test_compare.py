@@ -45,7 +45,7 @@ NASTY = 'a <b>"cat"</b> & </script><script>alert(1)</script> 一只猫'
 
 
 def labels(schedules: str, caches: str = "off") -> list[str]:
-    return [variant.label for variant in parse_variants(schedules, caches)]
+    return [variant.label for variant in parse_variants(schedules, caches, "LLL")]
 
 
 def test_the_reference_comes_first_and_nothing_twice() -> None:
@@ -60,7 +60,7 @@ def test_the_reference_comes_first_and_nothing_twice() -> None:
 @pytest.mark.parametrize(("schedules", "caches"), [("", "off"), ("LLL,,LSL", "off"), ("LLL", "off,"), (" ", "off")])
 def test_lists_with_nothing_in_them(schedules: str, caches: str) -> None:
     with pytest.raises(UsageError, match="has nothing where a name was expected"):
-        parse_variants(schedules, caches)
+        parse_variants(schedules, caches, "LLL")
 
 
 def prompts(tmp_path: Path, text: str) -> list[Job]:
@@ -82,17 +82,17 @@ def test_prompts(tmp_path: Path) -> None:
 def test_every_combination_is_compiled_first(tmp_path: Path) -> None:
     manifest = manifests.write(tmp_path / "toy")
     jobs = [Job(prompt="a cat", steps=10)]
-    check_jobs(jobs, parse_variants("LLL,L4 S4 L2", "off,interval:2"), manifest)
+    check_jobs(jobs, parse_variants("LLL,L4 S4 L2", "off,interval:2", "LLL"), manifest)
     with pytest.raises(UsageError, match=r"^L20 S20: The runs of the schedule L20 S20 add up to 40 steps, but 10"):
-        check_jobs(jobs, parse_variants("LLL,L20 S20", "off"), manifest)
+        check_jobs(jobs, parse_variants("LLL,L20 S20", "off", "LLL"), manifest)
     with pytest.raises(UsageError, match=r"^LLL \+ mask:101: The mask has 3 digits"):
-        check_jobs(jobs, parse_variants("LLL", "off,mask:101"), manifest)
+        check_jobs(jobs, parse_variants("LLL", "off,mask:101", "LLL"), manifest)
 
 
 def test_another_place_or_option_is_another_file(tmp_path: Path) -> None:
     manifest = manifests.write(tmp_path / "toy")
     job = Job(prompt="A cat: on 'grass'/..", seed=1)
-    variants = parse_variants("LLL,LSL", "off,taylor:1")
+    variants = parse_variants("LLL,LSL", "off,taylor:1", "LLL")
     stems = {file_stem(job, variant, manifest, place) for variant in variants for place in ("cpu None", "cpu 2")}
     stems |= {file_stem(Job(prompt=job.prompt, seed=2), variants[0], manifest, "cpu 2")}
     assert len(stems) == 2 * len(variants) + 1
@@ -146,6 +146,7 @@ def report(*, cases: tuple[ComparedPrompt, ...] | None = None) -> ComparisonRepo
         columns=in_use(COLUMNS, made),
         notes=("Nothing else was <measured>.",),
         frame_rate=8,
+        models={"L": "large", "S": "small"},
     )
 
 
@@ -234,7 +235,7 @@ def test_charts_are_whole_and_hold_every_run() -> None:
 
 def test_the_divergence_lies_on_the_stages_that_were_chosen() -> None:
     lines = (ChartLine(about="along L3", mean=(0.4, 0.2, 0.1), spread=(0.1, 0.2, 0.2)),)
-    divergence = CalibrationDivergence(about="a & b", stages="L1 S2", lines={"cosine distance": lines})
+    divergence = CalibrationDivergence(about="a & b", first="L", stages="L1 S2", lines={"cosine distance": lines})
     (chart,) = by_step.divergence_charts(dataclasses.replace(report(), divergence=divergence))
     root = ElementTree.fromstring(chart.svg)
     # Three steps from 64 to 604; distances 0..0.5 from 240 up to 20, and none below zero.

@@ -81,6 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         frame_rate=8,
         divergence=CalibrationDivergence(
             about="How far the small model is from the large one.",
+            first="L",
             stages="L4 S4 L2",
             lines={
                 name: tuple(

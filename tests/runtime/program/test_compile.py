@@ -13,6 +13,7 @@ from flowblending.runtime.program.compile import compile_program
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.runtime.program.sigmas import Grid, sigma_grid
 from flowblending.runtime.program.solvers.registry import SOLVERS, solve
+from tests.support.manifests import PAIR
 
 Array = npt.NDArray[np.float64]
 Model = Callable[[Array, float, str], Array]
@@ -43,6 +44,7 @@ def plan(
 ) -> Program:
     return compile_program(
         schedule=StageSchedule.parse(schedule, steps, 0.4, 0.2),
+        models=PAIR,
         solver=solver,
         grid=sigma_grid(WAN, solver, steps, 0),
         latent_shape=LATENT,
@@ -153,7 +155,8 @@ def test_refuses_a_guidance_that_is_no_number(guidance: float) -> None:
 def test_refuses_a_grid_of_another_length() -> None:
     with pytest.raises(ValueError, match="a schedule of 1 steps and a grid of 2"):
         compile_program(
-            schedule=StageSchedule.of([LARGE]),
+            schedule=StageSchedule.of("L"),
+            models=PAIR,
             solver="euler",
             grid=Grid(sigmas=(1.0, 0.5, 0.0), timesteps=(1000.0, 500.0)),
             latent_shape=LATENT,

@@ -93,8 +93,8 @@ def test_the_authors_large_distilled_large(manifest: Manifest) -> None:
 def test_all_large_is_what_lll_runs(manifest: Manifest) -> None:
     """A large model with three timesteps and no guidance of its own: not the six guided steps of the run."""
     sampling = ModelSampling(timesteps=(1000.0, 700.0, 300.0), guidance=1.0)
-    large = manifest.components["large"].model_copy(update={"sampling": sampling})
-    distilled = manifest.model_copy(update={"components": {**manifest.components, "large": large}})
+    large, small = manifest.models
+    distilled = manifest.model_copy(update={"models": (large.model_copy(update={"sampling": sampling}), small)})
     alone, blended = (cost_of(program(distilled, schedule), distilled) for schedule in ("LLL", "L3 S3"))
     assert alone.flops == alone.flops_all_large == blended.flops_all_large == 3 * LARGE_FLOPS
     assert blended.calls == {"large": 2, "small": 6}

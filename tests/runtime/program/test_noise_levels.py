@@ -21,6 +21,7 @@ from flowblending.runtime.program.noise_levels import noise_levels
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.runtime.program.sigmas import Grid, sigma_grid
 from flowblending.runtime.program.solvers.registry import SOLVERS
+from tests.support.manifests import PAIR
 
 Array = npt.NDArray[np.float64]
 
@@ -36,6 +37,7 @@ def plan(schedule: str, *, solver: str = "unipc", guidance: float = 5.0, cache: 
     made = StageSchedule.runs(schedule)
     return compile_program(
         schedule=made,
+        models=PAIR,
         solver=solver,
         grid=sigma_grid(WAN, solver, made.steps, 0),
         latent_shape=LATENT,
@@ -145,7 +147,7 @@ def test_guidance_that_changes_keeps_the_history(solver: str) -> None:
     assert (program.calls(LARGE), program.calls(SMALL)) == (2 * 8 + 8, 2 * 4)
 
 
-TRAINED = {SMALL: ModelSampling(timesteps=DISTILLED, guidance=1.0)}
+TRAINED = {"S": ModelSampling(timesteps=DISTILLED, guidance=1.0)}
 
 
 @pytest.mark.parametrize(
@@ -192,7 +194,7 @@ def test_without_options_nothing_changes() -> None:
             "L13 S20:g1:t980,979.999999 L7",
             "Timesteps of the stage S20:g1:t980,979.999999 are so close that",
         ),
-        ("L37 S2 L1", "None of the small model's own timesteps lies in the stage S2:g1, from 267.375 to 93.875; make"),
+        ("L37 S2 L1", "None of model S's own timesteps lies in the stage S2:g1, from 267.375 to 93.875; make"),
         ("S40:t" + ",".join(str(1000 - i * 0.5) for i in range(1500)), "has 1500 steps, but the models tell 1000"),
     ],
 )

@@ -16,7 +16,7 @@ import pytest
 
 from flowblending import FlowBlendingError
 from flowblending.runtime.golden import vectors as golden
-from flowblending.runtime.golden.closed_form import CASES, bundle_id, engines
+from flowblending.runtime.golden.closed_form import CASES, FORMS, bundle_id, engines
 from flowblending.runtime.media.tensor_file import write_tensors
 from flowblending.runtime.program.program_file import ProgramFile
 from tests.conftest import Build
@@ -50,7 +50,7 @@ def test_programs_fit_the_schema_and_read_back(closed_form: Path, case: str) -> 
     file = ProgramFile.read(path)
     assert json.loads(json.dumps(file.to_json())) == content
     assert file.slots == tuple(content["slots"])
-    assert set(file.engines) == {"large", "small"}
+    assert set(file.engines) == {step.model for step in file.program.steps} <= set(FORMS)
 
 
 def _drop(name: str) -> Callable[[dict[str, Any]], object]:

@@ -1,7 +1,6 @@
 import pytest
 
 from flowblending import UsageError
-from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.runtime.program.stage import Stage, read_stage
 
@@ -9,11 +8,11 @@ from flowblending.runtime.program.stage import Stage, read_stage
 @pytest.mark.parametrize(
     ("text", "expected", "printed"),
     [
-        ("L20", Stage(model=LARGE, steps=20), "L20"),
-        ("s20:G1", Stage(model=SMALL, steps=20, guidance=1.0), "S20:g1"),
-        ("S4:t975,909.40,725", Stage(model=SMALL, steps=4, timesteps=(975.0, 909.4, 725.0)), "S4:t975,909.4,725"),
-        ("S4:t0.03:g3.50", Stage(model=SMALL, steps=4, timesteps=(0.03,), guidance=3.5), "S4:g3.5:t0.03"),
-        ("S4:t*:g0", Stage(model=SMALL, steps=4, timesteps=(), guidance=0.0), "S4:g0:t*"),
+        ("L20", Stage(letter="L", steps=20), "L20"),
+        ("s20:G1", Stage(letter="S", steps=20, guidance=1.0), "S20:g1"),
+        ("S4:t975,909.40,725", Stage(letter="S", steps=4, timesteps=(975.0, 909.4, 725.0)), "S4:t975,909.4,725"),
+        ("S4:t0.03:g3.50", Stage(letter="S", steps=4, timesteps=(0.03,), guidance=3.5), "S4:g3.5:t0.03"),
+        ("S4:t*:g0", Stage(letter="S", steps=4, timesteps=(), guidance=0.0), "S4:g0:t*"),
     ],
 )
 def test_parses_and_prints(text: str, expected: Stage, printed: str) -> None:
@@ -42,7 +41,6 @@ def test_parses_and_prints(text: str, expected: Stage, printed: str) -> None:
         ("S0:g1", "The run S0:G1 has no steps; leave it out or give it at least 1."),
         ("S:g1", "S:G1 does not say how many steps it has; give a name such as LSL or runs such as L20 S20 L10."),
         ("S@0.5:g1", "S@0.5:G1 does not say how many steps it has; give a name such as LSL or runs such as L20"),
-        ("M5:g1", "The stage letter M is unknown; use L for the large model and S for the small one."),
     ],
 )
 def test_refuses_in_one_sentence(text: str, message: str) -> None:

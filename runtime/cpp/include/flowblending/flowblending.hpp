@@ -79,7 +79,7 @@ struct InputInfo {
 struct StepEvent {
   int index;          // from 0 on
   int steps;          // of how many
-  const char* model;  // "large" or "small"
+  const char* model;  // the engine, such as "large"
   double seconds;     // that it took
 };
 

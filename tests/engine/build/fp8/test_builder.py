@@ -20,6 +20,7 @@ from flowblending.engine.backends.tensorrt.compile import PlanRequest, compile_p
 from flowblending.engine.backends.tensorrt.listing import fused_attention, product_types
 from flowblending.engine.build.build import BuildRequest, build_bundle
 from flowblending.engine.build.fp8.options import Fp8Options
+from flowblending.engine.build.request import named_models
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.export.checkpoint.checkpoint import open_checkpoint
 from flowblending.export.graph.audit import audit
@@ -54,8 +55,7 @@ def test_a_bundle_is_calibrated_runs_and_is_used_again(
     plain, pair, out = build("wan"), checkpoints("wan"), tmp_path / "bundle"
     shutil.copytree(plain.folder, out)
     request = BuildRequest(
-        large=str(pair / "large"),
-        small=str(pair / "small"),
+        models=named_models(str(pair / "large"), str(pair / "small")),
         out=out,
         size="32x48",
         frames=9,

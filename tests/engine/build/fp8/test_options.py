@@ -10,7 +10,9 @@ import pytest
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine import cli
 from flowblending.engine.build.fp8.options import PROMPTS, Fp8Options
-from flowblending.engine.build.request import BuildRequest, rebuild_command
+from flowblending.engine.build.request import BuildRequest, named_models, rebuild_command
+
+NAMES = ("large", "small")
 
 
 @pytest.mark.parametrize(
@@ -30,31 +32,30 @@ from flowblending.engine.build.request import BuildRequest, rebuild_command
 )
 def test_wrong_options(options: Fp8Options, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        options.check(("small",), "tensorrt")
+        options.check(("small",), "tensorrt", NAMES)
 
 
 def test_options_without_fp8_are_refused() -> None:
-    Fp8Options().check((), "tensorrt")
+    Fp8Options().check((), "tensorrt", NAMES)
     with pytest.raises(UsageError, match="--fp8-margin was given, but nothing is built in fp8"):
-        Fp8Options(margin=1.2).check((), "tensorrt")
-    Fp8Options(calibration=Path("c"), keep="2").check(("large",), "onnxruntime")
+        Fp8Options(margin=1.2).check((), "tensorrt", NAMES)
+    Fp8Options(calibration=Path("c"), keep="2").check(("large",), "onnxruntime", NAMES)
 
 
 def test_attention_needs_fp8_and_a_compiler() -> None:
     wanted = Fp8Options(attention=True)
-    wanted.check(("small",), "tensorrt-rtx")
+    wanted.check(("small",), "tensorrt-rtx", NAMES)
     with pytest.raises(UsageError, match="--fp8-attention was given, but nothing is built in fp8; add --precision fp8"):
-        wanted.check((), "tensorrt-rtx")
+        wanted.check((), "tensorrt-rtx", NAMES)
     with pytest.raises(UsageError, match=r"--fp8-attention was given, but onnxruntime has no .*; leave it out, or"):
-        wanted.check(("small",), "onnxruntime")
+        wanted.check(("small",), "onnxruntime", NAMES)
     # A calibration file has ranges for it, too.
-    Fp8Options(attention=True, calibration=Path("c")).check(("small",), "tensorrt")
+    Fp8Options(attention=True, calibration=Path("c")).check(("small",), "tensorrt", NAMES)
 
 
 def test_the_options_are_in_the_command_that_builds_again(tmp_path: Path) -> None:
     asked = BuildRequest(
-        large="Org/Large",
-        small="Org/Small",
+        models=named_models("Org/Large", "Org/Small"),
         out=tmp_path,
         size=None,
         frames=None,

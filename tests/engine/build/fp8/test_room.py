@@ -18,7 +18,7 @@ from flowblending.engine.build.fp8.room import (
 from flowblending.engine.build.fp8.trajectories import RangesRequest, Trajectories, sample_ranges
 from flowblending.engine.bundle.geometry import plan_geometry
 from flowblending.export.checkpoint.model_files import model_files
-from tests.support.manifests import PIPELINE
+from tests.support.manifests import MODELS, PIPELINE
 
 SMALLEST = plan_geometry(PIPELINE, (64, 32), 9)
 
@@ -64,6 +64,7 @@ def test_calls_of_a_schedule(schedule: str, large: int, small: int) -> None:
     """Of four prompts with guidance, where stages may have a scale and timesteps of their own."""
     plan = RangesRequest(
         pipeline=PIPELINE,
+        models=MODELS,
         geometry=SMALLEST,
         graphs={},
         tokenizer=Path("none"),

@@ -27,7 +27,7 @@ from flowblending.export.graph.trace import read_graph
 from flowblending.export.graph.weight_inputs import write_weight_inputs
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
-from tests.support.manifests import PIPELINE
+from tests.support.manifests import MODELS, PIPELINE
 from tests.support.plans import ignore
 
 SHAPE = (16, 3, 4, 8)
@@ -104,6 +104,7 @@ def request(folder: Path, *, schedule: str = "LSL", steps: int | None = 10, samp
     tokenizer.save(str(folder / "tokenizer.json"))
     return RangesRequest(
         pipeline=PIPELINE,
+        models=MODELS,
         geometry=Geometry(width=64, height=32, frames=9, latent_shape=SHAPE),
         graphs={
             "text_encoder": Graph(onnx=encoder.onnx, spec=spec),
@@ -119,7 +120,14 @@ def timesteps(schedule: str) -> list[tuple[str, float]]:
     """Model and timestep of every step, as fb-run would have them."""
     profiles = (VideoProfile.fixed(Geometry(width=64, height=32, frames=9, latent_shape=SHAPE)),)
     manifest = Manifest.model_construct(
-        id="", pipeline=PIPELINE, profiles=profiles, components={}, tokenizer=(), rebuild=(), created_by=""
+        id="",
+        pipeline=PIPELINE,
+        models=MODELS,
+        profiles=profiles,
+        components={},
+        tokenizer=(),
+        rebuild=(),
+        created_by="",
     )
     program = compile_job(Job(prompt="", steps=10, schedule=schedule), manifest)
     return [(step.model, step.timestep) for step in program.steps]

@@ -24,7 +24,7 @@ from flowblending.engine.build.proof.pair import (
     slots_of,
     unmeasured,
 )
-from flowblending.engine.build.proof.report_build import default_program
+from flowblending.engine.build.proof.report_build import proof_program
 from flowblending.export.verify.verify import TOLERANCE
 from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.golden.closed_form import CASES, FORMS, ClosedFormCase, engines
@@ -55,8 +55,8 @@ def program_of(manifest: Manifest, **options: Any) -> Mapping[str, Any]:
     return compile_job(Job(prompt="", **options), manifest).to_json()
 
 
-def test_the_runtime_tells_the_default_program(manifest: Manifest) -> None:
-    found = default_program(manifest)
+def test_the_runtime_tells_the_proof_program(manifest: Manifest) -> None:
+    found = proof_program(manifest)
     assert found == program_of(manifest)
     assert found["schedule"] == "L20 S20 L10"
     assert slots_of(found) == len(compile_job(Job(prompt=""), manifest).slots())

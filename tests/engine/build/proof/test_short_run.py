@@ -70,8 +70,10 @@ def test_both_models_run_and_guidance_does(
     manifest: Manifest, model: str, timesteps: tuple[float, ...], schedule: str
 ) -> None:
     sampling = ModelSampling(timesteps=timesteps) if timesteps else None
-    changed = manifest.components[model].model_copy(update={"sampling": sampling})
-    manifest = manifest.model_copy(update={"components": {**manifest.components, model: changed}})
+    models = tuple(
+        each.model_copy(update={"sampling": sampling}) if each.name == model else each for each in manifest.models
+    )
+    manifest = manifest.model_copy(update={"models": models})
     job = short_job(manifest, "a cat")
     assert job.schedule == schedule
     program = compile_job(job, manifest)

@@ -32,6 +32,7 @@ from flowblending.runtime.program.sigmas import sigma_grid
 from flowblending.runtime.program.solvers.registry import SOLVERS, solve
 from flowblending.runtime.sampler.loop import Sampler, SampleResult
 from tests.support import manifests
+from tests.support.schedules import visits
 
 Array = npt.NDArray[np.float64]
 GRID = SigmaGrid(kind="shifted", shift=3.0)
@@ -56,8 +57,9 @@ def plan(
     made = stages(schedule)
     return compile_program(
         schedule=made,
+        models=manifests.PAIR,
         solver=solver,
-        grid=sigma_grid(GRID, solver, len(made.models), 0),
+        grid=sigma_grid(GRID, solver, made.steps, 0),
         latent_shape=LATENT,
         guidance=guidance,
         batched=batched,
@@ -188,7 +190,7 @@ def test_it_decides_while_it_runs_as_published(
             if digit == "1"
             for size in batches
         ]
-        models = stages(schedule).models
+        models = visits(schedule).models
         made = {
             model: branches * sum(m == model and d == "1" for m, d in zip(models, computed, strict=True))
             for model in models
@@ -232,7 +234,7 @@ def measured(steps: int) -> dict[str, dict[str, Sequence[float]]]:
 def test_a_static_mask_adds_up_what_was_measured(steps: int) -> None:
     constants = measured(50)
     outline = Outline(
-        schedule=stages(f"L{steps - 18} S10 L8"), timesteps=(500.0,) * steps, guided=True, constants=constants
+        schedule=visits(f"L{steps - 18} S10 L8"), timesteps=(500.0,) * steps, guided=True, constants=constants
     )
     decisions = decide([EasyMask(threshold=0.06, first=4)], outline)
     mask, total, since = "", 0.0, 0

@@ -16,6 +16,8 @@ from flowblending.runtime.program.caches.parse import parse_cache
 from flowblending.runtime.program.caches.policy import Decisions, Outline, StepCache, decide
 from flowblending.runtime.program.caches.taylor import Taylor
 from flowblending.runtime.program.schedule import StageSchedule
+from flowblending.runtime.program.visits import Visits
+from tests.support.schedules import visits
 
 WAN = {LARGE: WAN_T2V_14B, SMALL: WAN_T2V_1_3B}
 
@@ -23,7 +25,7 @@ WAN = {LARGE: WAN_T2V_14B, SMALL: WAN_T2V_1_3B}
 def outline(schedule: str, *, guided: bool = True, timesteps: tuple[float, ...] | None = None) -> Outline:
     steps = sum(int(run[1:]) for run in schedule.split())
     return Outline(
-        schedule=StageSchedule.parse(schedule, steps, 0.4, 0.2),
+        schedule=visits(schedule),
         timesteps=timesteps or tuple(np.linspace(1000.0, 20.0, steps).tolist()),
         guided=guided,
         architectures=WAN,
@@ -149,7 +151,7 @@ def test_magcache_decides_as_published() -> None:
     assert (few[-10:], few.count("1")) == ("0100010101", 18)
 
 
-def magcache(schedule: StageSchedule, thresholds: dict[str, float], most: dict[str, int]) -> str:
+def magcache(schedule: Visits, thresholds: dict[str, float], most: dict[str, int]) -> str:
     """The published loop, for one branch, with the state set back whenever the model changes."""
     steps = len(schedule.models)
     ratios = {

@@ -29,9 +29,9 @@ from flowblending.runtime.program.caches.teacache import (
     TeaCache,
     fit,
 )
-from flowblending.runtime.program.schedule import StageSchedule
 from tests.conftest import Build
 from tests.support import manifests
+from tests.support.schedules import visits
 
 Floats = npt.NDArray[np.float32]
 WAN = {LARGE: WAN_T2V_14B, SMALL: WAN_T2V_1_3B}
@@ -41,7 +41,7 @@ def outline(schedule: str, distances: Mapping[str, Sequence[float]], **changes: 
     steps = sum(int(run[1:]) for run in schedule.split())
     timesteps = tuple(np.linspace(1000.0, 20.0, steps).tolist())
     made = Outline(
-        schedule=StageSchedule.parse(schedule, steps, 0.4, 0.2),
+        schedule=visits(schedule),
         timesteps=timesteps,
         guided=True,
         architectures=WAN,
@@ -85,16 +85,18 @@ def test_it_decides_as_published(schedule: str) -> None:
     signals = {LARGE: walk_of(steps, 1, 0.05), SMALL: walk_of(steps, 2, 0.05)}
     recorder = DivergenceRecorder(
         guidance=1.0,
+        models={model.letter: [model.name] * steps for model in manifests.MODELS},
         signals={
             model: lambda _, t, signal=signal: signal[int(t)].astype(np.float32) for model, signal in signals.items()
         },
     )
     velocity = np.ones((1, 2, 1, 1, 1), np.float32)
     for step in range(steps):
-        recorder.add(velocity * step, float(step), {model: {COND: velocity + step} for model in WAN})
-    assert recorder.caches[TIMESTEPS][SMALL] == list(range(steps))
-    assert recorder.caches[CHANGES][LARGE][:3] == pytest.approx([0.0, 1.0, 0.5][:steps])
-    run = outline(schedule, recorder.caches[NAME])
+        recorder.add(step, velocity * step, float(step), {letter: {COND: velocity + step} for letter in "LS"})
+    caches = recorder.result().caches
+    assert caches[TIMESTEPS][SMALL] == list(range(steps))
+    assert caches[CHANGES][LARGE][:3] == pytest.approx([0.0, 1.0, 0.5][:steps])
+    run = outline(schedule, caches[NAME])
     for cache, thresholds in (
         ([TeaCache()], {LARGE: 0.1, SMALL: 0.05}),
         ([TeaCache(threshold=0.3)], {LARGE: 0.3, SMALL: 0.3}),
@@ -182,6 +184,7 @@ def test_from_the_build_to_the_run(
     build: Build, checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flowblending.engine.build.build import BuildRequest, build_bundle
+    from flowblending.engine.build.request import named_models
     from flowblending.runtime.calibrate import cli
     from flowblending.runtime.calibrate.signal import open_signals
     from flowblending.system.console import Console
@@ -200,8 +203,7 @@ def test_from_the_build_to_the_run(
 
     assert calibrate() == 2
     request = BuildRequest(
-        large=str(checkpoints("wan") / "large"),
-        small=str(checkpoints("wan") / "small"),
+        models=named_models(str(checkpoints("wan") / "large"), str(checkpoints("wan") / "small")),
         out=tmp_path / "b",
         size=SMALLEST["wan"].size,
         frames=SMALLEST["wan"].frames,

@@ -28,6 +28,8 @@ from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.runtime.program.sigmas import Grid, sigma_grid
 from flowblending.runtime.program.solvers.registry import SOLVERS, solve
 from flowblending.runtime.sampler.loop import Sampler
+from tests.support.manifests import PAIR
+from tests.support.schedules import visits
 
 Array = npt.NDArray[np.float64]
 Model = Callable[[str, Array, float, str], Array]
@@ -62,8 +64,9 @@ def plan(
     made = stages(schedule)
     return compile_program(
         schedule=made,
+        models=PAIR,
         solver=solver,
-        grid=sigma_grid(WAN, solver, len(made.models), 0),
+        grid=sigma_grid(WAN, solver, made.steps, 0),
         latent_shape=LATENT,
         guidance=guidance,
         batched=batched,
@@ -158,14 +161,13 @@ def reference(
 @pytest.mark.parametrize("guidance", [5.0, 1.0])
 @pytest.mark.parametrize("solver", SOLVERS.built_in)
 def test_a_cache_that_leaves_out_nothing_is_the_plain_program(solver: str, guidance: float, batched: bool) -> None:
-    made = stages("L4 S3 L2")
     grid = sigma_grid(WAN, solver, 9, 0)
     plain = plan("L4 S3 L2", "off", solver=solver, guidance=guidance, batched=batched)
     assert plan("L4 S3 L2", "mask:111111111", solver=solver, guidance=guidance, batched=batched) == plain
     # The plain program, put together by hand.
     velocity = guidance * slot(COND) + (1.0 - guidance) * slot(UNCOND) if guidance > 1 else slot(VELOCITY)
     updates = solve(solver, grid.sigmas, velocities=[velocity] * 9)
-    for model, step, update in zip(made.models, plain.steps, updates, strict=True):
+    for model, step, update in zip(visits("L4 S3 L2").models, plain.steps, updates, strict=True):
         if guidance <= 1:
             runs = [Run(model=model, branches=(COND,), out=(VELOCITY,))]
         elif batched:
@@ -233,6 +235,7 @@ def test_a_rescaled_velocity_is_what_is_kept(solver: str, order: int, share: flo
 def test_rescaling_is_for_guided_stages() -> None:
     program = compile_program(
         schedule=StageSchedule.runs("L3 S2:g1 L2:g7"),
+        models=PAIR,
         solver="unipc",
         grid=sigma_grid(WAN, "unipc", 7, 0),
         latent_shape=LATENT,
@@ -292,6 +295,7 @@ def test_extrapolation_of_a_polynomial(order: int, degree: int) -> None:
     mask = "101010010001"
     program = compile_program(
         schedule=stages(f"L{steps}"),
+        models=PAIR,
         solver="euler",
         grid=Grid(sigmas=sigmas, timesteps=timesteps),
         latent_shape=LATENT,
