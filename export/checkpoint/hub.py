@@ -255,9 +255,8 @@ def small_files(names: Iterable[str], inside: str) -> list[str]:
         if not path.is_relative_to(inside):
             continue
         folder = str(path.relative_to(inside).parent)
-        read = folder in (".", *COMPONENTS) and path.name.endswith(
-            ("model_index.json", "config.json", ".safetensors.index.json")
-        )
+        index = ".safetensors.index." in path.name and path.suffix == ".json"
+        read = folder in (".", *COMPONENTS) and (index or path.name.endswith(("model_index.json", "config.json")))
         asked = name == inside and path.suffix == ".json"
         if read or asked or folder == TOKENIZER:
             found.append(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -20,6 +21,13 @@ _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
 )
+_VARIANT = re.compile(
+    r"(?:diffusion_pytorch_)?model\.(?:(?P<one>[\w-]+)\.safetensors|safetensors\.index\.(?P<index>[\w-]+)\.json)"
+)
+_SHARD = re.compile(r"-\d{5}-of-\d{5}")
+_PREFERRED = ("bf16", "fp16", "fp32")
+"""Of the variants that a folder without plain weights has: the range of fp32 in the size of fp16 comes first."""
+
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".gguf", ".msgpack", ".onnx")
 DEVIATION = "latents_std"
 STATISTICS = ("latents_mean", DEVIATION)
@@ -48,7 +56,7 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     if found is None:
         others = listed(sorted(name for name in names if name.endswith(WEIGHT_SUFFIXES))) or "none"
         raise FlowBlendingError(
-            f"{shown(folder)} has no {_WEIGHTS[1]} or {_WEIGHTS[2]} (weight files there: {others}); "
+            f"{shown(folder)} has no {_WEIGHTS[1]} or {_WEIGHTS[2]}, nor one variant (weight files there: {others}); "
             "give a complete diffusers checkpoint with safetensors weights."
         )
     listing = folder / found
@@ -69,8 +77,26 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
 
 
 def weights_listing(names: Collection[str]) -> str | None:
-    """The file among these names that the library itself would read: weights, or the index of sharded ones."""
-    return next((name for name in _WEIGHTS if name in names), None)
+    """The file among these names that holds the weights, or the index of sharded ones.
+
+    It is the one that the library itself would read; where there is none, that of a variant, which users of the library
+    have to name: ``model.fp16.safetensors``, ``model.safetensors.index.fp16.json``. Of several whose names tell no
+    type, none is taken.
+    """
+    plain = next((name for name in _WEIGHTS if name in names), None)
+    if plain is not None:
+        return plain
+    found = {variant: name for name in sorted(names) if (variant := _variant(name)) is not None}
+    best = next((variant for variant in _PREFERRED if variant in found), None)
+    if best is None and len(found) == 1:
+        best = next(iter(found))
+    return None if best is None else found[best]
+
+
+def _variant(name: str) -> str | None:
+    """The variant that a file of weights or an index belongs to; None for others, and for shards."""
+    match = _VARIANT.fullmatch(name)
+    return None if match is None or _SHARD.search(name) else match["one"] or match["index"]
 
 
 def check_there(path: Path) -> None:
