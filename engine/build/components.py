@@ -117,7 +117,7 @@ class ComponentBuilder:
             name=part.name,
             key=key,
             family=self.pipeline.family,
-            source=self._source(part.name),
+            source=" + ".join((self._source(part.name), *map(str, part.loras))),
             into=self.folder,
             make=lambda work: self._take_over(part, key, old, work) or self._build(part, precision, key, work, fp8),
         )

@@ -39,10 +39,11 @@ class LoraRequest:
     strength: float = 1.0
 
     def __str__(self) -> str:
-        """As the option has it, with an absolute path."""
+        """As the option has it; the path of a file that is here is absolute."""
+        path = Path(self.file).expanduser()
         model = "" if self.model is None else f"{self.model}="
         strength = "" if self.strength == 1 else f":{write_number(self.strength)}"
-        return f"{model}{Path(self.file).expanduser().absolute()}{strength}"
+        return f"{model}{path.absolute() if path.exists() else self.file}{strength}"
 
 
 Fit = Callable[["LoraFile", float], "Lora"]

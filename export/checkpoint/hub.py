@@ -120,6 +120,16 @@ class Repository:
         names = [*small_files(self.files, self.address.inside), *self._weights(components)]
         return _download(self.address, self.commit, names) / self.address.inside
 
+    def fetch_beside(self, name: str) -> None:
+        """Bring a small file to where the one that was asked for is, if there is one of that name.
+
+        Raises:
+            FlowBlendingError: the hub does not give it.
+        """
+        path = str(PurePosixPath(self.address.inside).parent / name)
+        if path in self.files:
+            _download(self.address, self.commit, [path])
+
     def _weights(self, components: Sequence[str]) -> list[str]:
         """Paths of the weights in these folders that are listed; where a file was asked for, that and its shards."""
         found = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,9 @@ from flowblending.export.checkpoint.fit import FLOATS
 from flowblending.export.checkpoint.model_files import read_json, read_place, tensors_in
 from flowblending.export.checkpoint.naming import listed
 from flowblending.export.checkpoint.places import TensorPlace
+from flowblending.export.checkpoint.source import locate
 from flowblending.export.checkpoint.weights_file import PICKLES, pickled
+from flowblending.system.scratch import scratch
 
 _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """A zip file, as torch writes it, and Python's pickle itself."""
@@ -25,6 +28,8 @@ USUAL = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _METADATA = "lora_adapter_metadata"
 """diffusers loaders/lora_base.py, LORA_ADAPTER_METADATA_KEY."""
 _CONFIG = "adapter_config.json"
+
+_HUB_FILE = re.compile(r"[\w.-]+(/[\w.-]+){2,}\.safetensors(@[\w./-]+)?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +50,33 @@ class LoraFile:
 
 
 def find_lora(given: str) -> Path:
-    """The file that a user means: the file itself, or the one in a folder that diffusers or PEFT wrote.
+    """The file that a user means: one that is here, the one in a folder of diffusers or PEFT, or one of the hub.
+
+    Args:
+        given: a path, or ``ORG/NAME/FILE.safetensors[@REVISION]``, which is fetched.
 
     Raises:
         UsageError: there is none, or several, or it is a pickle.
+        FlowBlendingError: the hub does not give it.
     """
     path = Path(given).expanduser()
     if path.is_dir():
         path = _in_folder(path)
     if path.suffix.lower() in PICKLES:
         raise pickled(str(path))
-    if not path.is_file():
-        raise UsageError(f"There is no LoRA file {given}; give a .safetensors file that is here.")
-    return path
+    if path.is_file():
+        return path
+    if not _HUB_FILE.fullmatch(given):
+        raise UsageError(
+            f"There is no LoRA file {given}; give a .safetensors file that is there, or one of the hub as "
+            "ORG/NAME/FILE.safetensors."
+        )
+    with scratch() as looked_at:
+        source = locate(given, (), looked_at)
+        found = source.fetch(())
+        if source.remote is not None and found.name == USUAL[1]:
+            source.remote.fetch_beside(_CONFIG)
+    return found
 
 
 def open_lora(path: Path) -> LoraFile:

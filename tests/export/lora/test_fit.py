@@ -22,6 +22,7 @@ from flowblending.export.families.ltx import names as ltx_names
 from flowblending.export.families.wan import names as wan_names
 from flowblending.export.lora.file import find_lora, open_lora
 from flowblending.export.lora.fit import Lora, LowRank, Whole, fit_lora
+from tests.support.hub_server import Hub, serve, use
 from tests.support.lora_files import ALPHA, FORMATS, RANK, make_adapter, write_lora
 
 Shapes = dict[str, tuple[int, ...]]
@@ -305,3 +306,23 @@ def test_a_folder_has_one_file(tmp_path: Path) -> None:
         find_lora(str(tmp_path))
     write(tmp_path / "adapter_model.safetensors", pair())
     assert find_lora(str(tmp_path)).name == "adapter_model.safetensors"
+
+
+def test_a_file_of_the_hub_is_fetched_with_its_configuration(
+    wan: Shapes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "repository/style.safetensors", pair())
+    write(tmp_path / "repository/peft/adapter_model.safetensors", pair())
+    (tmp_path / "repository/peft/adapter_config.json").write_text(json.dumps({"lora_alpha": 8}))
+    (tmp_path / "repository/style.pt").write_bytes(b"")
+    with serve(Hub(repositories={"Org/Loras": tmp_path / "repository"})) as hub:
+        use(hub, tmp_path / "cache", monkeypatch.setattr)
+        found = fit(find_lora("Org/Loras/style.safetensors@main"), wan)
+        assert [change.scale for (change,) in found.changes.values()] == [1.0]
+        found = fit(find_lora("Org/Loras/peft/adapter_model.safetensors"), wan)
+        assert [change.scale for (change,) in found.changes.values()] == [2.0]
+        with pytest.raises(FlowBlendingError, match=r"Org/Loras has no folder other\.safetensors, and no file"):
+            find_lora("Org/Loras/other.safetensors")
+        with pytest.raises(UsageError, match="is a pickle"):
+            find_lora("Org/Loras/style.pt")
+        assert not any(name.endswith(".pt") for name in hub.fetched)

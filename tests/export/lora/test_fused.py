@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import LTXVideoTransformer3DModel, WanTransformer3DModel
+from safetensors.torch import save_file
 
 from benchmarks.checkpoints import TEXT_DIM, ltx_transformer, wan_transformer
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import LARGE, Precision
 from flowblending.engine.backends.onnxruntime.run import BoundWeight, OrtEngine
 from flowblending.engine.backends.tensor import CPU, Tensor
+from flowblending.export.checkpoint.model_files import tensors_in
 from flowblending.export.families.ltx import names as ltx_names
 from flowblending.export.families.ltx import transformer as ltx
 from flowblending.export.families.wan import names as wan_names
@@ -29,7 +31,7 @@ from flowblending.export.graph import load as weights
 from flowblending.export.graph.exportable import TORCH_DTYPES, Exportable, Tensors
 from flowblending.export.graph.fused import Fused, fuse
 from flowblending.export.graph.load import load_model, parameter_shapes
-from flowblending.export.graph.stored import StoredTensor, find_stored, weights_on_demand
+from flowblending.export.graph.stored import StoredTensor, find_stored, stored_at, weights_on_demand
 from flowblending.export.graph.trace import trace_graph
 from flowblending.export.graph.weight_inputs import WeightInputGraph, write_weight_inputs
 from flowblending.export.lora.file import open_lora
@@ -242,6 +244,26 @@ def test_of_strength_0_nothing_is_left(base: Base, tmp_path: Path) -> None:
             for loras in ([lora], [])
         )
         assert all(torch.equal(found[name], plain[name]) for name in plain)
+
+
+def test_weights_that_are_decoded_are_decoded_first(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    exact = torch.randn(40, 30, generator=generator)
+    scale = exact.abs().amax(1) / 448
+    held = (exact / scale[:, None]).to(torch.float8_e4m3fn)
+    factors = {
+        "x.lora_A.weight": torch.randn(4, 30, generator=generator),
+        "x.lora_B.weight": torch.randn(40, 4, generator=generator),
+    }
+    save_file({"x.weight": held, "scale": scale}, tmp_path / "fp8.safetensors")
+    save_file(factors, tmp_path / "lora.safetensors")
+    places = tensors_in([tmp_path / "fp8.safetensors"])
+    place = dataclasses.replace(places["x.weight"], decoded=True, scale=places["scale"])
+    lora = fit_lora(open_lora(tmp_path / "lora.safetensors"), {"x.weight": (40, 30)}, lambda name: name, 0.5)
+    (found,) = fuse({"x.weight": stored_at(place)}, [lora]).values()
+    expected = held.float() * scale[:, None] + 0.5 * factors["x.lora_B.weight"] @ factors["x.lora_A.weight"]
+    torch.testing.assert_close(found.read(), expected, rtol=1e-5, atol=1e-5)
+    assert is_rounded_once(found.as_type(torch.bfloat16).read(), expected, EPSILON[Precision.BF16])
 
 
 def test_all_ways_to_read_give_the_same_bits(base: Base, tmp_path: Path) -> None:
