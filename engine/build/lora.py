@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,12 +84,15 @@ def _strength(text: str, item: str) -> float:
     return strength
 
 
-def fit_loras(requests: Sequence[LoraRequest], models: Mapping[str, Fit]) -> dict[str, tuple[Lora, ...]]:
-    """By model, what is fused into it.
+def fit_loras(
+    requests: Sequence[LoraRequest], engines: Mapping[str, Fit], models: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[Lora, ...]]:
+    """By engine, what is fused into it.
 
     Args:
         requests: as read.
-        models: by name.
+        engines: by name.
+        models: the engines of each model; both experts of one that has two.
 
     Raises:
         UsageError: a model that there is not, or a file that is no LoRA, does not fit its model, or fits several where
@@ -98,21 +101,24 @@ def fit_loras(requests: Sequence[LoraRequest], models: Mapping[str, Fit]) -> dic
     """
     from flowblending.export.lora.file import find_lora, open_lora
 
-    found: dict[str, tuple[Lora, ...]] = dict.fromkeys(models, ())
+    found: dict[str, tuple[Lora, ...]] = dict.fromkeys(engines, ())
+    names = {**models, **{name: (name,) for name in engines}}
     for request in requests:
-        if request.model is not None and request.model not in models:
+        if request.model is not None and request.model not in names:
             raise UsageError(
-                f"--lora names the model {request.model}, but the models are {', '.join(models)}; use one of them."
+                f"--lora names the model {request.model}, but the models are {', '.join(names)}; use one of them."
             )
-        model, lora = _fit(request, open_lora(find_lora(request.file)), models)
-        found[model] = (*found[model], lora)
+        file = open_lora(find_lora(request.file))
+        for asked in (None,) if request.model is None else names[request.model]:
+            engine, lora = _fit(replace(request, model=asked), file, engines)
+            found[engine] = (*found[engine], lora)
     return found
 
 
-def _fit(request: LoraRequest, file: LoraFile, models: Mapping[str, Fit]) -> tuple[str, Lora]:
+def _fit(request: LoraRequest, file: LoraFile, engines: Mapping[str, Fit]) -> tuple[str, Lora]:
     fitting: dict[str, Lora] = {}
     refusals: dict[str, str] = {}
-    for name, fit in models.items():
+    for name, fit in engines.items():
         try:
             fitting[name] = fit(file, request.strength)
         except UsageError as error:

@@ -76,7 +76,8 @@ def make_plan(request: BuildRequest, found: Folders) -> Plan:
     pipeline = replace(pipeline, grid=with_shift(pipeline.grid, request.shift))
     profiles = plan_profiles(pipeline, request.size, request.frames)
     transformers = opened.transformers
-    loras = fit_loras(request.loras, {name: partial(family.fit_lora, each) for name, each in transformers.items()})
+    fits = {name: partial(family.fit_lora, folder) for name, folder in transformers.items()}
+    loras = fit_loras(request.loras, fits, {each.request.name: each.components for each in opened.models})
     parts = (
         *(opened.part(family, folder, name, loras[name]) for name, folder in transformers.items()),
         *family.parts(first),

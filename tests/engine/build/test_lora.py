@@ -147,6 +147,24 @@ def test_a_file_that_fits_several_models_has_to_say_which(pair: Pair) -> None:
         make_plan(request, pair.folders("large"))
 
 
+def test_the_name_of_a_model_with_two_experts_is_both(pair: Pair, tmp_path: Path) -> None:
+    large = Path(shutil.copytree(pair.folder / "large", tmp_path / "pair/large"))
+    shutil.copytree(pair.folder / "small", tmp_path / "pair/small")
+    shutil.copytree(large / "transformer", large / "transformer_2")
+    index = large / "model_index.json"
+    experts = {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875}
+    index.write_text(json.dumps(json.loads(index.read_text()) | experts))
+    two = dataclasses.replace(pair, folder=tmp_path / "pair")
+    path = two.lora("large", "musubi")
+    plan = two.plan(f"large={path}:0.5,large_low={path}")
+    strengths = {part.name: [each.strength for each in part.loras] for part in plan.parts if part.loras}
+    assert strengths == {"large_high": [0.5], "large_low": [0.5, 1.0]}
+    with pytest.raises(UsageError, match=rf"name .*: --lora large_high={path},large_low={path}\."):
+        two.plan(str(path))
+    with pytest.raises(UsageError, match="the models are large, small, large_high, large_low; use one"):
+        two.plan(f"low={path}")
+
+
 def test_a_file_that_fits_none_says_why(pair: Pair, tmp_path: Path) -> None:
     path = write_lora(make_adapter(ltx_transformer(0)), FORMATS["musubi"], lambda name: name, tmp_path)
     with pytest.raises(UsageError, match="tensors belong to no layer of the model: lora_unet_"):
