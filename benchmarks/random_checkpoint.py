@@ -57,6 +57,22 @@ MODELS: Mapping[str, Model] = {
         kind="LTXVideoTransformer3DModel",
         settings={"num_layers": 48, "attention_head_dim": 128, "cross_attention_dim": 4096},
     ),
+    "ltx-2b": Model(
+        kind="LTXVideoTransformer3DModel",
+        settings={"num_layers": 28, "attention_head_dim": 64, "cross_attention_dim": 2048},
+    ),
+    "t5-xxl": Model(
+        kind="T5EncoderModel",
+        settings={
+            "vocab_size": 32128,
+            "d_model": 4096,
+            "d_kv": 64,
+            "d_ff": 10240,
+            "num_layers": 24,
+            "num_heads": 64,
+            "feed_forward_proj": "gated-gelu",
+        },
+    ),
     "umt5-xxl": Model(
         kind="UMT5EncoderModel",
         settings={
@@ -107,7 +123,12 @@ def write_model(model: Model, folder: Path, *, dtype: npt.DTypeLike = ml_dtypes.
 
 def element_count(model: Model) -> int:
     """How many weights it has."""
-    return sum(map(math.prod, _shapes(_empty(model)).values()))
+    return sum(element_counts(model).values())
+
+
+def element_counts(model: Model) -> dict[str, int]:
+    """How many numbers each of its tensors has, by its name."""
+    return {name: math.prod(shape) for name, shape in _shapes(_empty(model)).items()}
 
 
 def _empty(model: Model) -> Any:

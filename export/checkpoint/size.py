@@ -42,15 +42,27 @@ def graph_bytes(files: Sequence[Path], precision: Precision, fp8: Fp8Blocks | No
         precision: of the graph.
         fp8: of a graph in fp8.
     """
-    total = OVERHEAD
-    for name, tensor in tensors_in(files).items():
+    elements = {name: tensor.elements for name, tensor in tensors_in(files).items()}
+    return OVERHEAD + weight_bytes(elements, precision, fp8)
+
+
+def weight_bytes(elements: Mapping[str, int], precision: Precision, fp8: Fp8Blocks | None = None) -> int:
+    """What weights take in a precision.
+
+    Args:
+        elements: of every tensor, by its name.
+        precision: of the graph.
+        fp8: of a graph in fp8.
+    """
+    total = 0
+    for name, count in elements.items():
         block = _BLOCK.match(name)
         if precision is not Precision.FP8 or fp8 is None:
-            total += tensor.elements * BYTES[precision]
+            total += count * BYTES[precision]
         elif block and fp8.keep <= int(block[1]) < fp8.count - fp8.keep:
-            total += tensor.elements * BYTES[Precision.FP8]
+            total += count * BYTES[Precision.FP8]
         else:
-            total += tensor.elements * BYTES[fp8.base]
+            total += count * BYTES[fp8.base]
     return total
 
 

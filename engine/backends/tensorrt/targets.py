@@ -20,7 +20,7 @@ def check_targets(backend: str, targets: Sequence[str]) -> tuple[str, ...]:
     """
     library = load(backend)
     present = gpu_architecture()
-    ahead = _ahead_of_time(library)
+    ahead = ahead_of_time(library)
     if not ahead and present is None:
         raise UsageError(
             f"{library.title} compiles on the GPU that will run the plan, but no CUDA driver or NVIDIA GPU was found; "
@@ -51,18 +51,18 @@ def check_fp8(backend: str, targets: Sequence[str]) -> None:
     Raises:
         UsageError: names those that can.
     """
-    without = [target for target in targets if not _has_fp8(target)]
+    without = [target for target in targets if not has_fp8(target)]
     if not without:
         return
-    able = [target for target in _ahead_of_time(load(backend)) if _has_fp8(target)]
+    able = [target for target in ahead_of_time(load(backend)) if has_fp8(target)]
     choice = f"use --target {','.join(able)} or some of these" if able else "build on a GPU of sm89 or later"
     raise UsageError(
         f"fp8 was asked for, but {' and '.join(without)} cannot compute in it; {choice}, or --precision bf16."
     )
 
 
-def _has_fp8(target: str) -> bool:
-    """Ada (sm89) is the first architecture with it."""
+def has_fp8(target: str) -> bool:
+    """Whether an architecture (``sm89``) computes in fp8: Ada is the first."""
     return _number(target) >= 89
 
 
@@ -70,7 +70,7 @@ def _number(target: str) -> int:
     return int(target.removeprefix("sm"))
 
 
-def _ahead_of_time(library: Library) -> tuple[str, ...]:
+def ahead_of_time(library: Library) -> tuple[str, ...]:
     """The architectures (``sm75``, ``sm80``, ...) that need not be present."""
     capabilities = getattr(library.trt, "ComputeCapability", None)
     if capabilities is None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from flowblending.contracts.graph import WAN_T2V_1_3B, WAN_T2V_14B, AuthorsSampling
 
-_AUTHORS: Mapping[tuple[str, bool], AuthorsSampling] = {
+AUTHORS: Mapping[tuple[str, bool], AuthorsSampling] = {
     (WAN_T2V_14B, False): AuthorsSampling(
         model="Wan 2.1 T2V 14B",
         shift=5.0,
@@ -40,4 +40,4 @@ def authors_sampling(architecture: str | None, *, experts: bool) -> AuthorsSampl
         architecture: the transformer's published name, if it has one.
         experts: whether the checkpoint has a second transformer, for low noise.
     """
-    return None if architecture is None else _AUTHORS.get((architecture, experts))
+    return None if architecture is None else AUTHORS.get((architecture, experts))

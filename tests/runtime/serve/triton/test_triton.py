@@ -462,6 +462,23 @@ def test_http_gives_the_same(served: Served, reference: Arrays) -> None:
 
 
 @pytest.mark.slow
+def test_the_example_for_http_saves_a_video_and_tells_what_is_refused(served: Served, tmp_path: Path) -> None:
+    script = Path(__file__).parents[4] / "examples" / "06_http.py"
+    server, out = f"http://127.0.0.1:{served.server.http}", tmp_path / "video.mp4"
+    command = [sys.executable, str(script), server, "wan"]
+    done = subprocess.run([*command, PROMPT, str(out)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{out}: L20 S20 L10"
+    assert "50 of 50 steps" in done.stdout
+    assert out.read_bytes()[4:8] == b"ftyp"
+    done = subprocess.run([*command, " ", str(tmp_path / "none.mp4")], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "The prompt is empty; say what the video shows." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "none.mp4").exists()
+
+
+@pytest.mark.slow
 def test_the_defaults_fit_http(served: Served, reference: Arrays) -> None:
     answer = json.loads(served.server.post("models/wan/generate", SHORT))
     assert base64.b64decode(answer["video"]) == reference["video"].tobytes()
