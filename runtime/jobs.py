@@ -18,6 +18,7 @@ from flowblending.runtime.program.boundaries import read_boundaries
 from flowblending.runtime.program.caches.parse import parse_cache
 from flowblending.runtime.program.caches.registry import measured_caches
 from flowblending.runtime.program.compile import compile_program
+from flowblending.runtime.program.presets import check_presets
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.runtime.program.shifts import with_shift
 from flowblending.runtime.program.sigmas import Grid, sigma_grid
@@ -168,7 +169,7 @@ def _schedule(job: Job, manifest: Manifest, grid: Grid) -> StageSchedule:
     calibrated = calibrated_schedule(job, manifest)
     if calibrated is not None:
         return StageSchedule.fitted(calibrated.runs, grid)
-    return StageSchedule.parse(
+    schedule = StageSchedule.parse(
         asked_schedule(job, manifest),
         steps,
         pipeline.early,
@@ -176,6 +177,8 @@ def _schedule(job: Job, manifest: Manifest, grid: Grid) -> StageSchedule:
         boundaries=() if job.boundaries is None else read_boundaries(job.boundaries),
         grid=grid,
     )
+    check_presets((stage.preset for stage in schedule.stages), pipeline.family)
+    return schedule
 
 
 def _constants(job: Job, manifest: Manifest) -> Mapping[str, Mapping[str, tuple[float, ...]]]:

@@ -11,8 +11,9 @@ stands for the slope of one function, the clean estimate along the noise levels.
 function: it is trained so that a single step of first order lands at its next timestep (a chord of the trajectory,
 where the large model gives a tangent), so that there is no error of first order to correct, and a difference between
 the two models is no slope; it would be multiplied by the ratio of the two step lengths, which have nothing to do with
-one another. Every solver therefore takes Euler's steps in such a stage, and begins anew behind it. Between stages that
-share the run's levels the history is kept, also where the guidance changes.
+one another. Every solver therefore takes Euler's steps in such a stage, and begins anew behind it. So it does in a
+stage that asks for Euler's steps at the run's own levels, as a distilled model may. Between other stages that share the
+run's levels the history is kept, also where the guidance changes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 
 from flowblending import UsageError
 from flowblending.contracts.model_sampling import ModelSampling, write_number
+from flowblending.runtime.program.presets import PRESETS
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.runtime.program.sigmas import Grid
 from flowblending.runtime.program.stage import Stage
@@ -35,7 +37,7 @@ class NoiseLevels:
     """What a run visits.
 
     Attributes:
-        schedule: with the guidance and the timesteps that the models ask for filled in.
+        schedule: with the guidance and the timesteps that presets and models ask for filled in.
         visits: the letter and the guidance of every step that is made; with timesteps of its own, each is a stage.
         grid: noise levels of as many steps.
         restarts: steps before which a multistep solver's history is forgotten.
@@ -53,9 +55,9 @@ def noise_levels(schedule: StageSchedule, grid: Grid, model_sampling: Mapping[st
     Args:
         schedule: its stages.
         grid: noise levels of as many steps as the schedule has.
-        model_sampling: by letter, what its model was trained for. It counts where the stage does not say; of the
-            timesteps, those that lie in the stage: below the level at which it would begin, or at it, and above the
-            next stage's.
+        model_sampling: by letter, what its model was trained for. It counts where the stage does not say, and has no
+            preset; of the timesteps, as of a preset's, those that lie in the stage: below the level at which it would
+            begin, or at it, and above the next stage's.
 
     Raises:
         UsageError: a stage has no timesteps in its place, they do not lie between those of its neighbours, or
@@ -69,13 +71,18 @@ def noise_levels(schedule: StageSchedule, grid: Grid, model_sampling: Mapping[st
     start = 0
     for stage in schedule.stages:
         end = start + stage.steps
-        sampling = model_sampling.get(stage.letter, ModelSampling())
+        otherwise = model_sampling.get(stage.letter, ModelSampling())
+        sampling = otherwise if stage.preset is None else PRESETS[stage.preset].sampling
         stages.append(_filled(stage, sampling, grid, start, end))
         levels.append(_own(stages[-1].timesteps, grid) if stages[-1].timesteps else _slice(grid, start, end))
         start = end
     _check(stages, levels, grid)
     visits = [visit for stage, level in zip(stages, levels, strict=True) for visit in _visits(stage, level)]
-    own_steps = [bool(stage.timesteps) for stage, level in zip(stages, levels, strict=True) for _ in level.timesteps]
+    eulers = [
+        stage.euler or bool(stage.timesteps)
+        for stage, level in zip(stages, levels, strict=True)
+        for _ in level.timesteps
+    ]
     return NoiseLevels(
         schedule=StageSchedule(tuple(stages)),
         visits=StageSchedule(tuple(visits)),
@@ -85,7 +92,7 @@ def noise_levels(schedule: StageSchedule, grid: Grid, model_sampling: Mapping[st
             timesteps=tuple(timestep for level in levels for timestep in level.timesteps),
         ),
         restarts=frozenset(
-            step for step, (before, own) in enumerate(itertools.pairwise(own_steps), start=1) if before or own
+            step for step, (before, now) in enumerate(itertools.pairwise(eulers), start=1) if before or now
         ),
     )
 
@@ -103,12 +110,14 @@ def _filled(stage: Stage, sampling: ModelSampling, grid: Grid, start: int, end: 
         if last < sigma <= first
     )
     if not own:
+        whose = f"model {stage.letter}'s own timesteps" if stage.preset is None else f"{stage.preset}'s timesteps"
+        instead = f"give it timesteps: {stage}:t* takes the run's" if stage.preset is None else "move its ends"
         raise UsageError(
-            f"None of model {stage.letter}'s own timesteps lies in the stage {stage}, from "
-            f"{first * grid.train_timesteps:.6g} to {last * grid.train_timesteps:.6g}; make the stage longer, or give "
-            f"it timesteps: {stage}:t* takes the run's."
+            f"None of {whose} ({','.join(f'{each:g}' for each in sampling.timesteps)}) lies in the stage {stage}, from "
+            f"{first * grid.train_timesteps:.6g} to {last * grid.train_timesteps:.6g}; make the stage longer, or "
+            f"{instead}."
         )
-    return replace(stage, timesteps=own)
+    return replace(stage, timesteps=own, preset=None)
 
 
 def _sigmas(timesteps: Iterable[float], grid: Grid) -> list[float]:

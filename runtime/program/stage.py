@@ -1,4 +1,4 @@
-"""One stage of a schedule and its notation: ``L20``, ``S20:g1``, ``S20:g1:t981,909,725``, ``L@0.82``, ``L``."""
+"""One stage of a schedule and its notation: ``L20``, ``S20:g1:t981,909,725``, ``S20:lightning4``, ``L@0.82``, ``L``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from flowblending import UsageError
 from flowblending.contracts.model_sampling import read_number, read_timesteps, write_number
 from flowblending.runtime.program.boundaries import Boundary, read_boundary
+from flowblending.runtime.program.presets import PRESETS
 
+EULER = "euler"
 FORMS = "a name such as LSL or runs such as L20 S20 L10"
 
 _RUN = re.compile(r"([A-Z])(?:([0-9]{1,9})|@(.*))?")
@@ -24,13 +26,17 @@ class Stage:
             stands in for.
         guidance: its own scale of classifier-free guidance, 1 or less for none; None for the model's, else the run's.
         timesteps: its own, falling, above 0, in place of the steps that it covers; empty for the run's; None for the
-            model's, else the run's.
+            preset's, else the model's, else the run's.
+        preset: the name of one of `flowblending.runtime.program.presets.PRESETS`, which goes before the model's.
+        euler: whether all its steps are Euler's, whatever the solver; those at timesteps of its own always are.
     """
 
     letter: str
     steps: int
     guidance: float | None = None
     timesteps: tuple[float, ...] | None = None
+    preset: str | None = None
+    euler: bool = False
 
     def __str__(self) -> str:
         text = f"{self.letter}{self.steps}"
@@ -38,12 +44,11 @@ class Stage:
             text += f":g{write_number(self.guidance)}"
         if self.timesteps is not None:
             text += f":t{','.join(map(write_number, self.timesteps)) or '*'}"
-        return text
+        return text + (f":{self.preset}" if self.preset is not None else "") + (f":{EULER}" if self.euler else "")
 
     def continues(self, before: Stage) -> bool:
         """Whether this and the stage before it are one: they differ in nothing, and have no timesteps of their own."""
-        same = (self.letter, self.guidance, self.timesteps) == (before.letter, before.guidance, before.timesteps)
-        return same and not self.timesteps
+        return replace(self, steps=before.steps) == before and not self.timesteps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +60,27 @@ class OpenStage:
         length: its number of steps, where it ends, or None for the rest of the run.
         guidance: likewise.
         timesteps: likewise.
+        preset: likewise.
+        euler: likewise.
     """
 
     letter: str
     length: int | Boundary | None
     guidance: float | None = None
     timesteps: tuple[float, ...] | None = None
+    preset: str | None = None
+    euler: bool = False
 
     def of(self, steps: int) -> Stage:
         """The stage of so many steps."""
-        return Stage(letter=self.letter, steps=steps, guidance=self.guidance, timesteps=self.timesteps)
+        return Stage(
+            letter=self.letter,
+            steps=steps,
+            guidance=self.guidance,
+            timesteps=self.timesteps,
+            preset=self.preset,
+            euler=self.euler,
+        )
 
     def __str__(self) -> str:
         """As it is written, without its options."""
@@ -77,7 +93,7 @@ def read_open_stage(word: str) -> OpenStage:
 
     A letter may be followed by a number of steps, by ``@`` and where the stage ends, or by neither. ``g`` and a number
     is a guidance scale; ``t`` and numbers with commas between them are timesteps; ``t*`` are the run's timesteps, for a
-    model that has its own.
+    model that has its own; the name of a preset stands for both; ``euler`` asks for Euler's steps.
 
     Raises:
         UsageError: it is none.
@@ -94,6 +110,8 @@ def read_open_stage(word: str) -> OpenStage:
     stage = OpenStage(letter=letter, length=length if end is None else read_boundary(end, what))
     for option in options:
         stage = _with(stage, option, what)
+    if stage.preset is not None and stage.timesteps is not None:
+        raise UsageError(f"{what} has timesteps, and a preset with its own; leave one out.")
     return stage
 
 
@@ -118,7 +136,13 @@ def _with(stage: OpenStage, option: str, what: str) -> OpenStage:
         return replace(stage, timesteps=() if text == "*" else read_timesteps(text, what))
     if kind in ("g", "t"):
         raise UsageError(f"{what} has two {'guidance scales' if kind == 'g' else 'lists of timesteps'}; leave one out.")
+    if option.lower() == EULER and not stage.euler:
+        return replace(stage, euler=True)
+    if option.lower() in PRESETS and stage.preset is None:
+        return replace(stage, preset=option.lower())
+    if option.lower() in (EULER, *PRESETS):
+        raise UsageError(f"{what} has {'two presets' if stage.preset else 'euler twice'}; leave one out.")
     raise UsageError(
         f"{what} has {f'the unknown option {option}' if option else 'an empty option'}; give g and a guidance scale, "
-        "or t and timesteps, such as S20:g1:t909,725."
+        f"t and timesteps, such as S20:g1:t909,725, {EULER}, or a preset: {', '.join(PRESETS)}."
     )

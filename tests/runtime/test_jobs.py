@@ -9,12 +9,14 @@ import pytest
 from flowblending import UsageError
 from flowblending.contracts.graph import LARGE, SMALL, WAN_T2V_1_3B, WAN_T2V_14B, SigmaGrid
 from flowblending.contracts.manifest import Manifest
+from flowblending.contracts.model_sampling import write_number
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.engine.bundle.calibration import add_calibration
 from flowblending.runtime import jobs
 from flowblending.runtime.decode_conditioning import DecodeConditioning
 from flowblending.runtime.jobs import compile_job, job_conditioning, passed_over
 from flowblending.runtime.options import Job
+from flowblending.runtime.program.presets import PRESETS
 from flowblending.runtime.program.sigmas import sigma_grid
 from flowblending.runtime.program.solvers.registry import SOLVERS
 from flowblending.runtime.prompt_file import read_jobs
@@ -202,3 +204,25 @@ def test_a_line_may_have_a_shift_and_boundaries_of_its_own(tmp_path: Path) -> No
     assert own.job.file_stem("b") != replace(own.job, shift=None).file_stem("b")
     assert "shift is probably what was meant" in str(meant.error)
     assert all("but a finite number from 0.01 to 100 was expected" in str(line.error) for line in wrong)
+
+
+def test_presets_are_for_a_model_family(tmp_path: Path) -> None:
+    manifest = manifests.write(tmp_path / "bundle")
+    job = Job(prompt="x", schedule="L3 S4:lightning4 L1", steps=8)
+    assert compile_job(job, manifest).schedule == "L3 S4:g1:t833.3333333333334,625 L1"
+    with pytest.raises(UsageError) as error:
+        compile_job(replace(job, schedule="L3 S4:ltxv7 L1"), manifest)
+    assert str(error.value) == (
+        "The preset ltxv7 is for LTX-Video 0.9.7 and 0.9.8 distilled, at one size (family ltx), but the bundle's "
+        "models are of the family wan; take lightning4, or give the stage timesteps of its own, such as S20:g1:t909,725."
+    )
+
+
+def test_the_documents_list_every_preset() -> None:
+    text = (Path(__file__).parents[2] / "docs/schedules.md").read_text(encoding="utf-8")
+    table = [line for line in text.splitlines() if line.startswith("| `")]
+    for name, preset in PRESETS.items():
+        (row,) = (line for line in table if line.startswith(f"| `{name}` | "))
+        told = row.replace("the same, and 421.9", ", ".join(map(write_number, preset.sampling.timesteps)))
+        for timestep in preset.sampling.timesteps:
+            assert f"{timestep:.2f}".rstrip("0").rstrip(".") in told

@@ -13,6 +13,7 @@ import torch
 from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     UniPCMultistepScheduler,
@@ -96,17 +97,21 @@ def run(checkpoints: Path, manifest: Manifest, job: Job, *, decode: bool = False
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Visit:
-    """A step of a run: which model, at which noise level, how guided, and whether a solver's history ends before it."""
+    """A step of a run: which model, at which noise level, how guided, and whether a solver's history ends before it.
+
+    With ``euler`` it is a step of FlowMatchEulerDiscreteScheduler.
+    """
 
     model: str
     sigma: float
     timestep: float
     guidance: float
     fresh: bool = False
+    euler: bool = False
 
 
 class ScriptedScheduler:
-    """UniPC schedulers one after the other in place of a pipeline's own; a new one where a visit is fresh.
+    """UniPC's or Euler's schedulers in turn, in place of a pipeline's own; a new one where a visit is fresh.
 
     A fresh visit that is followed by another one (or by the end) is thereby a single step of first order.
     """
@@ -128,8 +133,12 @@ class ScriptedScheduler:
 
     def step(self, velocity: Any, timestep: Any, latents: Any, return_dict: bool = True) -> Any:
         if self.visits[self.index].fresh or self.current is None:
-            self.current = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+            if self.visits[self.index].euler:
+                self.current = FlowMatchEulerDiscreteScheduler()
+            else:
+                self.current = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
             self.current.set_timesteps(len(self.visits))
+            timestep = self.current.timesteps[self.index] if self.visits[self.index].euler else timestep
             self.current.sigmas = self.sigmas
             self.current.set_begin_index(self.index)
         self.index += 1

@@ -143,10 +143,18 @@ def test_a_boundary_by_noise_level_is_that_of_wan_pipeline(
     assert diffusers_reference.relative_error(ours(bundle, job), expected.numpy()) < LATENT_TOLERANCE
 
 
-def visit(letter: str, timestep: float, guidance: float, *, sigma: float | None = None, fresh: bool = False) -> Visit:
+def visit(
+    letter: str,
+    timestep: float,
+    guidance: float,
+    *,
+    sigma: float | None = None,
+    fresh: bool = False,
+    euler: bool = False,
+) -> Visit:
     sigma = timestep / 1000 if sigma is None else sigma
     model = {"L": "large", "S": "small"}[letter]
-    return Visit(model=model, sigma=sigma, timestep=timestep, guidance=guidance, fresh=fresh)
+    return Visit(model=model, sigma=sigma, timestep=timestep, guidance=guidance, fresh=fresh, euler=euler)
 
 
 def test_a_distilled_stage_of_wan(build: Build, checkpoints: Callable[[str], Path]) -> None:
@@ -164,6 +172,32 @@ def test_a_distilled_stage_of_wan(build: Build, checkpoints: Callable[[str], Pat
             *(visit("L", timestep, 6.0, sigma=sigma) for timestep, sigma in levels[:3]),
             *(visit("S", timestep, 1.0, fresh=True) for timestep in (880.0, 785.5, 700.0)),
             *(visit("L", timestep, 6.0, sigma=sigma, fresh=i == 0) for i, (timestep, sigma) in enumerate(levels[6:])),
+        ],
+    )
+    assert diffusers_reference.relative_error(ours(bundle, job), expected) < LATENT_TOLERANCE
+
+
+def test_base_distilled_high_distilled_low(build: Build, checkpoints: Callable[[str], Path]) -> None:
+    """Phases with transformer, guidance, timesteps and scheduler swapped; the pair's models take turns."""
+    bundle = build("wan")
+    schedule = "L@t965 S@t875:lightning4 L@t400:lightning4 S:g1:euler"
+    job = dataclasses.replace(JOB, schedule=schedule, steps=10, guidance=6.0, shift=5.0)
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0)
+    scheduler.set_timesteps(10)
+    levels = list(zip(scheduler.timesteps.tolist(), scheduler.sigmas.tolist(), strict=False))
+    distilled = (("S", 937.5), ("L", 2500 / 3), ("L", 625.0))
+    expected = diffusers_reference.run_visits(
+        checkpoints("wan"),
+        bundle.manifest,
+        job,
+        [
+            *(visit("L", timestep, 6.0, sigma=sigma) for timestep, sigma in levels if timestep >= 965),
+            *(visit(letter, timestep, 1.0, fresh=True, euler=True) for letter, timestep in distilled),
+            *(
+                visit("S", timestep, 1.0, sigma=sigma, fresh=True, euler=True)
+                for timestep, sigma in levels
+                if timestep < 400
+            ),
         ],
     )
     assert diffusers_reference.relative_error(ours(bundle, job), expected) < LATENT_TOLERANCE

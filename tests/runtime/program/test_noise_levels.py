@@ -14,6 +14,7 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from flowblending import UsageError
 from flowblending.contracts.graph import LARGE, SMALL, SigmaGrid
 from flowblending.contracts.model_sampling import ModelSampling
+from flowblending.contracts.models import Model
 from flowblending.contracts.program import COND, LATENTS, UNCOND, VELOCITY, Mix, Program, Run
 from flowblending.runtime.program.caches.parse import parse_cache
 from flowblending.runtime.program.compile import compile_program
@@ -106,6 +107,95 @@ def test_large_distilled_large_is_three_schedulers_of_diffusers(solver: str) -> 
     assert [step.guidance for step in program.steps] == [None] * 8 + [1.0] * 3 + [2.0] * 4
 
 
+THREE = {
+    letter: Model(name=name, letter=letter, components=(name,))
+    for letter, name in (("B", "base"), ("H", "high"), ("N", "low"))
+}
+SCALES = {"base": 0.5, "high": 0.4, "low": 0.3}
+
+
+@pytest.mark.parametrize("solver", SOLVERS.built_in)
+@pytest.mark.parametrize(
+    ("schedule", "steps", "shift"),
+    [
+        ("B@t965 H@t800:g1:euler N:g1:euler", 8, 3.0),  # at the run's levels, as Wan2GP's and TripleKSampler's phases
+        ("B@t965 H@t875:lightning4 N:lightning4", 20, 5.0),  # at those that the distilled models know
+    ],
+)
+def test_base_distilled_high_distilled_low_is_a_loop_of_diffusers(
+    solver: str, schedule: str, steps: int, shift: float
+) -> None:
+    """Three models: the base with guidance by the run's solver, the others without it by Euler's steps."""
+    spec = SigmaGrid(kind="shifted", shift=shift)
+    grid = sigma_grid(spec, solver, steps, 0)
+    program = compile_program(
+        schedule=StageSchedule.parse(schedule, steps, 0.4, 0.2, grid=grid),
+        models=THREE,
+        solver=solver,
+        grid=grid,
+        latent_shape=LATENT,
+        guidance=3.5,
+        batched=False,
+    )
+    if solver == "euler":
+        base = FlowMatchEulerDiscreteScheduler(shift=shift)
+    else:
+        base = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+        if solver == "dpm++":
+            base = DPMSolverMultistepScheduler.from_config(base.config)
+    base.set_timesteps(steps)
+    levels, told = base.sigmas.double(), base.timesteps.tolist()
+    if "lightning4" in schedule:
+        first = sum(timestep >= 965 for timestep in told)
+        # Of 1000, 750, 500 and 250 at shift 5, those that lie behind the base model's steps.
+        own = [5 * t / (1 + 4 * t) for t in (0.75, 0.5, 0.25)]
+        told = [*told[:first], *(1000 * sigma for sigma in own)]
+        levels = torch.cat([levels[:first], torch.tensor([*own, 0.0]).double()])
+        kinds = ["base"] * first + ["high", "low", "low"]
+    else:
+        kinds = ["base" if timestep >= 965 else "high" if timestep >= 800 else "low" for timestep in told]
+
+    def model(x: Array, name: str, timestep: float, branch: str) -> Array:
+        return np.asarray(np.tanh((SCALES[name] - (0.2 if branch == UNCOND else 0.0)) * x)) + timestep / 1000
+
+    x, kind = torch.from_numpy(NOISE), ""
+    for i, timestep in enumerate(told):
+        if kinds[i] != kind:
+            kind = kinds[i]
+            scheduler = type(base)(**base.config) if kind == "base" else FlowMatchEulerDiscreteScheduler()
+            scheduler.set_timesteps(len(told))
+            scheduler.sigmas = levels
+            scheduler.set_begin_index(i)
+        cond, uncond = (torch.from_numpy(model(x.numpy(), kind, timestep, branch)) for branch in (COND, UNCOND))
+        velocity = uncond + 3.5 * (cond - uncond) if kind == "base" else cond
+        x = scheduler.step(velocity, scheduler.timesteps[i], x, return_dict=False)[0]
+
+    assert [step.model for step in program.steps] == kinds
+    assert [step.timestep for step in program.steps] == pytest.approx(told, abs=1e-4)
+    assert {kind: program.calls(kind) for kind in SCALES} == {
+        kind: kinds.count(kind) * (2 if kind == "base" else 1) for kind in SCALES
+    }
+    result = execute(program, model, NOISE)[-1]
+    assert np.linalg.norm(result - x.numpy()) / np.linalg.norm(x.numpy()) < 1e-6
+
+
+@pytest.mark.parametrize("solver", SOLVERS.built_in)
+def test_eulers_steps_in_a_stage_leave_no_history(solver: str) -> None:
+    """They are those of a run by Euler's method, and what follows is a run of its own."""
+    whole = plan("L4 S3:euler L5", solver=solver)
+    levels = [*(step.sigma for step in whole.steps), 0.0]
+    latents = execute(whole, bent, NOISE)
+    for i in range(4, 7):
+        timestep = whole.steps[i].timestep
+        cond, uncond = (bent(latents[i], SMALL, timestep, branch) for branch in (COND, UNCOND))
+        assert latents[i + 1] == pytest.approx(latents[i] + (levels[i + 1] - levels[i]) * (5 * cond - 4 * uncond))
+    # The same stages at timesteps of their own, which are the run's, are the same program.
+    told = ",".join(repr(timestep) for timestep in (1000 * level for level in levels[4:7]))
+    again = execute(plan(f"L4 S3:t{told} L5", solver=solver), bent, NOISE)
+    # UniPC tells models whole timesteps, and its levels lie between them.
+    assert np.linalg.norm(again[-1] - latents[-1]) / np.linalg.norm(latents[-1]) < 1e-3
+
+
 @pytest.mark.parametrize("solver", SOLVERS.built_in)
 def test_a_perfectly_distilled_model_is_followed_exactly(solver: str) -> None:
     """Data N(0, 1/4): x scales as the marginal's standard deviation. The distilled model knows the chord of its steps.
@@ -160,6 +250,10 @@ TRAINED = {"S": ModelSampling(timesteps=DISTILLED, guidance=1.0)}
         ("S20 L20", "S20:g1:t1000,993.75,987.5,981.25 L20"),  # and 975 is left to the stage that begins there
         ("L13 S20:g3:t* L7", "L13 S20:g3:t* L7"),
         ("L13 S20:t980,700 L7", "L13 S20:g1:t980,700 L7"),
+        ("L13 S20:ltxv8 L7", "L13 S20:g1:t981.2,975,909.4,725 L7"),  # a preset goes before the model's own
+        ("L13 S20:g2:ltxv7 L7", "L13 S20:g2:t981.2,975,909.4,725 L7"),
+        ("L40:ltxv7", "L40:g1:t1000,993.7,987.5,981.2,975,909.4,725"),
+        ("L13 S20:t*:euler L7", "L13 S20:g1:t*:euler L7"),
         ("L40", "L40"),
     ],
 )
@@ -194,7 +288,12 @@ def test_without_options_nothing_changes() -> None:
             "L13 S20:g1:t980,979.999999 L7",
             "Timesteps of the stage S20:g1:t980,979.999999 are so close that",
         ),
-        ("L37 S2 L1", "None of model S's own timesteps lies in the stage S2:g1, from 267.375 to 93.875; make"),
+        ("L37 S2 L1", "421.875) lies in the stage S2:g1, from 267.375 to 93.875; make the stage longer, or give it"),
+        (
+            "L37 S2:ltxv8 L1",
+            "None of ltxv8's timesteps (1000,993.7,987.5,981.2,975,909.4,725,421.9) lies in the stage S2:g1:ltxv8, "
+            "from 267.375 to 93.875; make the stage longer, or move its ends.",
+        ),
         ("S40:t" + ",".join(str(1000 - i * 0.5) for i in range(1500)), "has 1500 steps, but the models tell 1000"),
     ],
 )
