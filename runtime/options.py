@@ -155,7 +155,8 @@ class Job:
             section=HOW,
             help="letters of the bundle's models, such as LSL, with the model family's boundaries; \"L20 S20 L10\", "
             'which says its number of steps; or with the ends of stages, "L@0.82 S@0.43 L"; stages may have a guidance '
-            'scale and timesteps of their own, "L20 S20:g1:t750,625 L10"',
+            'scale and timesteps of their own, "L20 S20:g1:t750,625 L10", or a preset of published ones, '
+            '"L20 S20:lightning4 L10"',
             usual="what fb-calibrate found for the bundle, else LSL of its first two models",
             metavar="S",
             example="LSL",

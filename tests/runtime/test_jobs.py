@@ -214,7 +214,8 @@ def test_presets_are_for_a_model_family(tmp_path: Path) -> None:
         compile_job(replace(job, schedule="L3 S4:ltxv7 L1"), manifest)
     assert str(error.value) == (
         "The preset ltxv7 is for LTX-Video 0.9.7 and 0.9.8 distilled, at one size (family ltx), but the bundle's "
-        "models are of the family wan; take lightning4, or give the stage timesteps of its own, such as S20:g1:t909,725."
+        "models are of the family wan; take lightning4, or give the stage timesteps of its own, such as "
+        "S20:g1:t909,725."
     )
 
 
