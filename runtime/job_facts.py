@@ -31,6 +31,7 @@ def job_facts(job: Job, program: Program, manifest: Manifest) -> dict[str, objec
         "guidance": program.guidance,
         "guidance_rescale": program.guidance_rescale,
         "cache": job.cache,
+        "lora": manifest.loras or None,
     }
 
 

@@ -54,14 +54,20 @@ def facts_of_videos(videos: Sequence[ExistingVideo]) -> Facts:
 
 
 def _checkpoints(manifest: Manifest) -> Facts:
-    """The models' checkpoints and precisions."""
+    """The models' checkpoints, precisions and LoRA."""
     precisions = {
         model.name: common(manifest.components[engine].spec.precision.value for engine in model.components)
         for model in manifest.models
     }
     places = {name: (source, Path(source)) for name, source in manifest.checkpoints.items()}
+    loras = {
+        model.name: "".join(
+            f", LoRA {each}" for engine in model.components for each in manifest.components[engine].loras
+        )
+        for model in manifest.models
+    }
     return tuple(
-        (name, f"{folder_of(path) if path.is_absolute() else source}, {precisions[name]}")
+        (name, f"{folder_of(path) if path.is_absolute() else source}, {precisions[name]}{printable(loras[name])}")
         for name, (source, path) in places.items()
     )
 

@@ -44,11 +44,14 @@ from flowblending.export.graph import trace
 from flowblending.export.graph.exportable import Part
 from flowblending.export.graph.flops import token_flops
 from flowblending.export.graph.trace import exporter_versions
+from flowblending.export.lora import fit
+from flowblending.export.lora.file import open_lora
 from flowblending.export.verify.reference_outputs import ReferenceRecorder
 from flowblending.export.verify.verify import TOLERANCE as TOLERANCES
 from flowblending.export.verify.verify import export_and_verify
 from flowblending.system.console import Console
 from tests.support.fingerprints import TOLERANCE, plain_weights, structure_and_values
+from tests.support.lora_files import FORMATS, make_adapter, write_lora
 from tests.support.manifests import MODELS
 from tests.support.network_asked import asked_of_the_compiler
 from tests.support.plans import RTX
@@ -91,6 +94,7 @@ def cases(kind: str, pair: Path) -> Iterator[Case]:
         yield Case(f"{kind} ranges", partial(_ranges, pipeline))
         yield Case(f"{kind} proof", partial(_proof, pipeline.parts[TEXT_ENCODER]))
         yield Case(f"{kind} plan", partial(_plan, pipeline.parts[SMALL]))
+        yield Case(f"{kind} lora", partial(_lora, pair))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +129,18 @@ def _graph(part: Part, precision: Precision, folder: Path) -> Made:
     made = _described(graph, f"exporter {trace.REVISION}, {part.revision}")
     # What the manifest says of a transformer's cost is kept with its engine.
     return made | ({"flops": token_flops(graph.onnx, (1, 2, 2))} if part.name == SMALL else {})
+
+
+def _lora(pair: Path, folder: Path) -> Made:
+    """The small transformer with a LoRA fused."""
+    checkpoint = open_checkpoint(str(pair / "large"))
+    family, small = family_of(checkpoint), pair / "small"
+    (stock,) = family.transformer(checkpoint, small, SMALL).load(Precision.FP32).streamed[:1]
+    path = write_lora(make_adapter(stock), FORMATS["diffusers"], str, folder / "lora")
+    fused = family.fit_lora(small, open_lora(path), 0.8)
+    part = family.transformer(checkpoint, small, SMALL, (fused,))
+    made = _graph(part, Precision.FP16, folder / "graph")
+    return made | {"revision": f"{made['revision']}, lora {fit.REVISION}"}
 
 
 def _fp8_graph(part: Part, folder: Path) -> Made:

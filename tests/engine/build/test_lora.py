@@ -29,6 +29,7 @@ from flowblending.engine.bundle.bundle import Bundle
 from flowblending.export.checkpoint.size import apart_bytes
 from flowblending.export.families.wan.names import authors_name
 from flowblending.runtime.dry_run import plan_lines
+from flowblending.runtime.job_facts import job_facts
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
 from flowblending.runtime.run import video_metadata
@@ -217,11 +218,12 @@ def test_a_bundle_with_lora_computes_with_it_and_says_so(build: Build, pair: Pai
     assert fused.sha256 == hashlib.sha256(large.read_bytes()).hexdigest()
     assert bundle.manifest.components["small"].loras == ()
     assert f"--lora large={large}:0.8" in " ".join(bundle.manifest.rebuild)
-    assert "lora      large=lora.safetensors:0.8" in plan_lines(bundle, Job(prompt="a cat", steps=2), CPU)
+    job = Job(prompt="a cat", steps=2)
+    assert "lora      large=lora.safetensors:0.8" in plan_lines(bundle, job, CPU)
+    assert job_facts(job, compile_job(job, bundle.manifest), bundle.manifest)["lora"] == bundle.manifest.loras
     # What it writes is what it reads.
     assert Manifest.model_validate_json((out / "manifest.json").read_text()) == bundle.manifest
     _equals_the_merged_adapter(bundle, pair)
-    job = Job(prompt="a cat", steps=2)
     assert video_metadata(bundle.manifest, job, compile_job(job, bundle.manifest))["lora"] == bundle.manifest.loras
     # Another strength is another engine; the same again is not.
     again = Recorder()

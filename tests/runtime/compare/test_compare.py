@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts.manifest import FusedLora
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.compare import by_step, charts, layout, scoring
 from flowblending.runtime.compare.columns import COLUMNS
@@ -394,6 +395,13 @@ def test_the_head_names_checkpoints_and_folders(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("HOME", str(tmp_path / "other"))
     facts = dict(facts_of_runs(bundle, manifest.geometry, [], prompts=2, machine="cpu"))
     assert facts["folder"] == str(folder)
+    # What is fused into a model is a part of it.
+    lora = FusedLora(file="style.safetensors", strength=0.8, sha256="0")
+    components = manifest.components | {"large": manifest.components["large"].model_copy(update={"loras": (lora,)})}
+    styled = Bundle(folder=folder, manifest=bundle.manifest.model_copy(update={"components": components}))
+    facts = dict(facts_of_runs(styled, manifest.geometry, [], prompts=2, machine="cpu"))
+    assert facts["large"].endswith("14B, fp32, LoRA style.safetensors:0.8")
+    assert facts["small"] == "Wan-AI/1.3B, fp32"
     # A bundle that does not say what it was built from has none.
     bare = Bundle(folder=folder, manifest=manifest.model_copy(update={"rebuild": ()}))
     assert "large" not in dict(facts_of_runs(bare, manifest.geometry, [], prompts=2, machine="cpu"))
