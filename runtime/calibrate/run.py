@@ -100,7 +100,9 @@ class Calibrator:
             letters: of the models that are evaluated; empty for the pair.
         """
         taken = StageSchedule.scaled(runs, self._steps(jobs)).letters
-        others = [list(letters)] if letters else []
+        # What was measured of the pair is known by the same key, whoever asks for it.
+        pair = [model.letter for model in self._manifest.models[:2]]
+        others = [list(letters)] if letters and list(letters) != pair else []
         keys = [[self._key(job), str(StageSchedule.of(taken)), *others] for job in jobs]
         missing = sum(self._known_divergence(key) is None for key in keys)
         with self.console.progress(f"divergence along {runs}", total=missing * len(taken)) as advance:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import flowblending
+from flowblending.contracts import upgrade
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.engine.bundle.calibration import add_calibration
 from tests.conftest import Build
@@ -21,7 +22,7 @@ from tests.support.documents import ROOT
 from tests.whole.test_documents import PROGRAMS
 
 PAGE = (ROOT / "docs" / "json.md").read_text()
-EVIDENCE = ROOT / "tests" / "contracts" / "formats" / "calibration-2.json"
+EVIDENCE = ROOT / "tests" / "contracts" / "formats" / f"calibration-{upgrade.EVIDENCE.number}.json"
 
 Call = Callable[..., dict[str, Any]]
 
