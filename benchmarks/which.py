@@ -186,7 +186,7 @@ def versions() -> Table:
 
 _TOLD = (
     *("torch", "diffusers", "transformers", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13-bindings"),
-    *("cuda-bindings", "av", "ray", "tritonclient"),
+    *("cuda-bindings", "gguf", "av", "ray", "tritonclient"),
 )
 
 
