@@ -219,9 +219,20 @@ def wan_other_pair(folder: Path) -> None:
     wan_pipeline(7, wan_transformer(6, layers=1, heads=1, head_dim=12), shift=5.0).save_pretrained(folder / "small")
 
 
+def wan_experts(folder: Path) -> None:
+    """As Wan 2.2 A14B: ``folder``/large with two experts, of which the first is that of `wan_pair`; and two others."""
+    wan_pair(folder)
+    pipe = WanPipeline.from_pretrained(folder / "large")
+    pipe.register_modules(transformer_2=wan_transformer(3, layers=4, heads=4, ffn=256))
+    pipe.register_to_config(boundary_ratio=0.875)
+    pipe.save_pretrained(folder / "large")
+    wan_transformer(4, layers=1, heads=2, ffn=64).save_pretrained(folder / "draft")
+
+
 PAIRS: Mapping[str, Callable[[Path], None]] = {
     "wan": wan_pair,
     "ltx": ltx_pair,
+    "wan-experts": wan_experts,
     "wan-other": wan_other_pair,
     "ltx-0.9.0": lambda folder: ltx_pair(folder, "0.9.0"),
     "ltx-condition": lambda folder: ltx_pair(folder, "0.9.5"),

@@ -23,8 +23,9 @@ def authors_line(pipeline: PipelineSpec, job: Job) -> str | None:
     if not _says_steps(job) and pipeline.steps != authors.steps:
         differing[f"{authors.steps} steps"] = str(pipeline.steps), f"--steps {authors.steps}"
     if job.guidance is None and authors.guidance != (pipeline.guidance,):
-        # A run has one scale; two of them belong to two experts.
-        option = f"--guidance {scales}" if len(authors.guidance) == 1 else ""
+        # Two scales belong to two experts.
+        options = zip(("--guidance", "--guidance-2"), authors.guidance, strict=False)
+        option = " ".join(f"{name} {scale:g}" for name, scale in options)
         differing[f"guidance {scales}"] = f"{pipeline.guidance:g}", option
     if not differing:
         return None

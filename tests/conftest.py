@@ -65,6 +65,7 @@ SMALLEST = {
     "wan": Geometry("32x48", 9),
     "wan-other": Geometry("64x32", 5),
     "ltx": Geometry("96x64", 17),
+    "wan-experts": Geometry("32x48", 9),
     "ltx-0.9.0": Geometry("64x96", 9),
     "ltx-condition": Geometry("96x64", 17),
 }
@@ -112,7 +113,11 @@ def build(shared: Path, engine_cache: Path, checkpoints: Callable[[str], Path]) 
 
             folder = checkpoints(kind)
             request = BuildRequest(
-                models=named_models(str(folder / "large"), str(folder / "small")),
+                models=named_models(
+                    str(folder / "large"),
+                    str(folder / "small"),
+                    [f"draft={folder / 'draft'}"] if (folder / "draft").is_dir() else [],
+                ),
                 out=out,
                 size=size,
                 frames=frames,

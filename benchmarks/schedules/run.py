@@ -15,6 +15,7 @@ from benchmarks.shapes.adherence import Adherence, adherence
 from benchmarks.shapes.judge import read
 from benchmarks.shapes.scene import Scene, caption, draw
 from flowblending import FlowBlendingError
+from flowblending.contracts.models import Model, check_letters
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.noise import draw_latents
 from flowblending.runtime.options import Job
@@ -26,6 +27,8 @@ from flowblending.system.output import check_file
 Clip = npt.NDArray[np.float32]
 """[F, H, W, 3] in 0..1."""
 
+MODELS = tuple(Model(name=name, letter=letter, components=(name,)) for name, letter in (("large", "L"), ("small", "S")))
+"""Of the trained pair's bundles."""
 CHECKPOINTS = Path("benchmarks/shapes/checkpoints")
 """Of the trained pair, from the repository's root."""
 FEATURES = "features.safetensors"
@@ -140,6 +143,7 @@ def stages(name: str, steps: int = STEPS, early: float = EARLY, late: float = LA
     Raises:
         UsageError: it is no schedule of that many steps.
     """
+    check_letters(StageSchedule.letters_in(name), MODELS, name)
     return str(StageSchedule.parse(name, steps, early, late))
 
 

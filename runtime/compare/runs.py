@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
+from flowblending.contracts.models import default_schedule
 from flowblending.runtime.jobs import calibrated_schedule, compile_job, job_geometry, job_steps
 from flowblending.runtime.options import AUTO, Job
 from flowblending.runtime.program.caches.parse import OFF
@@ -28,10 +29,9 @@ def reference_schedule(manifest: Manifest) -> str:
 
 
 def usual_schedules(manifest: Manifest) -> str:
-    """What is compared unless told otherwise: each model alone, and between stages of the first: ``LLL,LSL,SSS``."""
-    first, *others = (model.letter for model in manifest.models)
-    names = [first * _STAGES, *(name for other in others for name in (f"{first}{other}{first}", other * _STAGES))]
-    return ",".join(names)
+    """What is compared unless told otherwise: fb-run's own, and each model alone: ``LLL,LSL,SSS``."""
+    first, *others = (model.letter * _STAGES for model in manifest.models)
+    return ",".join([first, *([default_schedule(manifest.models)] if others else []), *others])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,13 +30,18 @@ Reference = tuple[Floats, Floats | None]
 
 
 def load(checkpoints: Path) -> tuple[Any, dict[str, Any]]:
-    """The large model's pipeline, and both transformers."""
+    """The large model's pipeline, and all transformers by component."""
     pipe = DiffusionPipeline.from_pretrained(checkpoints / "large", dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     kind = WanTransformer3DModel if isinstance(pipe, WanPipeline) else LTXVideoTransformer3DModel
     small = checkpoints / "small"
     whole = (small / "model_index.json").exists()
-    return pipe, {"large": pipe.transformer, "small": kind.from_pretrained(small / "transformer" if whole else small)}
+    transformers = {"large": pipe.transformer, "small": kind.from_pretrained(small / "transformer" if whole else small)}
+    if getattr(pipe, "transformer_2", None) is not None:
+        transformers |= {"large_high": pipe.transformer, "large_low": pipe.transformer_2}
+    if (checkpoints / "draft").is_dir():
+        transformers["draft"] = kind.from_pretrained(checkpoints / "draft")
+    return pipe, transformers
 
 
 def run(checkpoints: Path, manifest: Manifest, job: Job, *, decode: bool = False, latents: Any = None) -> Reference:

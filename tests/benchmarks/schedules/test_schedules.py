@@ -174,7 +174,7 @@ def test_the_picture_has_a_row_for_each_schedule_and_a_column_for_each_prompt(me
         (["--threads", "0"], "0 threads were asked for"),
         (["--seed", "-1"], "The seed is -1, but 0 or more was expected"),
         (["--steps", "0"], "0 steps were asked for"),
-        (["--schedules", "LXL"], "The stage letter X is unknown"),
+        (["--schedules", "LXL"], r"LXL has the letter X, but this bundle has the models L \(large\), S \(small\)"),
         (["--check", "--schedules", "LSL", "SSS"], "--check needs the schedules .*, of which LSS SLL were left out"),
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.manifest import FusedLora
+from flowblending.contracts.models import Model
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.compare import by_step, charts, layout, scoring
 from flowblending.runtime.compare.columns import COLUMNS
@@ -34,7 +35,15 @@ from flowblending.runtime.compare.report import (
     steps_of,
     text_of,
 )
-from flowblending.runtime.compare.runs import Variant, check_jobs, file_stem, parse_variants, prompts_of
+from flowblending.runtime.compare.runs import (
+    Variant,
+    check_jobs,
+    file_stem,
+    parse_variants,
+    prompts_of,
+    reference_schedule,
+    usual_schedules,
+)
 from flowblending.runtime.compare.sample import TRAIL, trail_indices
 from flowblending.runtime.measures.function import MeasureError
 from flowblending.runtime.options import Job
@@ -56,6 +65,20 @@ def test_the_reference_comes_first_and_nothing_twice() -> None:
     both = labels("LLL,LSL", "magcache:0.12,4,off,guidance:5, 0.5")
     assert both == ["LLL"] + [f"{name}{cache}" for name in ("LLL", "LSL") for cache in (
         " + magcache:0.12,4", "", " + guidance:5,0.5") if name + cache != "LLL"]  # fmt: skip
+
+
+def test_what_is_compared_follows_the_models(tmp_path: Path) -> None:
+    manifest = manifests.write(tmp_path / "toy")
+    large, small = manifest.models
+    draft = Model(name="draft", letter="D", components=("draft",))
+    for models, usual in (
+        ((large, small), "LLL,LSL,SSS"),
+        ((draft, large, small), "DDD,DLD,LLL,SSS"),
+        ((small,), "SSS"),
+    ):
+        found = manifest.model_copy(update={"models": models})
+        assert usual_schedules(found) == usual
+        assert reference_schedule(found) == usual.partition(",")[0]
 
 
 @pytest.mark.parametrize(("schedules", "caches"), [("", "off"), ("LLL,,LSL", "off"), ("LLL", "off,"), (" ", "off")])
