@@ -24,8 +24,8 @@ def authors_line(pipeline: PipelineSpec, job: Job) -> str | None:
         differing[f"{authors.steps} steps"] = str(pipeline.steps), f"--steps {authors.steps}"
     if job.guidance is None and authors.guidance != (pipeline.guidance,):
         # Two scales belong to two experts.
-        options = zip(("--guidance", "--guidance-2"), authors.guidance, strict=False)
-        option = " ".join(f"{name} {scale:g}" for name, scale in options)
+        both = zip(("--guidance", "--guidance-2"), authors.guidance, strict=False)
+        option = " ".join(f"{name} {scale:g}" for name, scale in both)
         differing[f"guidance {scales}"] = f"{pipeline.guidance:g}", option
     if not differing:
         return None

@@ -175,6 +175,12 @@ def test_what_the_authors_take_is_told_where_the_job_leaves_it_open(bundle: Bund
         lines = plan_lines(known, Job(prompt="x", **options), "cpu")
         return [line for line in lines if line.startswith("authors")]
 
+    both = dataclasses.replace(pipeline, authors=dataclasses.replace(authors, guidance=(4.0, 3.0)))
+    experts = Bundle(folder=bundle.folder, manifest=bundle.manifest.model_copy(update={"pipeline": both}))
+    assert any(
+        "guidance 4 and 3 in place of 5" in line and line.endswith("--steps 40 --guidance 4 --guidance-2 3.")
+        for line in plan_lines(experts, Job(prompt="x"), "cpu")
+    )
     assert told() == [
         "authors   Toy is sampled by its authors with a shift of 12 in place of 3, 40 steps in place of 50, guidance 4 "
         "in place of 5 (toy.py); for that give --shift 12 --steps 40 --guidance 4."
