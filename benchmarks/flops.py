@@ -1,7 +1,8 @@
 """FLOPs of the real pairs per call and per schedule, with and without attention, beside the authors' published ones.
 
-The stock diffusers classes run on torch's meta device, where a 14B model costs no memory, under torch's FLOP
-counter; `tests/export/graph/test_flops.py` proves that counting from our exported graphs gives the same integers.
+Then what other orders of the models, and other models in the small one's place, would allow. The stock diffusers
+classes run on torch's meta device, where a 14B model costs no memory, under torch's FLOP counter;
+`tests/export/graph/test_flops.py` proves that counting from our exported graphs gives the same integers.
 
     python -m benchmarks.flops
 """
@@ -20,7 +21,11 @@ import torch
 from diffusers import LTXVideoTransformer3DModel, WanTransformer3DModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowblending.contracts.graph import LARGE, SMALL, SigmaGrid
+from flowblending.contracts.models import Model
+from flowblending.runtime.program.compile import compile_program
 from flowblending.runtime.program.schedule import StageSchedule
+from flowblending.runtime.program.sigmas import sigma_grid
 from flowblending.system.console import Console
 
 TERA = 1e12
@@ -88,6 +93,26 @@ PUBLISHED = {"LLL": 29950, "LSL": 19222, "LSS": 13858, "S10 L40": 24586, "SSS": 
 """TFLOPs of the authors' project page for Wan, 50 steps, 61 frames; what they call SLL is S10 L40."""
 
 
+ORDERS = {
+    "L20 S20 L10": "FlowBlending",
+    "L10 S40": "SRDiffusion (arXiv 2505.19151)",
+    "L20 S30": "SRDiffusion",
+    "S10 L40": "T-Stitch (arXiv 2402.14167)",
+    "S25 L25": "T-Stitch",
+}
+"""Schedules of 50 steps, and whose they are."""
+SIBLINGS: dict[str, Callable[[], Flops]] = {
+    "the 1.3B model": lambda: wan(30, 12, 8960, (21, 60, 104)),
+    "14B pruned to 21 of 40 blocks": lambda: wan(21, 40, 13824, (21, 60, 104)),
+    "14B distilled to 4 steps": lambda: wan(40, 40, 13824, (21, 60, 104)),
+}
+"""What may stand in for the small model beside Wan 2.1 14B at 480p and 81 frames."""
+PRESET = ":lightning4"
+"""What stages of the distilled one take."""
+SHIFT = 3.0
+"""Wan's flow shift, which decides how many of its timesteps lie in a stage."""
+
+
 def call_rows(flops: Mapping[str, tuple[Flops, Flops]]) -> list[tuple[str, ...]]:
     """What one call of each pair costs, and the speed-up that 40 % small steps allow."""
     rows: list[tuple[str, ...]] = []
@@ -116,6 +141,42 @@ def schedule_totals(large: Flops, small: Flops) -> dict[str, Flops]:
     return totals
 
 
+def bound(large: Flops, small: Flops, schedule: str) -> float:
+    """How much less a schedule computes than the large model alone, all steps guided that do not say otherwise."""
+    steps = StageSchedule.runs(schedule).steps
+    program = compile_program(
+        schedule=StageSchedule.runs(schedule),
+        models={
+            letter: Model(name=name, letter=letter, components=(name,)) for letter, name in (("L", LARGE), ("S", SMALL))
+        },
+        solver="unipc",
+        grid=sigma_grid(SigmaGrid(kind="shifted", shift=SHIFT), "unipc", steps, 0),
+        latent_shape=(1, 1, 1, 1),
+        guidance=5.0,
+        batched=False,
+    )
+    return 2 * steps * large.total / (program.calls(LARGE) * large.total + program.calls(SMALL) * small.total)
+
+
+def order_rows(flops: Mapping[str, tuple[Flops, Flops]]) -> list[tuple[str, ...]]:
+    """The bounds of every order of the models, a column for each pair."""
+    pairs = flops.values()
+    return [(text, whose, *(f"{bound(*pair, text):.2f}x" for pair in pairs)) for text, whose in ORDERS.items()]
+
+
+def sibling_rows(large: Flops) -> list[tuple[str, ...]]:
+    """The bounds with other models in the small one's place."""
+    rows = []
+    for name, count_small in SIBLINGS.items():
+        preset = PRESET if "distilled" in name else ""
+        schedules = (f"L20 S20{preset} L10", f"L10 S40{preset}")
+        small = count_small()
+        rows.append(
+            (name, f"{small.total / large.total:.3f}", *(f"{bound(large, small, text):.2f}x" for text in schedules))
+        )
+    return rows
+
+
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description="Count the FLOPs of the real pairs.")
@@ -138,6 +199,17 @@ def main() -> None:
     ]
     headings = ("Wan, 50 steps, 61 frames", "published", "ours, linear only", "difference", "with attention")
     console.table("TFLOPs of one guidance branch", headings, rows)
+    large_pairs = ("Wan 480p, 81 frames", "Wan 720p, 81 frames", "LTX 1216x704, 121 frames")
+    console.table(
+        "the speed-up that the FLOPs allow, attention included",
+        ("schedule", "of", *large_pairs),
+        order_rows({name: flops[name] for name in large_pairs}),
+    )
+    console.table(
+        "likewise, with another model as S beside Wan 2.1 14B, 480p and 81 frames",
+        ("S", "of a call of L", "L20 S20 L10", "L10 S40"),
+        sibling_rows(flops["Wan 480p, 81 frames"][0]),
+    )
     if arguments.json is not None:
         content = {name: [dataclasses.asdict(each) for each in pair] for name, pair in flops.items()}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")

@@ -20,6 +20,23 @@ def test_the_published_flops_of_wan() -> None:
         assert totals[text].linear / TERA == pytest.approx(published, rel=1e-3)
 
 
+def test_the_bounds_in_the_documents_are_the_programs() -> None:
+    """Of other orders of the models, and of siblings in the small one's place; one in closed form."""
+    from benchmarks.flops import PAIRS, bound, order_rows, sibling_rows
+
+    flops = {name: PAIRS[name]() for name in ("Wan 480p, 81 frames", "Wan 720p, 81 frames", "LTX 1216x704, 121 frames")}
+    large, small = flops["Wan 480p, 81 frames"]
+    assert bound(large, small, "L10 S40") == pytest.approx(50 / (10 + 40 * small.total / large.total))
+    # 60 guided calls, and one of the distilled model, of 100.
+    assert bound(large, large, "L20 S20:lightning4 L10") == pytest.approx(100 / 61)
+    text = (Path(__file__).parents[2] / "docs/schedules.md").read_text(encoding="utf-8")
+    for schedule, _, *bounds in order_rows(flops):
+        assert f"| `{schedule}` |" in text
+        assert f"| {' | '.join(bounds)} |" in text
+    for name, *figures in sibling_rows(large):
+        assert f"| {name} | {' | '.join(figures)} |" in text
+
+
 @pytest.mark.long
 def test_the_host_has_a_small_share_of_the_sampling_loop(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.steps", "--size", "128x128", "--steps", "3", "--repeat", "1"]
