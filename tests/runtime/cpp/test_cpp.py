@@ -401,6 +401,14 @@ def test_the_example_equals_fb_run(built: Built, build: Build, tmp_path: Path) -
     assert len(lines) < 80
 
 
+def test_cuda_is_configured_without_being_told_architectures(tmp_path: Path) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("CUDA's compiler is not in any registry; install the CUDA toolkit")
+    source = Path(__file__).parents[3] / "runtime/cpp"
+    succeed("cmake", "-S", source, "-B", tmp_path, "-G", "Unix Makefiles", "-DFLOWBLENDING_CUDA=ON")
+    assert "-arch=all-major" in (tmp_path / "CMakeFiles/flowblending.dir/flags.make").read_text()
+
+
 def test_tensorrt_without_a_gpu(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, gathered: Gathered) -> None:
     root = os.environ.get("TENSORRT_ROOT")
     if not root:
@@ -412,7 +420,6 @@ def test_tensorrt_without_a_gpu(tmp_path: Path, tmp_path_factory: pytest.TempPat
         TENSORRT_ROOT=root,
         ONNXRUNTIME_ROOT=gathered.folder,
         CMAKE_CXX_FLAGS="-O1 -Werror -Wno-deprecated-declarations",
-        CMAKE_CUDA_ARCHITECTURES="90",
     )
 
     def message(kind: str, plan: bytes) -> str:
