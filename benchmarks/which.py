@@ -58,8 +58,8 @@ GPUS: Mapping[str, str] = {
 }
 """Examples by architecture, as NVIDIA lists them (developer.nvidia.com/cuda-gpus)."""
 
-AHEAD = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
-"""What TensorRT-RTX 1.7 compiles for; the library itself is asked in the test."""
+AHEAD = ("sm75", "sm86", "sm89", "sm120", "sm121")
+"""What TensorRT-RTX 1.7 supports; the library itself is asked in the test."""
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 

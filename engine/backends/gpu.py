@@ -47,6 +47,31 @@ def gpu_count() -> int:
     return int(count) if status == driver.CUresult.CUDA_SUCCESS else 0
 
 
+def free_memory(index: int = 0) -> int | None:
+    """Bytes of a GPU's memory that nobody has taken; None without a driver or that GPU."""
+    try:
+        from cuda.bindings import driver
+    except ImportError:
+        return None
+    success = driver.CUresult.CUDA_SUCCESS
+    try:
+        (status,) = driver.cuInit(0)
+        if status != success:
+            return None
+        status, context = driver.cuDevicePrimaryCtxRetain(index)
+        if status != success:
+            return None
+        driver.cuCtxPushCurrent(context)
+        try:
+            status, free, _ = driver.cuMemGetInfo()
+        finally:
+            driver.cuCtxPopCurrent()
+            driver.cuDevicePrimaryCtxRelease(index)
+    except RuntimeError:  # as above
+        return None
+    return int(free) if status == success else None
+
+
 def check_architecture(component: str, targets: Sequence[str], architecture: str | None) -> None:
     """Refuse a GPU that a component was not compiled for.
 

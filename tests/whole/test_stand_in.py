@@ -13,6 +13,7 @@ import pytest
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.program import COND, UNCOND
+from flowblending.engine.backends.gpu import free_memory
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.cuda import CudaDevice, CudaMark
 from flowblending.runtime.sampler.loop import Sampler
@@ -173,6 +174,7 @@ def test_an_engine_that_outlives_its_input(device: CudaDevice, driver: Driver, c
 def test_as_much_memory_as_a_test_says(device: CudaDevice, driver: Driver) -> None:
     device.close()
     with driver.limited(1 << 20), driver.measured() as peak:
+        assert free_memory() == 1 << 20
         kept = device.empty((1 << 18,), FLOAT32)
         with pytest.raises(FlowBlendingError, match="has no"):
             device.empty((1,), FLOAT32)

@@ -12,8 +12,10 @@ from typing import Any, BinaryIO
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import Dim, GraphSpec, TensorSpec, is_transformer
 from flowblending.engine.backends.backend import Fp8AttentionError, PlanInfo
+from flowblending.engine.backends.gpu import free_memory
 from flowblending.engine.backends.protocol import ShapeProfile
 from flowblending.engine.backends.tensorrt.attention import quantise_attention
+from flowblending.engine.backends.tensorrt.kept import Kept
 from flowblending.engine.backends.tensorrt.library import Library, load
 from flowblending.engine.backends.tensorrt.weights import map_weights
 
@@ -59,6 +61,7 @@ def compile_plan(request: PlanRequest, progress: Callable[[str], None]) -> PlanI
     for profile in request.profiles:
         _add_profile(library, request, profile, builder, config)
     _set_targets(library, request, config)
+    timings = None if _ahead_of_time(library) else _use_timings(library, request, config)
     config.progress_monitor = _monitor(trt, progress)
     progress("compiling")
     with request.out.open("wb") as file:
@@ -70,6 +73,8 @@ def compile_plan(request: PlanRequest, progress: Callable[[str], None]) -> PlanI
         heads = {layer.get_input(0).shape[-1] for layer in _attention_layers(trt, network)}
         raise _refusal(library, request, heads, fp8=in_fp8 > 0)
     del kept
+    if timings is not None:
+        timings.write(bytes(config.get_timing_cache().serialize()))
     return PlanInfo(
         bytes=request.out.stat().st_size,
         weights_bytes=_logged_bytes(library, "Total Weights Memory"),
@@ -193,6 +198,26 @@ def _shapes(
                 "correct the ranges."
             )
     return shapes
+
+
+def _ahead_of_time(library: Library) -> bool:
+    """Whether it compiles without looking at a GPU: TensorRT-RTX, which measures nothing meanwhile."""
+    return hasattr(library.trt, "ComputeCapability")
+
+
+def _use_timings(library: Library, request: PlanRequest, config: Any) -> Kept:
+    """Let the compiler know which kernels were the fastest at other times, and how much of the GPU's memory is free.
+
+    It measures kernels on the GPU, which is most of what a build takes, and would take all of the GPU's memory for it.
+    """
+    timings = Kept("timings", library.version, request.targets[0])
+    cache = config.create_timing_cache(timings.read()) or config.create_timing_cache(b"")
+    if cache is None or not config.set_timing_cache(cache, False):
+        raise _refusal(library, request)
+    free = free_memory()
+    if free is not None:
+        config.set_memory_pool_limit(library.trt.MemoryPoolType.WORKSPACE, free)
+    return timings
 
 
 def _set_targets(library: Library, request: PlanRequest, config: Any) -> None:

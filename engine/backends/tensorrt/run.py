@@ -17,6 +17,7 @@ from flowblending.contracts.graph import GraphSpec
 from flowblending.engine.backends.checks import check_tensors
 from flowblending.engine.backends.gpu import gpu_architecture
 from flowblending.engine.backends.tensor import ALIGNMENT, CUDA, Tensor
+from flowblending.engine.backends.tensorrt.contexts import ContextMaker
 from flowblending.engine.backends.tensorrt.library import load
 
 _MEMORY = re.compile(r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|insufficient memory", re.I)
@@ -77,7 +78,8 @@ class TrtEngine:
     def __init__(self, backend: str, path: Path, spec: GraphSpec) -> None:
         self._spec = spec
         self._library = load(backend)
-        if gpu_architecture() is None:
+        architecture = gpu_architecture()
+        if architecture is None:
             raise FlowBlendingError(
                 f"Engine {spec.name} is a plan of {self._library.title} and needs an NVIDIA GPU, and no CUDA driver "
                 "was found; install NVIDIA's driver, or build a bundle with --backend onnxruntime for the CPU."
@@ -86,7 +88,8 @@ class TrtEngine:
         self._runtime: Any = self._library.trt.Runtime(self._library.logger)
         self._engine: Any = self._load(path)
         self._check_plan(path)
-        self._context: Any = self._engine.create_execution_context()
+        self._contexts = ContextMaker(self._library, path, architecture)
+        self._context: Any = self._contexts.make(self._engine)
         if self._context is None:
             raise self._failure(f"cannot prepare {path} for running", "build the bundle again")
         self._described: dict[str, tuple[tuple[int, ...], np.dtype[Any], str]] = {}
@@ -135,6 +138,8 @@ class TrtEngine:
 
     def close(self) -> None:
         """Free the context, then the weights. The caller has waited for the stream."""
+        if self._context is not None:
+            self._contexts.keep()
         self._described = {}
         self._context = None
         self._engine = None

@@ -8,6 +8,9 @@ from flowblending import UsageError
 from flowblending.engine.backends.gpu import gpu_architecture
 from flowblending.engine.backends.tensorrt.library import Library, load
 
+_DATA_CENTER = ("sm80", "sm90", "sm100", "sm103")
+"""Not in TensorRT-RTX's support matrix (compute capabilities 7.5, 8.6, 8.9 and 12.x), though it has names for some."""
+
 
 def check_targets(backend: str, targets: Sequence[str]) -> tuple[str, ...]:
     """The architectures to compile for, the oldest first: those given, or that of the GPU present.
@@ -31,14 +34,35 @@ def check_targets(backend: str, targets: Sequence[str]) -> tuple[str, ...]:
             f"No CUDA driver or NVIDIA GPU was found, so {library.title} needs to be told what to compile for; "
             f"give --target with one or more of {', '.join(ahead)}."
         )
+    if ahead:
+        return _check_supported(library, targets or (str(present),), ahead)
     for target in targets:
-        if target not in (*ahead, present):
-            choice = f"one or more of {', '.join(ahead)}" if ahead else f"the GPU present, {present}, or nothing"
+        if target != present:
             raise UsageError(
-                f"Target {target!r} was given, but {library.title} {library.version} compiles for {choice}; "
-                "choose a --target among these."
+                f"Target {target!r} was given, but {library.title} {library.version} compiles for the GPU present, "
+                f"{present}, or nothing; choose a --target among these."
             )
-    return tuple(sorted(set(targets), key=_number)) or (str(present),)
+    return (str(present),)
+
+
+def _check_supported(library: Library, targets: Sequence[str], ahead: Sequence[str]) -> tuple[str, ...]:
+    """Refuse what TensorRT-RTX compiles for, or may, but is not made to run on.
+
+    Raises:
+        UsageError: there is such a target.
+    """
+    for target in targets:
+        if target in ahead:
+            continue
+        other = (
+            ", and its support matrix has no GPUs for data centers; use --backend tensorrt on that machine"
+            if target in _DATA_CENTER
+            else "; choose a --target among these"
+        )
+        raise UsageError(
+            f"{library.title} {library.version} compiles for {', '.join(ahead)}, and not for {target!r}{other}."
+        )
+    return tuple(sorted(set(targets), key=_number))
 
 
 def check_fp8(backend: str, targets: Sequence[str]) -> None:
@@ -71,8 +95,9 @@ def _number(target: str) -> int:
 
 
 def ahead_of_time(library: Library) -> tuple[str, ...]:
-    """The architectures (``sm75``, ``sm80``, ...) that need not be present."""
+    """The architectures (``sm75``, ``sm86``, ...) that need not be present; those that are supported at run time."""
     capabilities = getattr(library.trt, "ComputeCapability", None)
     if capabilities is None:
         return ()
-    return tuple(name.lower() for name in capabilities.__members__ if name.startswith("SM"))
+    names = [name.lower() for name in capabilities.__members__ if name.startswith("SM")]
+    return tuple(name for name in names if name not in _DATA_CENTER)

@@ -14,14 +14,22 @@ from tests.support.plans import RTX, needs_rtx, stub
 def test_targets_of_tensorrt_rtx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trt_targets, "gpu_architecture", lambda: None)
     assert check_targets(RTX, ("sm120", "sm89", "sm120")) == ("sm89", "sm120")
-    for unknown in ("sm90", "sm100", "foo", "SM89", ""):
-        with pytest.raises(UsageError, match=rf"'{unknown}' was given, .* sm75, sm80, .*sm120"):
+    for unknown in ("foo", "SM89", "sm1", ""):
+        with pytest.raises(UsageError, match=rf" sm75, sm86, .*sm120.*, and not for '{unknown}'; choose a --target"):
             check_targets(RTX, ("sm89", unknown))
+    for unsupported in ("sm80", "sm90", "sm100"):
+        with pytest.raises(
+            UsageError, match=rf"not for '{unsupported}', and its support .*; use --backend tensorrt on"
+        ):
+            check_targets(RTX, ("sm89", unsupported))
     with pytest.raises(UsageError, match=r"No CUDA driver .* give --target with one or more of sm75, .*sm120"):
         check_targets(RTX, ())
     monkeypatch.setattr(trt_targets, "gpu_architecture", lambda: "sm90")
-    assert check_targets(RTX, ()) == ("sm90",)
+    with pytest.raises(UsageError, match=r"not for 'sm90', and its .* use --backend tensorrt on that machine"):
+        check_targets(RTX, ())
     assert check_targets(RTX, ("sm89",)) == ("sm89",)
+    monkeypatch.setattr(trt_targets, "gpu_architecture", lambda: "sm86")
+    assert check_targets(RTX, ()) == ("sm86",)
 
 
 def test_targets_of_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
