@@ -111,6 +111,7 @@ THREE = {
     letter: Model(name=name, letter=letter, components=(name,))
     for letter, name in (("B", "base"), ("H", "high"), ("N", "low"))
 }
+THREE["T"] = Model(name="turbo", letter="T", components=("high", "low"), boundary=0.875, letters=("H", "N"))
 SCALES = {"base": 0.5, "high": 0.4, "low": 0.3}
 
 
@@ -120,6 +121,7 @@ SCALES = {"base": 0.5, "high": 0.4, "low": 0.3}
     [
         ("B@t965 H@t800:g1:euler N:g1:euler", 8, 3.0),  # at the run's levels, as Wan2GP's and TripleKSampler's phases
         ("B@t965 H@t875:lightning4 N:lightning4", 20, 5.0),  # at those that the distilled models know
+        ("B@t965 T:lightning4", 20, 5.0),  # whose experts part there by themselves
     ],
 )
 def test_base_distilled_high_distilled_low_is_a_loop_of_diffusers(
