@@ -227,3 +227,20 @@ def test_the_documents_list_every_preset() -> None:
         told = row.replace("the same, and 421.9", ", ".join(map(write_number, preset.sampling.timesteps)))
         for timestep in preset.sampling.timesteps:
             assert f"{timestep:.2f}".rstrip("0").rstrip(".") in told
+
+
+@pytest.mark.parametrize(
+    ("count", "schedule", "message"),
+    [
+        (2, "LXL", r"^The schedule LXL has the letter X, but this bundle has the models L \(large\), S \(small\); use"),
+        (2, "L20 M30", r"^The schedule L20 M30 has the letter M, but"),
+        (1, "LSL", r"^The schedule LSL has the letter S, but this bundle has one model, L \(large\); use its letter"),
+    ],
+)
+def test_letters_are_those_of_the_bundle(tmp_path: Path, count: int, schedule: str, message: str) -> None:
+    manifest = manifests.write(tmp_path / "b")
+    manifest = manifest.model_copy(update={"models": manifest.models[:count]})
+    with pytest.raises(UsageError, match=message):
+        compile_job(Job(prompt="x", schedule=schedule), manifest)
+    # Without a schedule, a bundle of one model runs that.
+    assert compile_job(Job(prompt="x"), manifest).schedule == ("L20 S20 L10" if count == 2 else "L50")

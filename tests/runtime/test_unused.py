@@ -11,6 +11,7 @@ import pytest
 
 from flowblending.contracts.graph import LARGE, TensorSpec
 from flowblending.contracts.manifest import Manifest
+from flowblending.contracts.models import Model
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
 from flowblending.runtime.unused import unused_options, unused_threads
@@ -76,6 +77,18 @@ def test_a_frame_rate_that_neither_models_nor_files_take(manifest: Manifest) -> 
     spec = dataclasses.replace(large.spec, inputs=(*large.spec.inputs, rate))
     components = {**manifest.components, LARGE: large.model_copy(update={"spec": spec})}
     assert told(job, manifest.model_copy(update={"components": components}), timed=False) == []
+
+
+def test_a_second_guidance_scale(manifest: Manifest) -> None:
+    job = Job(prompt="x", steps=6, schedule="LLL", guidance_2=3.0)
+    nothing = "the second guidance scale 3 does nothing, because "
+    assert told(job, manifest) == [f"{nothing}no model of this bundle has two experts."]
+    # Any engine serves as the second expert here.
+    experts = Model(name="large", letter="L", components=("large", "small"), boundary=0.8, letters=("H", "W"))
+    found = manifest.model_copy(update={"models": (experts,)})
+    assert told(job, found) == []
+    assert told(dataclasses.replace(job, schedule="H6"), found) == [f"{nothing}no step of this run takes it."]
+    assert told(dataclasses.replace(job, schedule="L6:g5"), found) == [f"{nothing}no step of this run takes it."]
 
 
 def test_a_seed_beside_latents(manifest: Manifest) -> None:

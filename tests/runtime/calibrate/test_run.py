@@ -18,6 +18,7 @@ import pytest
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import LARGE, SMALL, SigmaGrid
 from flowblending.contracts.model_sampling import ModelSampling
+from flowblending.contracts.models import Model, by_letter
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.engine.backends.function import FunctionEngine
 from flowblending.engine.backends.tensor import Tensor
@@ -26,7 +27,7 @@ from flowblending.engine.bundle.calibration import add_calibration, remove_calib
 from flowblending.runtime import cli
 from flowblending.runtime.calibrate import boundaries, features
 from flowblending.runtime.calibrate.choose import choose_late
-from flowblending.runtime.calibrate.divergence import measure
+from flowblending.runtime.calibrate.divergence import Divergence, measure
 from flowblending.runtime.calibrate.measure import (
     Early,
     Late,
@@ -36,7 +37,7 @@ from flowblending.runtime.calibrate.measure import (
     measure_early,
     measure_late,
 )
-from flowblending.runtime.calibrate.pair import ModelPair
+from flowblending.runtime.calibrate.pair import ModelPair, pair_of
 from flowblending.runtime.calibrate.prompts import read_prompts
 from flowblending.runtime.calibrate.propagation import block_ticks, measure_blocks, measure_schedules
 from flowblending.runtime.calibrate.trajectory import StepTrajectory
@@ -283,6 +284,50 @@ def test_boundaries() -> None:
     assert boundaries.three_stages(10, 4, 2, PAIR) == "L4 S4 L2"
     assert boundaries.three_stages(10, 0, 0, PAIR) == "S10"
     assert boundaries.three_stages(10, 6, 4, PAIR) == boundaries.three_stages(10, 10, 0, PAIR) == "L10"
+
+
+def test_constants_are_measured_of_every_model_and_an_experts_are_its_models() -> None:
+    def alone(letter: str) -> Program:
+        return compile_program(
+            schedule=StageSchedule.runs(f"{letter}{STEPS}"),
+            models=by_letter(closed_form.MODELS),
+            solver="unipc",
+            grid=sigma_grid(SigmaGrid(kind="shifted", shift=3.0), "unipc", STEPS, 30),
+            latent_shape=closed_form.LATENT,
+            guidance=5.0,
+            batched=False,
+        )
+
+    def measured(letters: str) -> Divergence:
+        made = StepTrajectory(
+            programs={letter: alone(letter) for letter in letters},
+            engines=closed_form.engines(),
+            device=HostDevice(),
+            conditions=conditions(),
+        )
+        return measure(made, random(1), letters[0] * STEPS, lambda: None)
+
+    every = measured("LSD")
+    assert set(every.caches["magcache"]) == {"large", "small", "duo_high", "duo_low"}
+    assert every.caches["magcache"]["duo_high"] == every.caches["magcache"]["duo_low"]
+    # The distances are those of the first two, and what one model shows does not depend on the others.
+    pair = measured("LS")
+    assert every.distances == pair.distances
+    assert {name: every.caches["magcache"][name] for name in ("large", "small")} == pair.caches["magcache"]
+    assert measured("L").distances == {}
+    assert measured("L").caches["magcache"]["large"] == pair.caches["magcache"]["large"]
+
+
+@pytest.mark.parametrize("letters", ["S", "LSD"])
+def test_the_first_two_models_are_calibrated(letters: str, tmp_path: Path) -> None:
+    manifest = manifests.write(tmp_path / "b")
+    models = {**manifests.PAIR, "D": Model(name="draft", letter="D", components=("draft",))}
+    manifest = manifest.model_copy(update={"models": tuple(models[letter] for letter in letters)})
+    if len(letters) == 1:
+        with pytest.raises(UsageError, match=r"This bundle has one model, S \(small\), but fb-calibrate looks for"):
+            pair_of(manifest)
+    else:
+        assert pair_of(manifest) == PAIR
 
 
 def test_frechet_distance() -> None:

@@ -19,7 +19,9 @@ from flowblending.contracts.models import Model
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.compare import by_step, charts, layout, scoring
 from flowblending.runtime.compare.columns import COLUMNS
+from flowblending.runtime.compare.compare import Reference, _against
 from flowblending.runtime.compare.facts import facts_of_runs
+from flowblending.runtime.compare.figures import Against
 from flowblending.runtime.compare.notes import busy_note
 from flowblending.runtime.compare.page import page
 from flowblending.runtime.compare.report import (
@@ -44,7 +46,8 @@ from flowblending.runtime.compare.runs import (
     reference_schedule,
     usual_schedules,
 )
-from flowblending.runtime.compare.sample import TRAIL, trail_indices
+from flowblending.runtime.compare.sample import TRAIL, Sampled, trail_indices
+from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.measures.function import MeasureError
 from flowblending.runtime.options import Job
 from flowblending.runtime.prompt_file import read_jobs
@@ -111,6 +114,23 @@ def test_every_combination_is_compiled_first(tmp_path: Path) -> None:
         check_jobs(jobs, parse_variants("LLL,L20 S20", "off", "LLL"), manifest)
     with pytest.raises(UsageError, match=r"^LLL \+ mask:101: The mask has 3 digits"):
         check_jobs(jobs, parse_variants("LLL", "off,mask:101", "LLL"), manifest)
+
+
+def test_a_run_of_other_steps_is_not_set_beside_the_reference_step_by_step(tmp_path: Path) -> None:
+    """A distilled model visits steps of its own; its video and its final latents are compared all the same."""
+    program = compile_job(Job(prompt="x", steps=2, schedule="LLL"), manifests.write(tmp_path / "toy"))
+    frames, latents = np.zeros((2, 16, 16, 3), np.uint8), np.ones((1, 2, 1, 1, 1), np.float32)
+
+    def against(steps: int) -> Against:
+        trail = np.ones((steps, 2), np.float32)
+        made = Sampled(
+            program=program, latents=latents, trail=trail, frames=frames, seconds={}, flops=0, computed="1" * steps
+        )
+        return _against(made, Reference(frames=frames, latents=latents, trail=np.ones((4, 2), np.float32)))
+
+    assert against(4).steps == pytest.approx((1.0,) * 4)
+    assert against(2).steps == ()
+    assert against(2).cosine == pytest.approx(1.0)
 
 
 def test_another_place_or_option_is_another_file(tmp_path: Path) -> None:
