@@ -30,10 +30,12 @@ COMPONENTS: Mapping[str, str] = {
     "ltx-2b": "LTX-Video 2B transformer",
     "t5-xxl": "T5-XXL, LTX-Video's text encoder",
 }
-PAIRS: Mapping[str, tuple[str, str, str]] = {
-    "Wan 14B and 1.3B": ("wan-14b", "wan-1.3b", "umt5-xxl"),
-    "LTX-Video 13B and 2B": ("ltx-13b", "ltx-2b", "t5-xxl"),
+PAIRS: Mapping[str, tuple[tuple[str, ...], str, str]] = {
+    "Wan 2.1 14B and 1.3B": (("wan-14b",), "wan-1.3b", "umt5-xxl"),
+    "Wan 2.2 A14B, both experts, and Wan 2.1 1.3B": (("wan-14b", "wan-14b"), "wan-1.3b", "umt5-xxl"),
+    "LTX-Video 13B and 2B": (("ltx-13b",), "ltx-2b", "t5-xxl"),
 }
+"""Engines of the large model, the small one, and the text encoder."""
 MIXES: Mapping[str, tuple[Precision, Precision, Precision]] = {
     "all in bf16": (Precision.BF16, Precision.BF16, Precision.BF16),
     "large=bf16,small=fp8": (Precision.BF16, Precision.FP8, Precision.BF16),
@@ -134,10 +136,19 @@ def weights() -> Table:
 def pairs() -> Table:
     """Gigabytes of all weights of a pair, VAE aside, by precision."""
     rows = [
-        (title, *(_giga(sum(map(component_bytes, names, kinds))) for kinds in MIXES.values()))
-        for title, names in PAIRS.items()
+        (title, *(_giga(pair_bytes(large, small, encoder, kinds)) for kinds in MIXES.values()))
+        for title, (large, small, encoder) in PAIRS.items()
     ]
     return ("weights of the pair and its text encoder", *MIXES), rows
+
+
+def pair_bytes(
+    large: Sequence[str], small: str, encoder: str, precisions: tuple[Precision, Precision, Precision]
+) -> int:
+    """What all weights of a pair take."""
+    of_large, of_small, of_encoder = precisions
+    engines = sum(component_bytes(name, of_large) for name in large)
+    return engines + component_bytes(small, of_small) + component_bytes(encoder, of_encoder)
 
 
 def component_bytes(name: str, precision: Precision) -> int:
