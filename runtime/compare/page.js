@@ -186,6 +186,14 @@ document.addEventListener("keydown", (event) => {
 // ---- the table ----
 
 const wide = document.querySelector(".wide");
+function fit() {
+  wide.classList.remove("narrow");
+  const over = () => wide.scrollWidth > wide.clientWidth;
+  wide.classList.toggle("narrow", over());  // names go on in the next line first
+  at("more").hidden = !over();
+}
+addEventListener("resize", fit);
+fit();
 wide.onscroll = () => wide.classList.toggle("aside-scrolled", wide.scrollLeft > 0);
 
 for (const button of document.querySelectorAll("#figures th button")) {

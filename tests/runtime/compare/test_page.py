@@ -243,6 +243,7 @@ def test_nothing_is_cut_in_windows_of_any_width(browser: Browser, folder: Path, 
     assert tops.count(tops[0]) == (2 if width == 390 else 3 if width == 768 else 4)
     # Where the table is wider than the window, runs stay beside their figures, and headings above.
     assert browser.evaluate("wide.scrollWidth > wide.clientWidth") == (width < 1280)
+    assert browser.evaluate("!at('more').hidden") == (width < 1280)
     browser.evaluate("wide.style.maxHeight = '120px'; wide.scrollTo(1e4, 1e4)")
     for side, cells in (("left", "td:first-child, th:first-child"), ("top", "th")):
         away = browser.evaluate(
