@@ -37,7 +37,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): a download of 3.1 GB from PyPI, or 0.5 GB with the CPU build of torch (see README.md)"
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --constraint constraints.txt $(EDITABLE) '.[build,calibrate,cpu,gguf,video,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt $(EDITABLE) '.[build,calibrate,cpu,gguf,video,serve,tensorrt-rtx,dev]'
 	touch $@
 
 $(EMBEDDING): $(INSTALLED)

@@ -13,6 +13,7 @@ CALIBRATE: Final = "fb-calibrate"
 COMPARE: Final = "fb-compare"
 CLIENT: Final = "fb-client"
 EXPORT_TRITON: Final = "fb-export-triton"
+SERVE: Final = "fb-serve"
 PROGRAMS: Final = frozenset({RUN, CALIBRATE, COMPARE, CLIENT})
 """Those that have options of a job."""
 

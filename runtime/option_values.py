@@ -68,6 +68,7 @@ PYTHON: Final = FrontEnd(
     several="for {name} in {name}s: sampler.generate({before}{name}={name})",
 )
 TRITON: Final = FrontEnd(noun="input", name="{name}", given='"{name}": {json}')
+HTTP: Final = FrontEnd(noun="field", name="{name}", given='"{name}": {json}')
 
 
 def read_options(values: Mapping[str, object], front: FrontEnd, *, beside: Iterable[str] = ()) -> dict[str, Any]:

@@ -32,6 +32,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "ray": ("ray",),
     "client": ("tritonclient", "grpc"),
     "gguf": ("gguf",),
+    "serve": ("fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn"),
 }
 """Modules that come with an extra alone, by what they are imported as."""
 

@@ -242,33 +242,39 @@ class _Npy:
         return b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + text.ljust(117).encode() + b"\n"
 
 
+def png_bytes(frame: npt.NDArray[np.uint8], metadata: Metadata) -> bytes:
+    """A frame uint8 [H, W, 3] as an 8-bit RGB image with metadata as JSON (PNG specification, third edition)."""
+    height, width, _ = frame.shape
+    rows = np.empty((height, 1 + 3 * width), np.uint8)
+    rows[:, 0] = 2  # filter "Up": each row less the one above it
+    pixels = frame.reshape(height, 3 * width)
+    rows[0, 1:] = pixels[0]
+    np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),
+        # Keyword, compression flag and method, language, translated keyword, UTF-8 text.
+        b"iTXt": b"Comment\0\0\0\0\0" + _json(metadata).encode(),
+        b"IDAT": zlib.compress(rows.tobytes(), 3),
+        b"IEND": b"",
+    }
+    written = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    ]
+    return b"".join([b"\x89PNG\r\n\x1a\n", *written])
+
+
 class _Pngs:
-    """A folder of 8-bit RGB images (PNG specification, third edition)."""
+    """A folder of images, one per frame."""
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
         self._folder = folder
-        # iTXt: keyword, compression flag and method, language, translated keyword, UTF-8 text.
-        self._comment = b"Comment\0\0\0\0\0" + _json(metadata).encode()
+        self._metadata = metadata
         self._count = 0
 
     def put(self, frame: npt.NDArray[np.uint8]) -> None:
-        height, width, _ = frame.shape
-        rows = np.empty((height, 1 + 3 * width), np.uint8)
-        rows[:, 0] = 2  # filter "Up": each row less the one above it
-        pixels = frame.reshape(height, 3 * width)
-        rows[0, 1:] = pixels[0]
-        np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])
-        chunks = {
-            b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),
-            b"iTXt": self._comment,
-            b"IDAT": zlib.compress(rows.tobytes(), 3),
-            b"IEND": b"",
-        }
         self._count += 1
-        with (self._folder / f"frame_{self._count:04d}.png").open("wb") as file:
-            file.write(b"\x89PNG\r\n\x1a\n")
-            for kind, data in chunks.items():
-                file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+        (self._folder / f"frame_{self._count:04d}.png").write_bytes(png_bytes(frame, self._metadata))
 
     def close(self) -> None:
         """Nothing is open between frames."""

@@ -10,6 +10,7 @@ from flowblending.engine import cli as build_cli
 from flowblending.runtime import run_arguments
 from flowblending.runtime.calibrate import cli as calibrate_cli
 from flowblending.runtime.compare import cli as compare_cli
+from flowblending.runtime.serve.http import cli as serve_cli
 from flowblending.runtime.serve.triton import cli as export_cli
 from flowblending.runtime.serve.triton import client_cli
 from flowblending.system.command_line import Parser
@@ -21,6 +22,7 @@ PARSERS = {
     "fb-compare": compare_cli.parser,
     "fb-export-triton": export_cli.parser,
     "fb-client": client_cli.parser,
+    "fb-serve": serve_cli.parser,
 }
 
 
@@ -37,6 +39,7 @@ PARSERS = {
         ("fb-build-engines", "--cache x", "There is no option --cache; --cache-dir is probably"),
         ("fb-calibrate", "wan --promts x", "There is no option --promts; --prompts is probably what was meant."),
         ("fb-compare", "wan --shedules x", "There is no option --shedules; --schedules is probably what was meant."),
+        ("fb-serve", "wan --prot 80", "There is no option --prot; --port is probably what was meant."),
         ("fb-export-triton", "wan --ouput x", "There is no option --ouput; --out is probably what was meant."),
     ],
 )

@@ -26,6 +26,7 @@ PROGRAMS = {
     "fb-compare": "flowblending.runtime.compare.cli",
     "fb-export-triton": "flowblending.runtime.serve.triton.cli",
     "fb-client": "flowblending.runtime.serve.triton.client_cli",
+    "fb-serve": "flowblending.runtime.serve.http.cli",
 }
 ALL = [(program, command) for program in PROGRAMS for command in commands(program)]
 PYTHON = blocks("python")

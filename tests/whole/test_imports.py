@@ -99,7 +99,7 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/calibrate": {*RUN, "runtime/measures"},
     "runtime/compare": {*RUN, "runtime/measures", "runtime/calibrate"},
     "runtime/batch": RUN,
-    "runtime/serve": RUN,
+    "runtime/serve": {*RUN, "runtime/batch"},
     "runtime/decode_file": RUN,
     "runtime/run_arguments": {*RUN, "runtime/decode_file"},
     "runtime/cli": {
@@ -149,6 +149,10 @@ LIBRARIES = {
     "ftfy": ("runtime/media/prompt.py",),
     "ray": ("runtime/batch/ray_pool.py",),
     "tritonclient": ("runtime/serve/triton",),
+    "fastapi": ("runtime/serve/http",),
+    "starlette": ("runtime/serve/http",),
+    "uvicorn": ("runtime/serve/http",),
+    "prometheus_client": ("runtime/serve/http",),
     "triton_python_backend_utils": ("runtime/serve/triton",),
 }
 RULES = Rules(
@@ -293,6 +297,7 @@ def test_what_is_allowed_is_not(file: str, source: str) -> None:
         "flowblending.engine.cli",
         "flowblending.runtime.serve.triton.cli",
         "flowblending.runtime.serve.triton.client_cli",
+        "flowblending.runtime.serve.http.cli",
     ],
 )
 def test_help_answers_at_once_and_loads_nothing_heavy(program: str) -> None:

@@ -65,10 +65,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Write the repository that the arguments ask for."""
     from flowblending.engine.bundle.bundle import open_bundle
     from flowblending.runtime.devices.open import device_kind
+    from flowblending.runtime.serve.model_names import model_names
     from flowblending.runtime.serve.triton.config import Placement, QueuePolicy
     from flowblending.runtime.serve.triton.repository import (
         check_repository,
-        model_names,
         plan_models,
         video_model,
         write_repository,

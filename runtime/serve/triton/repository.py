@@ -8,7 +8,6 @@ as they were. Weights beside an ONNX file are clones or copies instead where the
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -28,8 +27,6 @@ from flowblending.system.share import clone_or_copy, link_or_copy
 from flowblending.system.whole_file import whole_folder
 
 CONFIG = "config.pbtxt"
-
-_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 _MODEL = '''\
 """Written by fb-export-triton. The model is in the package flowblending, which this Python must have."""
@@ -93,25 +90,6 @@ def plan_models(name: str, bundle: Bundle, place: Placement) -> list[Model]:
             )
         )
     return models
-
-
-def model_names(bundles: Sequence[Path], names: Sequence[str]) -> list[str]:
-    """A name for each bundle: those given, else the bundles' folder names.
-
-    Raises:
-        UsageError: their number differs, one occurs twice, or one cannot be a model's.
-    """
-    if names and len(names) != len(bundles):
-        raise UsageError(
-            f"{len(names)} names were given for {len(bundles)} bundles; give --name once for each bundle, in order."
-        )
-    chosen = list(names) or [bundle.absolute().name for bundle in bundles]
-    for name in chosen:
-        if not _NAME.fullmatch(name):
-            raise UsageError(f"{name!r} cannot name a model; give letters, digits, '_', '-' and '.' to --name.")
-        if chosen.count(name) > 1:
-            raise UsageError(f"Two models would be called {name}; tell them apart with --name.")
-    return chosen
 
 
 def write_repository(models: Sequence[Model], out: Path, progress: Callable[[int], None] | None = None) -> None:

@@ -31,12 +31,13 @@ import pytest
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
 from flowblending.engine.bundle.geometry import plan_profiles
+from flowblending.runtime.serve.model_names import model_names
 from flowblending.runtime.serve.triton import repository
 from flowblending.runtime.serve.triton.client import responses
 from flowblending.runtime.serve.triton.client_cli import show
 from flowblending.runtime.serve.triton.config import Placement, QueuePolicy, plan_config, video_config
 from flowblending.runtime.serve.triton.environment import check_numpy, show_one_gpu
-from flowblending.runtime.serve.triton.repository import model_names, plan_models, video_model, write_repository
+from flowblending.runtime.serve.triton.repository import plan_models, video_model, write_repository
 from flowblending.runtime.serve.triton.request import read_request
 from flowblending.system.console import Console
 from tests.conftest import Build

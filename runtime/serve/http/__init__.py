@@ -1,0 +1,1 @@
+"""Bundles behind OpenAI's video API: ``fb-serve``."""

@@ -1,0 +1,157 @@
+"""``fb-serve``: bundles in, a service with OpenAI's video API out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import flowblending
+from flowblending import UsageError
+from flowblending.runtime.arguments import add_machine, check_machine, command_line
+from flowblending.runtime.option import SERVE
+from flowblending.runtime.options import MACHINE
+
+_HOUR = 3600.0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``fb-serve``."""
+    parser = command_line(
+        SERVE,
+        "Serve bundles over HTTP with OpenAI's video API (/v1/videos).",
+        "fb-serve wan --port 8000",
+    )
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE", help="folder that fb-build-engines wrote")
+    parser.add_argument(
+        "--name", action="append", default=[], help="of the model, once per bundle (default: the bundle's folder name)"
+    )
+    where = parser.add_argument_group("where")
+    where.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen at (default: %(default)s)")
+    where.add_argument("--port", type=int, default=8000, metavar="N", help="0 takes a free one (default: %(default)s)")
+    where.add_argument(
+        "--data",
+        type=Path,
+        default=Path("served"),
+        metavar="FOLDER",
+        help="for jobs and videos, which survive a restart (default: %(default)s)",
+    )
+    who = parser.add_argument_group("who and how much")
+    who.add_argument(
+        "--api-keys",
+        type=Path,
+        metavar="FILE",
+        help="one key a line; also from the environment, FB_SERVE_API_KEYS=KEY,KEY (default: none, and only this "
+        "machine is let in)",
+    )
+    who.add_argument(
+        "--max-queue", type=int, default=100, metavar="N", help="refuse a video when N wait (default: %(default)s)"
+    )
+    who.add_argument("--rate", type=int, metavar="N", help="videos a minute for each API key (default: any number)")
+    who.add_argument(
+        "--keep-hours", type=float, default=24.0, metavar="H", help="a result; 0 for ever (default: %(default)s)"
+    )
+    who.add_argument("--keep-gb", type=float, metavar="GB", help="of videos, the newest of them (default: any number)")
+    who.add_argument(
+        "--drain",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="that videos in the making have after SIGTERM; what is not finished waits for the next start (default: "
+        "%(default)s)",
+    )
+    who.add_argument("--log-prompts", action="store_true", help="also write prompts to the log")
+    who.add_argument("--quiet", action="store_true", help="log errors only")
+    machine = parser.add_argument_group(MACHINE)
+    add_machine(machine, SERVE)
+    machine.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes with all engines each, one video at a time (default: one per GPU, or one)",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Serve until a signal ends it."""
+    _check(arguments)
+    from flowblending.system.extras import check_installed
+
+    check_installed("fb-serve", "serve", "video")
+    from flowblending.engine.bundle.bundle import open_bundle
+    from flowblending.runtime.devices.open import device_kind
+    from flowblending.runtime.serve.http.dispatcher import Keeping
+    from flowblending.runtime.serve.http.keys import read_keys
+    from flowblending.runtime.serve.http.server import ServeOptions, serve
+    from flowblending.runtime.serve.http.service import Limits
+    from flowblending.runtime.serve.model_names import model_names
+    from flowblending.runtime.unused import unused_threads
+    from flowblending.system.console import Console
+
+    names = model_names(arguments.bundles, arguments.name)
+    keys = read_keys(arguments.api_keys, os.environ)
+    console = Console(quiet=arguments.quiet)
+    bundles = {name: open_bundle(folder) for name, folder in zip(names, arguments.bundles, strict=True)}
+    total = sum(file.bytes for bundle in bundles.values() for file in bundle.files())
+    with console.progress("checking", total=total, unit="B") as advance:
+        for bundle in bundles.values():
+            bundle.verify(progress=advance)
+            kind = device_kind(arguments.device, bundle.manifest)
+            unused_threads(arguments.threads, kind, bundle.manifest, console.warn)
+    serve(
+        bundles,
+        ServeOptions(
+            host=arguments.host,
+            port=arguments.port,
+            data=arguments.data,
+            device=arguments.device,
+            threads=arguments.threads,
+            workers=arguments.workers,
+            keys=keys,
+            keeping=Keeping(
+                seconds=arguments.keep_hours * _HOUR or None,
+                most_bytes=None if arguments.keep_gb is None else int(arguments.keep_gb * 1e9),
+            ),
+            limits=Limits(waiting=arguments.max_queue, rate=arguments.rate, log_prompts=arguments.log_prompts),
+            drain=arguments.drain,
+            quiet=arguments.quiet,
+        ),
+    )
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuse numbers that are out of bounds.
+
+    Raises:
+        UsageError: one is.
+    """
+    check_machine(arguments)
+    bounds = {
+        "--port": (arguments.port, 0, 65535),
+        "--max-queue": (arguments.max_queue, 1, 10**6),
+        "--rate": (arguments.rate, 1, 10**6),
+        "--keep-hours": (arguments.keep_hours, 0, 10**6),
+        "--keep-gb": (arguments.keep_gb, 0, 10**6),
+        "--drain": (arguments.drain, 0, 10**6),
+        "--workers": (arguments.workers, 1, 1024),
+    }
+    for option, (value, least, most) in bounds.items():
+        if value is not None and not least <= value <= most:
+            raise UsageError(f"{option} is {value:g}, but a number from {least} to {most} was expected.")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of ``fb-serve``."""
+    parsed = parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+    from flowblending.system.console import run_program
+
+    run_program(lambda: run(parsed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""Who makes what next: jobs from the database to workers, and what they tell back.
+
+Everything here runs in one thread. Others ask by `wake`, `cancel` and `stop`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Final
+
+from flowblending import FlowBlendingError
+from flowblending.runtime.batch.messages import Failed, Ready, Unable
+from flowblending.runtime.batch.tasks import Cause
+from flowblending.runtime.batch.worker import WorkerConfig
+from flowblending.runtime.batch.workers import CRASHES
+from flowblending.runtime.serve.http.files import DataFolder
+from flowblending.runtime.serve.http.live import Live
+from flowblending.runtime.serve.http.log import Log
+from flowblending.runtime.serve.http.messages import LOADING, Cancelled, Made, Progress, Told, Work
+from flowblending.runtime.serve.http.metrics import Metrics
+from flowblending.runtime.serve.http.process import WorkerProcess
+from flowblending.runtime.serve.http.store import JobRecord, JobStore
+
+_TICK: Final = 1.0
+"""Seconds between two looks at deadlines and at what has expired."""
+
+_PATIENCE: Final = 15.0
+"""Seconds that workers have to remove what they were writing when the service ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keeping:
+    """How long results stay.
+
+    Attributes:
+        seconds: after the end of a job; None for ever.
+        most_bytes: of all videos together, beyond which the oldest go; None for any.
+    """
+
+    seconds: float | None
+    most_bytes: int | None
+
+    def expires(self) -> float | None:
+        """When what ends now goes."""
+        return None if self.seconds is None else time.time() + self.seconds
+
+
+class Dispatcher:
+    """The workers, and the queue before them.
+
+    Args:
+        configs: places for workers.
+        bundles: folders by the models' names.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        ready: called once, when the first worker is.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        data: DataFolder,
+        live: Live,
+        metrics: Metrics,
+        log: Log,
+        keeping: Keeping,
+        configs: Sequence[WorkerConfig],
+        bundles: Mapping[str, Path],
+        device: str,
+        ready: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._data = data
+        self._live = live
+        self._metrics = metrics
+        self._log = log
+        self._keeping = keeping
+        self._bundles = bundles
+        self._ready = ready
+        self._served: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._cancelled: set[str] = set()
+        self._stop: float | None = None
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._unable = ""
+        self._unsettled: deque[Callable[[], None]] = deque()
+        self.workers = [WorkerProcess(config, bundles, device) for config in configs]
+
+    @property
+    def draining(self) -> bool:
+        """Whether no further job is begun."""
+        return self._stop is not None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a worker can make videos."""
+        return not self.draining and any(worker.ready for worker in self.workers)
+
+    def wake(self) -> None:
+        """There is something to do. Any thread, and a signal's handler, may call this."""
+        try:
+            os.write(self._writer, b"\0")
+        except (BlockingIOError, OSError):
+            return  # it is awake already, or has ended
+
+    def cancel(self, id: str) -> None:
+        """A job that may be in the making is wanted no more."""
+        with self._lock:
+            self._cancelled.add(id)
+        self.wake()
+
+    def stop(self, patience: float) -> None:
+        """Begin no further job, and end when those in the making have, or after so many seconds.
+
+        Twice, the earlier end counts.
+        """
+        deadline = time.monotonic() + patience
+        self._stop = deadline if self._stop is None else min(self._stop, deadline)
+        self.wake()
+
+    def run(self) -> None:
+        """Serve until `stop`; then no worker is left.
+
+        Raises:
+            FlowBlendingError: no worker can work.
+        """
+        try:
+            while not self._is_over():
+                self._turn()
+        finally:
+            self._end()
+
+    def _is_over(self) -> bool:
+        if not self.workers and not self.draining:
+            raise FlowBlendingError(self._unable)
+        return self._stop is not None and (
+            time.monotonic() >= self._stop or not any(worker.task for worker in self.workers)
+        )
+
+    def _turn(self) -> None:
+        """Give what can be given, and act on what is told within a moment."""
+        self._cancel()
+        try:
+            self._settle()
+            self._expire()
+            for worker in self.workers if not self.draining else ():
+                if worker.idle:
+                    self._give(worker)
+            self._metrics.state(self._store.counts(), {each.name: each.pid for each in self.workers})
+        except sqlite3.Error as error:  # a full disk, for one, may be mended
+            self._log.event("database_error", why=str(error))
+        ready = wait([self._reader, *(worker.connection for worker in self.workers)], timeout=_TICK)
+        if self._reader in ready:
+            os.read(self._reader, 65536)
+        for worker in [each for each in self.workers if each.connection in ready]:
+            self._hear(worker)
+
+    def _settle(self) -> None:
+        """Write what has ended; what the database does not take is tried again at the next turn."""
+        while self._unsettled:
+            self._unsettled[0]()
+            self._unsettled.popleft()
+
+    def _give(self, worker: WorkerProcess) -> None:
+        """Give a worker the next job: of the owner who was served longest ago, the one that stands first."""
+        waiting = self._store.waiting()
+        while waiting:
+            job = min(waiting, key=lambda each: self._served.get(each.owner, 0.0))
+            waiting.remove(job)
+            if job.model not in self._bundles:
+                self._fail(job.id, "model_not_found", f"The model {job.model} is not served any more; ask for another.")
+            elif self._store.start(job.id):
+                self._served[job.owner] = time.monotonic()
+                self._live.put(job.id, Progress(stage=LOADING))
+                self._metrics.waited(time.time() - job.created)
+                self._log.event("job_started", job=job.id, model=job.model, worker=worker.name)
+                worker.give(self._task(job))
+                return
+
+    def _task(self, job: JobRecord) -> Work:
+        video, thumbnail = self._data.video(job.id), self._data.thumbnail(job.id)
+        return Work(id=job.id, model=job.model, fields=job.fields, video=video, thumbnail=thumbnail)
+
+    def _cancel(self) -> None:
+        with self._lock:
+            ids, self._cancelled = self._cancelled, set()
+        for worker in self.workers:
+            if worker.task is not None and worker.task.id in ids:
+                worker.cancel()
+                ids.discard(worker.task.id)
+        for id in ids:
+            self._data.remove(id)
+
+    def _expire(self) -> None:
+        now = time.time()
+        for job in self._store.waiting():
+            if job.start_by is not None and now > job.start_by:
+                self._fail(job.id, "deadline_exceeded", "The video had not begun within start_within seconds.")
+        gone = self._store.expired(now)
+        if self._keeping.most_bytes is not None:
+            gone += self._store.oldest(self._keeping.most_bytes)
+        for id in gone:
+            if self._store.delete(id):
+                self._log.event("job_expired", job=id)
+            self._data.remove(id)
+
+    def _hear(self, worker: WorkerProcess) -> None:
+        """Act on one message of a worker, or on its death."""
+        message = worker.receive()
+        match message:
+            case Told(progress=progress, warning=warning):
+                if progress is not None:
+                    self._live.put(message.id, progress)
+                if warning is not None:
+                    worker.warnings.append(warning)
+            case Made():
+                self._made(worker, message)
+            case Cancelled():
+                id = worker.done().id
+                self._data.remove(id)
+                self._live.drop(id)
+                self._log.event("job_cancelled", job=id)
+            case Failed(cause=Cause.DEVICE):
+                # A new process may do better, and so may another GPU.
+                worker.dismiss()
+                self._bury(worker, message.why)
+            case Failed():
+                worker.crashes = 0
+                self._fail(worker.done().id, _CODES[message.cause], message.why)
+            case Unable():
+                worker.end()
+                self._unable = message.why
+                self._log.event("worker_unable", worker=worker.name, why=message.why)
+                self.workers.remove(worker)
+            case Ready():
+                worker.ready = True
+                self._log.event("worker_ready", worker=worker.name, process=worker.pid)
+                self._ready()
+            case None:
+                self._bury(worker)
+
+    def _made(self, worker: WorkerProcess, made: Made) -> None:
+        task, warnings = worker.done(), worker.warnings
+        worker.crashes = 0
+        self._metrics.made(task.model, made)
+
+        def settle() -> None:
+            size, expires = self._data.size(task.id), self._keeping.expires()
+            if self._store.complete(task.id, seconds=made.seconds, warnings=warnings, size=size, expires=expires):
+                self._log.event("job_completed", job=task.id, model=task.model, seconds=made.seconds)
+            else:  # deleted in the last moment
+                self._data.remove(task.id)
+            self._live.drop(task.id)
+
+        self._unsettled.append(settle)
+
+    def _fail(self, id: str, code: str, why: str) -> None:
+        def settle() -> None:
+            if self._store.fail(id, code=code, message=why, expires=self._keeping.expires()):
+                self._metrics.failed(code)
+                self._log.event("job_failed", job=id, code=code, why=why)
+            self._data.remove(id)
+            self._live.drop(id)
+
+        self._unsettled.append(settle)
+
+    def _bury(self, worker: WorkerProcess, why: str | None = None) -> None:
+        """Put a new process in a dead one's place, unless that was of no use before."""
+        how = worker.end()
+        how = how if why is None else why.rstrip(".")
+        worker.crashes += 1
+        self._metrics.crashed()
+        self._log.event("worker_crashed", worker=worker.name, how=how)
+        if worker.task is not None:
+            self._crashed(worker.done().id, how)
+        if worker.crashes >= CRASHES or self.draining:
+            self._unable = f"{worker.name} was given up, for it crashed {worker.crashes} times in a row ({how})."
+            self.workers.remove(worker)
+        else:
+            worker.start()
+
+    def _crashed(self, id: str, how: str) -> None:
+        """The worker died of a job, or with it: it is tried once again."""
+
+        def settle() -> None:
+            job = self._store.get(id)
+            self._data.remove(id)
+            if job is not None and job.crashes:
+                self._fail(id, "worker_crashed", f"The process that made it ended twice ({how}); change the video.")
+            elif job is not None:
+                self._store.requeue(id, crashed=True)
+            self._live.drop(id)
+
+        self._unsettled.append(settle)
+
+    def _end(self) -> None:
+        """End the workers; what they were making waits for the next service."""
+        self._stop = self._stop or time.monotonic()
+        for worker in self.workers:
+            worker.dismiss()
+        deadline = time.monotonic() + _PATIENCE
+        for worker in self.workers:
+            worker.end(deadline)
+            if worker.task is not None:
+                self._data.remove(worker.done().id)
+        with contextlib.suppress(sqlite3.Error):  # or the next service finds it so
+            self._settle()
+            self._store.recover()
+        self._live.close()
+
+
+_CODES: Final = {
+    Cause.JOB: "generation_failed",
+    Cause.MEMORY: "out_of_memory",
+    Cause.DISK: "disk_full",
+}

@@ -1,0 +1,71 @@
+"""A video's events, as they happen: server-sent events, and waiting for its end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Final
+
+from starlette.concurrency import run_in_threadpool
+
+from flowblending.runtime.serve.http.errors import ApiError
+from flowblending.runtime.serve.http.schema import Video
+from flowblending.runtime.serve.http.service import Service
+from flowblending.runtime.serve.http.store import JobRecord
+
+_SILENCE: Final = 15.0
+"""Seconds after which a comment keeps proxies from closing the connection."""
+
+
+async def server_sent(service: Service, id: str, owner: str) -> AsyncIterator[str]:
+    """``progress`` events, then ``completed``, ``failed`` or ``deleted``; the data of each is a video."""
+    video: Video | None = None
+    with service.live.changes(id) as changed:
+        while True:
+            changed.clear()
+            try:
+                job = await run_in_threadpool(service.find, id, owner)
+            except ApiError:
+                yield _event("deleted", json.dumps({"id": id, "object": "video.deleted", "deleted": True}))
+                return
+            before, video = video, await run_in_threadpool(service.show, job)
+            if job.over:
+                yield _event(job.status, video.model_dump_json())
+                return
+            if video != before:
+                yield _event("progress", video.model_dump_json())
+            if service.live.closed:
+                return
+            try:
+                await asyncio.wait_for(changed.wait(), _SILENCE)
+            except TimeoutError:
+                yield ": still here\n\n"
+
+
+def _event(name: str, data: str) -> str:
+    return f"event: {name}\ndata: {data}\n\n"
+
+
+async def wait_for_end(service: Service, id: str, owner: str, gone: asyncio.Event) -> JobRecord | None:
+    """A job when it has ended; None if nobody waits for it any more, or the service ends first.
+
+    Args:
+        gone: set when the client has gone.
+
+    Raises:
+        ApiError: it was deleted.
+    """
+    with service.live.changes(id) as changed:
+        while not (gone.is_set() or service.live.closed):
+            changed.clear()
+            job = await run_in_threadpool(service.find, id, owner)
+            if job.over:
+                return job
+            waits = [asyncio.ensure_future(event.wait()) for event in (changed, gone)]
+            try:
+                await asyncio.wait(waits, timeout=_SILENCE, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for each in waits:
+                    each.cancel()
+    return None

@@ -1,0 +1,76 @@
+"""Where the service keeps what it made: one folder, that one service at a time has."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flowblending import UsageError
+from flowblending.system.lock import exclusive_if_free
+from flowblending.system.output import cannot_write, check_folder
+from flowblending.system.temporary import sweep
+
+
+class DataFolder:
+    """The jobs' database, and two files per video."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def jobs(self) -> Path:
+        """The database."""
+        return self._folder / "jobs.sqlite"
+
+    @property
+    def videos(self) -> Path:
+        """The folder of the files."""
+        return self._folder / "videos"
+
+    def video(self, id: str) -> Path:
+        """A video."""
+        return self.videos / f"{id}.mp4"
+
+    def thumbnail(self, id: str) -> Path:
+        """An image of its middle frame."""
+        return self.videos / f"{id}.png"
+
+    def size(self, id: str) -> int:
+        """Bytes of a video's files."""
+        return sum(path.stat().st_size for path in (self.video(id), self.thumbnail(id)))
+
+    def remove(self, id: str) -> None:
+        """Remove a video's files, and what a worker that was killed left of them."""
+        for path in (self.video(id), self.thumbnail(id)):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            sweep(path)
+
+    def tidy(self, known: Collection[str]) -> None:
+        """Remove the files of jobs that are not known."""
+        for path in self.videos.iterdir():
+            if path.suffix in (".mp4", ".png") and path.stem not in known:
+                self.remove(path.stem)
+
+
+@contextmanager
+def data_folder(folder: Path) -> Iterator[DataFolder]:
+    """Have a folder for a block, which is made if it is not there.
+
+    Raises:
+        UsageError: another service has it.
+        FlowBlendingError: it cannot be written to.
+    """
+    check_folder(folder)
+    data = DataFolder(folder)
+    try:
+        data.videos.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)  # prompts and videos of others
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    with exclusive_if_free(folder / "lock") as free:
+        if not free:
+            raise UsageError(f"Another fb-serve has the folder {folder}; stop it, or give another one to --data.")
+        yield data

@@ -1,0 +1,321 @@
+"""The service's jobs, in an SQLite database that survives a kill at any moment.
+
+A job is written before its request is answered, with ``synchronous=FULL``, so that none is lost that was accepted.
+Every method is one transaction, and may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from flowblending import FlowBlendingError
+
+QUEUED: Final = "queued"
+IN_PROGRESS: Final = "in_progress"
+COMPLETED: Final = "completed"
+FAILED: Final = "failed"
+
+_FORMAT: Final = 1
+_SCHEMA: Final = """
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    owner TEXT NOT NULL,
+    model TEXT NOT NULL,
+    status TEXT NOT NULL,
+    fields TEXT NOT NULL,
+    about TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    start_by REAL,
+    crashes INTEGER NOT NULL DEFAULT 0,
+    created REAL NOT NULL,
+    started REAL,
+    ended REAL,
+    expires REAL,
+    bytes INTEGER NOT NULL DEFAULT 0,
+    warnings TEXT NOT NULL DEFAULT '[]',
+    seconds TEXT NOT NULL DEFAULT '{}',
+    code TEXT,
+    message TEXT
+);
+CREATE INDEX jobs_status ON jobs (status);
+CREATE INDEX jobs_owner ON jobs (owner, number);
+"""
+_COLUMNS: Final = (
+    "number, id, owner, model, status, fields, about, priority, start_by, crashes, created, started, ended, expires, "
+    "bytes, warnings, seconds, code, message"
+)
+
+
+class QueueFullError(FlowBlendingError):
+    """As many jobs wait as may."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """A job as the database has it.
+
+    Attributes:
+        number: in the order of creation.
+        id: ``video_`` and 32 hexadecimal digits.
+        owner: who may see it; empty where there are no API keys.
+        status: ``queued``, ``in_progress``, ``completed`` or ``failed``.
+        fields: of the job, as they were read from the request.
+        about: the video's ``size``, ``frames`` and ``seconds``.
+        start_by: when it must have begun, or fails.
+        crashes: how often a worker died of it, or with it.
+        created, started, ended, expires: seconds since 1970.
+        bytes: of its files.
+        seconds: by stage.
+        code, message: why it failed.
+    """
+
+    number: int
+    id: str
+    owner: str
+    model: str
+    status: str
+    fields: Mapping[str, Any]
+    about: Mapping[str, Any]
+    priority: int
+    start_by: float | None
+    crashes: int
+    created: float
+    started: float | None
+    ended: float | None
+    expires: float | None
+    bytes: int
+    warnings: Sequence[str]
+    seconds: Mapping[str, float]
+    code: str | None
+    message: str | None
+
+    @property
+    def over(self) -> bool:
+        """Whether it has completed or failed."""
+        return self.status in (COMPLETED, FAILED)
+
+
+_JSON: Final = ("fields", "about", "warnings", "seconds")
+
+
+def _record(row: sqlite3.Row) -> JobRecord:
+    return JobRecord(**{name: json.loads(row[name]) if name in _JSON else row[name] for name in row.keys()})  # noqa: SIM118
+
+
+class JobStore:
+    """The database.
+
+    Args:
+        path: of the file; made if it is not there.
+
+    Raises:
+        FlowBlendingError: it cannot be opened, or was written by a later version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.Lock()
+        try:
+            self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._connection.row_factory = sqlite3.Row
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                with self._transaction() as connection:
+                    for statement in filter(str.strip, _SCHEMA.split(";")):
+                        connection.execute(statement)
+                    connection.execute(f"PRAGMA user_version={_FORMAT}")
+        except sqlite3.Error as error:
+            raise FlowBlendingError(
+                f"Cannot open the jobs in {path} ({error}); give another folder to --data."
+            ) from None
+        if version > _FORMAT:
+            raise FlowBlendingError(
+                f"The jobs in {path} are in format {version}, but this version knows {_FORMAT}; "
+                "install a later one, or give another folder to --data."
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def _rows(self, condition: str, *values: object) -> list[JobRecord]:
+        with self._lock:
+            rows = self._connection.execute(f"SELECT {_COLUMNS} FROM jobs WHERE {condition}", values).fetchall()
+        return [_record(row) for row in rows]
+
+    def close(self) -> None:
+        """Close the database."""
+        with self._lock:
+            self._connection.close()
+
+    def add(
+        self,
+        *,
+        owner: str,
+        model: str,
+        fields: Mapping[str, Any],
+        about: Mapping[str, Any],
+        priority: int,
+        start_by: float | None,
+        most_waiting: int,
+    ) -> JobRecord:
+        """Accept a job.
+
+        Raises:
+            QueueFullError: ``most_waiting`` jobs wait already.
+        """
+        id = f"video_{secrets.token_hex(16)}"
+        with self._transaction() as connection:
+            (waiting,) = connection.execute("SELECT count(*) FROM jobs WHERE status = ?", (QUEUED,)).fetchone()
+            if waiting >= most_waiting:
+                raise QueueFullError(f"{waiting} videos wait already, which is as many as may; try again later.")
+            connection.execute(
+                "INSERT INTO jobs (id, owner, model, status, fields, about, priority, start_by, created) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    id,
+                    owner,
+                    model,
+                    QUEUED,
+                    json.dumps(fields),
+                    json.dumps(about),
+                    priority,
+                    start_by,
+                    time.time(),
+                ),
+            )
+        return self._rows("id = ?", id)[0]
+
+    def get(self, id: str, owner: str | None = None) -> JobRecord | None:
+        """A job; None if there is none, or it is another owner's."""
+        found = self._rows("id = ? AND (? IS NULL OR owner = ?)", id, owner, owner)
+        return found[0] if found else None
+
+    def page(self, owner: str, *, after: int | None, limit: int, ascending: bool) -> tuple[list[JobRecord], bool]:
+        """Jobs of an owner in the order of their creation, and whether there are more.
+
+        Args:
+            after: the number of the last job of the page before.
+        """
+        sign, order = (">", "ASC") if ascending else ("<", "DESC")
+        found = self._rows(
+            f"owner = ? AND (? IS NULL OR number {sign} ?) ORDER BY number {order} LIMIT ?",
+            owner,
+            after,
+            after,
+            limit + 1,
+        )
+        return found[:limit], len(found) > limit
+
+    def waiting(self) -> list[JobRecord]:
+        """Jobs in the queue, each owner's in the order in which they are to be made."""
+        return self._rows("status = ? ORDER BY priority DESC, number", QUEUED)
+
+    def counts(self) -> dict[str, int]:
+        """Jobs by status."""
+        with self._lock:
+            rows = self._connection.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall()
+        return dict(rows)
+
+    def ahead(self, job: JobRecord) -> int:
+        """Jobs of the same owner that will be made before a waiting one."""
+        with self._lock:
+            (count,) = self._connection.execute(
+                "SELECT count(*) FROM jobs WHERE status = ? AND owner = ? "
+                "AND (priority > ? OR (priority = ? AND number < ?))",
+                (QUEUED, job.owner, job.priority, job.priority, job.number),
+            ).fetchone()
+        return int(count)
+
+    def _change(self, assignment: str, id: str, status: str, *values: object) -> bool:
+        """Change a job that has a status; tells whether there is one."""
+        with self._transaction() as connection:
+            done = connection.execute(
+                f"UPDATE jobs SET {assignment} WHERE id = ? AND status = ?", (*values, id, status)
+            )
+            return done.rowcount == 1
+
+    def start(self, id: str) -> bool:
+        """A worker begins a job; False if it does not wait any more."""
+        return self._change("status = ?, started = ?", id, QUEUED, IN_PROGRESS, time.time())
+
+    def requeue(self, id: str, *, crashed: bool = False) -> bool:
+        """A job that was begun waits again, in its place."""
+        return self._change("status = ?, crashes = crashes + ?", id, IN_PROGRESS, QUEUED, int(crashed))
+
+    def complete(
+        self, id: str, *, seconds: Mapping[str, float], warnings: Sequence[str], size: int, expires: float | None
+    ) -> bool:
+        """A job's video is there; False if nobody wants it any more."""
+        return self._change(
+            "status = ?, ended = ?, seconds = ?, warnings = ?, bytes = ?, expires = ?, code = NULL, message = NULL",
+            id,
+            IN_PROGRESS,
+            COMPLETED,
+            time.time(),
+            json.dumps(dict(seconds)),
+            json.dumps(list(warnings)),
+            size,
+            expires,
+        )
+
+    def fail(self, id: str, *, code: str, message: str, expires: float | None) -> bool:
+        """A job that waits or was begun will have no video; False if there is none such."""
+        with self._transaction() as connection:
+            done = connection.execute(
+                "UPDATE jobs SET status = ?, ended = ?, code = ?, message = ?, expires = ? "
+                "WHERE id = ? AND status IN (?, ?)",
+                (FAILED, time.time(), code, message, expires, id, QUEUED, IN_PROGRESS),
+            )
+            return done.rowcount == 1
+
+    def delete(self, id: str, owner: str | None = None) -> bool:
+        """Forget a job; False if there is none, or it is another owner's."""
+        with self._transaction() as connection:
+            done = connection.execute("DELETE FROM jobs WHERE id = ? AND (? IS NULL OR owner = ?)", (id, owner, owner))
+            return done.rowcount == 1
+
+    def recover(self) -> list[JobRecord]:
+        """Jobs that a service which was killed had begun; they wait again."""
+        found = self._rows("status = ?", IN_PROGRESS)
+        for job in found:
+            self.requeue(job.id)
+        return found
+
+    def expired(self, now: float) -> list[str]:
+        """Jobs whose time is over."""
+        return [job.id for job in self._rows("expires IS NOT NULL AND expires <= ?", now)]
+
+    def oldest(self, most_bytes: int) -> list[str]:
+        """The completed jobs that were made first, as many as take the files of all beyond ``most_bytes``."""
+        found = self._rows("status = ? ORDER BY ended", COMPLETED)
+        excess, ids = sum(job.bytes for job in found) - most_bytes, []
+        for job in found:
+            if excess <= 0:
+                break
+            ids.append(job.id)
+            excess -= job.bytes
+        return ids
+
+    def ids(self) -> set[str]:
+        """Every job's."""
+        with self._lock:
+            return {id for (id,) in self._connection.execute("SELECT id FROM jobs")}

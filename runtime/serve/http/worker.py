@@ -1,0 +1,248 @@
+"""The process that makes a service's videos: it opens every bundle once, and takes one video at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FrameType
+
+from flowblending import FlowBlendingError
+from flowblending.contracts.graph import TEXT_ENCODER
+from flowblending.engine.bundle.bundle import open_bundle
+from flowblending.runtime.batch.messages import Failed, Ready, Unable
+from flowblending.runtime.batch.tasks import Cause, cause_of
+from flowblending.runtime.batch.worker import WorkerConfig
+from flowblending.runtime.devices.open import open_device
+from flowblending.runtime.events import EncodeEvent, FinishedEvent, FramesEvent, LoadEvent, SamplingEvent, WarningEvent
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.media.video import png_bytes
+from flowblending.runtime.option_values import make_job
+from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.run import VideoRun
+from flowblending.runtime.sampler.loop import StepEvent
+from flowblending.runtime.serve.http.messages import (
+    DECODING,
+    ENCODING,
+    LOADING,
+    SAMPLING,
+    Answer,
+    Cancel,
+    Cancelled,
+    Made,
+    Progress,
+    Told,
+    Work,
+)
+from flowblending.runtime.serve.http.texts import Texts
+from flowblending.runtime.stage_times import TOTAL
+from flowblending.system.signals import leave_signals_to_parent
+from flowblending.system.whole_file import whole_file
+
+
+def work(config: WorkerConfig, bundles: Mapping[str, Path], device: str, connection: Connection) -> None:
+    """The process: ends when it is terminated, told so, or left alone.
+
+    Args:
+        config: its place.
+        bundles: folders by the models' names.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        connection: to the service.
+    """
+    leave_signals_to_parent()
+    signal.signal(signal.SIGTERM, _leave)
+    if config.gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = config.gpu
+
+    def tell(answer: Answer) -> None:
+        try:
+            connection.send(answer)
+        except OSError:
+            sys.exit(1)  # the service has gone
+
+    with contextlib.ExitStack() as opened:
+        try:
+            makers = {}
+            for name, folder in bundles.items():
+                makers[name] = Maker(_open(folder, device, config.threads))
+                opened.callback(makers[name].close)
+        except FlowBlendingError as error:
+            tell(Unable(why=str(error)))
+            return
+        tell(Ready())
+        while task := _next(connection):
+            if isinstance(task, Work):
+                tell(make(makers[task.model], task, tell, partial(_cancelled, connection, task.id)))
+
+
+def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what handlers get
+    """Unwind once, so that what is being written is removed."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(1)
+
+
+def _open(folder: Path, device: str, threads: int | None) -> Pipeline:
+    """A bundle with all its engines open: one that cannot work is known before the first request.
+
+    Raises:
+        FlowBlendingError: it cannot work here.
+    """
+    bundle = open_bundle(folder)
+    pipeline = Pipeline(bundle=bundle, device=open_device(device, bundle.manifest), threads=threads)
+    for name in bundle.manifest.components:
+        pipeline.engine(name)
+    return pipeline
+
+
+def _next(connection: Connection) -> Work | Cancel | None:
+    """What to do next; None when there is nothing more, or nobody to say so."""
+    try:
+        task: Work | Cancel | None = connection.recv()
+    except (EOFError, OSError):
+        return None
+    return task
+
+
+def _cancelled(connection: Connection, id: str) -> bool:
+    """Whether the service wants a video no more, or has gone."""
+    while connection.poll():
+        match _next(connection):
+            case Cancel(id=given) if given == id:
+                return True
+            case None:
+                sys.exit(1)
+    return False
+
+
+class Maker:
+    """An opened bundle, and what it remembers between videos."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self.texts = Texts(pipeline)
+
+    def close(self) -> None:
+        """Close the engines and the device."""
+        self.pipeline.close()
+        self.pipeline.device.close()
+
+
+def make(
+    maker: Maker, task: Work, tell: Callable[[Told], None], cancelled: Callable[[], bool]
+) -> Made | Failed | Cancelled:
+    """Make one video, and tell how it ended.
+
+    Args:
+        maker: of the task's model.
+        tell: is told of progress and warnings.
+        cancelled: whether nobody wants the video any more; asked at every event, so between steps and decoded chunks.
+    """
+    try:
+        return _made(maker, task, tell, cancelled)
+    except FlowBlendingError as error:
+        return Failed(why=str(error), cause=cause_of(error))
+    except MemoryError:
+        return Failed(why="Memory ran out; make a smaller video.", cause=Cause.MEMORY)
+    except Exception as error:
+        # One video must not take the worker down for the others.
+        return Failed(why=f"{type(error).__name__}: {error}; please report this.", cause=cause_of(error))
+
+
+def _made(maker: Maker, task: Work, tell: Callable[[Told], None], cancelled: Callable[[], bool]) -> Made | Cancelled:
+    pipeline, job = maker.pipeline, make_job(task.fields)
+    told = _Teller(task.id, tell)
+    told.put(Progress(stage=ENCODING))
+    # Marks and not the clock: on a GPU, encoding has only been enqueued when it returns.
+    began, ended = pipeline.device.mark(), pipeline.device.mark()
+    began.record()
+    texts = maker.texts.encoded(job, compile_job(job, pipeline.bundle.manifest))
+    ended.record()
+    for line in texts.warnings:
+        tell(Told(id=task.id, warning=line))
+    run = VideoRun(pipeline, job, embeddings=texts.conditions, outputs=[task.video])
+    told.begin(run)
+    middle, thumbnail = run.geometry.frames // 2, b""
+    with contextlib.closing(run.events()) as events:
+        for event in events:
+            if cancelled():
+                return Cancelled(id=task.id)
+            told.show(event)
+            match event:
+                case WarningEvent():
+                    tell(Told(id=task.id, warning=event.message))
+                case FramesEvent() if event.first <= middle < event.first + event.frames.shape[1]:
+                    thumbnail = png_bytes(event.images()[middle - event.first], {})
+                case FinishedEvent():
+                    with whole_file(task.thumbnail) as file:
+                        file.write_bytes(thumbnail)
+                    full: Counter[str] = Counter()
+                    for step in run.program.steps:
+                        full[step.model] += 1 + run.program.guided(step)
+                    encoding = pipeline.device.seconds(began, ended)
+                    seconds = {**event.seconds, TEXT_ENCODER: encoding, TOTAL: event.seconds[TOTAL] + encoding}
+                    return Made(id=task.id, seconds=seconds, calls=event.sample.calls, full=full, texts=texts.counts)
+    raise AssertionError("a run ends with its last event")
+
+
+class _Teller:
+    """Makes progress of a run's events."""
+
+    def __init__(self, id: str, tell: Callable[[Told], None]) -> None:
+        self._id = id
+        self._tell = tell
+        self._plan: tuple[str, ...] = ()
+        self._frames = self._of_frames = 0
+        self._seconds: dict[str, list[float]] = {}
+
+    def begin(self, run: VideoRun) -> None:
+        """Know the plan."""
+        self._plan = tuple(step.model for step in run.program.steps)
+        self._of_frames = run.geometry.frames
+
+    def put(self, progress: Progress) -> None:
+        """Tell it."""
+        self._tell(Told(id=self._id, progress=progress))
+
+    def show(self, event: object) -> None:
+        """Tell what an event comes to."""
+        steps = len(self._plan)
+        match event:
+            case LoadEvent():
+                self.put(Progress(stage=LOADING, steps=steps, plan=self._plan))
+            case EncodeEvent():
+                self.put(Progress(stage=ENCODING, steps=steps, plan=self._plan))
+            case SamplingEvent():
+                self.put(Progress(stage=SAMPLING, steps=steps, plan=self._plan))
+            case StepEvent():
+                self._seconds.setdefault(event.model, []).append(event.seconds)
+                done = event.index + 1
+                left = self._left(done)
+                self.put(
+                    Progress(
+                        stage=SAMPLING, step=done, steps=steps, model=event.model, seconds_left=left, plan=self._plan
+                    )
+                )
+            case FramesEvent():
+                self._frames += event.frames.shape[1]
+                self.put(
+                    Progress(
+                        stage=DECODING,
+                        step=steps,
+                        steps=steps,
+                        frames=self._frames,
+                        of_frames=self._of_frames,
+                        plan=self._plan,
+                    )
+                )
+
+    def _left(self, done: int) -> float:
+        """Seconds of the steps to come: each as long as those of its model were, or as all were."""
+        every = [each for seconds in self._seconds.values() for each in seconds]
+        mean = {model: sum(seconds) / len(seconds) for model, seconds in self._seconds.items()}
+        return sum(mean.get(model, sum(every) / len(every)) for model in self._plan[done:])
