@@ -1,7 +1,7 @@
 """The Python API: a bundle opened as a sampler, which yields typed events, and frames as they are decoded.
 
 What crosses it are other libraries' arrays and streams (see `arrays`); torch is not needed. A sampler and what
-comes from it belong to one thread at a time.
+comes from it belong to one thread at a time, whichever that is; the thread's current CUDA device stays what it is.
 """
 
 from __future__ import annotations
@@ -263,9 +263,9 @@ def open(
 
     Args:
         bundle: its folder. Its files are checked against their checksums, once after every change.
-        device: ``cpu``, ``cuda``, or ``auto``: a GPU where the bundle can use one. The GPU is the first that CUDA
-            shows (``CUDA_VISIBLE_DEVICES``).
-        stream: a CUDA stream of that GPU's primary context to run on: its handle, or a stream of cuda.core, torch,
+        device: ``cpu``, ``cuda``, or ``auto``: a GPU where the bundle can use one. The GPU is that of the
+            stream, else the first that CUDA shows (``CUDA_VISIBLE_DEVICES``).
+        stream: a CUDA stream of a GPU's primary context to run on: its handle, or a stream of cuda.core, torch,
             cupy, numba or pycuda. None makes one.
         threads: of ONNX Runtime on the CPU; None takes every core.
 

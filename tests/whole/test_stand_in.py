@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +16,13 @@ from flowblending import FlowBlendingError
 from flowblending.contracts.program import COND, UNCOND
 from flowblending.engine.backends.gpu import free_memory
 from flowblending.engine.backends.tensor import Tensor
+from flowblending.engine.backends.tensorrt.run import TrtEngine
 from flowblending.runtime.devices.cuda import CudaDevice, CudaMark
 from flowblending.runtime.sampler.loop import Sampler
 from tests.runtime.devices.test_cuda import SHAPE, Decay, decay_program, random
 from tests.support.cuda.build import SOURCES
 from tests.support.cuda.driver import HOST_FUNCTION, Driver
+from tests.support.graphs import linear, linear_oracle
 
 bindings = pytest.importorskip("cuda.bindings.driver")
 
@@ -168,6 +171,41 @@ def test_an_engine_that_outlives_its_input(device: CudaDevice, driver: Driver, c
     device.close()
     assert seen == [None]
     assert re.search("the engine: .* is not in a living block", driver.revive()[0])
+
+
+@pytest.mark.cuda
+def test_plans_are_as_strict_as_tensorrts(device: CudaDevice, driver: Driver, tmp_path: Path) -> None:
+    from tests.support.cuda import tensorrt_stand_in as trt
+
+    graph, plan = linear(tmp_path), tmp_path / "large.plan"
+    shapes = {"x": [[1, 4, 64], [1, 8, 64], [2, 16, 64]]}
+    trt.write_plan(plan, onnx=graph.onnx, spec=graph.spec, profiles=[shapes], scratch=1000)
+    x = np.random.default_rng(0).standard_normal((1, 8, 64), np.float32)
+    with device.current():
+        engine = TrtEngine("tensorrt", plan, graph.spec)
+        tensors = {"x": device.upload(x), "y": device.empty(x.shape, FLOAT32)}
+        engine.run(tensors, device.stream)
+        np.testing.assert_allclose(
+            device.download(tensors["y"]), linear_oracle(tmp_path, "large", x), rtol=1e-4, atol=1e-5
+        )
+        with pytest.raises(FlowBlendingError, match="multiples of 256"):
+            engine.run({**tensors, "y": replace(tensors["y"], address=tensors["y"].address + 4)}, device.stream)
+        context = engine._context
+        assert context.set_optimization_profile_async(0, device.stream)
+        assert not context.execute_async_v3(device.stream)  # nothing has been told to this profile
+        assert not context.set_input_shape("x", (1, 17, 64))
+        assert not context.set_tensor_address("x", 0x1004)
+        context._arena = replace(context._arena, shape=(4096,))  # an arena too small for what the engine does in it
+        context._calls.clear()
+        engine._described.clear()
+        engine._addresses.clear()
+        engine.run(tensors, device.stream)
+        device.close()
+        assert re.search("scratch of the engine large: .* goes beyond its block of 1000 bytes", driver.revive()[0])
+        plan.write_bytes(b"a plan of another library")
+        with pytest.raises(FlowBlendingError, match=r"cannot load .*magicTag"):
+            TrtEngine("tensorrt", plan, graph.spec)
+        engine.close()
 
 
 @pytest.mark.cuda
