@@ -19,6 +19,8 @@ import onnx_ir as ir
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import Precision
+from flowblending.export.fp8.own_weights import own_weights
+from flowblending.export.graph.audit import OWN
 from flowblending.export.graph.trace import TracedGraph
 
 LARGEST = 448.0
@@ -148,13 +150,14 @@ class _Quantiser:
         stored = weight.const_value
         assert stored is not None
         assert weight.dtype is not None
-        scales = fp8_scale(_largest(stored))
+        own = own_weights(stored)
+        scales = fp8_scale(_largest(stored)) if own is None else own.scales()
         scale = _constant(self._graph, f"{layer.name}.weight_scale", scales, weight.dtype)
         narrow = ir.LazyTensor(
-            lambda: ir.Tensor(_quantised(stored, scales)),
+            lambda: ir.Tensor(_quantised(stored, scales) if own is None else own.values()),
             dtype=ir.DataType.FLOAT8E4M3FN,
             shape=ir.Shape(stored.shape),
-            name=f"{layer.name}.weight",
+            name=f"{layer.name}.weight" if own is None else f"{layer.name}{OWN}",
             cache=False,
         )
         value = ir.Value(

@@ -25,6 +25,9 @@ _NAMES: Mapping[int, str] = {
 }
 """Types of operands, the widest first: the widest operand decides what a product is computed in."""
 
+OWN = ".weight.own"
+"""Ends the name of weights in fp8 that are those of the checkpoint's file, and were not quantised again."""
+
 _MOVES = frozenset(
     {
         *("Cast", "Concat", "ConstantOfShape", "DequantizeLinear", "Expand", "Flatten", "Gather", "Identity"),
@@ -55,6 +58,7 @@ class Audit:
         islands: in a graph whose products are not all fp32, every node that computes in fp32.
         layer_types: the type of every matrix product with weights, by the name of its node.
         attention_types: that of every attention operator's operands, likewise.
+        own_fp8: layers whose weights in fp8 are those of the checkpoint's file.
     """
 
     layers: Mapping[str, int]
@@ -64,6 +68,7 @@ class Audit:
     islands: tuple[Node, ...]
     layer_types: Mapping[str, str]
     attention_types: Mapping[str, str]
+    own_fp8: int
 
     def share(self, kind: str) -> float:
         """The share of the layers' operations that are computed in a type, 0 to 1."""
@@ -102,6 +107,7 @@ def audit(path: Path, sizes: Mapping[str, int]) -> Audit:
         islands=tuple(_computing(model.graph, types, "fp32")) if low else (),
         layer_types=layer_types,
         attention_types=attention_types,
+        own_fp8=sum(tensor.name.endswith(OWN) for tensor in model.graph.initializer),
     )
 
 

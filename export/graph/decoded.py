@@ -89,6 +89,15 @@ class Decoded:
             return self.read()[numbers]
         return torch.cat([self._rows(number, 1) for number in numbers.tolist()]).to(self.dtype)
 
+    def codes(self) -> torch.Tensor:
+        """What is stored for each number of a tensor in fp8: uint8, like the tensor; raises as `read` does."""
+        return self._read_bytes(0, self._bytes(self.place.elements)).view(self.shape)
+
+    def scales(self) -> torch.Tensor:
+        """What numbers in fp8 are multiplied by: fp32 [1], or one for each row."""
+        scale = self._scale()
+        return torch.ones(1) if scale is None else scale
+
     def _rows(self, start: int, count: int) -> torch.Tensor:
         """Rows from one on, fp32 [count, columns]."""
         width = math.prod(self.shape[1:])

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from flowblending import FlowBlendingError
 from flowblending.contracts import upgrade
@@ -51,6 +52,7 @@ class GraphFacts(Facts):
         attention: attention operators, by type.
         scatters: ScatterND nodes.
         islands: where other types prevail, the nodes that compute in fp32: their names by operator.
+        own_fp8: layers whose weights in fp8 are those of the checkpoint's file, and were not quantised again.
     """
 
     layers: dict[str, int]
@@ -58,6 +60,13 @@ class GraphFacts(Facts):
     attention: dict[str, int]
     scatters: int
     islands: dict[str, tuple[str, ...]]
+    own_fp8: int = 0
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is not there, so that the proofs of all other components are as they were."""
+        content: dict[str, Any] = write(self)
+        return content if self.own_fp8 else {name: each for name, each in content.items() if name != "own_fp8"}
 
     def share(self, kind: str) -> float:
         """The share of the layers' operations that are computed in a type, 0 to 1."""

@@ -103,8 +103,9 @@ class Fp8Builder:
         found = audit(graph.onnx, {"batch": 1, "frames": frames, "height": height, "width": width})
         asked = found.attention.get(Precision.FP8)
         attention = f"attention in {asked} of {sum(found.attention.values())} places, " if asked else ""
+        own = f"{found.own_fp8} of them with the file's own weights, " if found.own_fp8 else ""
         self._console.log(
-            f"{part.name}: {found.layers[Precision.FP8]} of {sum(found.layers.values())} layers in fp8, "
+            f"{part.name}: {found.layers[Precision.FP8]} of {sum(found.layers.values())} layers in fp8, {own}"
             f"{found.share(Precision.FP8):.1%} of their operations at {self._pair.geometry}, {attention}"
             f"else {self._base}; {parity}, from torch's fp32"
         )

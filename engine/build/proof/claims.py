@@ -109,6 +109,8 @@ def _layers(proof: Proof, precision: Precision) -> Claim:
     """A plan has to compute every layer in the type of the graph, and those in fp8 have to be there by name."""
     kind, graph, plan = TYPES[precision], proof.graph, proof.plan
     claim, share = f"layers in {kind}", f"{graph.share(kind):.1%} of their operations"
+    if graph.own_fp8:
+        share += f", the file's own fp8 weights in {graph.own_fp8}"
     asked = graph.layers.get(kind, 0)
     if not asked or (precision is not Precision.FP8 and graph.share(kind) < _MOST):
         return _claim(proof.component, claim, FAILED, f"the graph has {asked}, {share}")

@@ -93,6 +93,7 @@ def _graph(found: Audit) -> GraphFacts:
         attention=dict(found.attention),
         scatters=found.scatters,
         islands={operator: tuple(names) for operator, names in islands.items()},
+        own_fp8=found.own_fp8,
     )
 
 

@@ -41,6 +41,8 @@ def show_report(report: BuildReport, console: Console) -> None:
         elif claim.component in (PAIR, BUNDLE):
             console.result(f"  {claim.component}, {claim.claim}: {claim.detail}")
     for name, proof in report.components.items():
+        if proof.graph.own_fp8:
+            console.result(f"  {name}, not quantised again: the file's own fp8 weights in {proof.graph.own_fp8} layers")
         if proof.no_fp8_attention is not None:
             console.result(f"  {name}, attention not in fp8: {proof.no_fp8_attention}")
 

@@ -87,6 +87,7 @@ def test_products_by_type_and_the_islands_by_name(tmp_path: Path) -> None:
         islands=(Node(name="exp", operator="Exp"), Node(name="wide", operator="MatMul")),
         layer_types={"plain": "fp16", "quantised": "fp8", "wide": "fp32"},
         attention_types={},
+        own_fp8=0,
     )
     assert found.share("fp8") == 192 / (64 + 192 + 48)
     assert found.share("bf16") == 0
