@@ -16,7 +16,7 @@ from flowblending.runtime.program.visits import visits_of
 
 LETTERS = by_letter(MODELS)
 GRID = sigma_grid(SigmaGrid(kind="shifted", shift=3.0), "unipc", 6, 0)
-"""Timesteps 999, 937, 857, 749, 599 and 374; the experts of D change below 700."""
+"""Timesteps 999, 937, 857, 750, 600 and 376; the experts of D change below 700."""
 
 
 def program(schedule: str, **options: object) -> Program:
