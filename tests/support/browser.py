@@ -60,8 +60,8 @@ class Browser:
         for domain in ("Page", "Runtime", "Log"):
             self._call(f"{domain}.enable")
 
-    def open(self, path: Path, *, dark: bool = False, still: bool = True, width: int | None = None) -> None:
-        """Load a file, and wait until it is loaded.
+    def open(self, path: Path | str, *, dark: bool = False, still: bool = True, width: int | None = None) -> None:
+        """Load a file or an address, and wait until it is loaded.
 
         Args:
             dark: whether the user likes pages dark.
@@ -77,7 +77,7 @@ class Browser:
         )
         self._width = width or self._size[0]
         self._resize(self._size[1])
-        self._call("Page.navigate", url=path.resolve().as_uri())
+        self._call("Page.navigate", url=path if isinstance(path, str) else path.resolve().as_uri())
         self.wait("document.readyState === 'complete'")
 
     def evaluate(self, expression: str) -> Any:

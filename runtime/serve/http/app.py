@@ -50,6 +50,11 @@ _BODY: Final[dict[str, Any]] = {
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": Error} for status in (400, 401, 403, 404, 413, 429, 503)
 }
+_PAGE_KINDS: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+_PAGE_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; media-src blob:; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _MP4: Final[dict[int | str, dict[str, Any]]] = {
     200: {"content": {"video/mp4": {}, "image/png": {}}, "description": "The file."}
 }
@@ -235,6 +240,25 @@ def alive() -> dict[str, str]:
 def metrics(service: _Service, owner: _Owner) -> Response:  # noqa: ARG001 - a key is asked for
     """Figures for Prometheus."""
     return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+@operations.get("/", include_in_schema=False)
+def page() -> Response:
+    """The page, which needs nothing from elsewhere."""
+    return _page_file("page.html")
+
+
+@operations.get("/page.css", include_in_schema=False)
+@operations.get("/page.js", include_in_schema=False)
+def page_part(request: Request) -> Response:
+    """What it is made of."""
+    return _page_file(request.url.path.removeprefix("/"))
+
+
+def _page_file(name: str) -> Response:
+    path = Path(__file__).with_name(name)
+    headers = {"cache-control": "no-cache", "content-security-policy": _PAGE_POLICY, "x-frame-options": "DENY"}
+    return FileResponse(path, media_type=_PAGE_KINDS[path.suffix], headers=headers)
 
 
 def make_app(service: Service) -> Gate:
