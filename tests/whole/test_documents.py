@@ -31,6 +31,8 @@ PROGRAMS = {
 ALL = [(program, command) for program in PROGRAMS for command in commands(program)]
 PYTHON = blocks("python")
 GPU = re.compile(r"cuda|cupy")
+ELSEWHERE = re.compile(rf"{GPU.pattern}|openai")
+"""Blocks that need a GPU, or a server: those run in tests/runtime/serve."""
 
 
 def ids(cases: list[tuple[str, Command]]) -> list[str]:
@@ -126,7 +128,7 @@ def test_python_compiles(block: Block) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [each for each in PYTHON if not GPU.search(each.text)], ids=str)
+@pytest.mark.parametrize("block", [each for each in PYTHON if not ELSEWHERE.search(each.text)], ids=str)
 def test_python_runs(
     block: Block, build: Callable[..., Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

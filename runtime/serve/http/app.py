@@ -1,4 +1,4 @@
-"""The service's paths: OpenAI's video API, and what operators need."""
+"""The application: OpenAI's video API, and `operations`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, StreamingResponse
 
 import flowblending
+from flowblending.runtime.serve.http.dependencies import OwnerOf, ServiceOf
 from flowblending.runtime.serve.http.errors import ApiError, bad_request, no_video
 from flowblending.runtime.serve.http.events import server_sent, wait_for_end
 from flowblending.runtime.serve.http.gate import MOST_BODY, Gate
+from flowblending.runtime.serve.http.operations import operations
+from flowblending.runtime.serve.http.record import COMPLETED, JobRecord
 from flowblending.runtime.serve.http.request import no_model, read_form, read_json, read_request
 from flowblending.runtime.serve.http.schema import (
     Deleted,
@@ -33,7 +35,6 @@ from flowblending.runtime.serve.http.schema import (
     request_schema,
 )
 from flowblending.runtime.serve.http.service import Service
-from flowblending.runtime.serve.http.store import COMPLETED, JobRecord
 
 _POLL: Final = {"openai-poll-after-ms": "500"}
 """How long OpenAI's clients wait between two looks."""
@@ -50,11 +51,6 @@ _BODY: Final[dict[str, Any]] = {
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": Error} for status in (400, 401, 403, 404, 413, 429, 503)
 }
-_PAGE_KINDS: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-_PAGE_POLICY: Final = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; media-src blob:; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 _MP4: Final[dict[int | str, dict[str, Any]]] = {
     200: {"content": {"video/mp4": {}, "image/png": {}}, "description": "The file."}
 }
@@ -63,20 +59,7 @@ _EVENTS: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-def _owner(request: Request) -> str:
-    return _service(request).keys.owner(request.headers.get("authorization"))
-
-
-_Service = Annotated[Service, Depends(_service)]
-_Owner = Annotated[str, Depends(_owner)]
-
 router = APIRouter(prefix="/v1", responses=_ERRORS)
-operations = APIRouter()
 
 
 async def _accepted(request: Request, service: Service, owner: str) -> JobRecord:
@@ -101,7 +84,7 @@ async def _accepted(request: Request, service: Service, owner: str) -> JobRecord
 
 
 @router.post("/videos", openapi_extra=_BODY)
-async def create_video(request: Request, response: Response, service: _Service, owner: _Owner) -> Video:
+async def create_video(request: Request, response: Response, service: ServiceOf, owner: OwnerOf) -> Video:
     """Ask for a video. It is made when a worker has time; see its status."""
     job = await _accepted(request, service, owner)
     response.headers.update(_POLL)
@@ -109,7 +92,7 @@ async def create_video(request: Request, response: Response, service: _Service, 
 
 
 @router.post("/videos/sync", openapi_extra=_BODY, response_class=FileResponse, responses=_MP4)
-async def create_video_and_wait(request: Request, service: _Service, owner: _Owner) -> Response:
+async def create_video_and_wait(request: Request, service: ServiceOf, owner: OwnerOf) -> Response:
     """Ask for a video and wait for the file. A client that goes gives the video up."""
     job = await _accepted(request, service, owner)
     async with _departure(request) as gone:
@@ -145,8 +128,8 @@ async def _departure(request: Request) -> AsyncIterator[asyncio.Event]:
 
 @router.get("/videos")
 def list_videos(
-    service: _Service,
-    owner: _Owner,
+    service: ServiceOf,
+    owner: OwnerOf,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     order: Literal["asc", "desc"] = "desc",
@@ -160,14 +143,14 @@ def list_videos(
 
 
 @router.get("/videos/{video_id}")
-def retrieve_video(video_id: str, response: Response, service: _Service, owner: _Owner) -> Video:
+def retrieve_video(video_id: str, response: Response, service: ServiceOf, owner: OwnerOf) -> Video:
     """A video's status, and how far it is."""
     response.headers.update(_POLL)
     return service.show(service.find(video_id, owner))
 
 
 @router.delete("/videos/{video_id}")
-def delete_video(video_id: str, service: _Service, owner: _Owner) -> Deleted:
+def delete_video(video_id: str, service: ServiceOf, owner: OwnerOf) -> Deleted:
     """Delete a video and its file; one that is not finished is given up at the next step."""
     service.forget(video_id, owner)
     return Deleted(id=video_id)
@@ -176,7 +159,7 @@ def delete_video(video_id: str, service: _Service, owner: _Owner) -> Deleted:
 @router.get("/videos/{video_id}/content", response_class=FileResponse, responses=_MP4)
 @router.head("/videos/{video_id}/content", response_class=FileResponse, include_in_schema=False)
 def download_video(
-    video_id: str, service: _Service, owner: _Owner, variant: Literal["video", "thumbnail"] = "video"
+    video_id: str, service: ServiceOf, owner: OwnerOf, variant: Literal["video", "thumbnail"] = "video"
 ) -> Response:
     """The MP4, or a PNG of its middle frame. Ranges are honoured."""
     job = service.find(video_id, owner)
@@ -199,7 +182,7 @@ def _file(path: Path, kind: str, name: str, headers: dict[str, str]) -> FileResp
 
 
 @router.get("/videos/{video_id}/events", response_class=StreamingResponse, responses=_EVENTS)
-def follow_video(video_id: str, service: _Service, owner: _Owner) -> StreamingResponse:
+def follow_video(video_id: str, service: ServiceOf, owner: OwnerOf) -> StreamingResponse:
     """Server-sent events of a video: one with every step."""
     service.find(video_id, owner)
     stream = server_sent(service, video_id, owner)
@@ -207,58 +190,17 @@ def follow_video(video_id: str, service: _Service, owner: _Owner) -> StreamingRe
 
 
 @router.get("/models")
-def list_models(service: _Service, owner: _Owner) -> ModelList:  # noqa: ARG001 - a key is asked for
+def list_models(service: ServiceOf, owner: OwnerOf) -> ModelList:  # noqa: ARG001 - a key is asked for
     """The bundles that are served."""
     return ModelList(data=[model_of(model) for model in service.models.values()])
 
 
 @router.get("/models/{model}")
-def retrieve_model(model: str, service: _Service, owner: _Owner) -> Model:  # noqa: ARG001 - a key is asked for
+def retrieve_model(model: str, service: ServiceOf, owner: OwnerOf) -> Model:  # noqa: ARG001 - a key is asked for
     """One of them."""
     if model not in service.models:
         raise no_model(model, service.models)
     return model_of(service.models[model])
-
-
-@operations.get("/health", responses={503: {"description": "No worker is ready."}})
-@operations.get("/health/ready", responses={503: {"description": "No worker is ready."}})
-def health(response: Response, service: _Service) -> dict[str, str]:
-    """Whether videos can be made."""
-    if service.dispatcher.is_ready:
-        return {"status": "ready"}
-    response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
-    return {"status": "draining" if service.dispatcher.draining else "starting"}
-
-
-@operations.get("/health/live")
-def alive() -> dict[str, str]:
-    """Whether the service answers."""
-    return {"status": "live"}
-
-
-@operations.get("/metrics", response_class=Response)
-def metrics(service: _Service, owner: _Owner) -> Response:  # noqa: ARG001 - a key is asked for
-    """Figures for Prometheus."""
-    return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-
-@operations.get("/", include_in_schema=False)
-def page() -> Response:
-    """The page, which needs nothing from elsewhere."""
-    return _page_file("page.html")
-
-
-@operations.get("/page.css", include_in_schema=False)
-@operations.get("/page.js", include_in_schema=False)
-def page_part(request: Request) -> Response:
-    """What it is made of."""
-    return _page_file(request.url.path.removeprefix("/"))
-
-
-def _page_file(name: str) -> Response:
-    path = Path(__file__).with_name(name)
-    headers = {"cache-control": "no-cache", "content-security-policy": _PAGE_POLICY, "x-frame-options": "DENY"}
-    return FileResponse(path, media_type=_PAGE_KINDS[path.suffix], headers=headers)
 
 
 def make_app(service: Service) -> Gate:

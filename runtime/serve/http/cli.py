@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_installed("fb-serve", "serve", "video")
     from flowblending.engine.bundle.bundle import open_bundle
     from flowblending.runtime.devices.open import device_kind
-    from flowblending.runtime.serve.http.dispatcher import Keeping
+    from flowblending.runtime.serve.http.keeping import Keeping
     from flowblending.runtime.serve.http.keys import read_keys
     from flowblending.runtime.serve.http.server import ServeOptions, serve
     from flowblending.runtime.serve.http.service import Limits

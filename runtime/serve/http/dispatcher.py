@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Final
@@ -23,35 +22,20 @@ from flowblending.runtime.batch.tasks import Cause
 from flowblending.runtime.batch.worker import WorkerConfig
 from flowblending.runtime.batch.workers import CRASHES
 from flowblending.runtime.serve.http.files import DataFolder
+from flowblending.runtime.serve.http.keeping import Keeping
 from flowblending.runtime.serve.http.live import Live
 from flowblending.runtime.serve.http.log import Log
 from flowblending.runtime.serve.http.messages import LOADING, Cancelled, Made, Progress, Told, Work
 from flowblending.runtime.serve.http.metrics import Metrics
 from flowblending.runtime.serve.http.process import WorkerProcess
-from flowblending.runtime.serve.http.store import JobRecord, JobStore
+from flowblending.runtime.serve.http.record import JobRecord
+from flowblending.runtime.serve.http.store import JobStore
 
 _TICK: Final = 1.0
 """Seconds between two looks at deadlines and at what has expired."""
 
 _PATIENCE: Final = 15.0
 """Seconds that workers have to remove what they were writing when the service ends."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Keeping:
-    """How long results stay.
-
-    Attributes:
-        seconds: after the end of a job; None for ever.
-        most_bytes: of all videos together, beyond which the oldest go; None for any.
-    """
-
-    seconds: float | None
-    most_bytes: int | None
-
-    def expires(self) -> float | None:
-        """When what ends now goes."""
-        return None if self.seconds is None else time.time() + self.seconds
 
 
 class Dispatcher:

@@ -10,9 +10,9 @@ from typing import Final
 from starlette.concurrency import run_in_threadpool
 
 from flowblending.runtime.serve.http.errors import ApiError
+from flowblending.runtime.serve.http.record import JobRecord
 from flowblending.runtime.serve.http.schema import Video
 from flowblending.runtime.serve.http.service import Service
-from flowblending.runtime.serve.http.store import JobRecord
 
 _SILENCE: Final = 15.0
 """Seconds after which a comment keeps proxies from closing the connection."""

@@ -10,8 +10,8 @@ from flowblending.runtime.option import Option
 from flowblending.runtime.options import options
 from flowblending.runtime.serve.http.messages import Progress
 from flowblending.runtime.serve.http.models import ServedModel
+from flowblending.runtime.serve.http.record import COMPLETED, IN_PROGRESS, QUEUED, JobRecord
 from flowblending.runtime.serve.http.request import BESIDE, MOST_CHARACTERS
-from flowblending.runtime.serve.http.store import COMPLETED, IN_PROGRESS, QUEUED, JobRecord
 
 
 class VideoError(BaseModel):

@@ -22,9 +22,10 @@ from flowblending.runtime.batch.worker import WorkerConfig
 from flowblending.runtime.batch.workers import plan_workers
 from flowblending.runtime.devices.open import device_kind
 from flowblending.runtime.serve.http.app import make_app
-from flowblending.runtime.serve.http.dispatcher import Dispatcher, Keeping
+from flowblending.runtime.serve.http.dispatcher import Dispatcher
 from flowblending.runtime.serve.http.files import data_folder
 from flowblending.runtime.serve.http.gate import is_loopback
+from flowblending.runtime.serve.http.keeping import Keeping
 from flowblending.runtime.serve.http.keys import Keys
 from flowblending.runtime.serve.http.live import Live
 from flowblending.runtime.serve.http.log import Log

@@ -13,16 +13,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from flowblending import FlowBlendingError
-
-QUEUED: Final = "queued"
-IN_PROGRESS: Final = "in_progress"
-COMPLETED: Final = "completed"
-FAILED: Final = "failed"
+from flowblending.runtime.serve.http.record import COMPLETED, FAILED, IN_PROGRESS, QUEUED, JobRecord
 
 _FORMAT: Final = 1
 _SCHEMA: Final = """
@@ -58,51 +53,6 @@ _COLUMNS: Final = (
 
 class QueueFullError(FlowBlendingError):
     """As many jobs wait as may."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class JobRecord:
-    """A job as the database has it.
-
-    Attributes:
-        number: in the order of creation.
-        id: ``video_`` and 32 hexadecimal digits.
-        owner: who may see it; empty where there are no API keys.
-        status: ``queued``, ``in_progress``, ``completed`` or ``failed``.
-        fields: of the job, as they were read from the request.
-        about: the video's ``size``, ``frames`` and ``seconds``.
-        start_by: when it must have begun, or fails.
-        crashes: how often a worker died of it, or with it.
-        created, started, ended, expires: seconds since 1970.
-        bytes: of its files.
-        seconds: by stage.
-        code, message: why it failed.
-    """
-
-    number: int
-    id: str
-    owner: str
-    model: str
-    status: str
-    fields: Mapping[str, Any]
-    about: Mapping[str, Any]
-    priority: int
-    start_by: float | None
-    crashes: int
-    created: float
-    started: float | None
-    ended: float | None
-    expires: float | None
-    bytes: int
-    warnings: Sequence[str]
-    seconds: Mapping[str, float]
-    code: str | None
-    message: str | None
-
-    @property
-    def over(self) -> bool:
-        """Whether it has completed or failed."""
-        return self.status in (COMPLETED, FAILED)
 
 
 _JSON: Final = ("fields", "about", "warnings", "seconds")

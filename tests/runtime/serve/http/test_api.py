@@ -18,6 +18,7 @@ import pytest
 
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.options import options
+from tests.support.documents import blocks
 from tests.support.video_server import VideoServer, wait_until
 
 pytestmark = pytest.mark.slow
@@ -336,3 +337,14 @@ def test_the_openapi_document_is_true(server: VideoServer) -> None:
     check("Video", server.ask(f"/v1/videos/{video['id']}")[1])
     check("Deleted", server.ask(f"/v1/videos/{video['id']}", method="DELETE")[1])
     assert server.ask("/docs")[0] == 404  # would load scripts from elsewhere
+
+
+def test_the_page_of_the_documents_runs(server: VideoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = [block for block in blocks("python") if "openai" in block.text]
+    assert found
+    for block in found:
+        assert "http://127.0.0.1:8000/" in block.text
+        exec(compile(block.text.replace("http://127.0.0.1:8000", server.address), str(block), "exec"), {})
+        assert (tmp_path / "cat.mp4").read_bytes()[4:8] == b"ftyp"
+        server.client().videos.delete(server.client().videos.list().data[0].id)

@@ -15,7 +15,8 @@ import pytest
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.serve.http.keys import read_keys
-from flowblending.runtime.serve.http.store import COMPLETED, JobStore, QueueFullError
+from flowblending.runtime.serve.http.record import COMPLETED
+from flowblending.runtime.serve.http.store import JobStore, QueueFullError
 from tests.support.video_server import refused, serving, wait_until
 
 pytestmark = pytest.mark.slow
