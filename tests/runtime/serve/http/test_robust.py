@@ -27,12 +27,12 @@ LONG = {"steps": 1000, "schedule": "LLL"}
 def test_no_accepted_video_is_lost_to_a_kill(wan: Bundle, tmp_path: Path) -> None:
     data = tmp_path / "data"
     with serving(wan.folder, "--name", "wan", data=data) as server:
+        assert "Another fb-serve has the folder" in refused(wan.folder, "--data", data, "--port", 0)
         client = server.client()
         done = client.videos.create_and_poll(prompt="done", poll_interval_ms=10, extra_body={"steps": 2})
         content = client.videos.download_content(done.id).read()
-        ids = [client.videos.create(prompt="x", extra_body={"steps": 300, "seed": seed}).id for seed in range(3)]
+        ids = [client.videos.create(prompt="x", extra_body={"steps": 600, "seed": seed}).id for seed in range(3)]
         server.event("job_started", 2)
-        assert "Another fb-serve has the folder" in refused(wan.folder, "--data", data, "--port", 0)
         os.kill(server.process.pid, signal.SIGKILL)
         server.process.wait()
         (data / "videos" / "video_none.mp4").write_bytes(b"left by a kill")
@@ -48,7 +48,7 @@ def test_no_accepted_video_is_lost_to_a_kill(wan: Bundle, tmp_path: Path) -> Non
 def test_a_video_whose_worker_dies_is_tried_once_more(wan: Bundle, tmp_path: Path) -> None:
     with serving(wan.folder, data=tmp_path / "data") as server:
         client = server.client()
-        first = client.videos.create(prompt="x", extra_body={"steps": 300})
+        first = client.videos.create(prompt="x", extra_body={"steps": 600})
         server.event("job_started", 1)
         os.kill(server.worker(), signal.SIGKILL)
         wait_until(lambda: client.videos.retrieve(first.id).status == "completed", "the second try")
@@ -73,7 +73,7 @@ def test_sigterm_lets_a_video_end_and_keeps_what_waits(wan: Bundle, tmp_path: Pa
     data = tmp_path / "data"
     with serving(wan.folder, data=data) as server:
         client = server.client()
-        running = client.videos.create(prompt="x", extra_body={"steps": 400}).id
+        running = client.videos.create(prompt="x", extra_body={"steps": 1000}).id
         server.event("job_started")
         waiting = client.videos.create(prompt="x", extra_body={"steps": 1}).id
         server.process.send_signal(signal.SIGTERM)
@@ -111,7 +111,7 @@ def test_each_key_has_its_own_videos_and_its_turn(wan: Bundle, tmp_path: Path) -
         assert server.ask("/health")[0] == 200
         with pytest.raises(openai.AuthenticationError, match="is none of this service's"):
             server.client("c" * 24).videos.list()
-        ids = [one.videos.create(prompt="x", extra_body={"steps": 100, "priority": 9}).id for _ in range(4)]
+        ids = [one.videos.create(prompt="x", extra_body={"steps": 200, "priority": 9}).id for _ in range(4)]
         last = other.videos.create(prompt="what bob asks for", extra_body={"steps": 1}).id
         for call in (other.videos.retrieve, other.videos.delete, other.videos.download_content):
             with pytest.raises(openai.NotFoundError):
