@@ -17,7 +17,8 @@ from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.serve.http.keys import read_keys
 from flowblending.runtime.serve.http.record import COMPLETED
 from flowblending.runtime.serve.http.store import JobStore, QueueFullError
-from tests.support.video_server import refused, serving, wait_until
+from tests.support.mounts import mounted
+from tests.support.video_server import VideoServer, refused, serving, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -192,3 +193,33 @@ def test_a_database_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
     other.write_bytes(b"something else " * 100)
     with pytest.raises(FlowBlendingError, match="Cannot open the jobs"):
         JobStore(other)
+
+
+def test_a_full_disk_is_told_and_gone_when_there_is_room(wan: Bundle, tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "size=600k") as disk, serving(wan.folder, data=disk / "data") as server:
+        client = server.client()
+        running = client.videos.create(prompt="x", extra_body={"steps": 1000}).id
+        server.event("job_started")
+        filler = disk / "filler"
+        with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+            while True:
+                file.write(bytes(4096))
+        assert refuses(server)
+        assert server.events("database_error")
+        assert server.ask("/health")[0] == 200
+        filler.unlink()
+        # What could not be written down is, and the service goes on.
+        wait_until(lambda: client.videos.retrieve(running).status in ("completed", "failed"), "the end")
+        after = client.videos.create_and_poll(prompt="x", poll_interval_ms=10, extra_body={"steps": 1})
+        assert after.status == "completed"
+        assert len(server.events("worker_ready")) == 1
+
+
+def refuses(server: VideoServer) -> bool:
+    """Whether a request ends in the sentence about the disk, within some tries: the journal may have room for a few."""
+    for _ in range(50):
+        status, answer = server.post({"prompt": "x" * 8000, "steps": 1})
+        if status != 200:
+            error = answer["error"]
+            return bool(status == 503 and error["code"] == "storage" and "free some space" in error["message"])
+    return False
