@@ -71,6 +71,7 @@ def test_the_source_archive_is_the_checkout_and_makes_its_wheel(checkout: Path, 
     assert packaged == {name.removeprefix("flowblending/") for name in modules}
     assert "flowblending/py.typed" in first
     assert "flowblending/runtime/compare/page.html" in first
+    assert "flowblending/runtime/serve/http/page.js" in first
 
 
 SCRIPT = """\
