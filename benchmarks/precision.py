@@ -61,10 +61,14 @@ class Variant:
     Args:
         precision: as ``--precision`` takes it.
         calibration: the schedule that fp8 is calibrated on; None without fp8.
+        schedule: that is sampled.
+        pair: whether the small model is built, too.
     """
 
     precision: str
     calibration: str | None = None
+    schedule: str = SCHEDULE
+    pair: bool = True
 
     @property
     def name(self) -> str:
@@ -123,8 +127,9 @@ def measure(
     options = (
         Fp8Options(prompts=file, schedule=variant.calibration, steps=STEPS) if variant.calibration else Fp8Options()
     )
+    small = str(arguments.checkpoints / "small") if variant.pair else None
     request = BuildRequest(
-        models=named_models(str(arguments.checkpoints / "large"), str(arguments.checkpoints / "small")),
+        models=named_models(str(arguments.checkpoints / "large"), small),
         out=folder / "bundle",
         size=SIZE,
         frames=FRAMES,
@@ -136,8 +141,8 @@ def measure(
     start = time.perf_counter()
     bundle = build_bundle(request, console)
     seconds = time.perf_counter() - start
-    size = sum(file.bytes for name in ("large", "small") for file in bundle.manifest.components[name].files)
-    job = Job(prompt="", schedule=SCHEDULE, steps=STEPS, guidance=GUIDANCE, frame_rate=FRAME_RATE)
+    size = sum(file.bytes for name in bundle.manifest.transformers for file in bundle.manifest.components[name].files)
+    job = Job(prompt="", schedule=variant.schedule, steps=STEPS, guidance=GUIDANCE, frame_rate=FRAME_RATE)
     with api.open(request.out) as sampler, console.progress("clips", total=len(wanted)) as advance:
         made = []
         for prompt in wanted:

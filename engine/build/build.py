@@ -15,6 +15,7 @@ from flowblending.contracts.graph import Precision
 from flowblending.contracts.manifest import MANIFEST, BundleFile, Component, Manifest
 from flowblending.engine.backends import registry as backends
 from flowblending.engine.build.components import ComponentBuilder
+from flowblending.engine.build.fp8_middle import with_fp8_middle
 from flowblending.engine.build.lora import describe_loras
 from flowblending.engine.build.plan import Plan, check_plan, make_plan
 from flowblending.engine.build.precision import choose_precisions, fp8_models
@@ -52,6 +53,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
             disk. Nothing is left at ``out`` that was not there.
     """
     check_bundle_place(request.out)
+    request = with_fp8_middle(request)
     targets = backends.check_targets(request.backend, request.targets)
     request = dataclasses.replace(request, targets=targets)
     precisions = choose_precisions(request.precision, request.backend, request.names)

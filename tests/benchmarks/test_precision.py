@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from benchmarks.precision import EVERYWHERE, SCHEDULE, Result, Variant, variants, worth
-from benchmarks.schedules.run import STEPS
+from benchmarks.precision_stages import VARIANTS, row
+from benchmarks.schedules.run import STEPS, Made
 from flowblending.runtime.program.schedule import StageSchedule
 
 ROOT = Path(__file__).parents[2]
@@ -36,9 +38,26 @@ def test_the_worth_of_stages_is_a_difference_of_pairs() -> None:
     assert worth(results) == ["Stage-aware calibration of fp8: +1.33 ± 0.33 dB."]
 
 
+def test_steps_in_fp8_are_those_of_the_engines_that_are() -> None:
+    clip = Made(
+        frames=np.zeros((1, 1, 1, 3), np.float32),
+        latents=np.zeros(1, np.float32),
+        flops=2.0,
+        loop=0,
+        engines=0,
+        total=0,
+    )
+    half = dataclasses.replace(clip, flops=1.0)
+    rows = {name: row(each, result([1, 2]), [half], [clip]) for name, each in VARIANTS.items()}
+    assert {each.operations for each in rows.values()} == {0.5}
+    assert [each.fp8 for each in rows.values()] == [(0, 40), (0, 40), (16, 40), (40, 40), (16, 40)]
+    assert [each.variant.pair for each in rows.values()] == [False, True, False, False, True]
+
+
 @pytest.mark.slow
-def test_one_prompt_is_too_few() -> None:
-    command = [sys.executable, "-m", "benchmarks.precision", "--prompts", "1", "--out", "x"]
+@pytest.mark.parametrize("program", ["precision", "precision_stages"])
+def test_one_prompt_is_too_few(program: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{program}", "--prompts", "1", "--out", "x"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert re.fullmatch(r"error: 1 prompts were asked for.*\n", done.stderr)
