@@ -23,6 +23,7 @@ ROOMS = ("flowblending", "export", "engine", "runtime")
 _PROGRAM = """
 import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 import flowblending
 from flowblending.contracts.graph import Precision
 from flowblending.contracts.manifest import Component
@@ -32,7 +33,7 @@ from flowblending.engine.build.request import BuildRequest, named_models
 from flowblending.engine.bundle.geometry import plan_profiles
 from flowblending.engine.store.store import Order, open_store
 from flowblending.system.console import Console
-from tests.support.revisions import read_pipeline
+from tests.support.revisions import MODELS, read_pipeline
 
 assert Path(flowblending.__file__).is_relative_to(sys.argv[1]), flowblending.__file__
 keys = {}
@@ -49,7 +50,11 @@ for kind, backend in (("wan", "tensorrt-rtx"), ("ltx", "onnxruntime")):
         builder = ComponentBuilder(
             request=request, console=console, pipeline=pipeline.spec, profiles=profiles, folder=folder, store=store
         )
-        fp8 = builder._fp8(list(pipeline.parts.values()), ("small",), pipeline.tokenizer, None)
+        # Of a plan, what is looked at.
+        plan = SimpleNamespace(
+            parts=tuple(pipeline.parts.values()), models=MODELS, tokenizer=SimpleNamespace(content=pipeline.tokenizer)
+        )
+        fp8 = builder._fp8(plan, ("small",), None)
         for name, part in pipeline.parts.items():
             precision = Precision.FP8 if name == "small" else Precision.FP32
             key = builder.key(part, precision, fp8)

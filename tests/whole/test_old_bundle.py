@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flowblending.contracts.manifest import MANIFEST
+from flowblending.contracts.manifest import FORMAT, MANIFEST
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
 from flowblending.engine.bundle.calibration import add_calibration
 from tests.conftest import Build
@@ -50,5 +50,5 @@ def test_an_old_bundle_gives_the_same_and_is_left_alone(build: Build, tmp_path: 
         assert ours.attention == theirs.attention
     # What adds to a bundle writes the present format.
     add_calibration(opened, {"why": "a test"}, runs="L1 S1")
-    assert json.loads((old / MANIFEST).read_text())["format"] == 2
+    assert json.loads((old / MANIFEST).read_text())["format"] == FORMAT
     assert open_bundle(old).manifest.components == opened.manifest.components
