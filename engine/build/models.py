@@ -90,7 +90,10 @@ def open_models(request: BuildRequest, found: Folders) -> OpenModels:
 
     def opened(model: ModelRequest, of: Checkpoint) -> OpenModel:
         transformer, pipeline = open_transformer(found.models[model.name], of, classes)
-        checkpoint = None if pipeline is None else run_with(pipeline, request.pipeline, able)
+        # A transformer is run as the first model's is, whatever class its own index names: LTX-Video 0.9.5, published
+        # as LTXPipeline, stands beside 0.9.7, published as LTXConditionPipeline.
+        asked = base.pipeline if pipeline is not None and pipeline.pipeline in able else request.pipeline
+        checkpoint = None if pipeline is None else run_with(pipeline, asked, able)
         return _opened(model, transformer, checkpoint)
 
     name = request.first.name

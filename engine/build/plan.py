@@ -65,7 +65,7 @@ def make_plan(request: BuildRequest, found: Folders) -> Plan:
     Raises:
         FlowBlendingError: one cannot be built, or not at the sizes that were asked for, or they cannot be one bundle.
     """
-    from flowblending.export.families.pipeline_class import describe_class
+    from flowblending.export.families.pipeline_class import describe_class, run_as_the_first
     from flowblending.export.families.registry import family_of
     from flowblending.export.families.tokenizer import read_tokenizer
 
@@ -84,6 +84,11 @@ def make_plan(request: BuildRequest, found: Folders) -> Plan:
     )
     signals = transformers if request.teacache else {}
     advice = [family.advise(each.checkpoint) for each in opened.models if each.checkpoint is not None]
+    advice += [
+        run_as_the_first(each.checkpoint, first, each.request.name)
+        for each in opened.models[1:]
+        if each.checkpoint is not None and request.pipeline is None
+    ]
     advice += found.left_out
     advice += [authors_line(pipeline, Job(prompt="", shift=request.shift)), drift(loras)]
     return Plan(

@@ -35,12 +35,9 @@ def check_pair(
         FlowBlendingError: names the first field that differs, and both values.
     """
     if small is not None and small.pipeline != large.pipeline:
-        # LTXPipeline and LTXConditionPipeline place frames at different times (rotary coordinates) and draw other
-        # noise levels: the transformer of one runs under the other, but on inputs that it was not trained on.
         raise FlowBlendingError(
-            f"{names[0].capitalize()} is a {large.pipeline} but {names[1]} is a {small.pipeline}, and each gives its "
-            f"transformer different inputs; choose two checkpoints of one pipeline class, or name the class that runs "
-            f"both: --pipeline {large.pipeline}."
+            f"{names[0].capitalize()} is a {large.pipeline} but {names[1]} is a {small.pipeline}, and no pipeline runs "
+            "both; choose two checkpoints of one model family."
         )
     for field, ours, theirs in _compared(large, large_transformer, small_transformer, small):
         if not _same(ours, theirs):

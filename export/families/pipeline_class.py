@@ -48,3 +48,13 @@ def describe_class(checkpoint: Checkpoint) -> str:
     if checkpoint.published is None:
         return f"{checkpoint.pipeline}, as {MODEL_INDEX} says"
     return f"{checkpoint.pipeline}, as --pipeline says; {MODEL_INDEX} names {checkpoint.published}"
+
+
+def run_as_the_first(checkpoint: Checkpoint, first: Checkpoint, name: str) -> str | None:
+    """That a model is run with the first model's class, where its own index names another; else None."""
+    if checkpoint.published is None:
+        return None
+    return (
+        f"the model {name} is published as {checkpoint.published}, and is run as the first model is, with "
+        f"{first.pipeline}; if another class is meant for both, give it as --pipeline."
+    )

@@ -80,8 +80,14 @@ def test_a_checkpoint_published_under_another_class(
         (advice,) = set(plan(dataclasses.replace(asked, pipeline=None)).advice[:1])
         assert "give --pipeline LTXConditionPipeline" in advice
     else:
-        with pytest.raises(FlowBlendingError, match="or name the class that runs both: --pipeline LTX"):
-            plan(dataclasses.replace(asked, pipeline=None))
+        # What counts is the large model's pipeline.
+        alone = plan(dataclasses.replace(asked, pipeline=None))
+        theirs = "LTXPipeline" if which == "large" else "LTXConditionPipeline"
+        assert alone.pipeline_class == f"{theirs}, as model_index.json says"
+        assert (alone.pipeline == expected.pipeline) == (which == "small")
+        told = [line for line in alone.advice if line.startswith("the model small is published as LTX")]
+        assert len(told) == 1
+        assert f"is run as the first model is, with {theirs};" in told[0]
     with pytest.raises(UsageError, match=r"--pipeline WanPipeline was given, but .* is a checkpoint of LTX"):
         plan(dataclasses.replace(asked, pipeline="WanPipeline"))
 
