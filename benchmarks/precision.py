@@ -48,6 +48,7 @@ from flowblending.system.whole_file import write_whole
 SCHEDULE = stages("LSL")
 CALIBRATION_PROMPTS, CALIBRATION_SEED = 8, 7
 REFERENCE = "fp32"
+FP8_BASE = "fp8's base is fp32 here, as ONNX Runtime's CPU kernels need it; on a GPU it is bf16."
 COLUMNS = (
     *("precision", "calibrated on", "attributes right", "PSNR to fp32", "least", "SSIM", "latent cosine"),
     *("transformers", "build"),
@@ -189,14 +190,12 @@ def lines(results: Mapping[Variant, Result]) -> list[tuple[str, ...]]:
 def markdown(rows: Sequence[Sequence[str]], sentence: str, gains: Sequence[str]) -> str:
     """The report."""
     notes = (
-        *(f"- {gain}" for gain in gains),
-        f"- {sentence} The same noise for every precision of a prompt; ± is one standard error over the prompts.",
-        "- fp8's base is fp32 here, as ONNX Runtime's CPU kernels need it; on a GPU it is bf16.",
-        "- Transformers: the size of both models' files. ONNX Runtime's fp8 stores E4M3 weights as TensorRT's does.",
+        *gains,
+        f"{sentence} The same noise for every precision of a prompt; ± is one standard error over the prompts.",
+        FP8_BASE,
+        "Transformers: the size of both models' files. ONNX Runtime's fp8 stores E4M3 weights as TensorRT's does.",
     )
-    return (
-        "\n".join((*(f"| {' | '.join(row)} |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows)), "", *notes)) + "\n"
-    )
+    return markdown_table(COLUMNS, rows, notes)
 
 
 def as_json(results: Mapping[Variant, Result]) -> list[dict[str, object]]:
@@ -212,22 +211,54 @@ def as_json(results: Mapping[Variant, Result]) -> list[dict[str, object]]:
     ]
 
 
-def main() -> int:
-    """Build, measure, print and write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.precision", description="Measure precisions on the shapes pair."
-    )
+def read_arguments(program: str, description: str, prompts: int) -> argparse.Namespace:
+    """The arguments of a benchmark of precisions; its ``--out`` is made.
+
+    Args:
+        program: its name in this folder.
+        description: for ``--help``.
+        prompts: how many it takes by default.
+
+    Raises:
+        UsageError: there are too few prompts.
+        FlowBlendingError: the checkpoints are not whole.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{program}", description=description)
     parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, metavar="DIR", help="the trained pair")
-    parser.add_argument("--prompts", type=int, default=48, metavar="N", help="at least 2")
+    parser.add_argument("--prompts", type=int, default=prompts, metavar="N", help="at least 2")
     parser.add_argument("--seed", type=int, default=0, help="of the prompts and of the noise")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     arguments = parser.parse_args()
     if arguments.prompts < 2:
         raise UsageError(
-            f"{arguments.prompts} prompts were asked for, but a spread needs at least 2; try --prompts 48."
+            f"{arguments.prompts} prompts were asked for, but a spread needs at least 2; try --prompts {prompts}."
         )
     check_checkpoints(arguments.checkpoints, ("large", "small"))
     make_folder(arguments.out)
+    return arguments
+
+
+def write_results(arguments: argparse.Namespace, name: str, content: Mapping[str, object], text: str) -> None:
+    """Write ``name``.json, with what it was measured with, and ``name``.md into ``--out``."""
+    told = {
+        "prompts": arguments.prompts,
+        "seed": arguments.seed,
+        "versions": {name: version(name) for name in ("torch", "diffusers", "onnxruntime", "numpy")},
+    }
+    data = json.dumps(finite({**told, **content}), indent=2, ensure_ascii=False) + "\n"
+    write_whole(arguments.out / f"{name}.json", data.encode())
+    write_whole(arguments.out / f"{name}.md", text.encode())
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
+    """A table and what is said below it."""
+    lines = (f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows))
+    return "\n".join((*lines, "", *(f"- {note}" for note in notes))) + "\n"
+
+
+def main() -> int:
+    """Build, measure, print and write."""
+    arguments = read_arguments("precision", "Measure precisions on the shapes pair.", 48)
     wanted = prompts(arguments.prompts, arguments.seed)
     results: dict[Variant, Result] = {}
     reference: list[Made] = []
@@ -242,16 +273,8 @@ def main() -> int:
     console.table(sentence, COLUMNS, rows)
     for gain in gains:
         console.log(gain)
-    content = {
-        "schedule": SCHEDULE,
-        "prompts": len(wanted),
-        "seed": arguments.seed,
-        "versions": {name: version(name) for name in ("torch", "diffusers", "onnxruntime", "numpy")},
-        "rows": as_json(results),
-    }
-    text = json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n"
-    write_whole(arguments.out / "precision.json", text.encode())
-    write_whole(arguments.out / "precision.md", markdown(rows, sentence, gains).encode())
+    content = {"schedule": SCHEDULE, "rows": as_json(results)}
+    write_results(arguments, "precision", content, markdown(rows, sentence, gains))
     return 0
 
 

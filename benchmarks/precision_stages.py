@@ -9,23 +9,17 @@ precision_stages.json and precision_stages.md.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.precision import Result, Variant, measure
-from benchmarks.schedules.report import finite
-from benchmarks.schedules.run import CHECKPOINTS, GUIDANCE, Made, check_checkpoints, make_folder, prompts, stages
+from benchmarks.precision import FP8_BASE, Result, Variant, markdown_table, measure, read_arguments, write_results
+from benchmarks.schedules.run import GUIDANCE, Made, prompts, stages
 from benchmarks.schedules.samples import mean
-from flowblending import UsageError
 from flowblending.engine.build.fp8_middle import FP8_MIDDLE
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.system.console import Console, run_program
-from flowblending.system.whole_file import write_whole
 
 LLL, LSL = stages("LLL"), stages("LSL")
 COLUMNS = ("models", "schedule", "operations", "steps in fp8", "attributes right", "PSNR to LLL", "least", "SSIM")
@@ -87,34 +81,9 @@ def lines(rows: Mapping[str, Row]) -> list[tuple[str, ...]]:
     return found
 
 
-def markdown(table: Sequence[Sequence[str]], sentence: str) -> str:
-    """The report."""
-    notes = (
-        f"- {sentence} The same noise for every row of a prompt; ± is one standard error over the prompts.",
-        "- Operations: of the transformers' calls, relative to all-large sampling, in whatever precision. Of an engine "
-        "in fp8, the first and the last blocks are not.",
-        "- fp8's base is fp32 here, as ONNX Runtime's CPU kernels need it; on a GPU it is bf16.",
-    )
-    head = (COLUMNS, ["---"] * len(COLUMNS))
-    return "\n".join((*(f"| {' | '.join(line)} |" for line in (*head, *table)), "", *notes)) + "\n"
-
-
 def main() -> int:
     """Build, measure, print and write."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.precision_stages", description="Measure precision as a stage on the shapes pair."
-    )
-    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS, metavar="DIR", help="the trained pair")
-    parser.add_argument("--prompts", type=int, default=32, metavar="N", help="at least 2")
-    parser.add_argument("--seed", type=int, default=0, help="of the prompts and of the noise")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    arguments = parser.parse_args()
-    if arguments.prompts < 2:
-        raise UsageError(
-            f"{arguments.prompts} prompts were asked for, but a spread needs at least 2; try --prompts 32."
-        )
-    check_checkpoints(arguments.checkpoints, ("large", "small"))
-    make_folder(arguments.out)
+    arguments = read_arguments("precision_stages", "Measure precision as a stage on the shapes pair.", 32)
     wanted = prompts(arguments.prompts, arguments.seed)
     rows: dict[str, Row] = {}
     reference: list[Made] = []
@@ -126,25 +95,24 @@ def main() -> int:
     sentence = f"{len(wanted)} prompts, guidance {GUIDANCE:g}."
     table = lines(rows)
     Console().table(sentence, COLUMNS, table)
-    content = {
-        "prompts": len(wanted),
-        "seed": arguments.seed,
-        "versions": {name: version(name) for name in ("torch", "diffusers", "onnxruntime", "numpy")},
-        "rows": [
-            {
-                "name": name,
-                **dataclasses.asdict(each.variant),
-                "operations": each.operations,
-                "fp8_steps": each.fp8[0],
-                "steps": each.fp8[1],
-                "measures": {key: dataclasses.asdict(mean(value)) for key, value in each.result.samples.items()},
-            }
-            for name, each in rows.items()
-        ],
-    }
-    text = json.dumps(finite(content), indent=2, ensure_ascii=False) + "\n"
-    write_whole(arguments.out / "precision_stages.json", text.encode())
-    write_whole(arguments.out / "precision_stages.md", markdown(table, sentence).encode())
+    data = [
+        {
+            "name": name,
+            **dataclasses.asdict(each.variant),
+            "operations": each.operations,
+            "fp8_steps": each.fp8[0],
+            "steps": each.fp8[1],
+            "measures": {key: dataclasses.asdict(mean(value)) for key, value in each.result.samples.items()},
+        }
+        for name, each in rows.items()
+    ]
+    notes = (
+        f"{sentence} The same noise for every row of a prompt; ± is one standard error over the prompts.",
+        "Operations: of the transformers' calls, relative to all-large sampling, in any precision. Of an engine in "
+        "fp8, the first and the last blocks are not.",
+        FP8_BASE,
+    )
+    write_results(arguments, "precision_stages", {"rows": data}, markdown_table(COLUMNS, table, notes))
     return 0
 
 

@@ -202,8 +202,9 @@ _TOLD = (
 
 
 def _split(requirement: str) -> tuple[str, str]:
-    name, bounds = re.fullmatch(r"([A-Za-z0-9-]+)(?:\[[^\]]*\])?(.*)", requirement).groups()  # type: ignore[union-attr]
-    return name, bounds
+    match = re.fullmatch(r"([A-Za-z0-9-]+)(?:\[[^\]]*\])?(.*)", requirement)
+    assert match is not None, f"{requirement} is no requirement"
+    return match[1], match[2]
 
 
 TABLES: Mapping[str, Callable[[], Table]] = {
@@ -226,9 +227,10 @@ def markdown(table: Table) -> str:
 def written(page: str) -> str:
     """A page with every table made anew: between ``<!-- table: NAME -->`` and ``<!-- end -->``."""
     for name, make in TABLES.items():
-        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        assert pattern.search(page), f"the page has no place for the table {name}"
-        page = pattern.sub(lambda match, make=make: match[1] + markdown(make()) + match[2], page)  # type: ignore[misc]
+        before, start, rest = page.partition(f"<!-- table: {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        assert start and end, f"the page has no place for the table {name}"
+        page = before + start + markdown(make()) + end + after
     return page
 
 

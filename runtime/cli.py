@@ -218,8 +218,8 @@ def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -
         from flowblending.runtime.batch.workers import plan_workers, run_workers
 
         device = device_kind(arguments.device, bundle.manifest)
-        configs = plan_workers(bundle.folder, count=arguments.workers, device=device, threads=arguments.threads)
-        return run_workers(configs, batch, console)
+        configs = plan_workers(count=arguments.workers, device=device, threads=arguments.threads)
+        return run_workers(configs, bundle.folder, device, batch, console)
     pipeline = _open(arguments, bundle)
     try:
         return run_batch(pipeline, batch, console)

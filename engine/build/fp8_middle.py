@@ -11,10 +11,9 @@ import dataclasses
 from flowblending import UsageError
 from flowblending.contracts.graph import SMALL, Precision
 from flowblending.engine.build.lora import LoraRequest
-from flowblending.engine.build.request import BuildRequest, ModelRequest
+from flowblending.engine.build.request import BuildRequest, named_models
 
 FP8_MIDDLE = "fp8-middle"
-_LETTER = "S"
 
 
 def with_fp8_middle(request: BuildRequest) -> BuildRequest:
@@ -31,7 +30,8 @@ def with_fp8_middle(request: BuildRequest) -> BuildRequest:
         return request
     others = [word for word in words if word != FP8_MIDDLE]
     first = request.first
-    if len(request.models) > 1 or first.name == SMALL or _LETTER in first.letter + first.expert_letters:
+    (second,) = named_models(None, first.source)
+    if len(request.models) > 1 or first.name == second.name or second.letter in first.letter + first.expert_letters:
         given = ", ".join(f"{model.name} ({model.letter})" for model in request.models)
         raise UsageError(
             f"--precision {FP8_MIDDLE} builds one checkpoint as large and small (L and S), but {given} was given; give "
@@ -42,11 +42,10 @@ def with_fp8_middle(request: BuildRequest) -> BuildRequest:
             f"--precision {request.precision} was given, but the model {SMALL} of {FP8_MIDDLE} is in fp8; leave its "
             f"precision out, or name both: large=fp16,{SMALL}=bf16, for example."
         )
-    second = ModelRequest(name=SMALL, letter=_LETTER, source=first.source, sampling=first.sampling)
     loras = tuple(each for lora in request.loras for each in _in_both(lora, first.name))
     return dataclasses.replace(
         request,
-        models=(first, second),
+        models=(first, dataclasses.replace(second, sampling=first.sampling)),
         precision=",".join([*others, f"{SMALL}={Precision.FP8}"]),
         loras=loras,
     )

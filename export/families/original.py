@@ -32,6 +32,24 @@ class Original:
     statistics: tuple[str, str] | None = None
 
 
+def diffusers_names(
+    names: Sequence[str], mark: str, convert: Callable[[dict[str, str]], Mapping[str, str]]
+) -> dict[str, str]:
+    """Diffusers' name of each tensor: the file's own if it has diffusers' names, or else what a converter makes of it.
+
+    Args:
+        names: in the file.
+        mark: how names begin that only diffusers has.
+        convert: see `renamed`.
+
+    Raises:
+        FlowBlendingError: as `renamed` does.
+    """
+    if any(name.startswith(mark) for name in names):
+        return {name: name for name in names}
+    return renamed(names, convert)
+
+
 def renamed(names: Sequence[str], convert: Callable[[dict[str, str]], Mapping[str, str]]) -> dict[str, str]:
     """Names by what a converter of diffusers' makes of them.
 

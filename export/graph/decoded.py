@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,12 +65,7 @@ class Decoded:
         Raises:
             FlowBlendingError: the file has changed since it was opened.
         """
-        values = torch.empty(self.shape, dtype=self.dtype)
-        flat, start = values.view(-1), 0
-        for piece in self.pieces():
-            flat[start : start + len(piece)] = piece
-            start += len(piece)
-        return values
+        return join(self.pieces(), self.shape, self.dtype)
 
     def pieces(self) -> Iterator[torch.Tensor]:
         """The whole tensor, flat, some rows at a time; raises as `read` does."""
@@ -138,3 +133,13 @@ class Decoded:
     def _bytes(self, count: int) -> int:
         """Of so many numbers, which are whole blocks."""
         return count // self._block.numbers * self._block.bytes
+
+
+def join(pieces: Iterable[torch.Tensor], shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor from its flat pieces, so that nothing of its size is beside it; raises what they do."""
+    values = torch.empty(shape, dtype=dtype)
+    flat, start = values.view(-1), 0
+    for piece in pieces:
+        flat[start : start + len(piece)] = piece
+        start += len(piece)
+    return values

@@ -14,6 +14,7 @@ import torch
 from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.naming import shown
 from flowblending.export.checkpoint.places import TensorPlace
+from flowblending.export.graph.decoded import join
 from flowblending.export.graph.stored import Readable, Stored, plain_at
 from flowblending.export.lora.fit import Change, Lora, LowRank, Whole
 
@@ -60,12 +61,7 @@ class Fused:
         Raises:
             FlowBlendingError: a file has changed since it was opened, or the LoRA holds a number that is not finite.
         """
-        values = torch.empty(self.shape, dtype=self.dtype)
-        flat, start = values.view(-1), 0
-        for piece in self.pieces():
-            flat[start : start + len(piece)] = piece
-            start += len(piece)
-        return values
+        return join(self.pieces(), self.shape, self.dtype)
 
     def pieces(self) -> Iterator[torch.Tensor]:
         """Fuse it from its first number to its last, some of them at a time; raises as `read` does."""

@@ -15,10 +15,10 @@ from flowblending.export.checkpoint.model_files import AUTHORS_STATISTICS
 from flowblending.export.families.original import (
     Original,
     Shapes,
+    diffusers_names,
     head_width,
     layer_count,
     refuse_parts,
-    renamed,
     shape_of,
 )
 
@@ -38,10 +38,7 @@ def read_original(shapes: Shapes, base: Mapping[str, Any]) -> Original:
     names = [name for name in shapes if not name.startswith(_VAE)]
     vae = tuple(name for name in shapes if name.startswith(_VAE))
     refuse_parts(names, _PARTS, "an LTX-Video model")
-    if any(name.startswith(_DIFFUSERS) for name in names):
-        diffusers = {name: name for name in names}
-    else:
-        diffusers = renamed(names, convert_ltx_transformer_checkpoint_to_diffusers)
+    diffusers = diffusers_names(names, _DIFFUSERS, convert_ltx_transformer_checkpoint_to_diffusers)
     return Original(
         config={**base, **_config({diffusers[name]: shapes[name] for name in names}, base)},
         names=diffusers,

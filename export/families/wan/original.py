@@ -15,10 +15,10 @@ from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffu
 from flowblending.export.families.original import (
     Original,
     Shapes,
+    diffusers_names,
     head_width,
     layer_count,
     refuse_parts,
-    renamed,
     shape_of,
 )
 
@@ -43,10 +43,7 @@ def read_original(shapes: Shapes, base: Mapping[str, Any]) -> Original:
     """
     names = list(shapes)
     refuse_parts(names, _PARTS, "a text-to-video model")
-    if any(name.startswith(_DIFFUSERS) for name in names):
-        diffusers = {name: name for name in names}
-    else:
-        diffusers = renamed(names, convert_wan_transformer_to_diffusers)
+    diffusers = diffusers_names(names, _DIFFUSERS, convert_wan_transformer_to_diffusers)
     return Original(
         config={**base, **_config({diffusers[name]: shapes[name] for name in names}, base)}, names=diffusers
     )

@@ -18,8 +18,8 @@ from typing import Final
 
 from flowblending import FlowBlendingError
 from flowblending.runtime.batch.messages import Failed, Ready, Unable
+from flowblending.runtime.batch.process import WorkerConfig
 from flowblending.runtime.batch.tasks import Cause
-from flowblending.runtime.batch.worker import WorkerConfig
 from flowblending.runtime.batch.workers import CRASHES
 from flowblending.runtime.serve.http.files import DataFolder
 from flowblending.runtime.serve.http.keeping import Keeping
@@ -27,7 +27,7 @@ from flowblending.runtime.serve.http.live import Live
 from flowblending.runtime.serve.http.log import Log
 from flowblending.runtime.serve.http.messages import LOADING, Cancelled, Made, Progress, Told, Work
 from flowblending.runtime.serve.http.metrics import Metrics
-from flowblending.runtime.serve.http.process import WorkerProcess
+from flowblending.runtime.serve.http.process import ServiceWorker
 from flowblending.runtime.serve.http.record import JobRecord
 from flowblending.runtime.serve.http.store import JobStore
 
@@ -78,7 +78,7 @@ class Dispatcher:
         os.set_blocking(self._writer, False)
         self._unable = ""
         self._unsettled: deque[Callable[[], None]] = deque()
-        self.workers = [WorkerProcess(config, bundles, device) for config in configs]
+        self.workers = [ServiceWorker(config, bundles, device) for config in configs]
 
     @property
     def draining(self) -> bool:
@@ -155,7 +155,7 @@ class Dispatcher:
             self._unsettled[0]()
             self._unsettled.popleft()
 
-    def _give(self, worker: WorkerProcess) -> None:
+    def _give(self, worker: ServiceWorker) -> None:
         """Give a worker the next job: of the owner who was served longest ago, the one that stands first."""
         waiting = self._store.waiting()
         while waiting:
@@ -198,7 +198,7 @@ class Dispatcher:
                 self._log.event("job_expired", job=id)
             self._data.remove(id)
 
-    def _hear(self, worker: WorkerProcess) -> None:
+    def _hear(self, worker: ServiceWorker) -> None:
         """Act on one message of a worker, or on its death."""
         message = worker.receive()
         match message:
@@ -233,7 +233,7 @@ class Dispatcher:
             case None:
                 self._bury(worker)
 
-    def _made(self, worker: WorkerProcess, made: Made) -> None:
+    def _made(self, worker: ServiceWorker, made: Made) -> None:
         task, warnings = worker.done(), worker.warnings
         worker.crashes = 0
         self._metrics.made(task.model, made)
@@ -258,7 +258,7 @@ class Dispatcher:
 
         self._unsettled.append(settle)
 
-    def _bury(self, worker: WorkerProcess, why: str | None = None) -> None:
+    def _bury(self, worker: ServiceWorker, why: str | None = None) -> None:
         """Put a new process in a dead one's place, unless that was of no use before."""
         how = worker.end()
         how = how if why is None else why.rstrip(".")

@@ -18,7 +18,7 @@ import uvicorn
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.backends.tensor import CPU, CUDA
 from flowblending.engine.bundle.bundle import Bundle
-from flowblending.runtime.batch.worker import WorkerConfig
+from flowblending.runtime.batch.process import WorkerConfig
 from flowblending.runtime.batch.workers import plan_workers
 from flowblending.runtime.devices.open import device_kind
 from flowblending.runtime.serve.http.app import make_app
@@ -136,7 +136,7 @@ def _configs(bundles: Sequence[Bundle], options: ServeOptions) -> list[WorkerCon
         from flowblending.engine.backends.gpu import gpu_count
 
         count = max(1, gpu_count()) if kind == CUDA else 1
-    return plan_workers(bundles[0].folder, count=count, device=kind, threads=options.threads)
+    return plan_workers(count=count, device=kind, threads=options.threads)
 
 
 @contextmanager

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import TEXT_ENCODER
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.runtime.batch.messages import Failed, Ready, Unable
+from flowblending.runtime.batch.process import WorkerConfig, receive, run_worker, tell
 from flowblending.runtime.batch.tasks import Cause, cause_of
-from flowblending.runtime.batch.worker import WorkerConfig
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.events import EncodeEvent, FinishedEvent, FramesEvent, LoadEvent, SamplingEvent, WarningEvent
 from flowblending.runtime.jobs import compile_job
@@ -42,7 +39,6 @@ from flowblending.runtime.serve.http.messages import (
 )
 from flowblending.runtime.serve.http.texts import Texts
 from flowblending.runtime.stage_times import TOTAL
-from flowblending.system.signals import leave_signals_to_parent
 from flowblending.system.whole_file import whole_file
 
 
@@ -55,17 +51,11 @@ def work(config: WorkerConfig, bundles: Mapping[str, Path], device: str, connect
         device: ``auto``, ``cpu`` or ``cuda``.
         connection: to the service.
     """
-    leave_signals_to_parent()
-    signal.signal(signal.SIGTERM, _leave)
-    if config.gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = config.gpu
+    run_worker(config, lambda: _work(config, bundles, device, connection))
 
-    def tell(answer: Answer) -> None:
-        try:
-            connection.send(answer)
-        except OSError:
-            sys.exit(1)  # the service has gone
 
+def _work(config: WorkerConfig, bundles: Mapping[str, Path], device: str, connection: Connection) -> None:
+    say: Callable[[Answer], None] = partial(tell, connection)
     with contextlib.ExitStack() as opened:
         try:
             makers = {}
@@ -73,18 +63,12 @@ def work(config: WorkerConfig, bundles: Mapping[str, Path], device: str, connect
                 makers[name] = Maker(_open(folder, device, config.threads))
                 opened.callback(makers[name].close)
         except FlowBlendingError as error:
-            tell(Unable(why=str(error)))
+            say(Unable(why=str(error)))
             return
-        tell(Ready())
-        while task := _next(connection):
+        say(Ready())
+        while task := receive(connection):
             if isinstance(task, Work):
-                tell(make(makers[task.model], task, tell, partial(_cancelled, connection, task.id)))
-
-
-def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - what handlers get
-    """Unwind once, so that what is being written is removed."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(1)
+                say(make(makers[task.model], task, say, partial(_cancelled, connection, task.id)))
 
 
 def _open(folder: Path, device: str, threads: int | None) -> Pipeline:
@@ -100,19 +84,10 @@ def _open(folder: Path, device: str, threads: int | None) -> Pipeline:
     return pipeline
 
 
-def _next(connection: Connection) -> Work | Cancel | None:
-    """What to do next; None when there is nothing more, or nobody to say so."""
-    try:
-        task: Work | Cancel | None = connection.recv()
-    except (EOFError, OSError):
-        return None
-    return task
-
-
 def _cancelled(connection: Connection, id: str) -> bool:
     """Whether the service wants a video no more, or has gone."""
     while connection.poll():
-        match _next(connection):
+        match receive(connection):
             case Cancel(id=given) if given == id:
                 return True
             case None:

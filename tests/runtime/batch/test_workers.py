@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flowblending import UsageError
+from flowblending.runtime.batch.process import WorkerConfig
 from flowblending.runtime.batch.tasks import Batch, Shard, Task
-from flowblending.runtime.batch.worker import WorkerConfig
 from flowblending.runtime.batch.workers import plan_workers, run_workers
 from flowblending.runtime.options import Job
 from flowblending.runtime.prompt_file import PromptLine
@@ -90,21 +91,21 @@ def test_what_is_no_shard(text: str) -> None:
         Shard.parse(text)
 
 
-def test_cores_are_shared_and_gpus_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores_are_shared_and_gpus_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert [config.threads for config in plan_workers(tmp_path, count=3, device="cpu", threads=None)] == [2, 2, 2]
-    assert [config.threads for config in plan_workers(tmp_path, count=16, device="cpu", threads=None)] == [1] * 16
-    assert [config.threads for config in plan_workers(tmp_path, count=2, device="cpu", threads=7)] == [7, 7]
+    assert [config.threads for config in plan_workers(count=3, device="cpu", threads=None)] == [2, 2, 2]
+    assert [config.threads for config in plan_workers(count=16, device="cpu", threads=None)] == [1] * 16
+    assert [config.threads for config in plan_workers(count=2, device="cpu", threads=7)] == [7, 7]
     monkeypatch.setattr("flowblending.runtime.batch.workers.gpu_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [config.gpu for config in plan_workers(tmp_path, count=2, device="cuda", threads=None)] == ["0", "1"]
+    assert [config.gpu for config in plan_workers(count=2, device="cuda", threads=None)] == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-8932f937")
-    assert [config.gpu for config in plan_workers(tmp_path, count=2, device="cuda", threads=None)] == [
+    assert [config.gpu for config in plan_workers(count=2, device="cuda", threads=None)] == [
         "5",
         "GPU-8932f937",
     ]
     with pytest.raises(UsageError, match="3 workers were asked for, but 2 GPUs are visible; use --workers 2"):
-        plan_workers(tmp_path, count=3, device="cuda", threads=None)
+        plan_workers(count=3, device="cuda", threads=None)
 
 
 class Bomb:
@@ -117,8 +118,8 @@ class Bomb:
 @pytest.mark.slow
 def test_a_worker_that_never_starts_is_given_up(tmp_path: Path) -> None:
     todo, console = batch(tmp_path, ["a"])
-    config = WorkerConfig(name="worker 1", bundle=Bomb(), device="cpu")  # type: ignore[arg-type]  # it never gets there
-    assert run_workers([config], todo, console) == 1
+    bomb: Any = Bomb()  # in a folder's place; it never gets there
+    assert run_workers([WorkerConfig(name="worker 1")], bomb, "cpu", todo, console) == 1
     assert console.lines == [
         "warning: worker 1 was given up, for it crashed 3 times in a row (exit code 3).",
         "warning: line 1 failed: no worker is left; run again to make it.",
