@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import ipaddress
 import re
 import secrets
@@ -19,6 +21,10 @@ from flowblending.runtime.serve.http.service import Service
 
 MOST_BODY: Final = 2**20
 """Bytes of a request: a prompt and some numbers take a hundredth of it."""
+
+_MOST_DRAINED: Final = 2**26
+_PATIENCE: Final = 10.0
+"""Bytes and seconds that the rest of a refused body is read for."""
 
 _ID: Final = re.compile(r"[\w.-]{1,64}", re.ASCII)
 _METHODS: Final = {"GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH"}
@@ -60,6 +66,7 @@ class Gate:
         refused = self._refused(headers)
         try:
             if refused is not None:
+                await _drain(receive)
                 await refused.response()(scope, receive, sending)
             else:
                 await self._app(scope, _limited(receive), sending)
@@ -128,7 +135,25 @@ def _limited(receive: Receive) -> Receive:
         message = await receive()
         total += len(message.get("body", b""))
         if total > MOST_BODY:
+            if message.get("more_body"):
+                await _drain(receive)
             raise _too_large()
         return message
 
     return limited
+
+
+async def _drain(receive: Receive) -> None:
+    """Read what is left of a body that is refused, within bounds.
+
+    Most clients read no answer before they have sent everything: closed earlier, they would see a broken connection in
+    place of the sentence.
+    """
+    total = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_PATIENCE):
+            while total < _MOST_DRAINED:
+                message = await receive()
+                total += len(message.get("body", b""))
+                if not message.get("more_body"):
+                    return

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import jsonschema
 import openai
@@ -257,6 +258,7 @@ def test_openais_client_raises_its_own_errors(server: VideoServer) -> None:
         (b"\xff\xfe{", "application/json", 400, "The body is no JSON object"),
         (b'{"prompt": "x", "guidance": NaN}', "application/json", 400, "guidance is nan"),
         (b"x" * (2**20 + 1), "application/json", 413, "The body is larger than 1048576 bytes"),
+        (b"x" * 2**25, "application/json", 413, "The body is larger than 1048576 bytes"),
         (b"<a/>", "text/xml", 415, "'text/xml', but application/json or multipart/form-data"),
         (b"nonsense", "multipart/form-data", 400, "The form cannot be read"),
         (b"nonsense", "multipart/form-data; boundary=x", 400, "The"),
@@ -267,6 +269,16 @@ def test_broken_bodies(server: VideoServer, body: bytes, kind: str, status: int,
     got, answer = server.ask("/v1/videos", method="POST", body=body, headers={"content-type": kind})
     assert (got, answer["error"]["type"]) == (status, "invalid_request_error")
     assert said in answer["error"]["message"]
+
+
+def test_a_body_that_tells_no_length_is_limited_as_well(server: VideoServer) -> None:
+    connection = http.client.HTTPConnection(urlsplit(server.address).netloc, timeout=60)
+    parts = iter([b"x" * 2**16] * 400)
+    connection.request("POST", "/v1/videos", parts, {"content-type": "application/json"})
+    response = connection.getresponse()
+    assert response.status == 413
+    assert "The body is larger than 1048576 bytes" in json.load(response)["error"]["message"]
+    connection.close()
 
 
 @pytest.mark.parametrize("id", ["..%2f..%2fjobs.sqlite", f"video_{0:032}", "video_%00", "x" * 2000, "%E2%80%AE"])
