@@ -19,6 +19,8 @@ from typing import Final, Self, Unpack
 import numpy as np
 
 from flowblending import UsageError
+from flowblending.contracts.conditions import Source
+from flowblending.contracts.graph import TensorSpec
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.engine.backends.tensor import CPU, Tensor
@@ -155,7 +157,7 @@ class VideoSampler:
         text = read_value(text, TEXT, _ENCODE)
         tensors, device = self._pipeline.embed(text, _warn), self._pipeline.device
         device.close()  # waits: what is handed out is complete
-        return Embedding(text=Array(tensors["text"], device), mask=Array(tensors["text_mask"], device))
+        return Embedding(text=Array(tensors[Source.TEXT], device), mask=Array(tensors[Source.TEXT_MASK], device))
 
     def generate(
         self,
@@ -241,18 +243,20 @@ class VideoSampler:
         return tensor
 
     def _embedding(self, embedding: Embedding, name: str) -> dict[str, Tensor]:
-        arrays = {"text": embedding.text, "text_mask": embedding.mask}
-        tensors = {}
-        for spec in self.manifest.components[self.manifest.transformers[0]].spec.inputs:
-            if spec.name not in arrays:
+        arrays = {Source.TEXT: embedding.text, Source.TEXT_MASK: embedding.mask}
+        tensors: dict[str, Tensor] = {}
+        for each in self.manifest.pipeline.conditions:
+            (source, *_) = each.sources
+            if source not in arrays:
                 continue
-            array, shape = arrays[spec.name], spec.resolve({"batch": 1})
-            what = f"{spec.name.removeprefix('text_')} of the {name}'s embedding"
+            spec = TensorSpec(name=each.name, dtype=each.dtype, shape=each.shape)
+            array, shape = arrays[source], spec.resolve({"batch": 1})
+            what = f"{'mask' if source is Source.TEXT_MASK else 'text'} of the {name}'s embedding"
             if array is None:
                 raise UsageError(
                     f"The {what} is missing, but these models ask for it; give {spec.dtype} {list(shape)}."
                 )
-            tensors[spec.name] = adopt(array, name=what, dtype=spec.dtype, shape=shape, device=self._pipeline.device)
+            tensors[source.value] = adopt(array, name=what, dtype=spec.dtype, shape=shape, device=self._pipeline.device)
         return tensors
 
 

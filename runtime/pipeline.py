@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import DeviceError, FlowBlendingError, UsageError
-from flowblending.contracts.graph import TEXT_ENCODER, VAE
+from flowblending.contracts.conditions import Source, inputs_from
+from flowblending.contracts.graph import DECODERS, TEXT_ENCODER
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.registry import open_engine
@@ -94,12 +95,15 @@ class Pipeline:
             warn: told when a prompt is longer than the text encoder takes, and is cut.
             given: embeddings as `embed` gives them, of the branches whose text is not to be encoded.
         """
-        given = given or {}
-        negative = self.bundle.manifest.pipeline.negative_prompt if job.negative_prompt is None else job.negative_prompt
+        given, pipeline = given or {}, self.bundle.manifest.pipeline
+        negative = pipeline.negative_prompt if job.negative_prompt is None else job.negative_prompt
         prompts = {COND: job.prompt, UNCOND: negative}
         rate = self.device.upload(np.array([self.frame_rate(job)], np.float32))
         return {
-            branch: {**(given[branch] if branch in given else self.embed(prompts[branch], warn)), "frame_rate": rate}
+            branch: inputs_from(
+                pipeline.conditions,
+                {**(given.get(branch) or self.embed(prompts[branch], warn)), Source.FRAME_RATE: rate},
+            )
             for branch in program.branches()
         }
 
@@ -127,7 +131,7 @@ class Pipeline:
         embedding = self.device.empty(output.resolve({"batch": 1}), np.dtype(output.dtype))
         with self.device.current():
             engine.run({**taken, output.name: embedding}, self.device.stream)
-        return {"text": embedding, "text_mask": inputs["mask"]}
+        return {Source.TEXT: embedding, Source.TEXT_MASK: inputs["mask"]}
 
     def check_latents(
         self, latents: npt.NDArray[np.generic], latent_shape: Sequence[int], *, option: str = "--noise"
@@ -183,7 +187,7 @@ class Pipeline:
 
     def decoders(self) -> list[str]:
         """The components that decoding takes."""
-        return [name for name in self.bundle.manifest.components if name.startswith(VAE)]
+        return [name for name in DECODERS if name in self.bundle.manifest.components]
 
     def decode(
         self, latents: Tensor, generator: TorchNormal, conditioning: DecodeConditioning | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
+from flowblending.contracts.conditions import Source, takes
 from flowblending.contracts.graph import VAE
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import UNCOND, Program, Run, Step
@@ -54,7 +55,7 @@ def unused_options(
         found.append(f"the second guidance scale {job.guidance_2:g} does nothing, because {why}.")
     if job.cache != OFF and program.choice is None and all(_whole(program, step) for step in program.steps):
         found.append(f"the cache {job.cache} does nothing, because it leaves out no engine call of this run.")
-    if job.frame_rate is not None and not timed and not _takes(manifest, manifest.transformers, "frame_rate"):
+    if job.frame_rate is not None and not timed and not takes(manifest.pipeline.conditions, Source.FRAME_RATE):
         found.append(
             f"the frame rate {job.frame_rate:g} does nothing, because these models take none and no file is written "
             "that has one."
@@ -116,11 +117,6 @@ def _whole(program: Program, step: Step) -> bool:
     """Whether a step calls its engine for every branch that it has."""
     calls = sum(len(each.branches) for each in step.instructions if isinstance(each, Run))
     return calls == 1 + program.guided(step)
-
-
-def _takes(manifest: Manifest, components: Sequence[str], name: str) -> bool:
-    specs = (manifest.components[each].spec for each in components if each in manifest.components)
-    return any(spec.name == name for each in specs for spec in each.inputs)
 
 
 def _draws(manifest: Manifest) -> bool:

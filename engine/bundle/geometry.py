@@ -7,7 +7,17 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from flowblending import UsageError
-from flowblending.contracts.graph import TEXT_ENCODER, VAE_FIRST, VAE_NEXT, PipelineSpec, is_transformer
+from flowblending.contracts.graph import (
+    IMAGE_ENCODER,
+    TEXT_ENCODER,
+    VAE_ENCODER,
+    VAE_ENCODER_FIRST,
+    VAE_ENCODER_NEXT,
+    VAE_FIRST,
+    VAE_NEXT,
+    PipelineSpec,
+    is_transformer,
+)
 from flowblending.contracts.manifest import Geometry, VideoProfile
 from flowblending.engine.backends.protocol import Range, ShapeProfile
 
@@ -119,10 +129,13 @@ def _symbols(component: str, pipeline: PipelineSpec, profile: VideoProfile) -> d
     if is_transformer(component):
         both = Range(min=1, opt=2 if pipeline.batched_guidance else 1, max=2)
         return {"batch": both, "frames": frames, "height": height, "width": width}
-    if component == TEXT_ENCODER:
+    if component in (TEXT_ENCODER, IMAGE_ENCODER):
         return {"batch": Range.fixed(1)}
-    if component in (VAE_FIRST, VAE_NEXT):
+    if component in (VAE_FIRST, VAE_NEXT, VAE_ENCODER_FIRST, VAE_ENCODER_NEXT):
         return {"height": height, "width": width}
+    if component == VAE_ENCODER:
+        # An image is a clip of one frame.
+        frames = Range(min=1, opt=1, max=frames.max)
     return {"frames": frames, "height": height, "width": width}
 
 

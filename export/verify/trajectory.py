@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from flowblending.contracts.conditions import Condition, Source, inputs_from
 from flowblending.export.graph.exportable import Exportable
 from flowblending.export.graph.stored import weights_on_demand
 
@@ -19,12 +20,13 @@ Tokens = Mapping[str, Mapping[str, npt.NDArray[np.int64]]]
 """By guidance branch: ``ids`` and ``mask`` [1, L] of a prompt."""
 
 
-def encode(text_encoder: Exportable, tokens: Tokens, frame_rate: float) -> Conditions:
+def encode(text_encoder: Exportable, tokens: Tokens, declared: Sequence[Condition], frame_rate: float) -> Conditions:
     """What the runtime makes of prompts, by the stock text encoder.
 
     Args:
         text_encoder: in fp32.
         tokens: of every branch.
+        declared: the family's conditions.
         frame_rate: of the video, in frames per second.
     """
     names = [tensor.name for tensor in text_encoder.spec.inputs]
@@ -34,7 +36,8 @@ def encode(text_encoder: Exportable, tokens: Tokens, frame_rate: float) -> Condi
         with torch.no_grad(), weights_on_demand(*text_encoder.streamed):
             (text,) = text_encoder.reference(*(given[name] for name in names))
         rate = torch.tensor([frame_rate], dtype=torch.float32)
-        conditions[branch] = {"text": text, "text_mask": given["mask"], "frame_rate": rate}
+        made: dict[str, torch.Tensor] = {Source.TEXT: text, Source.TEXT_MASK: given["mask"], Source.FRAME_RATE: rate}
+        conditions[branch] = inputs_from(declared, made)
     return conditions
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from flowblending import FlowBlendingError
 from flowblending.contracts import upgrade
+from flowblending.contracts.conditions import Condition
 
 LARGE = "large"
 SMALL = "small"
@@ -29,8 +30,19 @@ TEXT_ENCODER = "text_encoder"
 VAE = "vae"
 VAE_FIRST = "vae_first"
 VAE_NEXT = "vae_next"
+DECODERS = (VAE, VAE_FIRST, VAE_NEXT)
 
-_OTHERS = frozenset({TEXT_ENCODER, VAE, VAE_FIRST, VAE_NEXT})
+VAE_ENCODER = "vae_encoder"
+VAE_ENCODER_FIRST = "vae_encoder_first"
+VAE_ENCODER_NEXT = "vae_encoder_next"
+ENCODERS = (VAE_ENCODER, VAE_ENCODER_FIRST, VAE_ENCODER_NEXT)
+"""A clip at once, or its first frame and then one latent frame's worth of frames at a time; only where a bundle takes
+images or videos."""
+
+IMAGE_ENCODER = "image_encoder"
+"""CLIP's, of models that look at an image through it, too."""
+
+_OTHERS = frozenset({TEXT_ENCODER, IMAGE_ENCODER, *DECODERS, *ENCODERS})
 
 EXTERNAL_DATA = ".onnx.data"
 """How the name of a graph's weights ends, which lie beside ``NAME.onnx``."""
@@ -42,7 +54,7 @@ LTX_2B = "ltx-video-2b"
 
 
 def is_transformer(component: str) -> bool:
-    """Whether a component is what schedules choose between: no text encoder and no decoder."""
+    """Whether a component is what schedules choose between: no encoder and no decoder."""
     return component not in _OTHERS
 
 
@@ -203,6 +215,7 @@ class PipelineSpec:
         guidance_rescale: phi of guidance rescale (arXiv 2305.08891), 0 for none.
         early, late: default shares of the steps that the large model takes at the start and at the end.
         batched_guidance: whether the reference runs both guidance branches in one call.
+        conditions: what the transformers take beside latents and timestep, and where it comes from.
         authors: how the large model's authors sample, if it is a known one; for messages. No video depends on it, and
             so it is no part of ``repr``, by which bundles are told apart.
     """
@@ -232,6 +245,7 @@ class PipelineSpec:
     early: float
     late: float
     guidance_rescale: float = 0.0
+    conditions: tuple[Condition, ...] = ()
     authors: AuthorsSampling | None = field(default=None, repr=False)
 
     def tokens(self, latent_shape: Sequence[int]) -> int:

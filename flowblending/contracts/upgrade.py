@@ -98,6 +98,27 @@ def _named_models(content: Content) -> Content:
     return content
 
 
+def _declared_conditions(content: Content) -> Content:
+    """Bundle manifest 3 to 4: what its models take beside latents and timestep is said, and not told from names.
+
+    There were a prompt's embedding, its mask and a frame rate, and every bundle was made from text alone.
+    """
+    sources = {"text": "text", "text_mask": "text_mask", "frame_rate": "frame_rate"}
+    component = content["components"][content["models"][0]["components"][0]]
+    content["pipeline"]["conditions"] = [
+        {
+            "name": each["name"],
+            "sources": [sources[each["name"]]],
+            "enters": "input",
+            "shape": each["shape"],
+            "dtype": each["dtype"],
+        }
+        for each in component["spec"]["inputs"]
+        if each["name"] in sources
+    ]
+    return content
+
+
 def _polynomials(flops: Content, tokens: int, text: int) -> Content:
     """Costs of a video of so many tokens as polynomials that give the same there.
 
@@ -163,7 +184,7 @@ def _without_sampling(content: Content) -> Content:
     return content
 
 
-MANIFEST = Format(name="bundle manifest", upgrades=(_several_sizes, _named_models))
+MANIFEST = Format(name="bundle manifest", upgrades=(_several_sizes, _named_models, _declared_conditions))
 PROGRAM = Format(name="sampling program", upgrades=(_rescaling,))
 REPORT = Format(name="build report", upgrades=(_all_velocities, _short_run))
 PROOF = Format(name="component's proof")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flowblending.contracts.graph import LARGE, TensorSpec
+from flowblending.contracts.conditions import FRAME_RATE
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.models import Model
 from flowblending.runtime.jobs import compile_job
@@ -72,11 +72,8 @@ def test_a_frame_rate_that_neither_models_nor_files_take(manifest: Manifest) -> 
     (sentence,) = told(job, manifest, timed=False)
     assert sentence.startswith("the frame rate 24 does nothing, because these models take none")
     assert told(job, manifest) == []
-    large = manifest.components[LARGE]
-    rate = TensorSpec(name="frame_rate", dtype="float32", shape=(1,))
-    spec = dataclasses.replace(large.spec, inputs=(*large.spec.inputs, rate))
-    components = {**manifest.components, LARGE: large.model_copy(update={"spec": spec})}
-    assert told(job, manifest.model_copy(update={"components": components}), timed=False) == []
+    pipeline = dataclasses.replace(manifest.pipeline, conditions=(*manifest.pipeline.conditions, FRAME_RATE))
+    assert told(job, manifest.model_copy(update={"pipeline": pipeline}), timed=False) == []
 
 
 def test_a_second_guidance_scale(manifest: Manifest) -> None:

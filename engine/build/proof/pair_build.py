@@ -79,7 +79,8 @@ def measure_pair(
 
     noise, tokens = initial_latents(manifest), tokens_of(bundle, prompt)
     progress("encoding the prompt")
-    conditions = encode(parts[TEXT_ENCODER].load(Precision.FP32), tokens, manifest.pipeline.frame_rate)
+    pipeline, text_encoder = manifest.pipeline, parts[TEXT_ENCODER].load(Precision.FP32)
+    conditions = encode(text_encoder, tokens, pipeline.conditions, pipeline.frame_rate)
     progress("sampling it in torch in fp32")
     # Where the schedule leaves an engine out, there is nothing to compare it by.
     names = sorted({each["model"] for each in _runs(program)})

@@ -13,6 +13,7 @@ from pathlib import Path
 from diffusers import LTXVideoTransformer3DModel
 
 from flowblending import FlowBlendingError
+from flowblending.contracts.conditions import FRAME_RATE, text_conditions
 from flowblending.contracts.graph import LTX_2B, VAE, PipelineSpec, SigmaGrid
 from flowblending.export.checkpoint.checkpoint import (
     MODEL_INDEX,
@@ -76,6 +77,7 @@ class Ltx:
         scaling = vae.get("scaling_factor", 1.0)
         temporal, spatial = LTX.vae_factors(checkpoint.config("vae"))
         conditioned = vae.get("timestep_conditioning", False)
+        length, width = TEXT_LENGTH[checkpoint.pipeline], transformer.get("caption_channels", 4096)
         return PipelineSpec(
             family=LTX.name,
             pipeline=checkpoint.pipeline,
@@ -85,7 +87,7 @@ class Ltx:
             patch=(1, 1, 1),
             latents_mean=mean,
             latents_std=tuple(value / scaling for value in std),
-            text_length=TEXT_LENGTH[checkpoint.pipeline],
+            text_length=length,
             clean_prompt=False,
             decode_noise_scale=DECODE_NOISE_SCALE if conditioned else None,
             decode_timestep=DECODE_TIMESTEP if conditioned else None,
@@ -103,6 +105,7 @@ class Ltx:
             # is not published; two to one is its split for Wan.
             early=1 / 3,
             late=1 / 6,
+            conditions=(*text_conditions(length, width, mask=True), FRAME_RATE),
         )
 
     def transformer(self, checkpoint: Checkpoint, folder: Path, name: str, loras: Sequence[Lora] = ()) -> Part:

@@ -10,6 +10,7 @@ from typing import Any
 from diffusers import WanTransformer3DModel
 
 from flowblending import FlowBlendingError
+from flowblending.contracts.conditions import text_conditions
 from flowblending.contracts.graph import WAN_T2V_1_3B, WAN_T2V_14B, PipelineSpec, SigmaGrid
 from flowblending.export.checkpoint.checkpoint import (
     TRANSFORMER,
@@ -134,6 +135,7 @@ class Wan:
             # FlowBlending (arXiv 2512.24724), ablation of the two boundaries on Wan.
             early=0.4,
             late=0.2,
+            conditions=text_conditions(TEXT_LENGTH, transformer.get("text_dim", 4096), mask=False),
             authors=authors_sampling(_architecture(transformer), experts=expert_boundary(checkpoint) is not None),
         )
 

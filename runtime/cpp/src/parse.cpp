@@ -11,7 +11,7 @@
 namespace flowblending::detail {
 namespace {
 
-constexpr std::int64_t kManifestFormat = 3;
+constexpr std::int64_t kManifestFormat = 4;
 // Programs of format 1 had no rescaling, and are otherwise the same.
 constexpr std::int64_t kProgramFormat = 2;
 constexpr std::int64_t kLargestFile = std::int64_t{1} << 50;

@@ -137,7 +137,8 @@ def test_a_pair_is_measured_on_what_the_runtime_samples(
     bundle, checkpoint = build(kind), open_checkpoint(str(checkpoints(kind) / "large"))
     noise = initial_latents(bundle.manifest)
     (part,) = [each for each in family_of(checkpoint).parts(checkpoint) if each.name == "text_encoder"]
-    found = encode(part.load(Precision.FP32), tokens_of(bundle, "a red ball"), bundle.manifest.pipeline.frame_rate)
+    facts, tokens = bundle.manifest.pipeline, tokens_of(bundle, "a red ball")
+    found = encode(part.load(Precision.FP32), tokens, facts.conditions, facts.frame_rate)
     conditions = {branch: {name: value.numpy() for name, value in each.items()} for branch, each in found.items()}
 
     job = Job(prompt="a red ball", steps=4)

@@ -1,0 +1,119 @@
+"""What a transformer takes beside latents and timestep, declared by its family as plain data.
+
+A family lists its conditions in `flowblending.contracts.graph.PipelineSpec`, and so they stand in a bundle's manifest.
+Whatever has to know where an input comes from (calibration, proof, binding, text encoding, command lines, services)
+reads the list; nothing is told from an input's name. How a condition of images or videos is made is its recipe, a row
+of `flowblending.runtime.conditions.registry`.
+
+Standard library only, as everything that `--help` needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+_Value = TypeVar("_Value")
+
+
+class Source(StrEnum):
+    """What of a job a condition is made from.
+
+    ``text`` is the embedding of a prompt, one for each guidance branch, and ``text_mask`` tells its tokens from
+    padding. All others are the same for every branch. ``latents`` are the noise that a run starts from.
+    """
+
+    TEXT = "text"
+    TEXT_MASK = "text_mask"
+    FRAME_RATE = "frame_rate"
+    IMAGE = "image"
+    VIDEO = "video"
+    MASK = "mask"
+    LATENTS = "latents"
+
+
+class Entry(StrEnum):
+    """How a condition enters the transformer.
+
+    ``input``: an input of its own. ``channels``: an input of the latents' frames and size, whose channels the graph
+    puts beside those of the latents. ``held``: no input; latent frames that keep what was given. ``timesteps``: the
+    input ``timestep`` has a value for every latent frame, [batch, frames], lower where latents are held.
+    """
+
+    INPUT = "input"
+    CHANNELS = "channels"
+    HELD = "held"
+    TIMESTEPS = "timesteps"
+
+
+PIXELS = (Source.IMAGE, Source.VIDEO, Source.MASK)
+"""Sources that are read from files of images and videos."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """One condition of a family.
+
+    Attributes:
+        name: of the transformer's input; of held latents, what they are called.
+        sources: what it is made from: one, or those of which any may be given.
+        enters: how it reaches the transformer.
+        shape: in symbols, as the input has it: ``batch``, ``frames``, ``height``, ``width`` of the latents.
+        dtype: numpy's name.
+        recipe: how the runtime makes it, if it is not the source itself; conditions of one recipe are made together.
+        required: whether there is no video without one of its sources.
+    """
+
+    name: str
+    sources: tuple[Source, ...]
+    enters: Entry
+    shape: tuple[int | str, ...]
+    dtype: str = "float32"
+    recipe: str = ""
+    required: bool = False
+
+    @property
+    def is_input(self) -> bool:
+        """Whether the transformer has an input of this name that the sampler is given as a whole."""
+        return self.enters in (Entry.INPUT, Entry.CHANNELS)
+
+
+def text_conditions(length: int, width: int, *, mask: bool) -> tuple[Condition, ...]:
+    """The embedding of a prompt, fp32 [batch, length, width], and with ``mask`` which tokens are no padding, int64."""
+    text = Condition(name="text", sources=(Source.TEXT,), enters=Entry.INPUT, shape=("batch", length, width))
+    if not mask:
+        return (text,)
+    shape = ("batch", length)
+    return text, Condition(
+        name="text_mask", sources=(Source.TEXT_MASK,), enters=Entry.INPUT, shape=shape, dtype="int64"
+    )
+
+
+FRAME_RATE = Condition(name="frame_rate", sources=(Source.FRAME_RATE,), enters=Entry.INPUT, shape=(1,))
+"""Frames per second of the video."""
+
+
+def inputs_from(conditions: Iterable[Condition], given: Mapping[str, _Value]) -> dict[str, _Value]:
+    """By input name, what the transformer takes as it is of what is given by source."""
+    return {
+        each.name: given[each.sources[0]]
+        for each in conditions
+        if each.is_input and not each.recipe and each.sources[0] in given
+    }
+
+
+def sources_of(conditions: Iterable[Condition]) -> frozenset[Source]:
+    """Everything that may be given."""
+    return frozenset(source for each in conditions for source in each.sources)
+
+
+def takes(conditions: Iterable[Condition], source: Source) -> bool:
+    """Whether something of this kind may be given."""
+    return source in sources_of(conditions)
+
+
+def pixel_sources(conditions: Sequence[Condition]) -> tuple[Source, ...]:
+    """The kinds of images and videos that may be given."""
+    return tuple(source for source in PIXELS if takes(conditions, source))
