@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from flowblending import FlowBlendingError
+from flowblending.runtime.media.file_checks import check_is_file
 from flowblending.system.extras import install
 from flowblending.system.printable import printable
 
@@ -25,9 +25,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
     except ImportError:
         raise FlowBlendingError(f"Reading videos needs PyAV, which is not installed; {install('video')}.") from None
     name = printable(path)
-    if not os.path.isfile(path):  # noqa: PTH113  a name that is too long is no error to this one
-        kind = "a folder" if os.path.isdir(path) else "no file"  # noqa: PTH112
-        raise FlowBlendingError(f"There is no video {name}, which is {kind}; give --videos the names of video files.")
+    check_is_file(path, "video")
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(path.open("rb"))
@@ -40,7 +38,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Any]]:
             raise _unreadable(path, error) from None
         shown = [each for each in container.streams.video if not _is_cover(each)]
         if not shown:
-            raise FlowBlendingError(f"{name} holds no video; give --videos files that do.")
+            raise FlowBlendingError(f"{name} holds no video; give a file that does.")
         best = container.streams.best("video")
         stream = best if best in shown else shown[0]
         if stream.codec_context is None:

@@ -6,30 +6,22 @@ What a file says of itself is not believed: its frames are counted, and their ti
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flowblending import FlowBlendingError
-from flowblending.runtime.media.display import UPRIGHT, Orientation, Picture, on_black, orientation_of, shown_size
+from flowblending.runtime.media.display import Orientation, Picture
 from flowblending.runtime.media.frame_times import FrameTimes
 from flowblending.runtime.media.open_video import decoded, opened
+from flowblending.runtime.media.shown import Shown, is_high_range, is_transparent, shown_as
 from flowblending.system.printable import printable
 
 LARGEST = 16384
 """Pixels of a side that browsers show, and H.264 holds."""
 
-_UNSPECIFIED = 2
-"""FFmpeg's number of a matrix of colours that the file does not name."""
-_HD = 720
-"""Rows from which on players take BT.709 for colours that the file does not name, and BT.601 below."""
-_HIGH_RANGE = {16, 18}
-"""FFmpeg's numbers of the transfer functions PQ and HLG."""
 _MICROSECONDS = 1e6
 """FFmpeg's clock of whole files, in ticks per second."""
 
@@ -91,19 +83,18 @@ def read_video(path: Path) -> VideoFile:
         seen = _see_all(path, container, stream)
         said = (stream.guessed_rate, stream.average_rate)
         times = _times(seen.starts, seen.last, said)
-        orientation, aspect = _orientation(path, seen.first), stream.sample_aspect_ratio or Fraction(1)
-        width, height = _turned(orientation, *shown_size(seen.first.width, seen.first.height, aspect))
-        if max(width, height) > LARGEST:
+        shown = shown_as(path, seen.first, stream)
+        if max(shown.width, shown.height) > LARGEST:
             raise FlowBlendingError(
-                f"{printable(path)} is to be shown at {width}x{height}, but no player shows more than {LARGEST} pixels "
-                "of a side; give a smaller video."
+                f"{printable(path)} is to be shown at {shown.width}x{shown.height}, but no player shows more than "
+                f"{LARGEST} pixels of a side; give a smaller video."
             )
         return VideoFile(
             path=path,
-            width=width,
-            height=height,
-            orientation=orientation,
-            aspect=aspect,
+            width=shown.width,
+            height=shown.height,
+            orientation=shown.orientation,
+            aspect=shown.aspect,
             times=times,
             start=(seen.starts[0] or 0.0) - (container.start_time or 0) / _MICROSECONDS,
             frame_rate=times.rate(said),
@@ -114,8 +105,8 @@ def read_video(path: Path) -> VideoFile:
             brand=container.metadata.get("major_brand", ""),
             codec=stream.codec_context.name,
             pixels=str(stream.codec_context.pix_fmt),
-            transparent=_transparent(seen.first),
-            high_range=stream.codec_context.color_trc in _HIGH_RANGE,
+            transparent=is_transparent(seen.first),
+            high_range=is_high_range(stream),
             about=_about(container.metadata.get("comment", "")),
         )
 
@@ -161,40 +152,10 @@ def pictures(video: VideoFile) -> Iterator[Picture]:
     Raises:
         FlowBlendingError: the file cannot be read any more.
     """
-    size = _turned(video.orientation, video.width, video.height)
+    shown = Shown(width=video.width, height=video.height, orientation=video.orientation, aspect=video.aspect)
     with opened(video.path) as (container, stream):
         for frame in decoded(video.path, container, stream):
-            yield np.ascontiguousarray(video.orientation.turn(_colours(frame, *size)))
-
-
-def _colours(frame: Any, width: int, height: int) -> Picture:
-    """A decoded frame at another size, uint8 [H, W, 3]."""
-    how: dict[str, Any] = {"width": width, "height": height, "interpolation": "BICUBIC"}
-    # The file says how its colours are coded; where it does not, FFmpeg's own choice would be BT.601 throughout.
-    if frame.colorspace == _UNSPECIFIED and frame.height >= _HD:
-        how["src_colorspace"] = "ITU709"
-    if _transparent(frame):
-        return on_black(frame.to_ndarray(format="rgba", **how))
-    picture: Picture = frame.to_ndarray(format="rgb24", **how)
-    return picture
-
-
-def _transparent(frame: Any) -> bool:
-    return frame.format.has_palette or any(each.is_alpha for each in frame.format.components)
-
-
-def _turned(orientation: Orientation, width: int, height: int) -> tuple[int, int]:
-    return (height, width) if orientation.transposed else (width, height)
-
-
-def _orientation(path: Path, frame: Any) -> Orientation:
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return UPRIGHT
-    try:
-        return orientation_of(struct.unpack("9i", bytes(matrix)))
-    except ValueError as error:
-        raise FlowBlendingError(f"{printable(path)} cannot be compared: {error}; turn it upright.") from None
+            yield shown.picture(frame)
 
 
 def _times(starts: Sequence[float | None], last: float, said: Sequence[Fraction | None]) -> FrameTimes:

@@ -144,6 +144,8 @@ LIBRARIES = {
     "tensorrt_rtx": ("engine/backends/tensorrt",),
     "cuda": ("engine/backends/gpu.py", "runtime/devices"),
     "av": ("runtime/media", "runtime/compare"),
+    "PIL": ("runtime/media",),
+    "pillow_heif": ("runtime/media/image_file.py",),
     "matplotlib": ("runtime/calibrate/plot.py",),
     "tokenizers": ("export/families", "runtime/media/prompt.py"),
     "ftfy": ("runtime/media/prompt.py",),

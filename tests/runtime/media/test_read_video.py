@@ -50,7 +50,7 @@ def test_a_display_matrix_turns_what_was_drawn(tmp_path: Path, clip: Pictures, n
 def test_a_matrix_of_another_angle_is_a_sentence(tmp_path: Path, clip: Pictures) -> None:
     path = write_clip(tmp_path / "a.mp4", clip)
     set_matrix(path, 0.8, 0.6, -0.6, 0.8)
-    with pytest.raises(FlowBlendingError, match=r"a\.mp4 cannot be compared: .*another angle.*; turn it upright\."):
+    with pytest.raises(FlowBlendingError, match=r"a\.mp4 cannot be read .*another angle.*; turn it upright\."):
         read_video(path)
 
 
@@ -247,10 +247,10 @@ def test_what_is_no_video_is_one_sentence(tmp_path: Path, clip: Pictures) -> Non
         frame.sample_rate = 8000
         container.mux(stream.encode(frame))
     cases = {
-        "none.mp4": "There is no video .*, which is no file",
-        "folder.mp4": "There is no video .*, which is a folder",
-        "pipe.mp4": "There is no video .*, which is no file",
-        "x" * 300: "There is no video .*, which is no file",
+        "none.mp4": "There is no video .*; give the name of a file that is there",
+        "folder.mp4": "is a folder, but the file of one video was expected",
+        "pipe.mp4": "is no plain file, but the file of one video was expected",
+        "x" * 300: "There is no video ",
         "text.mp4": "cannot be read as a video",
         "empty.mp4": "cannot be read as a video",
         "list.m3u8": "cannot be read as a video|holds no video",
