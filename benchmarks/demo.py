@@ -171,10 +171,10 @@ def side_by_side(made: Mapping[str, Sequence[Made]], wanted: Sequence[Prompt]) -
 def write_video(path: Path, pictures: Sequence[Pixels]) -> None:
     """The pictures as an MP4 at the clips' rate, `ROUNDS` times over."""
     height, width, _ = pictures[0].shape
-    frames = np.stack(pictures).transpose(3, 0, 1, 2).astype(np.float32) / np.float32(127.5) - 1
+    clip = np.stack(pictures)
     with open_writer(path, width=width, height=height, frame_rate=FRAME_RATE, metadata={}) as writer:
         for _ in range(ROUNDS):
-            writer.write(frames)
+            writer.write(clip)
 
 
 def main() -> int:

@@ -72,7 +72,7 @@ class Generation:
 
     def __init__(self, pipeline: Pipeline, job: Job, noise: Tensor | None, embeddings: Conditions) -> None:
         self._planned = functools.partial(VideoRun, pipeline, job, latents=noise, embeddings=embeddings)
-        self._run = self._planned()
+        self._run = self._planned(floats=True)
         self.noise: Final = noise
         self.embeddings: Final = embeddings
         self.program: Final[Program] = self._run.program
@@ -92,7 +92,8 @@ class Generation:
             UsageError: a path that no video can have.
             FlowBlendingError: as `latents`, or the file cannot be written.
         """
-        with contextlib.closing(_told(self._planned(outputs=(Path(path),)))) as events:
+        run = self._planned(outputs=(Path(path),), floats=on_event is not None)
+        with contextlib.closing(_told(run)) as events:
             for event in events:
                 if on_event is not None:
                     on_event(event)
@@ -221,7 +222,7 @@ class VideoSampler:
         read = read_options({"seed": seed, **told}, PYTHON)
         _, generator = draw_latents(read["seed"], tensor.shape[1:])
         conditioning = decode_conditioning(self.manifest.pipeline, *(read[name] for name in told))
-        return decoded(self._pipeline, tensor, generator, conditioning)
+        return decoded(self._pipeline, tensor, generator, conditioning, floats=True)
 
     def close(self) -> None:
         """Wait for what is running, and close the engines. Arrays that were handed out stay. Twice is harmless."""

@@ -66,7 +66,7 @@ def decode_file(pipeline: Pipeline, latents: Path, job: Job, out: Path, console:
                     if advance is None:
                         shown.close()
                         advance = shown.enter_context(console.progress("decoding", total=run.geometry.frames))
-                    advance(event.frames.shape[1])
+                    advance(event.count)
     console.result(f"{out}: {run.geometry}")
     about = {"size": run.geometry.size, "frames": run.geometry.frames}
     console.document(RUN, {"bundle": pipeline.bundle.folder, "video": out, "decoded": latents, **about})

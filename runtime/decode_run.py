@@ -132,7 +132,7 @@ def written(
             if isinstance(event, FramesEvent):
                 with clock.measure(VIDEO):
                     for writer in writers:
-                        writer.write(event.frames)
+                        writer.write(event.images())
             yield event
         with clock.measure(VIDEO):
             files.close()
@@ -144,12 +144,15 @@ def decoded(
     generator: TorchNormal,
     conditioning: DecodeConditioning,
     clock: Clock | None = None,
+    *,
+    floats: bool = False,
 ) -> Generator[LoadEvent | FramesEvent, None, None]:
     """Decode latents [1, C, F, H, W].
 
     Args:
         generator: that the initial latents were drawn from; a decoder that adds noise draws on.
         conditioning: of a timestep-conditioned decoder.
+        floats: whether float32 frames are wanted beside the pictures.
 
     Raises:
         FlowBlendingError: a pixel that is not finite, or an engine that failed.
@@ -157,10 +160,10 @@ def decoded(
     clock = clock or Clock()
     yield from opened(pipeline, pipeline.decoders(), clock)
     first = 0
-    with contextlib.closing(pipeline.decode(latents, generator, conditioning)) as chunks:
-        for frames in clock.timed(VAE, chunks):
-            yield FramesEvent(first=first, frames=frames)
-            first += frames.shape[1]
+    with contextlib.closing(pipeline.decode(latents, generator, conditioning, floats=floats)) as chunks:
+        for chunk in clock.timed(VAE, chunks):
+            yield (event := FramesEvent(first=first, chunk=chunk))
+            first += event.count
     pipeline.device.trim()
 
 

@@ -6,15 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from dataclasses import dataclass, field
 
 from flowblending.runtime.devices.arrays import Array
 from flowblending.runtime.devices.foreign import ForeignArray
-from flowblending.runtime.media.decode import Frames
-from flowblending.runtime.media.video import to_uint8
+from flowblending.runtime.media.read_ahead import Chunk, Frames, Images
 from flowblending.runtime.sampler.loop import SampleResult, StepEvent, Trajectory
 
 
@@ -57,15 +53,28 @@ class FramesEvent:
 
     Attributes:
         first: number of the first of them in the video, from 0 on.
-        frames: float32 [3, f, height, width]; black is -1 and white is 1, and values may lie a little beyond.
+        chunk: what they are.
     """
 
     first: int
-    frames: Frames
+    chunk: Chunk = field(repr=False)
 
-    def images(self) -> npt.NDArray[np.uint8]:
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return len(self.chunk.images)
+
+    @property
+    def frames(self) -> Frames:
+        """The frames as float32 [3, f, height, width]; black is -1 and white is 1, and values may lie a little beyond.
+
+        Only what the Python API tells has them: see ``floats`` of `run.VideoRun`.
+        """
+        return self.chunk.frames
+
+    def images(self) -> Images:
         """The frames as uint8 [f, height, width, 3]."""
-        return to_uint8(self.frames)
+        return self.chunk.images
 
 
 @dataclass(frozen=True, kw_only=True)

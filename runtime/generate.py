@@ -126,7 +126,7 @@ class _Display:
             case LatentsEvent() if self._decode:
                 self._frames = self._begin(self._console.progress("decoding", total=self._run.geometry.frames))
             case FramesEvent():
-                self._frames(event.frames.shape[1])
+                self._frames(event.count)
 
     def _begin(self, line: contextlib.AbstractContextManager[_Shown]) -> _Shown:
         """Show another line in place of the one before."""

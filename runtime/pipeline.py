@@ -20,10 +20,10 @@ from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.jobs import job_conditioning
-from flowblending.runtime.media.decode import Decoder, Frames
+from flowblending.runtime.media.decode import Decoder
 from flowblending.runtime.media.noise import TorchNormal, draw_latents
 from flowblending.runtime.media.prompt import Tokenizer
-from flowblending.runtime.media.video import to_uint8
+from flowblending.runtime.media.read_ahead import Chunk
 from flowblending.runtime.options import Job
 from flowblending.runtime.sampler.binding import Conditions
 from flowblending.runtime.sampler.loop import Sampler, SampleResult, StepEvent, Trajectory
@@ -190,16 +190,23 @@ class Pipeline:
         return [name for name in DECODERS if name in self.bundle.manifest.components]
 
     def decode(
-        self, latents: Tensor, generator: TorchNormal, conditioning: DecodeConditioning | None = None
-    ) -> Generator[Frames, None, None]:
-        """Chunks of frames float32 [3, f, H, W] in [-1, 1]; see `Decoder`.
+        self,
+        latents: Tensor,
+        generator: TorchNormal,
+        conditioning: DecodeConditioning | None = None,
+        *,
+        floats: bool = False,
+    ) -> Generator[Chunk, None, None]:
+        """Chunks of frames; see `Decoder`.
 
         Args:
             conditioning: of a timestep-conditioned decoder; None for the bundle's.
+            floats: whether float32 frames are wanted beside the pictures.
         """
         engines = {name: self.engine(name) for name in self.decoders()}
         told = decode_conditioning(self.bundle.manifest.pipeline) if conditioning is None else conditioning
-        return Decoder(engines=engines, device=self.device, conditioning=told).decode(latents, generator)
+        decoder = Decoder(engines=engines, device=self.device, conditioning=told)
+        return decoder.decode(latents, generator, floats=floats)
 
     def pixels(self, latents: npt.NDArray[np.float32], job: Job) -> npt.NDArray[np.uint8]:
         """The whole video of a job's latents, [F, H, W, 3].
@@ -209,4 +216,4 @@ class Pipeline:
         """
         _, generator = draw_latents(job.seed, latents.shape[1:])
         chunks = self.decode(self.device.upload(latents), generator, job_conditioning(job, self.bundle.manifest))
-        return np.concatenate([to_uint8(chunk) for chunk in chunks])
+        return np.concatenate([chunk.images for chunk in chunks])

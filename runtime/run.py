@@ -57,6 +57,7 @@ class VideoRun:
         outputs: where to write the video (see `open_writer`).
         latents_out: where to write the final latents (.npy).
         decode: whether frames are wanted; there are no outputs without.
+        floats: whether events have float32 frames beside pictures.
         open_first: open every engine before the first step, the decoder's too, so that what keeps one from being
             opened is known before the work; otherwise the decoder's are opened when they are needed.
         ahead: steps that may be under way on a GPU beyond the one told; 0 leaves the latents of the step told in the
@@ -82,6 +83,7 @@ class VideoRun:
         outputs: Sequence[Path] = (),
         latents_out: Path | None = None,
         decode: bool = True,
+        floats: bool = False,
         open_first: bool = False,
         ahead: int = AHEAD,
     ) -> None:
@@ -98,6 +100,7 @@ class VideoRun:
         self._outputs = tuple(outputs)
         self._latents_out = latents_out
         self._decode = decode
+        self._floats = floats
         self._open_first = open_first
         self._ahead = ahead
         self._unused = unused_options(
@@ -212,7 +215,7 @@ class VideoRun:
     def _written(self, latents: Tensor, generator: TorchNormal, clock: Clock) -> Generator[RunEvent, None, None]:
         """Decode, and write what is decoded."""
         yield from written(
-            decoded(self._pipeline, latents, generator, self._conditioning, clock),
+            decoded(self._pipeline, latents, generator, self._conditioning, clock, floats=self._floats),
             self._outputs,
             geometry=self.geometry,
             frame_rate=self.frame_rate,

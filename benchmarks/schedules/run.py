@@ -153,7 +153,7 @@ def make(pipeline: Pipeline, job: Job) -> Made:
     program = compile_job(job, pipeline.bundle.manifest)
     noise, generator = draw_latents(job.seed, program.latent_shape)
     sample = pipeline.sample(program, noise, pipeline.encode(job, program, warnings.warn))
-    chunks = list(pipeline.decode(sample.latents, generator))
+    chunks = [chunk.frames for chunk in pipeline.decode(sample.latents, generator, floats=True)]
     frames = np.clip(np.concatenate(chunks, axis=1).transpose(1, 2, 3, 0) / 2 + 0.5, 0, 1)
     return Made(
         frames=np.ascontiguousarray(frames),

@@ -14,7 +14,7 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.runtime.media.display import UPRIGHT, Picture, even_sided
 from flowblending.runtime.media.frame_times import middles
 from flowblending.runtime.media.read_video import VideoFile, pictures, read_video
-from flowblending.runtime.media.video import from_uint8, open_writer
+from flowblending.runtime.media.video import open_writer
 from flowblending.system.output import cannot_write
 from flowblending.system.printable import printable
 from flowblending.system.whole_file import whole_file
@@ -202,7 +202,7 @@ def place(video: ExistingVideo, target: Path) -> None:
             target, width=width, height=height, frame_rate=video.frame_rate, metadata=dict(video.about)
         ) as writer:
             for picture in frames_of(video):
-                writer.write(from_uint8(even_sided(picture)[None]))
+                writer.write(even_sided(picture)[None])
         return
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -18,8 +18,10 @@ from flowblending.runtime.devices.cuda_context import CudaContext, Current
 from flowblending.runtime.devices.cuda_kernels import MAX_TERMS, compile_kernels
 from flowblending.runtime.devices.cuda_pool import CudaPool
 from flowblending.runtime.devices.cuda_probe import CudaProbe
+from flowblending.runtime.devices.cuda_readback import CudaReadback
 from flowblending.runtime.devices.cuda_rescale import MOMENTS, RESCALE_BLOCKS
 from flowblending.runtime.devices.foreign import ForeignStream
+from flowblending.runtime.devices.pictures import HEADER
 from flowblending.runtime.devices.protocol import Mark, Term
 from flowblending.system.extras import install
 
@@ -131,6 +133,11 @@ class CudaDevice:
             address=tensor.address + start * row, shape=shape, dtype=tensor.dtype, device=CUDA, owner=tensor.owner
         )
 
+    def view(self, tensor: Tensor, start: int, shape: tuple[int, ...]) -> Tensor:
+        """A view by elements."""
+        address = tensor.address + start * tensor.dtype.itemsize
+        return Tensor(address=address, shape=shape, dtype=tensor.dtype, device=CUDA, owner=tensor.owner)
+
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Enqueue a copy."""
         given = target.address, source.address, source.nbytes
@@ -154,6 +161,16 @@ class CudaDevice:
         count = np.uint64(out.nbytes // 4)
         self._launch_blocks("moments", RESCALE_BLOCKS, [self._moments.address, count, out.address, reference.address])
         self._launch("rescale", out.nbytes // 4, [out.address, count, self._moments.address, np.float64(share)])
+
+    def pictures(self, frames: Tensor, out: Tensor) -> None:
+        """Enqueue a memset of the header, and one kernel."""
+        self.fill(self.view(out, 0, (HEADER,)), 0)
+        count = frames.nbytes // 12
+        self._launch("pictures", count, [out.address + HEADER, out.address, np.uint64(count), frames.address])
+
+    def readback(self, size: int) -> CudaReadback:
+        """A place in pinned memory."""
+        return CudaReadback(self, self._driver, self._context, size)
 
     def mark(self) -> CudaMark:
         """An event, not yet recorded."""

@@ -7,6 +7,7 @@ from typing import Any, Final
 from flowblending import FlowBlendingError
 from flowblending.runtime.devices.cuda_probe import PROBE_SOURCE
 from flowblending.runtime.devices.cuda_rescale import RESCALE_SOURCE
+from flowblending.runtime.devices.pictures import PICTURES_SOURCE
 
 MAX_TERMS: Final = 8
 """Terms of one fused kernel; longer mixes take several."""
@@ -23,14 +24,15 @@ extern "C" __global__ void watch(const float* values, unsigned long long count, 
 
 
 def kernel_names() -> list[str]:
-    """Of the kernels in `kernel_source`: ``mix1`` to ``mix8``, and those of watch, probe and rescaling."""
-    return [*(f"mix{count}" for count in range(1, MAX_TERMS + 1)), "watch", "probe", "moments", "rescale"]
+    """Of the kernels in `kernel_source`: ``mix1`` to ``mix8``, and those of watch, probe, rescaling and pictures."""
+    mixes = (f"mix{count}" for count in range(1, MAX_TERMS + 1))
+    return [*mixes, "watch", "probe", "moments", "rescale", "pictures"]
 
 
 def kernel_source() -> str:
-    """CUDA C++: one mix kernel per number of terms, whose sum is not fused; then watch, probe and rescaling."""
+    """CUDA C++: one mix kernel per number of terms, whose sum is not fused; then those of other files."""
     mixes = "".join(_mix_source(count) for count in range(1, MAX_TERMS + 1))
-    return mixes + _WATCH_SOURCE + PROBE_SOURCE + RESCALE_SOURCE
+    return mixes + _WATCH_SOURCE + PROBE_SOURCE + RESCALE_SOURCE + PICTURES_SOURCE
 
 
 def compile_kernels(core: Any, architecture: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from flowblending import FlowBlendingError
 from flowblending.engine.backends.tensor import CPU, Tensor
+from flowblending.runtime.devices.pictures import HEADER, to_uint8
 from flowblending.runtime.devices.protocol import Mark, Term
 
 _BLOCK: Final = 1 << 17
@@ -59,6 +60,10 @@ class HostDevice:
         """The view ``tensor[start:stop]``."""
         return Tensor.of(tensor.numpy()[start:stop])
 
+    def view(self, tensor: Tensor, start: int, shape: tuple[int, ...]) -> Tensor:
+        """A view by elements."""
+        return Tensor.of(tensor.numpy().reshape(-1)[start : start + math.prod(shape)].reshape(shape))
+
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copy one tensor into another of the same size."""
         np.copyto(target.numpy().reshape(-1), source.numpy().reshape(-1))
@@ -83,6 +88,18 @@ class HostDevice:
         if spread > 0.0:
             ratio = math.sqrt(max(_spread(reference.numpy().reshape(-1)), 0.0) / spread)
             np.multiply(target, np.float32(share * ratio + 1.0 - share), out=target)
+
+    def pictures(self, frames: Tensor, out: Tensor) -> None:
+        """Pictures of 8 bits."""
+        values, target = frames.numpy()[0], out.numpy()
+        finite = bool(np.isfinite(values).all())
+        target[:HEADER] = 0 if finite else 1
+        if finite:
+            target[HEADER:] = to_uint8(values).reshape(-1)
+
+    def readback(self, size: int) -> HostReadback:  # noqa: ARG002 - what is read takes as much as it has
+        """A place that copies at once."""
+        return HostReadback()
 
     def mark(self) -> HostMark:
         """A mark, not yet recorded."""
@@ -143,6 +160,26 @@ class HostMark:
 
     def wait(self) -> None:
         """Nothing is pending."""
+
+
+class HostReadback:
+    """See `Readback`."""
+
+    def __init__(self) -> None:
+        self._read: list[npt.NDArray[np.uint8]] = []
+
+    def begin(self, tensors: Sequence[Tensor]) -> None:
+        """Copy at once."""
+        self._read = [each.numpy().reshape(-1).view(np.uint8).copy() for each in tensors]
+
+    def reached(self) -> bool:
+        """Always."""
+        return True
+
+    def take(self) -> list[npt.NDArray[np.uint8]]:
+        """What was copied."""
+        taken, self._read = self._read, []
+        return taken
 
 
 class HostWatch:

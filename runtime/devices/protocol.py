@@ -1,7 +1,8 @@
 """Where latents live and how time is told there: what the sampler asks of a CPU or a GPU.
 
-Everything is enqueued on one stream and finishes in the order in which it was asked for. Only
-``download``, `Mark.wait`, `Probe.read` and `Watch.raise_if_bad` wait; on a CPU everything has finished when it returns.
+Everything is enqueued on one stream and finishes in the order in which it was asked for. Only ``download``,
+`Mark.wait`, `Probe.read`, `Readback.take` and `Watch.raise_if_bad` wait; on a CPU everything has finished when it
+returns.
 """
 
 from __future__ import annotations
@@ -73,6 +74,25 @@ class Probe(Protocol):
         ...
 
 
+class Readback(Protocol):
+    """A place on the host to read into without holding up the stream. Made by `Device.readback`.
+
+    It holds what was last read until `take`, which has to come before the next `begin`.
+    """
+
+    def begin(self, tensors: Sequence[Tensor]) -> None:
+        """Enqueue copies of tensors, whose memory may be written again by what is enqueued behind."""
+        ...
+
+    def reached(self) -> bool:
+        """Whether they have arrived; does not wait."""
+        ...
+
+    def take(self) -> list[npt.NDArray[np.uint8]]:
+        """The bytes of each, in arrays of their own, after waiting for them."""
+        ...
+
+
 class Device(Protocol):
     """Memory, copies, linear combinations and time on one stream. Used by one thread at a time.
 
@@ -115,6 +135,10 @@ class Device(Protocol):
         """The view ``tensor[start:stop]``."""
         ...
 
+    def view(self, tensor: Tensor, start: int, shape: tuple[int, ...]) -> Tensor:
+        """The view of that shape on the elements from number ``start`` on, counted in row-major order."""
+        ...
+
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copy one tensor into another of the same size in bytes."""
         ...
@@ -132,6 +156,18 @@ class Device(Protocol):
         Standard deviations are of all elements, in float64, summed in an order that is the same every time; the factor
         is rounded to float32 once. ``out`` is left as it is where it does not vary.
         """
+        ...
+
+    def pictures(self, frames: Tensor, out: Tensor) -> None:
+        """Enqueue: frames float32 [1, 3, F, H, W] become pictures uint8 [F, H, W, 3] (see `pictures`).
+
+        ``out`` is uint8 of one dimension and has `pictures.HEADER` bytes in front, all 0 if every value is finite. CPU
+        and GPU give the same bits where it is; what a pixel becomes that is not is unspecified.
+        """
+        ...
+
+    def readback(self, size: int) -> Readback:
+        """A place on the host for so many bytes at once."""
         ...
 
     def mark(self) -> Mark:

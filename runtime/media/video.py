@@ -1,7 +1,8 @@
 """Writing frames as they are decoded: an MP4 file, a numpy array, or a folder of PNG images.
 
 A video appears under its name only when it is whole: until then it is written beside it under a
-temporary name, which is removed when anything goes wrong, Ctrl-C included.
+temporary name, which is removed when anything goes wrong, Ctrl-C included. A thread of its own compresses and writes,
+while the caller makes the next frames.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.system.extras import install
+from flowblending.system.feed import Feed
 from flowblending.system.output import cannot_write, check_file, check_new_folder
 from flowblending.system.whole_file import whole_file, whole_folder
 
@@ -32,6 +34,8 @@ _NPY: Final = ".npy"
 _X264: Final = "libx264"
 _BT709: Final = 1
 """The number of ITU-R BT.709 in FFmpeg's lists of matrices, primaries and transfer functions."""
+_WAITING: Final = 8
+"""Frames that may wait to be written when the next ones come: two chunks of Wan's decoder."""
 
 
 class VideoWriter:
@@ -46,21 +50,22 @@ class VideoWriter:
         self._sink = sink
         self._size = size
         self._count = 0
+        self._feed = Feed(sink.put, _WAITING)
 
-    def write(self, frames: npt.NDArray[np.float32]) -> None:
-        """Append frames, finite float32 [3, F, H, W] in [-1, 1]; values beyond are clamped.
+    def write(self, images: npt.NDArray[np.uint8]) -> None:
+        """Append frames, uint8 [F, H, W, 3], which are written later and must stay as they are until then.
 
         Raises:
-            FlowBlendingError: the file cannot be written.
+            FlowBlendingError: earlier ones could not be written.
         """
-        if frames.ndim != 4 or frames.shape[0] != 3 or frames.shape[2:] != self._size:
-            raise ValueError(f"frames have shape {frames.shape}, but [3, F, {self._size[0]}, {self._size[1]}] is due")
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (*self._size, 3):
+            size = f"{self._size[0]}, {self._size[1]}"
+            raise ValueError(f"frames are {images.dtype} of shape {images.shape}, but uint8 [F, {size}, 3] is due")
         try:
-            for frame in to_uint8(frames):
-                self._sink.put(frame)
-                self._count += 1
+            self._feed.put(images)
         except OSError as error:
             raise cannot_write(self._path, error) from None
+        self._count += len(images)
 
     def __enter__(self) -> Self:
         return self
@@ -69,7 +74,7 @@ class VideoWriter:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._sink.abort()
+            self._abort()
             self._whole.__exit__(kind, value, traceback)
             return
         try:
@@ -82,10 +87,15 @@ class VideoWriter:
         try:
             if self._count == 0:
                 raise ValueError("a video needs at least one frame")
+            self._feed.finish()
             self._sink.close()
         except BaseException:
-            self._sink.abort()
+            self._abort()
             raise
+
+    def _abort(self) -> None:
+        self._feed.stop()
+        self._sink.abort()
 
 
 def open_writer(path: str | Path, *, width: int, height: int, frame_rate: float, metadata: Metadata) -> VideoWriter:
@@ -177,20 +187,6 @@ def why_no_mp4() -> str:
     return ""
 
 
-def to_uint8(frames: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """[3, F, H, W] in [-1, 1] to [F, H, W, 3] in 0..255, as diffusers does (image_processor.py, numpy_to_pil)."""
-    scaled = frames * np.float32(0.5)
-    scaled += np.float32(0.5)
-    np.clip(scaled, 0.0, 1.0, out=scaled)
-    scaled *= np.float32(255.0)
-    return np.ascontiguousarray(np.rint(scaled, out=scaled).astype(np.uint8).transpose(1, 2, 3, 0))
-
-
-def from_uint8(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """[F, H, W, 3] in 0..255 to [3, F, H, W] in [-1, 1]: what `to_uint8` turns into the same bytes."""
-    return frames.transpose(3, 0, 1, 2).astype(np.float32) / np.float32(127.5) - np.float32(1)
-
-
 def _is_folder(path: str | Path) -> bool:
     return str(path).endswith("/") or not Path(path).suffix
 
@@ -200,7 +196,7 @@ def _is_mp4(path: str | Path) -> bool:
 
 
 class _Sink(Protocol):
-    """Takes uint8 frames [H, W, 3] one by one. Failures to write are ``OSError``."""
+    """Takes uint8 frames [H, W, 3] one by one, from one thread at a time. Failures to write are ``OSError``."""
 
     def put(self, frame: npt.NDArray[np.uint8]) -> None: ...
 

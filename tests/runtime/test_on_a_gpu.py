@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,9 @@ from flowblending.runtime.cli import main
 from flowblending.runtime.devices.cuda import CudaDevice
 from flowblending.runtime.devices.cuda_kernels import MAX_TERMS
 from flowblending.runtime.devices.open import open_device
+from flowblending.runtime.devices.pictures import HEADER
 from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from tests.conftest import Build
@@ -156,6 +159,45 @@ def _around_the_loop(journal: Sequence[Entry]) -> tuple[list[str], list[Entry], 
     first = next(index for index, each in enumerate(journal) if each.what == "record")
     last = next(index for index, each in enumerate(journal) if each.what in ("sync", "query"))
     return [*map(str, journal[:first])], [*journal[first + 1 : last]], [*map(str, journal[last:])]
+
+
+@pytest.mark.parametrize(("kind", "floats"), [("wan", False), ("wan", True), ("ltx", False)])
+def test_the_gpu_decodes_on_while_frames_leave(
+    plans: Callable[[str], Bundle], driver: Driver, kind: str, floats: bool
+) -> None:
+    """The next step is enqueued before the last one's pictures are waited for; nothing is allocated or uploaded."""
+    bundle = plans(kind)
+    with contextlib.closing(Pipeline(bundle=bundle, device=open_device("auto", bundle.manifest))) as pipeline:
+        latents = pipeline.device.upload(np.ones((1, *bundle.manifest.geometry.latent_shape), np.float32))
+        pipeline.device.close()
+        list(pipeline.decode(latents, TorchNormal(0), floats=floats))
+        driver.journal()
+        chunks = list(pipeline.decode(latents, TorchNormal(0), floats=floats))
+        journal = driver.journal()
+    first = next(index for index, each in enumerate(journal) if each.what == "host")
+    work = [each for each in journal[first:] if each.what not in ("query", "free", "freed")]
+    counts, pixels = [len(each.images) for each in chunks], math.prod(chunks[0].images.shape[1:])
+    call = ["host", "memset", "launch pictures"]
+    read = [*["copy DtoH"] * (1 + floats), "record"]
+    # Wan's decoder is called for every part, and LTX's once for all; of the places of those nothing is known before.
+    step, begin = ([*call, *read], []) if kind == "wan" else (read, call)
+    found = [str(each) for each in work if kind == "wan" or each.what != "alloc"]
+    # Two at first, then one more for each that is taken.
+    assert found == [*begin, *step * 2, *["sync event", *step] * (len(counts) - 2), *["sync event"] * 2]
+    headers = HEADER * (len(counts) if kind == "wan" else 1)
+    copied = sum(each.bytes for each in work if str(each) == "copy DtoH")
+    assert copied == sum(counts) * pixels * (1 + 4 * floats) + headers
+    assert sum(str(each) == "alloc pinned" for each in journal) == 2
+
+
+def test_a_decoder_that_is_left_waits_for_what_it_reads(pipeline: Pipeline, driver: Driver) -> None:
+    """Pinned memory may not go before the copies into it."""
+    latents = pipeline.device.upload(np.ones((1, *pipeline.bundle.manifest.geometry.latent_shape), np.float32))
+    chunks = pipeline.decode(latents, TorchNormal(0))
+    next(chunks)
+    driver.journal()
+    chunks.close()
+    assert "sync event" in map(str, driver.journal())
 
 
 def test_memory_goes_when_its_phase_does(plans: Callable[[str], Bundle], driver: Driver) -> None:

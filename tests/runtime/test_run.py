@@ -18,6 +18,7 @@ from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.api import Generation, VideoSampler
 from flowblending.runtime.compare.sample import sample
 from flowblending.runtime.decode_conditioning import DecodeConditioning
+from flowblending.runtime.devices.pictures import to_uint8
 from flowblending.runtime.events import (
     EncodeEvent,
     FinishedEvent,
@@ -29,9 +30,9 @@ from flowblending.runtime.events import (
     WarningEvent,
 )
 from flowblending.runtime.generate import generate
-from flowblending.runtime.media.decode import Decoder, Frames
+from flowblending.runtime.media.decode import Decoder
 from flowblending.runtime.media.noise import TorchNormal
-from flowblending.runtime.media.video import to_uint8
+from flowblending.runtime.media.read_ahead import Chunk
 from flowblending.runtime.options import Job
 from flowblending.runtime.run import VideoRun
 from flowblending.runtime.sampler.loop import StepEvent, Trajectory
@@ -272,9 +273,9 @@ def test_every_consumer_tells_the_decoder_what_the_job_says(
     class Spy(Decoder):
         """Keeps what it is told."""
 
-        def decode(self, latents: Tensor, noise: TorchNormal) -> Generator[Frames, None, None]:
+        def decode(self, latents: Tensor, noise: TorchNormal, *, floats: bool = False) -> Generator[Chunk, None, None]:
             told.append(self.conditioning)
-            return super().decode(latents, noise)
+            return super().decode(latents, noise, floats=floats)
 
     monkeypatch.setattr("flowblending.runtime.pipeline.Decoder", Spy)
     job = dataclasses.replace(JOB, decode_timestep=timestep, decode_noise_scale=scale)

@@ -49,7 +49,8 @@ def our_frames(bundle: Bundle, job: Job) -> Floats:
         latents = noise.normal((1, *program.latent_shape))
         sample = pipeline.sample(program, latents, pipeline.encode(job, program, print))
         conditioning = job_conditioning(job, bundle.manifest)
-        return np.concatenate(list(pipeline.decode(sample.latents, noise, conditioning)), axis=1)
+        chunks = pipeline.decode(sample.latents, noise, conditioning, floats=True)
+        return np.concatenate([chunk.frames for chunk in chunks], axis=1)
     finally:
         pipeline.close()
 

@@ -128,7 +128,7 @@ def run_bundle(pipeline: Pipeline, job: Job, where: str) -> RunFacts:
     try:
         run = VideoRun(pipeline, job, open_first=True)
         with closing(run.events()) as events:
-            decoded = sum(event.frames.shape[1] for event in events if isinstance(event, FramesEvent))
+            decoded = sum(event.count for event in events if isinstance(event, FramesEvent))
     except OutOfMemoryError as error:
         return facts.model_copy(update={"reason": f"it does not fit here: {error}"})
     except FlowBlendingError as error:

@@ -151,7 +151,7 @@ def _made(maker: Maker, task: Work, tell: Callable[[Told], None], cancelled: Cal
             match event:
                 case WarningEvent():
                     tell(Told(id=task.id, warning=event.message))
-                case FramesEvent() if event.first <= middle < event.first + event.frames.shape[1]:
+                case FramesEvent() if event.first <= middle < event.first + event.count:
                     thumbnail = png_bytes(event.images()[middle - event.first], {})
                 case FinishedEvent():
                     with whole_file(task.thumbnail) as file:
@@ -204,7 +204,7 @@ class _Teller:
                     )
                 )
             case FramesEvent():
-                self._frames += event.frames.shape[1]
+                self._frames += event.count
                 self.put(
                     Progress(
                         stage=DECODING,

@@ -51,7 +51,7 @@ def run_with(
 
 
 def write_video(_: Job, out: Path) -> None:
-    noise = np.random.default_rng(0).uniform(-1, 1, (3, 5, 64, 64)).astype(np.float32)
+    noise = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), np.uint8)
     with open_writer(out, width=64, height=64, frame_rate=8, metadata={}) as writer:
         writer.write(noise)
 

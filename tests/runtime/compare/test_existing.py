@@ -16,6 +16,7 @@ import pytest
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.runtime.compare import cli
+from flowblending.runtime.devices.pictures import to_uint8
 from flowblending.runtime.media.read_video import pictures as frames_shown
 from flowblending.runtime.media.read_video import read_video
 from flowblending.runtime.media.video import open_writer
@@ -29,7 +30,7 @@ def write(path: Path, clip: Clip, rate: float = 8, **about: str) -> Path:
     """A video as fb-run writes it; ``clip`` is [F, H, W, 3] in 0..1."""
     _, height, width, _ = clip.shape
     with open_writer(path, width=width, height=height, frame_rate=rate, metadata=about) as writer:
-        writer.write(clip.transpose(3, 0, 1, 2) * 2 - 1)
+        writer.write(to_uint8(clip.transpose(3, 0, 1, 2) * 2 - 1))
     return path
 
 

@@ -23,6 +23,7 @@ from flowblending.runtime.compare.report import (
     ComparisonReport,
     in_use,
 )
+from flowblending.runtime.devices.pictures import to_uint8
 from flowblending.runtime.media.video import open_writer
 from tests.support.browser import Browser, find_browser
 from tests.support.required import unavailable
@@ -43,7 +44,7 @@ FIGURES = {
 
 def write(path: Path, clip: npt.NDArray[np.float32]) -> None:
     with open_writer(path, width=64, height=64, frame_rate=8, metadata={}) as writer:
-        writer.write(clip.transpose(3, 0, 1, 2) * 2 - 1)
+        writer.write(to_uint8(clip.transpose(3, 0, 1, 2) * 2 - 1))
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from flowblending.engine.backends.tensor import ALIGNMENT, CUDA, Tensor
 from flowblending.runtime.devices.cuda import CudaDevice
 from flowblending.runtime.devices.cuda_kernels import MAX_TERMS, kernel_names, kernel_source
 from flowblending.runtime.devices.host import HostDevice
+from flowblending.runtime.devices.pictures import HEADER, pictures_bytes, to_uint8
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.sampler.loop import Sampler
 
@@ -150,6 +151,41 @@ def test_rows_copy_and_types(device: CudaDevice) -> None:
     np.testing.assert_array_equal(device.download(device.rows(tensor, 1, 3)), np.concatenate([random(1), random(2)]))
     ids = np.arange(7, dtype=np.int64)[None]
     np.testing.assert_array_equal(device.download(device.upload(ids)), ids)
+
+
+@pytest.mark.cuda
+def test_pictures_equal_the_cpu_bit_for_bit(device: CudaDevice) -> None:
+    # Every rounding case, and more pixels than threads of a small grid.
+    shape = (1, 3, 5, 64, 65)
+    frames = np.linspace(-1.2, 1.2, np.prod(shape), dtype=np.float32)
+    frames[:512] = np.arange(512) / np.float32(255) - 1  # halves of a level among them
+    frames = frames.reshape(shape)
+    read = []
+    for each in (HostDevice(), device):
+        out = each.empty((pictures_bytes(shape),), np.dtype(np.uint8))
+        each.pictures(each.upload(frames), out)
+        place = each.readback(out.nbytes + frames.nbytes)
+        for _ in range(2):  # a place may be used again
+            place.begin([out, each.upload(frames)])
+            read.append(place.take())
+    for pictures, floats in read:
+        assert not pictures[:HEADER].any()
+        np.testing.assert_array_equal(pictures[HEADER:].reshape(5, 64, 65, 3), to_uint8(frames[0]))
+        np.testing.assert_array_equal(floats.view(np.float32).reshape(shape), frames)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", [0, 1, -1])
+@pytest.mark.cuda
+def test_pictures_tell_of_values_that_are_not_finite(device: CudaDevice, value: float, where: int) -> None:
+    for each in (HostDevice(), device):
+        out = each.empty((pictures_bytes((1, 3, 4, 6, 7)),), np.dtype(np.uint8))
+        for bad in (False, True, False):
+            frames = random(0, (1, 3, 4, 6, 7))
+            if bad:
+                frames.reshape(-1)[where] = value
+            each.pictures(each.upload(frames), out)
+            assert each.download(out)[:HEADER].any() == bad
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

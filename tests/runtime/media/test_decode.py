@@ -14,6 +14,7 @@ from flowblending.engine.backends.function import Arrays, FunctionEngine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.decode_conditioning import DecodeConditioning
 from flowblending.runtime.devices.host import HostDevice
+from flowblending.runtime.devices.pictures import to_uint8
 from flowblending.runtime.media.decode import Decoder
 from flowblending.runtime.media.noise import TorchNormal
 
@@ -86,12 +87,16 @@ def test_a_pixel_that_is_not_finite_ends_the_video_before_its_frames(frame: int,
         f"The VAE decoder gave a non-finite pixel from frame {first} on; "
         "it was built in fp32: check its checkpoint and the latents."
     )
-    assert sum(chunk.shape[1] for chunk in chunks) == first - 1
+    assert sum(len(chunk.images) for chunk in chunks) == first - 1
 
 
 def test_caches_are_handed_from_frame_to_frame() -> None:
-    chunks = list(stepwise([]).decode(Tensor.of(LATENTS), TorchNormal(0)))
+    told = list(stepwise([]).decode(Tensor.of(LATENTS), TorchNormal(0), floats=True))
+    chunks = [chunk.frames for chunk in told]
     assert [chunk.shape for chunk in chunks] == [(3, 1, 4, 10), *[(3, 2, 4, 10)] * 3]
+    for each in (told, list(stepwise([]).decode(Tensor.of(LATENTS), TorchNormal(0)))):
+        for images, frames in zip(each, chunks, strict=True):
+            np.testing.assert_array_equal(images.images, to_uint8(frames))
     for index, chunk in enumerate(chunks):
         past = [enlarge(LATENTS[:, :, each : each + 1])[0] for each in range(index + 1)]
         y = sum(0.5 ** (index - each) * x for each, x in enumerate(past))
@@ -133,6 +138,25 @@ def whole(
     return Decoder(engines={VAE: engine}, device=HostDevice(), conditioning=conditioning)
 
 
+@pytest.mark.parametrize("floats", [False, True])
+@pytest.mark.parametrize("bad", [None, 0, 18])
+def test_a_whole_clip_leaves_in_pieces_once_all_of_it_is_known_to_be_finite(floats: bool, bad: int | None) -> None:
+    latents = np.random.default_rng(1).uniform(-2, 1, (1, 3, 19, 2, 5)).astype(np.float32)
+    if bad is not None:
+        latents[0, 2, bad, 1, 4] = np.nan
+    chunks = whole({}, {}, DecodeConditioning()).decode(Tensor.of(latents), TorchNormal(0), floats=floats)
+    if bad is not None:
+        with pytest.raises(FlowBlendingError, match="non-finite pixel from frame 1 on"):
+            next(chunks)
+        return
+    told = list(chunks)
+    expected = latents[0] + np.float32(0.5)
+    assert [len(each.images) for each in told] == ([19] if floats else [8, 8, 3])
+    np.testing.assert_array_equal(np.concatenate([each.images for each in told]), to_uint8(expected))
+    if floats:
+        np.testing.assert_array_equal(told[0].frames, expected)
+
+
 def test_noise_continues_the_stream_of_the_initial_latents() -> None:
     inputs: dict[str, tuple[Dim, ...]] = {
         "timestep": (1,),
@@ -144,10 +168,10 @@ def test_noise_continues_the_stream_of_the_initial_latents() -> None:
     given: dict[str, Floats] = {}
     ours, reference = TorchNormal(7), TorchNormal(7)
     ours.normal(LATENTS.shape)
-    (frames,) = whole(inputs, given, DecodeConditioning(timestep=0.05, noise_scale=0.025)).decode(
-        Tensor.of(LATENTS), ours
+    (chunk,) = whole(inputs, given, DecodeConditioning(timestep=0.05, noise_scale=0.025)).decode(
+        Tensor.of(LATENTS), ours, floats=True
     )
-    np.testing.assert_array_equal(frames, LATENTS[0] + np.float32(0.5))
+    np.testing.assert_array_equal(chunk.frames, LATENTS[0] + np.float32(0.5))
 
     reference.normal(LATENTS.shape)
     for name, shape in (("noise", LATENTS.shape), ("spatial_noise_00", (2, 5)), ("spatial_noise_01", (4, 10))):

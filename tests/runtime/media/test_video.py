@@ -1,8 +1,10 @@
 """Video files: read back with PyAV, numpy and Pillow, and what is left on disk when writing fails."""
 
+import errno
 import json
 import resource
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +18,9 @@ from diffusers.video_processor import VideoProcessor
 from PIL import Image
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.runtime.devices.pictures import to_uint8
 from flowblending.runtime.media import video
-from flowblending.runtime.media.video import VideoWriter, check_output, open_writer, to_uint8
+from flowblending.runtime.media.video import VideoWriter, check_output, open_writer
 
 METADATA: dict[str, str | int | float] = {
     "prompt": '一只猫 🐱 & a "dog"',
@@ -26,20 +29,21 @@ METADATA: dict[str, str | int | float] = {
     "bundle": "0123456789abcdef",
 }
 WIDTH, HEIGHT, COUNT = 48, 32, 9
+Images = npt.NDArray[np.uint8]
 
 
-def clip() -> npt.NDArray[np.float32]:
-    """Smooth moving colours, some beyond [-1, 1]: float32 [3, F, H, W]."""
-    c, f, y, x = np.meshgrid(np.arange(3), np.arange(COUNT), np.arange(HEIGHT), np.arange(WIDTH), indexing="ij")
-    return (1.1 * np.sin(x / 40 + f / 9 + c) * np.cos(y / 30 + c)).astype(np.float32)
+def clip() -> Images:
+    """Smooth moving colours: uint8 [F, H, W, 3]."""
+    f, y, x, c = np.meshgrid(np.arange(COUNT), np.arange(HEIGHT), np.arange(WIDTH), np.arange(3), indexing="ij")
+    return np.rint(127.5 + 127.5 * np.sin(x / 40 + f / 9 + c) * np.cos(y / 30 + c)).astype(np.uint8)
 
 
-def write(path: Path | str, frames: npt.NDArray[np.float32], frame_rate: float = 16.0) -> None:
+def write(path: Path | str, frames: Images, frame_rate: float = 16.0) -> None:
     """One frame first, then four at a time, as a decoder gives them."""
     with opened(path, frame_rate) as writer:
-        writer.write(frames[:, :1])
+        writer.write(frames[:1])
         for start in range(1, COUNT, 4):
-            writer.write(frames[:, start : start + 4])
+            writer.write(frames[start : start + 4])
 
 
 def opened(path: Path | str, frame_rate: float = 16.0) -> VideoWriter:
@@ -71,7 +75,7 @@ def test_mp4(tmp_path: Path, frame_rate: float) -> None:
         assert float(stream.average_rate or 0) == pytest.approx(frame_rate, rel=1e-5)
         decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     # Chroma is halved and compression lossy: within a few levels of 255 on average, and no colour shifted.
-    difference = decoded.astype(int) - to_uint8(frames)
+    difference = decoded.astype(int) - frames
     assert np.abs(difference).mean() < 3
     assert np.abs(difference.mean(axis=(0, 1, 2))).max() < 2
 
@@ -79,7 +83,7 @@ def test_mp4(tmp_path: Path, frame_rate: float) -> None:
 def test_npy(tmp_path: Path) -> None:
     frames = clip()
     write(tmp_path / "video.npy", frames)
-    np.testing.assert_array_equal(np.load(tmp_path / "video.npy"), to_uint8(frames))
+    np.testing.assert_array_equal(np.load(tmp_path / "video.npy"), frames)
 
 
 @pytest.mark.parametrize("name", ["frames", "frames.v2/"])
@@ -88,7 +92,7 @@ def test_pngs(tmp_path: Path, name: str) -> None:
     write(f"{tmp_path}/{name}", frames)
     images = sorted((tmp_path / name).iterdir())
     assert [each.name for each in images] == [f"frame_{index:04d}.png" for index in range(1, COUNT + 1)]
-    for path, expected in zip(images, to_uint8(frames), strict=True):
+    for path, expected in zip(images, frames, strict=True):
         image = Image.open(path)
         image.verify()
         assert json.loads(image.info["Comment"]) == METADATA
@@ -108,13 +112,13 @@ def test_a_failure_keeps_the_older_video(tmp_path: Path) -> None:
     path = tmp_path / "video.npy"
     write(path, clip())
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="frames have shape"), opened(path) as writer:
+    with pytest.raises(ValueError, match="frames are uint8 of shape"), opened(path) as writer:
         writer.write(clip())
-        writer.write(np.zeros((3, 1, HEIGHT, WIDTH + 1), np.float32))
+        writer.write(np.zeros((1, HEIGHT, WIDTH + 1, 3), np.uint8))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
-    write(path, -clip())
-    np.testing.assert_array_equal(np.load(path), to_uint8(-clip()))
+    write(path, 255 - clip())
+    np.testing.assert_array_equal(np.load(path), 255 - clip())
 
 
 @contextmanager
@@ -130,9 +134,42 @@ def files_limited_to(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("name", ["video.mp4", "video.npy", "frames/"])
 def test_full_disk(tmp_path: Path, name: str) -> None:
-    noise = np.random.default_rng(0).uniform(-1, 1, (3, COUNT, HEIGHT, WIDTH)).astype(np.float32)
+    noise = np.random.default_rng(0).integers(0, 256, (COUNT, HEIGHT, WIDTH, 3), np.uint8)
     with files_limited_to(3000), pytest.raises(FlowBlendingError, match=r"Cannot write .*File too large"):
         write(f"{tmp_path}/{name}", noise)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["video.mp4", "video.npy", "frames/"])
+@pytest.mark.parametrize("late", [False, True])
+def test_what_fails_in_the_thread_that_writes_is_the_callers_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, late: bool
+) -> None:
+    """A disk that breaks at the first frame, told while frames are still put; or at the last, when the video ends."""
+    before = threading.active_count()
+    taken: list[threading.Thread] = []
+    failed = threading.Event()
+
+    def put(*_: object) -> None:
+        taken.append(threading.current_thread())
+        if not late or len(taken) == COUNT:
+            failed.set()
+            raise OSError(errno.EPIPE, "Broken pipe")
+
+    for sink in (video._Mp4, video._Npy, video._Pngs):
+        monkeypatch.setattr(sink, "put", put)
+    clips = 0
+    with pytest.raises(FlowBlendingError, match=r"Cannot write .*Broken pipe"), opened(f"{tmp_path}/{name}") as writer:
+        writer.write(clip())
+        clips += 1
+        assert late or failed.wait(10)
+        if not late:
+            writer.write(clip())
+            clips += 1
+    assert clips == 1
+    assert len(taken) == (COUNT if late else 1)
+    assert taken[0] is not threading.current_thread()
+    assert threading.active_count() == before
     assert not list(tmp_path.iterdir())
 
 
@@ -200,6 +237,7 @@ def test_mp4_without_x264(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_misuse_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one frame"), opened(tmp_path / "video.npy"):
         pass
-    with pytest.raises(ValueError, match="frames have shape"), opened(tmp_path / "video.npy") as writer:
-        writer.write(np.zeros((3, 1, HEIGHT, WIDTH + 1), np.float32))
+    for wrong in (np.zeros((1, HEIGHT, WIDTH + 1, 3), np.uint8), np.zeros((1, HEIGHT, WIDTH, 3), np.float32)):
+        with pytest.raises(ValueError, match="is due"), opened(tmp_path / "video.npy") as writer:
+            writer.write(wrong)  # type: ignore[arg-type] # what is tested
     assert not list(tmp_path.iterdir())
