@@ -13,7 +13,7 @@ from safetensors import safe_open
 from benchmarks.random_checkpoint import Model, element_count, write_model
 from benchmarks.scale import measure
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 DEEP = {"num_layers": 10, "num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "text_dim": 4096}
 

@@ -138,7 +138,7 @@ def test_a_family_is_detected_by_its_pipeline_class_and_plans(toy_pair: Path) ->
     assert family.transformer(checkpoint, toy_pair / "large/transformer", LARGE).name == LARGE
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_installed_package_serves_the_programs(toy_pair: Path, tmp_path: Path) -> None:
     """From a checkpoint of its family to a video by its solver and its cache, each program in a process of its own."""
     site = tmp_path / "site"

@@ -257,7 +257,11 @@ def test_another_geometry(build: Build, checkpoints: Callable[[str], Path]) -> N
     assert diffusers_reference.relative_error(ours(bundle, job), expected) < LATENT_TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["wan-other", "ltx-0.9.0"])
+OTHERS = tuple(pytest.param(kind, marks=pytest.mark.long) for kind in ("wan-other", "ltx-0.9.0"))
+"""Pairs of other shapes and of an older VAE, each a build of its own."""
+
+
+@pytest.mark.parametrize("kind", OTHERS)
 def test_other_configurations(kind: str, build: Build, checkpoints: Callable[[str], Path]) -> None:
     bundle = build(kind)
     for schedule in ("LLL", "L2 S1 L2"):
@@ -266,7 +270,7 @@ def test_other_configurations(kind: str, build: Build, checkpoints: Callable[[st
         assert diffusers_reference.relative_error(ours(bundle, job), expected) < LATENT_TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["wan", "wan-other", "ltx-0.9.0", "ltx-condition"])
+@pytest.mark.parametrize("kind", ["wan", "ltx-condition", *OTHERS])
 def test_frames_equal_diffusers(kind: str, build: Build, checkpoints: Callable[[str], Path]) -> None:
     """LTX 0.9.1 is left out: its decoder draws noise from torch's global generator (see test_ltx_vae)."""
     bundle = build(kind)

@@ -34,7 +34,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_pair_loads_in_diffusers_and_makes_frames(work: Path) -> None:
     pipeline = LTXPipeline.from_pretrained(work / "checkpoints/large", torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -45,7 +45,7 @@ def test_the_pair_loads_in_diffusers_and_makes_frames(work: Path) -> None:
     assert small.config.num_layers < pipeline.transformer.config.num_layers
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_statistics_are_those_of_the_latents(work: Path) -> None:
     vae = LTXPipeline.from_pretrained(work / "checkpoints/large").vae
     held = torch.load(work / "encoded.pt", weights_only=True)
@@ -55,7 +55,7 @@ def test_the_statistics_are_those_of_the_latents(work: Path) -> None:
     assert held["latents"].float().std() == pytest.approx(1, abs=1e-2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_fits_into_twenty_megabytes(work: Path) -> None:
     files = [file for file in (work / "checkpoints").rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) < 20e6
@@ -63,7 +63,7 @@ def test_all_fits_into_twenty_megabytes(work: Path) -> None:
         assert {weights.get_tensor(name).dtype for name in weights.keys()} == {torch.float16}  # noqa: SIM118
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_task_leaves_a_log_and_a_finished_state(work: Path) -> None:
     for name in ("text", "features", "vae", "large", "small"):
         assert (work / f"{name}.pt").exists(), name

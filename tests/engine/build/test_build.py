@@ -222,7 +222,7 @@ def test_a_build_killed_in_any_phase_resumes_at_the_component_in_work(
     assert (tmp_path / "other" / "large.onnx.data").stat().st_nlink == 1
 
 
-@pytest.mark.parametrize(("kind", "small"), [("wan", "fp16"), ("ltx", "bf16")])
+@pytest.mark.parametrize(("kind", "small"), [("wan", "fp16"), pytest.param("ltx", "bf16", marks=pytest.mark.long)])
 def test_real_plans_are_built_without_a_gpu(kind: str, small: str, build: Build) -> None:
     """With two profiles each: a size, and a range."""
     pytest.importorskip("onnxruntime_ep_nv_tensorrt_rtx")
