@@ -1,7 +1,8 @@
 """FlowBlending: large -> small -> large video diffusion in compiled engines.
 
-What ``__all__`` lists is the public API: `open`, what it returns and yields, the version and the error classes. It
-keeps its promises from one version to the next (CHANGELOG.md tells what changed). Every other module is private.
+What ``__all__`` lists is the public API: `open`, what it returns and yields, the version and the error classes; and so
+is what `flowblending.diffusers` lists. It keeps its promises from one version to the next (CHANGELOG.md tells what
+changed). Every other module is private.
 
 The three stages are three packages, and imports run one way (docs/architecture.md)::
 

@@ -16,22 +16,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, Unpack
 
-import numpy as np
-
 from flowblending import UsageError
 from flowblending.contracts.conditions import Source
-from flowblending.contracts.graph import TensorSpec
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import COND, UNCOND, Program
-from flowblending.engine.backends.tensor import CPU, Tensor
+from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.decode_conditioning import decode_conditioning
 from flowblending.runtime.decode_run import decoded
-from flowblending.runtime.devices.arrays import Array, Shape, adopt, stream_handle
+from flowblending.runtime.devices.arrays import Array, stream_handle
 from flowblending.runtime.devices.foreign import ForeignArray, ForeignStream
 from flowblending.runtime.devices.open import AUTO, open_device
 from flowblending.runtime.events import Embedding, Event, FramesEvent, LatentsEvent, LoadEvent, WarningEvent
+from flowblending.runtime.given import given_embedding, given_latents
 from flowblending.runtime.jobs import job_geometry
 from flowblending.runtime.media.noise import draw_latents
 from flowblending.runtime.option_values import PYTHON, is_blank, make_job, read_options, read_value, shown
@@ -189,10 +187,11 @@ class VideoSampler:
         embeddings = {}
         for branch, text, name in ((COND, prompt, "prompt"), (UNCOND, negative_prompt, "negative prompt")):
             if isinstance(text, Embedding):
-                embeddings[branch] = self._embedding(text, name)
+                embeddings[branch] = given_embedding(self._pipeline, text, name)
         latents = None
         if noise is not None:
-            latents = self._latents(noise, "noise", (1, *job_geometry(job, self.manifest).latent_shape))
+            shape = (1, *job_geometry(job, self.manifest).latent_shape)
+            latents = given_latents(self._pipeline, noise, "noise", shape)
         return Generation(self._pipeline, job, latents, embeddings)
 
     def decode(
@@ -216,7 +215,7 @@ class VideoSampler:
             UsageError: an array that does not fit, or options that the bundle's decoder does not have.
         """
         channels = self.manifest.pipeline.latent_channels
-        tensor = self._latents(latents, "array of latents", (1, channels, None, None, None))
+        tensor = given_latents(self._pipeline, latents, "array of latents", (1, channels, None, None, None))
         check_latent_shape(self.manifest, tensor.shape[1:])
         told = {"decode_timestep": decode_timestep, "decode_noise_scale": decode_noise_scale}
         read = read_options({"seed": seed, **told}, PYTHON)
@@ -236,29 +235,6 @@ class VideoSampler:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _latents(self, array: ForeignArray, name: str, shape: Shape) -> Tensor:
-        tensor = adopt(array, name=name, dtype="float32", shape=shape, device=self._pipeline.device)
-        if tensor.device == CPU and not np.isfinite(tensor.numpy()).all():
-            raise UsageError(f"The {name} contains infinite or undefined numbers; give finite ones.")
-        return tensor
-
-    def _embedding(self, embedding: Embedding, name: str) -> dict[str, Tensor]:
-        arrays = {Source.TEXT: embedding.text, Source.TEXT_MASK: embedding.mask}
-        tensors: dict[str, Tensor] = {}
-        for each in self.manifest.pipeline.conditions:
-            (source, *_) = each.sources
-            if source not in arrays:
-                continue
-            spec = TensorSpec(name=each.name, dtype=each.dtype, shape=each.shape)
-            array, shape = arrays[source], spec.resolve({"batch": 1})
-            what = f"{'mask' if source is Source.TEXT_MASK else 'text'} of the {name}'s embedding"
-            if array is None:
-                raise UsageError(
-                    f"The {what} is missing, but these models ask for it; give {spec.dtype} {list(shape)}."
-                )
-            tensors[source.value] = adopt(array, name=what, dtype=spec.dtype, shape=shape, device=self._pipeline.device)
-        return tensors
 
 
 def open(

@@ -19,7 +19,7 @@ from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.decode_conditioning import DecodeConditioning
 from flowblending.runtime.events import FramesEvent, LoadEvent, WarningEvent
 from flowblending.runtime.jobs import job_conditioning
-from flowblending.runtime.media.noise import TorchNormal, draw_latents
+from flowblending.runtime.media.noise import Normal, draw_latents
 from flowblending.runtime.media.noise_check import noise_doubts
 from flowblending.runtime.media.video import check_output, open_writer
 from flowblending.runtime.options import Job
@@ -141,7 +141,7 @@ def written(
 def decoded(
     pipeline: Pipeline,
     latents: Tensor,
-    generator: TorchNormal,
+    generator: Normal,
     conditioning: DecodeConditioning,
     clock: Clock | None = None,
     *,

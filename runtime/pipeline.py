@@ -21,7 +21,7 @@ from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.jobs import job_conditioning
 from flowblending.runtime.media.decode import Decoder
-from flowblending.runtime.media.noise import TorchNormal, draw_latents
+from flowblending.runtime.media.noise import Normal, draw_latents
 from flowblending.runtime.media.prompt import Tokenizer
 from flowblending.runtime.media.read_ahead import Chunk
 from flowblending.runtime.options import Job
@@ -192,7 +192,7 @@ class Pipeline:
     def decode(
         self,
         latents: Tensor,
-        generator: TorchNormal,
+        generator: Normal,
         conditioning: DecodeConditioning | None = None,
         *,
         floats: bool = False,

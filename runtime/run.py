@@ -34,7 +34,7 @@ from flowblending.runtime.events import (
 )
 from flowblending.runtime.jobs import compile_job, job_conditioning
 from flowblending.runtime.media.latents import save_latents
-from flowblending.runtime.media.noise import TorchNormal, draw_latents
+from flowblending.runtime.media.noise import Normal, TorchNormal, draw_latents
 from flowblending.runtime.media.noise_check import noise_doubts
 from flowblending.runtime.media.video import check_output
 from flowblending.runtime.options import Job
@@ -53,6 +53,7 @@ class VideoRun:
     Args:
         latents: initial latents in place of the seed's noise, float32 [1, C, F, H, W]: an array, which is checked, or
             a tensor of the device, which is taken as it is.
+        noise: what a decoder that adds noise draws it from where initial latents are given; None for the seed's stream.
         embeddings: as `Pipeline.embed` gives them, of the branches whose text is not to be encoded.
         outputs: where to write the video (see `open_writer`).
         latents_out: where to write the final latents (.npy).
@@ -79,6 +80,7 @@ class VideoRun:
         job: Job,
         *,
         latents: npt.NDArray[np.generic] | Tensor | None = None,
+        noise: Normal | None = None,
         embeddings: Conditions | None = None,
         outputs: Sequence[Path] = (),
         latents_out: Path | None = None,
@@ -96,6 +98,7 @@ class VideoRun:
         if latents is not None and not isinstance(latents, Tensor):
             latents = pipeline.check_latents(latents, self.program.latent_shape)
         self._given = latents
+        self._noise = noise
         self._embeddings = embeddings or {}
         self._outputs = tuple(outputs)
         self._latents_out = latents_out
@@ -119,14 +122,14 @@ class VideoRun:
         array = self._pipeline.device.download(given) if isinstance(given, Tensor) else given
         return video_metadata(self._pipeline.bundle.manifest, self._job, self.program, array)
 
-    def start(self) -> tuple[npt.NDArray[np.float32] | Tensor, TorchNormal]:
+    def start(self) -> tuple[npt.NDArray[np.float32] | Tensor, Normal]:
         """The initial latents, and the generator that a decoder draws on from.
 
         Raises:
             UsageError: a seed that is none.
         """
         if self._given is not None:
-            return self._given, TorchNormal(self._job.seed)
+            return self._given, self._noise or TorchNormal(self._job.seed)
         return draw_latents(self._job.seed, self.program.latent_shape)
 
     def doubts(self) -> list[str]:
@@ -212,7 +215,7 @@ class VideoRun:
             clock.add(model, seconds)
         return result
 
-    def _written(self, latents: Tensor, generator: TorchNormal, clock: Clock) -> Generator[RunEvent, None, None]:
+    def _written(self, latents: Tensor, generator: Normal, clock: Clock) -> Generator[RunEvent, None, None]:
         """Decode, and write what is decoded."""
         yield from written(
             decoded(self._pipeline, latents, generator, self._conditioning, clock, floats=self._floats),

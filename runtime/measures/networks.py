@@ -7,7 +7,7 @@ by itself; each is the one file that published figures are taken with:
 * FVD: ``i3d_torchscript.pt`` (universome/stylegan-v, src/metrics/frechet_video_distance.py);
 * LPIPS: ``vgg16.pt`` (NVlabs/stylegan2-ada-pytorch, metrics/perceptual_path_length.py).
 
-The one file of the runtime that imports torch, and only when one of them is asked for.
+torch is imported only when one of them is asked for.
 """
 
 from __future__ import annotations

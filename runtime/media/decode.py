@@ -18,7 +18,7 @@ from flowblending.engine.backends.tensor import ALIGNMENT, Tensor
 from flowblending.runtime.decode_conditioning import DecodeConditioning
 from flowblending.runtime.devices.pictures import HEADER, pictures_bytes
 from flowblending.runtime.devices.protocol import Device
-from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.media.noise import Normal
 from flowblending.runtime.media.read_ahead import Chunk, Part, read_ahead
 
 LATENTS = "latents"
@@ -45,7 +45,7 @@ class Decoder:
     device: Device
     conditioning: DecodeConditioning
 
-    def decode(self, latents: Tensor, noise: TorchNormal, *, floats: bool = False) -> Generator[Chunk, None, None]:
+    def decode(self, latents: Tensor, noise: Normal, *, floats: bool = False) -> Generator[Chunk, None, None]:
         """Chunks of frames, in order.
 
         Args:
@@ -63,7 +63,7 @@ class Decoder:
         else:
             yield from self._stepwise(latents, floats)
 
-    def _whole(self, latents: Tensor, noise: TorchNormal) -> Tensor:
+    def _whole(self, latents: Tensor, noise: Normal) -> Tensor:
         """Enqueue the whole clip's decoding, whose frames [1, 3, F, H, W] it returns."""
         engine = self.engines[VAE]
         sizes = dict(zip(("frames", "height", "width"), latents.shape[2:], strict=True))

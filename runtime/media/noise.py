@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,14 @@ _LN2_HIGH: Final = np.float32(0.693359375)
 _LN2_LOW: Final = np.float32(-2.12194440e-4)
 _QUARTER_PI: Final = (0.78515625, 2.4187564849853515625e-4, 3.77489497744594108e-8)
 """pi/4 as a sum of three numbers, the first two with few enough digits that a small multiple of them is exact."""
+
+
+class Normal(Protocol):
+    """A stream of standard normal values."""
+
+    def normal(self, shape: Sequence[int]) -> Floats:
+        """The next values, float32."""
+        ...
 
 
 class TorchNormal:

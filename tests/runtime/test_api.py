@@ -281,4 +281,4 @@ def test_the_examples_of_the_documentation(bundle: Path, tmp_path: Path, monkeyp
         if "cuda" not in code:
             exec(compiled, {})
             ran += 1
-    assert (ran, len(examples())) == (3, 6)
+    assert (ran, len(examples())) == (4, 7)

@@ -31,7 +31,7 @@ from flowblending.runtime.events import (
 )
 from flowblending.runtime.generate import generate
 from flowblending.runtime.media.decode import Decoder
-from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.media.noise import Normal, TorchNormal
 from flowblending.runtime.media.read_ahead import Chunk
 from flowblending.runtime.options import Job
 from flowblending.runtime.run import VideoRun
@@ -273,7 +273,7 @@ def test_every_consumer_tells_the_decoder_what_the_job_says(
     class Spy(Decoder):
         """Keeps what it is told."""
 
-        def decode(self, latents: Tensor, noise: TorchNormal, *, floats: bool = False) -> Generator[Chunk, None, None]:
+        def decode(self, latents: Tensor, noise: Normal, *, floats: bool = False) -> Generator[Chunk, None, None]:
             told.append(self.conditioning)
             return super().decode(latents, noise, floats=floats)
 

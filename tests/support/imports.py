@@ -10,6 +10,7 @@ from pathlib import Path
 
 PROJECT = "flowblending"
 FACE = "flowblending/__init__.py"
+_STAND_IN = "flowblending/diffusers.py"
 
 _ROOMS = ("export", "engine", "runtime")
 _INSIDE = ("contracts", "system")
@@ -47,7 +48,7 @@ class Import:
 def files(root: Path) -> Iterator[str]:
     """Every file of the product, from the project's folder."""
     folders = [*(root / room for room in _ROOMS), *(root / PROJECT / name for name in _INSIDE)]
-    yield FACE
+    yield from (FACE, _STAND_IN)
     yield from (str(path.relative_to(root)) for folder in folders for path in sorted(folder.rglob("*.py")))
 
 

@@ -94,7 +94,10 @@ PACKAGES: dict[str, set[str]] = {
         "runtime/options",
         "runtime/program",
     },
-    "runtime/api": RUN,
+    "runtime/given": {*SAMPLING, "runtime/events", "runtime/pipeline"},
+    "runtime/api": {*RUN, "runtime/given"},
+    "runtime/diffusers": {*RUN, "runtime/api", "runtime/given"},
+    "diffusers": {"runtime/diffusers"},
     "runtime/golden": RUN,
     "runtime/calibrate": {*RUN, "runtime/measures"},
     "runtime/compare": {*RUN, "runtime/measures", "runtime/calibrate"},
@@ -130,9 +133,9 @@ PACKAGES: dict[str, set[str]] = {
 A package is a folder or one of the files that lie beside folders; the errors and the version are everybody's.
 """
 TRANSFORMERS = ("export", "runtime/measures/networks.py")
-"""The exporter, and networks that look at videos, where the user has them: the runtime's only file with torch."""
+"""The exporter, and networks that look at videos, where the user has them."""
 LIBRARIES = {
-    "torch": TRANSFORMERS,
+    "torch": (*TRANSFORMERS, "runtime/diffusers"),
     "diffusers": ("export/families", "export/graph"),
     "transformers": TRANSFORMERS,
     "huggingface_hub": ("export/checkpoint",),
@@ -144,7 +147,7 @@ LIBRARIES = {
     "tensorrt_rtx": ("engine/backends/tensorrt",),
     "cuda": ("engine/backends/gpu.py", "runtime/devices"),
     "av": ("runtime/media", "runtime/compare"),
-    "PIL": ("runtime/media",),
+    "PIL": ("runtime/media", "runtime/diffusers/frames.py"),
     "pillow_heif": ("runtime/media/image_file.py",),
     "matplotlib": ("runtime/calibrate/plot.py",),
     "tokenizers": ("export/families", "runtime/media/prompt.py"),

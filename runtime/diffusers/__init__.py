@@ -1,0 +1,1 @@
+"""diffusers' video pipelines, with a bundle behind them: their arguments in, their frames out."""
