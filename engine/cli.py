@@ -141,6 +141,12 @@ def _add_main(group: argparse._ArgumentGroup) -> None:
         metavar="F",
         help="shift of the noise levels that runs take unless they say another (default: the checkpoint's)",
     )
+    group.add_argument(
+        "--batched-guidance",
+        action=argparse.BooleanOptionalAction,
+        help="both guidance branches in one call, in runs that do not say otherwise; plans are compiled for what the "
+        "bundle has, and with it for both (default: the model family's)",
+    )
     group.add_argument("--target", metavar="SM,...", help="tensorrt-rtx: GPU architectures, such as sm89,sm120")
     group.add_argument(
         "--teacache",
@@ -292,6 +298,7 @@ def build(arguments: argparse.Namespace) -> None:
         targets=split_targets(arguments.target),
         pipeline=arguments.pipeline,
         shift=read_options({"shift": arguments.shift}, COMMAND_LINE)["shift"],
+        batched_guidance=arguments.batched_guidance,
         loras=read_loras(arguments.lora or ()),
         teacache=arguments.teacache,
         fp8=Fp8Options(

@@ -10,7 +10,8 @@ from flowblending import UsageError
 from flowblending.contracts.graph import PipelineSpec, SigmaGrid
 from flowblending.contracts.manifest import CalibratedSchedule, Geometry, Manifest
 from flowblending.contracts.models import check_letters, default_schedule
-from flowblending.contracts.program import Program
+from flowblending.contracts.program import Program, Run
+from flowblending.engine.bundle.plan_profiles import most_latents
 from flowblending.engine.bundle.video_choice import choose_geometry
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.options import AUTO, Job
@@ -156,12 +157,24 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
         constants=_constants(job, manifest),
         engine_guidance={} if job.guidance_2 is None else dict.fromkeys(low_noise_experts(manifest), job.guidance_2),
     )
+    _check_latents(program, manifest)
     if job.guidance_rescale and not program.guidance_rescale:
         raise UsageError(
             f"A guidance rescale of {job.guidance_rescale:g} was given, but no step of this run is guided; leave it "
             "out, or give a guidance scale above 1."
         )
     return program
+
+
+def _check_latents(program: Program, manifest: Manifest) -> None:
+    """Refuse calls on more latents than a plan was compiled for."""
+    asked = {(each.model, len(each.branches)) for each in program.instructions() if isinstance(each, Run)}
+    for name, count in sorted(asked):
+        if count > 1 and count > most_latents(manifest, name):
+            raise UsageError(
+                f"Batched guidance was asked for, but {name} of this bundle was compiled for one latent a call; leave "
+                "--batched-guidance out, or build the bundle with it: fb-build-engines --batched-guidance."
+            )
 
 
 def _schedule(job: Job, manifest: Manifest, grid: Grid) -> StageSchedule:

@@ -12,12 +12,13 @@ from flowblending import DeviceError, FlowBlendingError, UsageError
 from flowblending.contracts.conditions import Source, inputs_from
 from flowblending.contracts.graph import DECODERS, TEXT_ENCODER
 from flowblending.contracts.program import COND, UNCOND, Program
-from flowblending.engine.backends.protocol import Engine
+from flowblending.engine.backends.protocol import Engine, ScratchEngine
 from flowblending.engine.backends.registry import open_engine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
+from flowblending.runtime.devices.arena import Arena
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.jobs import job_conditioning
 from flowblending.runtime.media.decode import Decoder
@@ -43,8 +44,12 @@ class Pipeline:
     device: Device
     threads: int | None = None
     _engines: dict[str, Engine] = field(default_factory=dict)
+    _arena: Arena = field(init=False)
     _tokenizer: Tokenizer | None = None
     _closed: bool = False
+
+    def __post_init__(self) -> None:
+        self._arena = Arena(self.device)
 
     def is_open(self, name: str) -> bool:
         """Whether a component's engine is open."""
@@ -63,7 +68,7 @@ class Pipeline:
             component = self.bundle.manifest.components[name]
             try:
                 with self.device.current():
-                    self._engines[name] = open_engine(
+                    engine = open_engine(
                         backend=component.backend,
                         path=self.bundle.path(name),
                         spec=component.spec,
@@ -71,16 +76,23 @@ class Pipeline:
                         stream=self.device.stream,
                         threads=self.threads,
                     )
+                if isinstance(engine, ScratchEngine):
+                    engine.use_scratch(self._arena)
+                self._engines[name] = engine
             except FlowBlendingError as error:
                 raise DeviceError(str(error)) from None
         return self._engines[name]
 
     def close(self) -> None:
-        """Close every engine, for good. Twice is harmless."""
+        """Close every engine, for good, and give their memory back. Twice is harmless."""
+        if self._closed:
+            return
         self._closed = True
         with self.device.current():
             while self._engines:
                 self._engines.popitem()[1].close()
+        self._arena.release()
+        self.device.trim()
 
     def frame_rate(self, job: Job) -> float:
         """Frames per second of a job's video."""

@@ -22,6 +22,7 @@ class PlanInfo:
         bytes: size of the plan.
         weights_bytes: memory of the weights on the device; None if the compiler did not tell.
         scratch_bytes: memory on the device for one execution context at the largest shapes; None likewise.
+        profile_scratch: the same for the largest shapes of each optimization profile; empty likewise.
         layers: of the network, before the compiler fused them.
         seconds: that it took.
         version: of the library.
@@ -33,6 +34,7 @@ class PlanInfo:
     layers: int
     seconds: float
     version: str
+    profile_scratch: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,41 @@ class InspectedEngine(Protocol):
         ...
 
 
+class Scratch(Protocol):
+    """Memory that the engines of one stream use in turns: what a call leaves there is nobody's."""
+
+    def at_least(self, size: int) -> Tensor:
+        """So many bytes or more, the same memory as long as it is large enough.
+
+        Memory that is replaced is freed in the stream's order: calls that were enqueued still have it.
+
+        Raises:
+            OutOfMemoryError: there is not so much.
+        """
+        ...
+
+
+@runtime_checkable
+class ScratchEngine(Protocol):
+    """An engine whose calls take memory beside their tensors, which whoever opened it provides.
+
+    All engines that run on one stream may be given one memory, of the size of the largest.
+    """
+
+    def use_scratch(self, scratch: Scratch) -> None:
+        """Take scratch memory from there, from the first call on."""
+        ...
+
+    def reserve(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Have the scratch memory for calls with inputs of these shapes, so that no call has to ask for it.
+
+        Raises:
+            OutOfMemoryError: there is not so much.
+            FlowBlendingError: a shape is outside what the engine was built for.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Range:
     """Smallest, most usual and largest size of a symbol: one axis of an optimization profile."""

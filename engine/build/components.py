@@ -30,6 +30,7 @@ from flowblending.engine.build.request import BuildRequest
 from flowblending.engine.build.room import check_room, plan_room
 from flowblending.engine.bundle.bundle import Bundle, describe_file
 from flowblending.engine.bundle.geometry import shape_profiles
+from flowblending.engine.bundle.plan_profiles import compiled_profiles
 from flowblending.engine.store.entry import damaged_file
 from flowblending.engine.store.store import Order, Store, take_over
 from flowblending.engine.store.unfinished import EXPORT, mark_verified, remove, verified_graph
@@ -290,6 +291,8 @@ class ComponentBuilder:
             key=dict(key),
             flops=flops,
             architecture=architecture,
+            profiles=compiled_profiles(profiles, compiled.plan),
+            weights_bytes=None if compiled.plan is None else compiled.plan.weights_bytes,
         )
 
     def _flops(self, graph: ExportedGraph) -> Flops | None:
@@ -306,7 +309,7 @@ class ComponentBuilder:
         return backends.BACKENDS.get(self.request.backend)
 
     def _shapes(self, name: str) -> tuple[ShapeProfile, ...]:
-        return shape_profiles(name, self.pipeline, self.profiles)
+        return shape_profiles(name, self.pipeline, self.profiles, any_size=self._backend.any_size)
 
 
 def _reused(component: Component, part: Part) -> Component:

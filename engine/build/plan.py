@@ -73,7 +73,8 @@ def make_plan(request: BuildRequest, found: Folders) -> Plan:
     first = opened.first
     family = family_of(first)
     pipeline = family.describe(first)
-    pipeline = replace(pipeline, grid=with_shift(pipeline.grid, request.shift))
+    batched = pipeline.batched_guidance if request.batched_guidance is None else request.batched_guidance
+    pipeline = replace(pipeline, grid=with_shift(pipeline.grid, request.shift), batched_guidance=batched)
     profiles = plan_profiles(pipeline, request.size, request.frames)
     transformers = opened.transformers
     fits = {name: partial(family.fit_lora, folder) for name, folder in transformers.items()}

@@ -124,7 +124,8 @@ class BuildRequest:
 
     ``base``: the pipeline of VAE, text encoder, tokenizer and scheduler; None for that of the first model that has one.
     ``size`` and ``frames``: see `flowblending.engine.bundle.geometry.plan_profiles`. ``shift``: of the noise levels, in
-    place of the checkpoint's. ``loras``: to fuse into the models. ``cache``: a folder, or None for none.
+    place of the checkpoint's. ``batched_guidance``: of the bundle, in place of the family's. ``loras``: to fuse into
+    the models. ``cache``: a folder, or None for none.
     """
 
     models: tuple[ModelRequest, ...]
@@ -137,6 +138,7 @@ class BuildRequest:
     base: str | None = None
     pipeline: str | None = None
     shift: float | None = None
+    batched_guidance: bool | None = None
     loras: tuple[LoraRequest, ...] = ()
     teacache: bool = False
     fp8: Fp8Options = field(default_factory=Fp8Options)
@@ -175,11 +177,15 @@ def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
     given = {name: str(value) for name, value in options.items() if value is not None}
     given |= request.fp8.given()
     given |= {name: _absolute(given[name]) for name in ("--fp8-calibration", "--fp8-prompts") if name in given}
-    teacache = ("--teacache",) if request.teacache else ()
+    flags = [*(["--teacache"] if request.teacache else []), *_batched_option(request.batched_guidance)]
     models = [word for model in request.models for word in model.option]
     sampling = [word for model in request.models for word in _sampling_options(model)]
     options_given = [word for option in given.items() for word in option if word]
-    return ("fb-build-engines", *models, *options_given, *sampling, *teacache)
+    return ("fb-build-engines", *models, *options_given, *sampling, *flags)
+
+
+def _batched_option(batched: bool | None) -> list[str]:
+    return [] if batched is None else ["--batched-guidance" if batched else "--no-batched-guidance"]
 
 
 def _sampling_options(model: ModelRequest) -> list[str]:

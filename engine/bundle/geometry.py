@@ -104,31 +104,46 @@ def size_steps(pipeline: PipelineSpec) -> Size:
 
 
 def shape_profiles(
-    component: str, pipeline: PipelineSpec, profiles: Sequence[VideoProfile]
+    component: str, pipeline: PipelineSpec, profiles: Sequence[VideoProfile], *, any_size: bool = False
 ) -> tuple[ShapeProfile, ...]:
     """The sizes that a component is compiled for: one optimization profile each.
 
-    Transformers take one latent or, in one call, both guidance branches. A text encoder does not depend on the video,
-    and decoders that go from latent frame to latent frame not on its length, so that they may have fewer profiles.
+    Transformers take one latent or, where guidance is batched, both of its branches in one call. The number of latents
+    is fixed in each profile: scratch memory is that of the largest sizes of a profile, and fixed sizes have the faster
+    kernels. A text encoder does not depend on the video, and decoders that go from latent frame to latent frame not on
+    its length, so that they may have fewer profiles.
+
+    Args:
+        component: its name.
+        pipeline: of the family.
+        profiles: the videos.
+        any_size: the engine takes every size: one profile has both numbers of latents.
     """
     found: list[ShapeProfile] = []
     for each in profiles:
-        shapes = ShapeProfile(_symbols(component, pipeline, each))
-        if shapes not in found:
-            found.append(shapes)
+        for batch in _batches(component, pipeline, any_size):
+            shapes = ShapeProfile({**batch, **_symbols(component, each)})
+            if shapes not in found:
+                found.append(shapes)
     # The same plan, whichever of its videos comes first.
     return tuple(sorted(found, key=lambda each: [(size.max, size.opt, size.min) for size in each.symbols.values()]))
 
 
-def _symbols(component: str, pipeline: PipelineSpec, profile: VideoProfile) -> dict[str, Range]:
+def _batches(component: str, pipeline: PipelineSpec, any_size: bool) -> list[dict[str, Range]]:
+    """How many latents a call takes: one profile each."""
+    if not is_transformer(component):
+        return [{}]
+    if any_size:
+        return [{"batch": Range(min=1, opt=2 if pipeline.batched_guidance else 1, max=2)}]
+    return [{"batch": Range.fixed(size)} for size in ((1, 2) if pipeline.batched_guidance else (1,))]
+
+
+def _symbols(component: str, profile: VideoProfile) -> dict[str, Range]:
     ranges = [
         Range(min=low, opt=usual, max=high)
         for low, usual, high in zip(*(end.latent_shape for end in (profile.min, profile.opt, profile.max)), strict=True)
     ]
     _, frames, height, width = ranges
-    if is_transformer(component):
-        both = Range(min=1, opt=2 if pipeline.batched_guidance else 1, max=2)
-        return {"batch": both, "frames": frames, "height": height, "width": width}
     if component in (TEXT_ENCODER, IMAGE_ENCODER):
         return {"batch": Range.fixed(1)}
     if component in (VAE_FIRST, VAE_NEXT, VAE_ENCODER_FIRST, VAE_ENCODER_NEXT):

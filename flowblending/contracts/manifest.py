@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -87,6 +87,22 @@ class FusedLora(_Frozen):
         return f"{self.file}:{self.strength:g}"
 
 
+class CompiledProfile(_Frozen):
+    """An optimization profile of a plan.
+
+    Attributes:
+        sizes: by symbol, the smallest, the most usual and the largest.
+        scratch_bytes: memory on the device for a call at the largest, as the compiler states it; None if it did not.
+    """
+
+    sizes: dict[str, tuple[int, int, int]]
+    scratch_bytes: int | None = None
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether it takes these sizes; symbols that it does not have make no difference."""
+        return all(low <= sizes.get(name, low) <= high for name, (low, _, high) in self.sizes.items())
+
+
 class Component(_Frozen):
     """One engine: what it computes, what runs it, its files, and the key under which it may be reused.
 
@@ -100,6 +116,8 @@ class Component(_Frozen):
         flops: of a call of a transformer.
         architecture: of a transformer: its published name, if it is one of `flowblending.contracts.graph`'s.
         loras: of a transformer: what was fused into its weights, in this order.
+        profiles: of a plan, in its order; empty where the engine takes every size, or an earlier version compiled it.
+        weights_bytes: memory of a plan's weights on the device, as the compiler states it; None if it did not.
     """
 
     spec: GraphSpec
@@ -111,6 +129,8 @@ class Component(_Frozen):
     flops: Flops | None = None
     architecture: str | None = None
     loras: tuple[FusedLora, ...] = ()
+    profiles: tuple[CompiledProfile, ...] = ()
+    weights_bytes: int | None = None
 
     @property
     def engine_bytes(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import TensorSpec
 from flowblending.contracts.program import LATENTS, TIMESTEP, VELOCITY, Mix, Program, Run, Step
-from flowblending.engine.backends.protocol import Engine
+from flowblending.engine.backends.protocol import Engine, ScratchEngine
 from flowblending.engine.backends.tensor import ALIGNMENT, CPU, Tensor
 from flowblending.runtime.devices.protocol import Device, Mark
 from flowblending.runtime.refusals import non_finite_velocity
@@ -159,6 +159,9 @@ class _ProgramMemory:
         slot = self._outputs[run.out]
         velocity = slot if self._is_aligned(slot) else self._device.empty(slot.shape, slot.dtype)
         _check(engine, tensors, velocity)
+        if isinstance(engine, ScratchEngine):
+            # Before the loop, so that nothing in it has to be allocated, and all addresses stay what they are.
+            engine.reserve({name: tensor.shape for name, tensor in tensors.items()})
         return EngineCall(
             model=run.model,
             engine=engine,

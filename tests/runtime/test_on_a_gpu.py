@@ -26,6 +26,7 @@ from flowblending import FramesEvent, LatentsEvent, OutOfMemoryError, StepEvent
 from flowblending.contracts.program import Mix, Program, Rescale, Run
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.cli import main
+from flowblending.runtime.devices.arena import Arena
 from flowblending.runtime.devices.cuda import CudaDevice
 from flowblending.runtime.devices.cuda_kernels import MAX_TERMS
 from flowblending.runtime.devices.open import open_device
@@ -154,6 +155,36 @@ def test_the_loop_enqueues_what_the_program_says_and_nothing_else(
     assert [each for each in after if "copy" in each] == ["copy DtoH"]
 
 
+def test_engines_share_one_scratch_memory_from_before_the_loop_on(pipeline: Pipeline, driver: Driver) -> None:
+    job = replace(JOB, steps=8, batched_guidance=True, cache="guidance:2")
+    program = compile_job(job, pipeline.bundle.manifest)
+    assert {len(each.branches) for each in program.instructions() if isinstance(each, Run)} == {1, 2}
+    driver.journal()
+    trajectory = pipeline.prepare(program, pipeline.encode(job, program, print))
+    sizes = [each.bytes for each in driver.journal() if each.what == "alloc" and each.bytes >= SCRATCH]
+    weights = [
+        pipeline.bundle.manifest.components[name].weights_bytes or 0 for name in ("text_encoder", "large", "small")
+    ]
+    assert Counter(sizes) - Counter(weights) == Counter([SCRATCH])
+    latents = np.ones((1, *program.latent_shape), np.float32)
+    trajectory.run(latents)
+    trajectory.run(latents)
+    allocated = [each.bytes for each in driver.journal() if each.what == "alloc"]
+    assert allocated == [latents.nbytes] * 2  # each run's own copy of what it starts from
+
+
+@pytest.mark.usefixtures("driver")
+def test_an_arena_too_small_is_found_before_the_loop(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted fault: scratch memory of less than an engine takes is never given to it."""
+    program = compile_job(JOB, pipeline.bundle.manifest)
+    conditions = pipeline.encode(JOB, program, print)
+    pipeline.device.close()
+    given = Arena.at_least
+    monkeypatch.setattr(Arena, "at_least", lambda arena, size: given(Arena(arena._device), size - 256))
+    with pytest.raises(flowblending.FlowBlendingError, match=r"was given .* bytes of scratch memory, but it takes"):
+        pipeline.prepare(program, conditions)
+
+
 def _around_the_loop(journal: Sequence[Entry]) -> tuple[list[str], list[Entry], list[str]]:
     """Entries before the run's first mark, up to the first wait, and from there on."""
     first = next(index for index, each in enumerate(journal) if each.what == "record")
@@ -214,13 +245,15 @@ def test_memory_goes_when_its_phase_does(plans: Callable[[str], Bundle], driver:
                 latents = event.latents.tensor.nbytes
                 # Conditions and the other slots are gone, and the pool keeps nothing for them.
                 rows = -(-latents // 512) * 512
-                engines = 3 * SCRATCH
+                opened = ("text_encoder", *{step.model for step in program.steps})
+                # One scratch memory, however many engines are open.
+                engines = SCRATCH + sum(sampler.manifest.components[name].weights_bytes or 0 for name in opened)
                 assert driver.used() - nothing[0] <= engines + 2 * rows + 4096
                 assert driver.reserved() - nothing[1] == driver.used() - nothing[0]
                 assert while_sampling > driver.used() - nothing[0]
         assert program is not None
         del event, generation
-    # Closing waits and gives back the contexts' scratch.
+    # Closing waits and gives back the weights and the scratch memory.
     assert driver.used() - nothing[0] <= 16 * 1024
 
 
@@ -301,7 +334,7 @@ def test_memory_that_runs_out_is_said_to_and_other_failures_are_not(
         flowblending.open(plans("wan").folder, device="cuda") as sampler,
         driver.limited(SCRATCH // 2),
         pytest.raises(
-            flowblending.DeviceError, match=r"cannot prepare .* for running \(.*stop other programs on the GPU"
+            flowblending.DeviceError, match=r"cannot load .*text_encoder.plan \(.*stop other programs on the GPU"
         ),
     ):
         sampler.encode("a")

@@ -17,6 +17,7 @@ from flowblending.contracts.program import COND, UNCOND
 from flowblending.engine.backends.gpu import free_memory
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.backends.tensorrt.run import TrtEngine
+from flowblending.runtime.devices.arena import Arena
 from flowblending.runtime.devices.cuda import CudaDevice, CudaMark
 from flowblending.runtime.sampler.loop import Sampler
 from tests.runtime.devices.test_cuda import SHAPE, Decay, decay_program, random
@@ -182,7 +183,8 @@ def test_plans_are_as_strict_as_tensorrts(device: CudaDevice, driver: Driver, tm
     trt.write_plan(plan, onnx=graph.onnx, spec=graph.spec, profiles=[shapes], scratch=1000)
     x = np.random.default_rng(0).standard_normal((1, 8, 64), np.float32)
     with device.current():
-        engine = TrtEngine("tensorrt", plan, graph.spec)
+        engine, arena = TrtEngine("tensorrt", plan, graph.spec), Arena(device)
+        engine.use_scratch(arena)
         tensors = {"x": device.upload(x), "y": device.empty(x.shape, FLOAT32)}
         engine.run(tensors, device.stream)
         np.testing.assert_allclose(
@@ -190,18 +192,21 @@ def test_plans_are_as_strict_as_tensorrts(device: CudaDevice, driver: Driver, tm
         )
         with pytest.raises(FlowBlendingError, match="multiples of 256"):
             engine.run({**tensors, "y": replace(tensors["y"], address=tensors["y"].address + 4)}, device.stream)
-        context = engine._context
+        assert engine._context is not None
+        context = engine._context.context
         assert context.set_optimization_profile_async(0, device.stream)
         assert not context.execute_async_v3(device.stream)  # nothing has been told to this profile
         assert not context.set_input_shape("x", (1, 17, 64))
         assert not context.set_tensor_address("x", 0x1004)
         context._arena = replace(context._arena, shape=(4096,))  # an arena too small for what the engine does in it
         context._calls.clear()
-        engine._described.clear()
-        engine._addresses.clear()
-        engine.run(tensors, device.stream)
+        assert context.set_input_shape("x", x.shape)
+        assert all(context.set_tensor_address(name, each.address) for name, each in tensors.items())
+        assert context.execute_async_v3(device.stream)
         device.close()
-        assert re.search("scratch of the engine large: .* goes beyond its block of 1000 bytes", driver.revive()[0])
+        assert re.search("scratch of the engine large: .* goes beyond its block of ", driver.revive()[0])
+        context.set_device_memory(arena.at_least(1000).address, 999)
+        assert not context.execute_async_v3(device.stream)
         plan.write_bytes(b"a plan of another library")
         with pytest.raises(FlowBlendingError, match=r"cannot load .*magicTag"):
             TrtEngine("tensorrt", plan, graph.spec)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".plan"
 
-REVISION = 1
+REVISION = 2
 """Raised when this package asks the compiler for another plan of the same graph and sizes."""
 
 

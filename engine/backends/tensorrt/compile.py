@@ -61,6 +61,7 @@ def compile_plan(request: PlanRequest, progress: Callable[[str], None]) -> PlanI
     for profile in request.profiles:
         _add_profile(library, request, profile, builder, config)
     _set_targets(library, request, config)
+    _require_given_memory(library, config)
     timings = None if _ahead_of_time(library) else _use_timings(library, request, config)
     config.progress_monitor = _monitor(trt, progress)
     progress("compiling")
@@ -75,10 +76,13 @@ def compile_plan(request: PlanRequest, progress: Callable[[str], None]) -> PlanI
     del kept
     if timings is not None:
         timings.write(bytes(config.get_timing_cache().serialize()))
+    weights, scratch = (_logged_bytes(library, f"{title} Memory") for title in ("Total Weights", "Max Scratch"))
     return PlanInfo(
         bytes=request.out.stat().st_size,
-        weights_bytes=_logged_bytes(library, "Total Weights Memory"),
-        scratch_bytes=_logged_bytes(library, "Max Scratch Memory"),
+        weights_bytes=max(weights, default=None),
+        scratch_bytes=max(scratch, default=None),
+        # One for each profile, in their order; where they are not, which is whose is unknown.
+        profile_scratch=scratch if len(scratch) == max(1, config.num_optimization_profiles) else (),
         layers=network.num_layers,
         seconds=time.monotonic() - start,
         version=library.version,
@@ -220,6 +224,16 @@ def _use_timings(library: Library, request: PlanRequest, config: Any) -> Kept:
     return timings
 
 
+def _require_given_memory(library: Library, config: Any) -> None:
+    """Have TensorRT-RTX allocate nothing in a call, whatever the sizes: what it needs is in the scratch memory.
+
+    Calls that allocate would run out of memory in the middle of a video, and cannot be captured as a CUDA graph.
+    """
+    flag = getattr(library.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+    if flag is not None:
+        config.set_flag(flag)
+
+
 def _set_targets(library: Library, request: PlanRequest, config: Any) -> None:
     """Name the GPUs to compile for, where that is not always the one present."""
     if not hasattr(config, "num_compute_capabilities"):
@@ -267,10 +281,10 @@ def _writer(trt: Any, file: BinaryIO) -> Any:
     return Writer()
 
 
-def _logged_bytes(library: Library, title: str) -> int | None:
-    """The largest number that the compiler told under a title: of scratch memory it tells one for each profile."""
+def _logged_bytes(library: Library, title: str) -> tuple[int, ...]:
+    """The numbers that the compiler told under a title: of scratch memory it tells one for each profile."""
     found = (re.search(rf"{title}: (\d+) bytes", line) for line in library.messages.lines())
-    return max((int(match[1]) for match in found if match), default=None)
+    return tuple(int(match[1]) for match in found if match)
 
 
 def _made(library: Library, request: PlanRequest, thing: Any) -> Any:

@@ -16,8 +16,9 @@ from flowblending import DeviceError, FlowBlendingError, OutOfMemoryError
 from flowblending.contracts.graph import GraphSpec
 from flowblending.engine.backends.checks import check_tensors
 from flowblending.engine.backends.gpu import gpu_architecture
+from flowblending.engine.backends.protocol import Scratch
 from flowblending.engine.backends.tensor import ALIGNMENT, CUDA, Tensor
-from flowblending.engine.backends.tensorrt.contexts import ContextMaker
+from flowblending.engine.backends.tensorrt.contexts import ContextMaker, ProfileContext
 from flowblending.engine.backends.tensorrt.library import load
 
 _MEMORY = re.compile(r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|insufficient memory", re.I)
@@ -63,7 +64,9 @@ def _holds(sizes: ShapeRange, shape: tuple[int, ...]) -> bool:
 
 
 class TrtEngine:
-    """A plan on the current CUDA device, with one execution context.
+    """A plan on the current CUDA device, with an execution context for each optimization profile that is used.
+
+    Its scratch memory is the caller's (`ScratchEngine`): `use_scratch` comes before the first call.
 
     Args:
         backend: the library that compiled it.
@@ -89,11 +92,11 @@ class TrtEngine:
         self._engine: Any = self._load(path)
         self._check_plan(path)
         self._contexts = ContextMaker(self._library, path, architecture)
-        self._context: Any = self._contexts.make(self._engine)
-        if self._context is None:
-            raise self._failure(f"cannot prepare {path} for running", "build the bundle again")
+        self._scratch: Scratch | None = None
+        # One is made now: what keeps a plan from being run is to be known before the work.
+        self._prepared: dict[int, ProfileContext] = {}
+        self._context: ProfileContext | None = self._prepare(0, 0)
         self._described: dict[str, tuple[tuple[int, ...], np.dtype[Any], str]] = {}
-        self._addresses: dict[str, int] = {}
         self._profiles = [
             {each.name: self._shape_range(each.name, index) for each in spec.inputs}
             for index in range(self._engine.num_optimization_profiles)
@@ -107,19 +110,34 @@ class TrtEngine:
     def run(self, tensors: Mapping[str, Tensor], stream: int) -> None:
         """Enqueue the plan; see `Engine.run`. Only what has changed since the last call is told to TensorRT.
 
-        The context has one scratch memory: calls on different streams must wait for one another.
+        Contexts take turns with one scratch memory: calls on different streams must wait for one another.
         """
         self._library.messages.clear()
         described = {name: (tensor.shape, tensor.dtype, tensor.device) for name, tensor in tensors.items()}
         if described != self._described:
             self._set_shapes(tensors, stream)
             self._described = described
+        context = self._context
+        assert context is not None, "shapes have been told"
         for each in (*self._spec.inputs, *self._spec.outputs):
             address = tensors[each.name].address
-            if self._addresses.get(each.name) != address:
-                self._set_address(each.name, address)
-        if not self._context.execute_async_v3(stream):
+            if context.addresses.get(each.name) != address:
+                self._set_address(context, each.name, address)
+        if context.scratch_bytes:
+            context.take(self._memory(context.scratch_bytes))
+        if not context.context.execute_async_v3(stream):
             raise self._failure(f"failed to run {self._spec.name}", "check the GPU and its driver")
+
+    def use_scratch(self, scratch: Scratch) -> None:
+        """See `ScratchEngine`."""
+        self._scratch = scratch
+
+    def reserve(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """See `ScratchEngine`."""
+        self._check_open()
+        inputs = {each.name: shapes[each.name] for each in self._spec.inputs}
+        index = choose_profile(self._profiles, inputs, self._spec.name)
+        self._memory(self._contexts.scratch_bytes(self._engine, index))
 
     def device_bytes(self) -> int:
         """The scratch memory of one context on the GPU, as the engine states it."""
@@ -138,9 +156,10 @@ class TrtEngine:
 
     def close(self) -> None:
         """Free the context, then the weights. The caller has waited for the stream."""
-        if self._context is not None:
+        if self._prepared:
             self._contexts.keep()
         self._described = {}
+        self._prepared = {}
         self._context = None
         self._engine = None
         self._runtime = None
@@ -173,37 +192,55 @@ class TrtEngine:
             )
 
     def _set_shapes(self, tensors: Mapping[str, Tensor], stream: int) -> None:
-        if self._context is None:
-            raise FlowBlendingError(f"Engine {self._spec.name} has been closed; open it again.")
+        self._check_open()
         self._described = {}  # what the context has been told is in doubt until all of it has been told
         check_tensors(self._spec, tensors, CUDA)
         shapes = {each.name: tensors[each.name].shape for each in self._spec.inputs}
-        self._set_profile(choose_profile(self._profiles, shapes, self._spec.name), stream)
+        index = choose_profile(self._profiles, shapes, self._spec.name)
+        self._context = self._prepared.get(index) or self._prepare(index, stream)
         for name, shape in shapes.items():
-            if not self._context.set_input_shape(name, shape):
+            if self._context.shapes.get(name) == shape:
+                continue
+            if not self._context.context.set_input_shape(name, shape):
                 raise self._failure(f"refused the shape {list(shape)} of {name}", "build the bundle again")
+            self._context.shapes[name] = shape
 
-    def _set_profile(self, index: int, stream: int) -> None:
-        if index == self._context.active_optimization_profile:
-            return
-        # What the context was told belongs to the profile that it was told for.
-        self._addresses.clear()
-        if not self._context.set_optimization_profile_async(index, stream):
-            raise self._failure(f"cannot prepare {self._spec.name} for another size", "check the GPU and its driver")
+    def _check_open(self) -> None:
+        if self._engine is None:
+            raise FlowBlendingError(f"Engine {self._spec.name} has been closed; open it again.")
+
+    def _prepare(self, index: int, stream: int) -> ProfileContext:
+        made = self._contexts.for_profile(self._engine, index, stream)
+        if made is None:
+            raise self._failure(f"cannot prepare {self._spec.name} for running", "build the bundle again")
+        self._prepared[index] = made
+        return made
+
+    def _memory(self, size: int) -> Tensor:
+        """The scratch memory, at least so large."""
+        if self._scratch is None:
+            raise FlowBlendingError(f"Engine {self._spec.name} was given no scratch memory; call use_scratch first.")
+        memory = self._scratch.at_least(size)
+        if memory.nbytes < size:
+            raise FlowBlendingError(
+                f"Engine {self._spec.name} was given {memory.nbytes} bytes of scratch memory, but it takes {size}; "
+                "give as much."
+            )
+        return memory
 
     def _shape_range(self, name: str, profile: int) -> ShapeRange:
         smallest, _, largest = self._engine.get_tensor_profile_shape(name, profile)
         return tuple(smallest), tuple(largest)
 
-    def _set_address(self, name: str, address: int) -> None:
+    def _set_address(self, context: ProfileContext, name: str, address: int) -> None:
         if address % ALIGNMENT:
             raise FlowBlendingError(
                 f"Tensor {name} of engine {self._spec.name} lies at address {address:#x}, but {self._library.title} "
                 f"needs multiples of {ALIGNMENT} bytes; copy it to memory of its own."
             )
-        if not self._context.set_tensor_address(name, address):
+        if not context.context.set_tensor_address(name, address):
             raise self._failure(f"refused the memory of {name}", "give memory on the current CUDA device")
-        self._addresses[name] = address
+        context.addresses[name] = address
 
     def _failure(self, what: str, remedy: str) -> FlowBlendingError:
         """The sentence for a call that failed, with the library's own words and what to do."""

@@ -24,7 +24,7 @@ from flowblending.engine.build.proof.claims import FAILED, OPEN, Claim, allowed_
 from flowblending.engine.build.proof.pair import PairFacts, pair_claims
 from flowblending.engine.build.proof.short_run import RunFacts, run_claim
 from flowblending.engine.bundle.bundle import REPORT, Bundle
-from flowblending.engine.bundle.geometry import shape_profiles
+from flowblending.engine.bundle.plan_profiles import component_profiles
 from flowblending.system.whole_file import replace_file
 
 FORMAT = upgrade.REPORT.number
@@ -149,7 +149,7 @@ def make_report(
 
 def sizes_of(manifest: Manifest, name: str) -> tuple[Sizes, ...]:
     """The smallest and the largest sizes of every profile of a component of this bundle."""
-    return ends(shape_profiles(name, manifest.pipeline, manifest.profiles), manifest.components[name].spec)
+    return ends(component_profiles(manifest, name), manifest.components[name].spec)
 
 
 def _claims(

@@ -19,7 +19,7 @@ from flowblending.contracts.graph import EXTERNAL_DATA
 from flowblending.contracts.manifest import MANIFEST
 from flowblending.engine.backends.registry import BACKENDS
 from flowblending.engine.bundle.bundle import Bundle, check_outside
-from flowblending.engine.bundle.geometry import shape_profiles
+from flowblending.engine.bundle.plan_profiles import component_profiles
 from flowblending.runtime.serve.triton.config import MARK, Placement, QueuePolicy, plan_config, video_config
 from flowblending.runtime.serve.triton.signature import BUNDLE_FOLDER, MODEL_VERSION
 from flowblending.system.output import check_folder
@@ -74,7 +74,7 @@ def plan_models(name: str, bundle: Bundle, place: Placement) -> list[Model]:
     models = []
     for part in bundle.manifest.transformers:
         component = bundle.manifest.components[part]
-        profiles = len(shape_profiles(part, bundle.manifest.pipeline, bundle.manifest.profiles))
+        profiles = len(component_profiles(bundle.manifest, part))
         backend = BACKENDS.get(component.backend).triton
         if backend is None:
             raise UsageError(

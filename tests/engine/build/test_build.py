@@ -17,6 +17,7 @@ import pytest
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import AuthorsSampling
 from flowblending.contracts.model_sampling import ModelSampling
+from flowblending.contracts.proof import read_proof
 from flowblending.engine.backends.gpu import gpu_architecture
 from flowblending.engine.build.build import BuildRequest, build_bundle, rebuild_command
 from flowblending.engine.build.plan import Plan, make_plan
@@ -24,6 +25,7 @@ from flowblending.engine.build.proof.report import read_report
 from flowblending.engine.build.request import named_models
 from flowblending.engine.build.sources import Folders
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
+from flowblending.engine.bundle.plan_profiles import most_latents
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
 from tests.conftest import IN_PLANS, Build
@@ -236,6 +238,7 @@ def test_real_plans_are_built_without_a_gpu(kind: str, small: str, build: Build)
         assert component.targets == ("sm89", "sm120")
         assert bundle.path(name).suffix == ".plan"
         assert bundle.path(name).stat().st_size > 50_000
+        check_memory(bundle, name)
     precisions = {name: str(component.spec.precision) for name, component in bundle.manifest.components.items()}
     assert (precisions["large"], precisions["small"], precisions["text_encoder"]) == ("fp16-mixed", small, "bf16")
     # The name of the fused kernel, whose source lies in the plan.
@@ -243,6 +246,20 @@ def test_real_plans_are_built_without_a_gpu(kind: str, small: str, build: Build)
     assert {path.suffix for path in bundle.folder.iterdir()} == {".plan", ".json", ".npz"}
     check_proof(bundle, {"large": (8, "fp16"), "small": (4, small)})
     check_sizes(bundle)
+
+
+def check_memory(bundle: Bundle, name: str) -> None:
+    """The manifest has what the compiler states, for each profile; a transformer takes the latents that runs have."""
+    manifest = bundle.manifest
+    component = manifest.components[name]
+    plan = read_proof(bundle.folder, name).plan
+    assert plan is not None
+    assert component.weights_bytes == plan.weights_bytes
+    assert max(each.scratch_bytes or 0 for each in component.profiles) == plan.scratch_bytes
+    if name in manifest.transformers:
+        batches = [each.sizes["batch"] for each in component.profiles]
+        assert set(batches) == ({(1, 1, 1), (2, 2, 2)} if manifest.pipeline.batched_guidance else {(1, 1, 1)})
+        assert most_latents(manifest, name) == len(set(batches))
 
 
 def check_proof(bundle: Bundle, expected: Mapping[str, tuple[int, str]]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
 
@@ -91,16 +92,28 @@ def test_components_are_compiled_for_what_they_depend_on() -> None:
     profiles = plan_profiles(PIPELINE, "64x64,64x128", "9,17")
     counts = {name: len(shape_profiles(name, PIPELINE, profiles)) for name in COMPONENTS}
     assert counts == {"large": 4, "small": 4, "text_encoder": 1, "vae": 4, "vae_first": 2, "vae_next": 2}
-    large, *_ = shape_profiles("large", PIPELINE, profiles)
-    assert large.symbols["batch"] == Range(min=1, opt=1, max=2)
-    spec = manifests.spec("large")
-    assert ends(shape_profiles("large", PIPELINE, profiles[:1]), spec) == (
-        {"batch": 1, "frames": 3, "height": 8, "width": 8},
-        {"batch": 2, "frames": 3, "height": 8, "width": 8},
-    )
     assert shape_profiles("large", PIPELINE, profiles[::-1]) == shape_profiles("large", PIPELINE, profiles)
-    assert largest(shape_profiles("large", PIPELINE, profiles), spec) == {
-        "batch": 2,
+
+
+@pytest.mark.parametrize("any_size", [True, False])
+@pytest.mark.parametrize("batched", [True, False])
+def test_the_number_of_latents_is_fixed_in_each_profile_of_a_plan(any_size: bool, batched: bool) -> None:
+    pipeline = replace(PIPELINE, batched_guidance=batched)
+    profiles = plan_profiles(pipeline, "64x64,64x128", "9,17")
+    found = shape_profiles("large", pipeline, profiles, any_size=any_size)
+    batches = {each.symbols["batch"] for each in found}
+    if any_size:
+        assert batches == {Range(min=1, opt=1 + batched, max=2)}
+    else:
+        assert batches == {Range.fixed(size) for size in (1, 2)[: 1 + batched]}
+    both = any_size or batched
+    assert len(found) == 4 * len(batches)
+    spec = manifests.spec("large")
+    small = shape_profiles("large", pipeline, profiles[:1], any_size=any_size)
+    assert ends(small, spec) == tuple(
+        {"batch": size, "frames": 3, "height": 8, "width": 8} for size in (1, 2)[: 1 + both]
+    )
+    assert largest(found, spec) == {"batch": 1 + both} | {
         "frames": 5,
         "height": 16,
         "width": 8,

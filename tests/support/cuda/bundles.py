@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from flowblending.contracts.manifest import MANIFEST, Component
+from flowblending.engine.backends.backend import PlanInfo
 from flowblending.engine.bundle.bundle import Bundle, describe_file, open_bundle
 from flowblending.engine.bundle.geometry import shape_profiles
+from flowblending.engine.bundle.plan_profiles import compiled_profiles
 from tests.support.cuda import tensorrt_stand_in
 
 SCRATCH = 1 << 20
@@ -29,9 +32,35 @@ def plans_of(bundle: Bundle, folder: Path, *, targets: tuple[str, ...] = ("sm89"
 def _plan(bundle: Bundle, name: str, folder: Path, targets: tuple[str, ...]) -> Component:
     manifest, path = bundle.manifest, folder / f"{name}.plan"
     component = manifest.components[name]
+    pipeline = replace(manifest.pipeline, batched_guidance=True)  # both guidance branches, in one call or in two
+    shapes = shape_profiles(name, pipeline, manifest.profiles)
     profiles = []
-    for each in shape_profiles(name, manifest.pipeline, manifest.profiles):
+    for each in shapes:
         profiles.append({spec.name: [list(shape) for shape in each.shapes(spec)] for spec in component.spec.inputs})
-    tensorrt_stand_in.write_plan(path, onnx=bundle.path(name), spec=component.spec, profiles=profiles, scratch=SCRATCH)
-    update = {"backend": "tensorrt", "backend_version": "11.4.0", "targets": targets}
-    return component.model_copy(update={**update, "files": (describe_file(folder, path),)})
+    tensorrt_stand_in.write_plan(
+        path,
+        onnx=bundle.path(name),
+        spec=component.spec,
+        profiles=profiles,
+        scratch=SCRATCH,
+        weights=component.engine_bytes,
+    )
+    info = PlanInfo(
+        bytes=path.stat().st_size,
+        weights_bytes=component.engine_bytes,
+        scratch_bytes=SCRATCH,
+        layers=1,
+        seconds=0.0,
+        version="11.4.0",
+        profile_scratch=(SCRATCH,) * len(shapes),
+    )
+    return component.model_copy(
+        update={
+            "backend": "tensorrt",
+            "backend_version": info.version,
+            "targets": targets,
+            "files": (describe_file(folder, path),),
+            "profiles": compiled_profiles(shapes, info),
+            "weights_bytes": info.weights_bytes,
+        }
+    )

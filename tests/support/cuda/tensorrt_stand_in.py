@@ -2,14 +2,17 @@
 
 As strict as the real one: it refuses a plan of another library, a call before every shape and address has been told,
 a shape outside of the profile, and addresses that are not aligned; it takes scratch memory of the device for every
-context, and reads and writes memory in the stream's order, when nobody keeps it alive but its owner.
+context where none is given to it, refuses too little, and reads and writes memory in the stream's order, when nobody
+keeps it alive but its owner. Two calls that use one scratch memory at once are a fault.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -24,7 +27,7 @@ from flowblending.engine.backends.onnxruntime.run import OrtEngine
 from flowblending.engine.backends.tensor import CPU, Tensor
 from tests.support.cuda.driver import HOST_FUNCTION, Driver
 
-__all__ = ["DataType", "ILogger", "LayerInformationFormat", "Runtime", "nptype"]
+__all__ = ["DataType", "ExecutionContextAllocationStrategy", "ILogger", "LayerInformationFormat", "Runtime", "nptype"]
 __version__ = "11.4.0"
 
 MAGIC = "stand-in plan of TensorRT"
@@ -48,6 +51,13 @@ class DataType(Enum):
     BOOL = "bool"
 
 
+class ExecutionContextAllocationStrategy(Enum):
+    """Whose scratch memory is."""
+
+    STATIC = 0
+    USER_MANAGED = 2
+
+
 class LayerInformationFormat(Enum):
     JSON = 1
 
@@ -58,7 +68,13 @@ def nptype(dtype: DataType) -> type[np.generic]:
 
 
 def write_plan(
-    path: Path, *, onnx: Path, spec: GraphSpec, profiles: Sequence[Mapping[str, Sequence[Sequence[int]]]], scratch: int
+    path: Path,
+    *,
+    onnx: Path,
+    spec: GraphSpec,
+    profiles: Sequence[Mapping[str, Sequence[Sequence[int]]]],
+    scratch: int,
+    weights: int = 1,
 ) -> None:
     """Write a plan.
 
@@ -66,6 +82,7 @@ def write_plan(
         onnx: the file that it runs.
         profiles: by input, the smallest, most usual and largest shape.
         scratch: bytes that a context takes.
+        weights: bytes that the engine takes of the device.
     """
     plan = {
         "magic": MAGIC,
@@ -75,6 +92,7 @@ def write_plan(
         "spec": TypeAdapter(GraphSpec).dump_python(spec, mode="json"),
         "profiles": profiles,
         "scratch": scratch,
+        "weights": weights,
     }
     path.write_text(json.dumps(plan))
 
@@ -94,14 +112,21 @@ class Runtime:
         if read.get("magic") != MAGIC:
             self._logger.log(1, "Serialization assertion header.magicTag == kEXPECTED_MAGIC_TAG failed")
             return None
-        return CudaEngine(read, self._logger)
+        driver = Driver()
+        weights = driver.allocate(read["weights"])
+        if not weights:
+            self._logger.log(1, "Error Code 2: OutOfMemory (Requested size was refused)")
+            return None
+        return CudaEngine(read, self._logger, driver, weights)
 
 
 class CudaEngine:
     """A plan."""
 
-    def __init__(self, plan: dict[str, Any], logger: ILogger) -> None:
+    def __init__(self, plan: dict[str, Any], logger: ILogger, driver: Driver, weights: int) -> None:
         self.logger = logger
+        self._driver = driver
+        self._weights = weights
         self.device = _current_device()
         self.spec = TypeAdapter(GraphSpec).validate_python(plan["spec"])
         self.kernels = OrtEngine(Path(plan["onnx"]), self.spec, device=CPU, threads=1)
@@ -112,6 +137,9 @@ class CudaEngine:
         self.num_optimization_profiles = len(self.profiles)
         self.num_io_tensors = len(self.dtypes)
 
+    def __del__(self) -> None:
+        self._driver.free(self._weights)  # waits for the calls
+
     def get_tensor_name(self, index: int) -> str:
         return list(self.dtypes)[index]
 
@@ -121,8 +149,16 @@ class CudaEngine:
     def get_tensor_profile_shape(self, name: str, profile: int) -> list[list[int]]:
         return self.profiles[profile][name]
 
-    def create_execution_context(self) -> Context | None:
+    def get_device_memory_size_for_profile_v2(self, index: int) -> int:
+        assert 0 <= index < self.num_optimization_profiles
+        return self.device_memory_size_v2
+
+    def create_execution_context(
+        self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
+    ) -> Context | None:
         driver = Driver()
+        if strategy is ExecutionContextAllocationStrategy.USER_MANAGED:
+            return Context(self, driver, None)
         scratch = driver.allocate(max(self.device_memory_size_v2, 1))
         if not scratch:
             self.logger.log(1, "Error Code 2: OutOfMemory (Requested size was refused)")
@@ -167,27 +203,59 @@ class _Call:
                 if address is None:
                     return
                 tensors[name] = Tensor(address=address, shape=each.shape, dtype=each.dtype, device=CPU, owner=None)
-            del tensors["scratch"]
-            self.engine.kernels.run(tensors, 0)
+            with _alone(tensors.pop("scratch").address):
+                self.engine.kernels.run(tensors, 0)
         except Exception as error:  # there is nobody that it could be raised to
             self.driver.say_fault(f"engine {self.engine.spec.name}: {error!r}")
 
 
-class Context:
-    """An execution context with scratch memory of its own."""
+_in_use: set[int] = set()
+_lock = threading.Lock()
 
-    def __init__(self, engine: CudaEngine, driver: Driver, scratch: int) -> None:
+
+@contextlib.contextmanager
+def _alone(scratch: int) -> Iterator[None]:
+    """While a call uses its scratch memory, no other does."""
+    with _lock:
+        assert scratch not in _in_use, "its scratch memory is used by another call at the same time"
+        _in_use.add(scratch)
+    try:
+        yield
+    finally:
+        with _lock:
+            _in_use.remove(scratch)
+
+
+class Context:
+    """An execution context.
+
+    Args:
+        scratch: the memory of its own that it has; None waits for `set_device_memory`.
+    """
+
+    def __init__(self, engine: CudaEngine, driver: Driver, scratch: int | None) -> None:
         self._engine = engine
         self._driver = driver
         self._scratch = scratch
-        self._arena = _Told(scratch, (engine.device_memory_size_v2,), np.dtype(np.uint8))
+        self._arena: _Told | None = None
+        if scratch is not None:
+            self._arena = _Told(scratch, (engine.device_memory_size_v2,), np.dtype(np.uint8))
         self.active_optimization_profile = 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._calls: dict[tuple[_Told, ...], Any] = {}
 
     def __del__(self) -> None:
-        self._driver.free(self._scratch)  # waits for the calls
+        if self._scratch is not None:
+            self._driver.free(self._scratch)  # waits for the calls
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        need = self._engine.get_device_memory_size_for_profile_v2(self.active_optimization_profile)
+        self._arena = None
+        if memory % ALIGNMENT or size < need or self._scratch is not None:
+            self._refuse(f"{size} bytes at {memory:#x} are no scratch memory, of which {need} are needed")
+        else:
+            self._arena = _Told(memory, (need,), np.dtype(np.uint8))
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:  # noqa: ARG002
         self.active_optimization_profile = index
@@ -213,14 +281,17 @@ class Context:
             return self._refuse("Cuda Runtime (cudaError 201: invalid device context)")
         if set(self._shapes) != set(engine.inputs) or set(self._addresses) != set(engine.dtypes):
             return self._refuse("not every shape and address has been told")
+        arena = self._arena
+        if arena is None:
+            return self._refuse("no scratch memory has been given")
         sizes = engine.spec.sizes(self._shapes)
         specs = (*engine.spec.inputs, *engine.spec.outputs)
         told = tuple(_Told(self._addresses[each.name], each.resolve(sizes), np.dtype(each.dtype)) for each in specs)
-        if told not in self._calls:
+        if (*told, arena) not in self._calls:
             # It knows nothing of this object, which has to go with its last user.
-            call = _Call(engine, self._driver, {**dict(zip(engine.dtypes, told, strict=True)), "scratch": self._arena})
-            self._calls[told] = HOST_FUNCTION(call)
-        self._driver.call(self._calls[told], stream)
+            call = _Call(engine, self._driver, {**dict(zip(engine.dtypes, told, strict=True)), "scratch": arena})
+            self._calls[*told, arena] = HOST_FUNCTION(call)
+        self._driver.call(self._calls[*told, arena], stream)
         return True
 
     def _refuse(self, why: str) -> bool:

@@ -46,6 +46,10 @@ class Config:
     def __init__(self) -> None:
         self.dynamic_shapes_kernel_specialization_strategy = "lazy"
         self.cache: Cache | None = None
+        self.strategy = "static"
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
 
     def create_runtime_cache(self) -> Cache:
         return Cache()
@@ -59,15 +63,15 @@ class Rtx(Recorder):
     """An engine whose contexts are told how to compile."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__([])
         self.configs: list[Config] = []
 
     def create_runtime_config(self) -> Config:
         return Config()
 
-    def create_execution_context(self, config: Config | None = None) -> Recorder:
-        assert config is not None
-        self.configs.append(config)
+    def create_execution_context(self, how: object) -> Recorder:
+        assert isinstance(how, Config)
+        self.configs.append(how)
         return self
 
 
@@ -78,6 +82,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, plan: Path, *, version: str = "1.7")
         nptype=lambda name: np.dtype(name).type,
         IRuntimeCache=Cache,
         DynamicShapesKernelSpecializationStrategy=SimpleNamespace(LAZY="lazy", EAGER="eager"),
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
     )
     monkeypatch.setattr(trt_run, "load", lambda _: replace(stub(module, RTX), version=version))
     monkeypatch.setattr(trt_run, "gpu_architecture", lambda: "sm89")
@@ -87,6 +92,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, plan: Path, *, version: str = "1.7")
 def cache_of(engine: Rtx) -> Cache:
     (config,) = engine.configs
     assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
+    assert config.strategy == "user"
     assert config.cache is not None
     return config.cache
 
@@ -142,7 +148,12 @@ def test_the_names_that_are_used_are_the_librarys() -> None:
     assert trt.IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy
     for owner, names in (
         (trt.ICudaEngine, ("create_runtime_config", "create_execution_context")),
+        (trt.ICudaEngine, ("device_memory_size_v2", "get_device_memory_size_for_profile_v2")),
+        (trt.IExecutionContext, ("set_device_memory", "set_optimization_profile_async")),
+        (trt.ExecutionContextAllocationStrategy, ("USER_MANAGED",)),
+        (trt.BuilderFlag, ("REQUIRE_USER_ALLOCATION",)),
         (trt.IRuntimeConfig, ("create_runtime_cache", "set_runtime_cache")),
+        (trt.IRuntimeConfig, ("set_execution_context_allocation_strategy",)),
         (trt.IRuntimeCache, ("serialize", "deserialize")),
     ):
         assert all(hasattr(owner, name) for name in names)

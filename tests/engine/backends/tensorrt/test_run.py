@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from flowblending import FlowBlendingError
@@ -53,14 +56,18 @@ class Recorder:
     """Stands for an execution context and an engine: remembers what it was told.
 
     It knows the sizes of `PROFILE` and, in a second optimization profile, of 32 to 64 tokens.
+
+    Args:
+        calls: that it adds to.
     """
 
     num_optimization_profiles = 2
 
-    def __init__(self) -> None:
-        self.calls: list[tuple[object, ...]] = []
+    def __init__(self, calls: list[tuple[object, ...]]) -> None:
+        self.calls = calls
         self.num_io_tensors = 2
         self.works = True
+        self.made: list[Recorder] = []
         self.active_optimization_profile = 0
 
     def get_tensor_name(self, index: int) -> str:
@@ -77,8 +84,16 @@ class Recorder:
         self.active_optimization_profile = index
         return True
 
-    def create_execution_context(self) -> Recorder:
-        return self
+    def create_execution_context(self, how: object) -> Recorder:
+        assert how == "user"
+        self.made.append(Recorder(self.calls))
+        return self.made[-1]
+
+    def get_device_memory_size_for_profile_v2(self, index: int) -> int:
+        return (512, 1024)[index]
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self.calls.append(("scratch", memory, size))
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.calls.append(("shape", name, shape))
@@ -93,8 +108,22 @@ class Recorder:
         return self.works
 
     def taken(self) -> list[tuple[object, ...]]:
-        calls, self.calls = self.calls, []
+        calls = [*self.calls]
+        self.calls.clear()
         return calls
+
+
+class Arena:
+    """Scratch memory at addresses that say how often it was replaced."""
+
+    def __init__(self) -> None:
+        self.tensor = Tensor(address=0x100, shape=(0,), dtype=np.dtype(np.uint8), device=CUDA, owner=None)
+        self.short = 0
+
+    def at_least(self, size: int) -> Tensor:
+        if self.tensor.nbytes < size - self.short:
+            self.tensor = replace(self.tensor, address=self.tensor.address + 0x100, shape=(size - self.short,))
+        return self.tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,24 +132,29 @@ class Recorded:
 
     engine: TrtEngine
     context: Recorder
+    scratch: Arena
     messages: Messages
 
 
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
-    context = Recorder()
+    context = Recorder([])
     runtime = SimpleNamespace(deserialize_cuda_engine=lambda _: context)
     forms = SimpleNamespace(JSON="json")
     module = SimpleNamespace(
-        Runtime=lambda _: runtime, nptype=lambda name: np.dtype(name).type, LayerInformationFormat=forms
+        Runtime=lambda _: runtime,
+        nptype=lambda name: np.dtype(name).type,
+        LayerInformationFormat=forms,
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
     )
     library = stub(module)
     monkeypatch.setattr(trt, "load", lambda _: library)
     monkeypatch.setattr(trt, "gpu_architecture", lambda: "sm89")
     path = tmp_path / "large.plan"
     path.write_bytes(b"plan")
-    engine = TrtEngine("tensorrt", path, linear(tmp_path).spec)
-    return Recorded(engine=engine, context=context, messages=library.messages)
+    engine, scratch = TrtEngine("tensorrt", path, linear(tmp_path).spec), Arena()
+    engine.use_scratch(scratch)
+    return Recorded(engine=engine, context=context, scratch=scratch, messages=library.messages)
 
 
 def at(x: int, y: int, tokens: int = 8) -> dict[str, Tensor]:
@@ -139,6 +173,7 @@ def test_only_changes_are_told_and_nothing_else_is_called(recorded: Recorded) ->
         ("shape", "x", (1, 8, 64)),
         ("address", "x", 0x1000),
         ("address", "y", 0x2000),
+        ("scratch", 0x200, 512),
         ("execute", 7),
     ]
     engine.run(at(0x1000, 0x2000), 7)
@@ -149,21 +184,48 @@ def test_only_changes_are_told_and_nothing_else_is_called(recorded: Recorded) ->
     assert context.taken() == [("shape", "x", (1, 4, 64)), ("execute", 8)]
 
 
-def test_the_profile_is_changed_before_the_shape(recorded: Recorded) -> None:
+def test_every_profile_has_a_context_of_its_own(recorded: Recorded) -> None:
+    """No profile is changed from call to call, and each context is told what changed since its own last call."""
     engine, context = recorded.engine, recorded.context
     engine.run(at(0x1000, 0x2000), 7)
-    context.taken()
-    for tokens, profile in ((40, 1), (16, 0)):
-        engine.run(at(0x1000, 0x2000, tokens=tokens), 7)
-        assert context.taken() == [
-            ("profile", profile, 7),
-            ("shape", "x", (1, tokens, 64)),
-            ("address", "x", 0x1000),
-            ("address", "y", 0x2000),
-            ("execute", 7),
-        ]
+    assert context.taken()[-2:] == [("scratch", 0x200, 512), ("execute", 7)]
+    engine.run(at(0x1000, 0x2000, tokens=40), 7)
+    assert context.taken() == [
+        ("profile", 1, 7),
+        ("shape", "x", (1, 40, 64)),
+        ("address", "x", 0x1000),
+        ("address", "y", 0x2000),
+        ("scratch", 0x300, 1024),
+        ("execute", 7),
+    ]
+    # The memory is another since the other profile took more.
+    engine.run(at(0x1000, 0x2000), 7)
+    assert context.taken() == [("scratch", 0x300, 1024), ("execute", 7)]
+    engine.run(at(0x1000, 0x2000, tokens=40), 7)
+    assert context.taken() == [("execute", 7)]
     engine.run(at(0x1000, 0x2000, tokens=4), 7)
     assert context.taken() == [("shape", "x", (1, 4, 64)), ("execute", 7)]
+    assert len(context.made) == 2
+
+
+def test_scratch_memory_is_there_before_the_first_call(recorded: Recorded) -> None:
+    engine, scratch = recorded.engine, recorded.scratch
+    engine.reserve({"x": (1, 40, 64), "y": (1, 40, 64)})
+    assert scratch.tensor.nbytes == 1024
+    with pytest.raises(FlowBlendingError, match=r"x of engine large has shape \[1, 17, 64\]"):
+        engine.reserve({"x": (1, 17, 64)})
+    scratch.short, scratch.tensor = 1, replace(scratch.tensor, shape=(0,))
+    calls: list[Callable[[], None]] = [
+        lambda: engine.reserve({"x": (1, 8, 64)}),
+        lambda: engine.run(at(0x1000, 0x2000), 0),
+    ]
+    for call in calls:
+        with pytest.raises(FlowBlendingError, match="large was given 511 bytes of scratch memory, but it takes 512"):
+            call()
+    assert not any(call[0] in ("scratch", "execute") for call in recorded.context.taken())
+    engine.close()
+    with pytest.raises(FlowBlendingError, match="large has been closed"):
+        engine.reserve({"x": (1, 8, 64)})
 
 
 def test_the_tightest_profile_serves_a_call() -> None:
@@ -214,7 +276,7 @@ def test_what_an_engine_refuses_while_running(recorded: Recorded) -> None:
         engine.run(at(0x1000, 0x2000) | {"y": Tensor.of(np.zeros((1, 8, 64), np.float32))}, 0)
     with pytest.raises(FlowBlendingError, match=r"y of engine large is float16 .* but float32"):
         engine.run(at(0x1000, 0x2000) | {"y": replace(at(0, 0)["y"], dtype=np.dtype(np.float16))}, 0)
-    context.works = False
+    context.made[0].works = False
     recorded.messages.add(1, "an old error")
     with pytest.raises(FlowBlendingError, match=r"TensorRT 11.4.0 failed to run large \(it gave no reason\); check"):
         engine.run(at(0x1000, 0x2000), 0)
@@ -231,7 +293,7 @@ def test_a_plan_of_another_graph_is_refused(tmp_path: Path) -> None:
         TrtEngine("tensorrt", tmp_path / "large.plan", spec)
 
 
-def upload(array: FloatArray) -> Tensor:
+def upload(array: npt.NDArray[Any]) -> Tensor:
     from cuda.bindings import runtime
 
     status, address = runtime.cudaMalloc(array.nbytes)
@@ -256,6 +318,8 @@ def download(tensor: Tensor) -> FloatArray:
 def run_on_the_gpu(engine: TrtEngine, **inputs: FloatArray) -> FloatArray:
     """Synchronises by the copy on the default stream. Memory is left to the end of the process."""
     y = upload(np.full_like(next(iter(inputs.values())), np.nan))
+    scratch = upload(np.zeros(engine.device_bytes(), np.uint8))
+    engine.use_scratch(SimpleNamespace(at_least=lambda _: scratch))
     engine.run({name: upload(array) for name, array in inputs.items()} | {"y": y}, 0)
     return download(y)
 
