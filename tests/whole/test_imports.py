@@ -30,6 +30,7 @@ SAMPLING = {
     "runtime/refusals",
     "runtime/sampler",
     "runtime/media",
+    "runtime/conditions",
     "runtime/jobs",
 }
 RUN = {
@@ -69,6 +70,7 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/devices": {*GROUND, "engine/backends"},
     "runtime/refusals": GROUND,
     "runtime/media": {*GROUND, "engine/backends", "runtime/decode_conditioning", "runtime/devices", "runtime/refusals"},
+    "runtime/conditions": {*GROUND, "engine/backends", "runtime/devices", "runtime/media"},
     "runtime/sampler": {*GROUND, "engine/backends", "runtime/devices", "runtime/program", "runtime/refusals"},
     "runtime/events": {"runtime/devices", "runtime/media", "runtime/sampler"},
     "runtime/pipeline": SAMPLING,

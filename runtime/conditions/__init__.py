@@ -1,0 +1,1 @@
+"""Images and videos that a run starts from, or keeps to."""
