@@ -83,6 +83,14 @@ class Pipeline:
                 raise DeviceError(str(error)) from None
         return self._engines[name]
 
+    def tokenizer(self) -> Tokenizer:
+        """The bundle's tokenizer, read if it has not been."""
+        if self._tokenizer is None:
+            pipeline = self.bundle.manifest.pipeline
+            path = self.bundle.folder / self.bundle.manifest.tokenizer[0].path
+            self._tokenizer = Tokenizer(path, length=pipeline.text_length, clean=pipeline.clean_prompt)
+        return self._tokenizer
+
     def close(self) -> None:
         """Close every engine, for good, and give their memory back. Twice is harmless."""
         if self._closed:
@@ -126,10 +134,7 @@ class Pipeline:
             warn: told when the text is longer than the text encoder takes, and is cut.
         """
         pipeline = self.bundle.manifest.pipeline
-        if self._tokenizer is None:
-            path = self.bundle.folder / self.bundle.manifest.tokenizer[0].path
-            self._tokenizer = Tokenizer(path, length=pipeline.text_length, clean=pipeline.clean_prompt)
-        tokens = self._tokenizer.encode(text)
+        tokens = self.tokenizer().encode(text)
         if tokens.dropped:
             warn(
                 f"the prompt is {pipeline.text_length + tokens.dropped} tokens long, but the text encoder takes "

@@ -72,7 +72,9 @@ def _work(config: WorkerConfig, bundles: Mapping[str, Path], device: str, connec
 
 
 def _open(folder: Path, device: str, threads: int | None) -> Pipeline:
-    """A bundle with all its engines open: one that cannot work is known before the first request.
+    """A bundle with all that a video takes open.
+
+    One that cannot work is known before the first request, and one whose folder goes afterwards works on.
 
     Raises:
         FlowBlendingError: it cannot work here.
@@ -81,6 +83,7 @@ def _open(folder: Path, device: str, threads: int | None) -> Pipeline:
     pipeline = Pipeline(bundle=bundle, device=open_device(device, bundle.manifest), threads=threads)
     for name in bundle.manifest.components:
         pipeline.engine(name)
+    pipeline.tokenizer()
     return pipeline
 
 

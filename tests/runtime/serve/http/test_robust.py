@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -146,6 +147,54 @@ def test_what_cannot_be_served_is_told_before(wan: Bundle, tmp_path: Path) -> No
         port = taken.getsockname()[1]
         said = refused(wan.folder, "--port", port, "--data", tmp_path / "data")
     assert f"Cannot listen at 127.0.0.1:{port} (Address already in use)" in said
+
+
+def test_a_bundle_may_disappear_while_it_is_served(wan: Bundle, tmp_path: Path) -> None:
+    """What is open goes on; a process that has to open it again ends the service, and no accepted video is lost."""
+    bundle, away = tmp_path / "bundle", tmp_path / "away"
+    shutil.copytree(wan.folder, bundle)
+    with serving(bundle, data=tmp_path / "data") as server:
+        bundle.rename(away)
+        client = server.client()
+        done = client.videos.create_and_poll(prompt="x", poll_interval_ms=10, extra_body={"steps": 1})
+        assert done.status == "completed"
+        ids = [client.videos.create(prompt="x", extra_body={"steps": steps}).id for steps in (1000, 1)]
+        server.event("job_started", 2)
+        os.kill(server.worker(), signal.SIGKILL)
+        assert f"{bundle} is no bundle" in server.event("worker_unable")["why"]
+        assert server.process.wait(60) == 1
+        wait_until(lambda: server.text[-1].startswith(f"error: {bundle} is no bundle"), "the last line")
+        assert "Traceback" not in "".join(server.text)
+    away.rename(bundle)
+    with serving(bundle, data=tmp_path / "data") as server:
+        client = server.client()
+        wait_until(lambda: all(client.videos.retrieve(id).status == "completed" for id in ids), "what was accepted")
+
+
+def test_a_running_service_forgets_what_is_old_and_what_is_too_much(wan: Bundle, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    videos = data / "videos"
+
+    def make(server: VideoServer, seed: int) -> str:
+        asked = {"steps": 1, "seed": seed}
+        return server.client().videos.create_and_poll(prompt="x", poll_interval_ms=10, extra_body=asked).id
+
+    with serving(wan.folder, data=data) as server:
+        first = make(server, 0)
+        size = sum(path.stat().st_size for path in videos.iterdir())
+    # Room for two videos and a half: of three more, the two newest stay.
+    with serving(wan.folder, "--keep-gb", 2.5 * size / 1e9, data=data) as server:
+        ids = [first, *(make(server, seed) for seed in (1, 2, 3))]
+        server.event("job_expired", 2)
+        assert [each["job"] for each in server.events("job_expired")] == ids[:2]
+        assert {each.id for each in server.client().videos.list()} == set(ids[2:])
+        wait_until(lambda: {path.stem for path in videos.iterdir()} == set(ids[2:]), "the files")
+    with serving(wan.folder, "--keep-hours", 0.5 / 3600, data=data) as server:
+        id = server.client().videos.create(prompt="x", extra_body={"steps": 1}).id
+        assert server.event("job_expired")["job"] == id
+        assert server.ask(f"/v1/videos/{id}")[0] == server.ask(f"/v1/videos/{id}/content")[0] == 404
+        wait_until(lambda: not list(videos.glob(f"{id}*")), "the file")
+        assert {each.id for each in server.client().videos.list()} == set(ids[2:])
 
 
 def add(store: JobStore, *, owner: str = "", most: int = 10, priority: int = 0) -> str:
