@@ -33,7 +33,7 @@ from flowblending.runtime.given import given_embedding, given_latents
 from flowblending.runtime.jobs import job_geometry
 from flowblending.runtime.media.noise import draw_latents
 from flowblending.runtime.option_values import PYTHON, is_blank, make_job, read_options, read_value, shown
-from flowblending.runtime.options import DEVICE, TEXT, THREADS, Job, JobOptions
+from flowblending.runtime.options import CUDA_GRAPH, DEVICE, NO_GRAPHS, TEXT, THREADS, Job, JobOptions
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.run import VideoRun
 from flowblending.runtime.sampler.binding import Conditions
@@ -238,7 +238,12 @@ class VideoSampler:
 
 
 def open(
-    bundle: str | Path, *, device: str = AUTO, stream: ForeignStream | None = None, threads: int | None = None
+    bundle: str | Path,
+    *,
+    device: str = AUTO,
+    stream: ForeignStream | None = None,
+    threads: int | None = None,
+    cuda_graph: str = AUTO,
 ) -> VideoSampler:
     """Open a bundle that fb-build-engines made.
 
@@ -249,6 +254,8 @@ def open(
         stream: a CUDA stream of a GPU's primary context to run on: its handle, or a stream of cuda.core, torch,
             cupy, numba or pycuda. None makes one.
         threads: of ONNX Runtime on the CPU; None takes every core.
+        cuda_graph: ``auto`` launches steps that come again as CUDA graphs, where the engines are TensorRT's and enough
+            steps are alike; ``off`` enqueues every step. The bits are the same.
 
     Raises:
         UsageError: a wrong argument.
@@ -257,11 +264,12 @@ def open(
     folder = _folder(bundle)
     device = read_value(device, DEVICE, PYTHON)
     threads = read_value(threads, THREADS, PYTHON)
+    graphs = read_value(cuda_graph, CUDA_GRAPH, PYTHON) != NO_GRAPHS
     handle = None if stream is None else stream_handle(stream)
     opened = open_bundle(folder)
     opened.verify()
     place = open_device(device, opened.manifest, handle)
-    return VideoSampler(Pipeline(bundle=opened, device=place, threads=threads), stream)
+    return VideoSampler(Pipeline(bundle=opened, device=place, threads=threads, cuda_graph=graphs), stream)
 
 
 def _folder(bundle: object) -> Path:

@@ -13,7 +13,7 @@ from flowblending import UsageError
 from flowblending.runtime import options
 from flowblending.runtime.option import CLIENT, Option
 from flowblending.runtime.option_values import CLIENT_LINE, COMMAND_LINE, read_options, read_value
-from flowblending.runtime.options import DEVICE, THREADS
+from flowblending.runtime.options import CUDA_GRAPH, DEVICE, THREADS
 from flowblending.system.command_line import Group, Parser
 from flowblending.system.output import resolve
 
@@ -53,9 +53,11 @@ def add_options(
 
 
 def add_machine(group: Group, program: str) -> None:
-    """Add ``--device`` and ``--threads``."""
+    """Add ``--device``, ``--threads`` and what else of the machine a program offers."""
     _add(group, DEVICE, program)
     _add(group, THREADS, program)
+    if program in CUDA_GRAPH.programs:
+        _add(group, CUDA_GRAPH, program)
 
 
 def add_noise(group: Group) -> None:
@@ -145,6 +147,6 @@ def _add(group: Group, option: Option, program: str, *, required: bool = False) 
             settings["choices"] = option.choices
         elif option.metavar is not None:
             settings["metavar"] = option.metavar
-    if option is DEVICE:
+    if option in (DEVICE, CUDA_GRAPH):
         settings["default"] = option.default
     group.add_argument(option.option, **settings)

@@ -14,7 +14,7 @@ from flowblending.runtime.arguments import (
 )
 from flowblending.runtime.option import RUN
 from flowblending.runtime.option_values import make_job
-from flowblending.runtime.options import Job
+from flowblending.runtime.options import NO_GRAPHS, Job
 from flowblending.runtime.run_arguments import (
     check,
     check_outputs,
@@ -68,13 +68,16 @@ def run(arguments: argparse.Namespace) -> int:
 def _warn_unused(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> None:
     """Tell of options that do nothing beside the others, or on this bundle."""
     from flowblending.runtime.devices.open import device_kind
-    from flowblending.runtime.unused import unused_flags, unused_threads
+    from flowblending.runtime.unused import unused_cuda_graph, unused_flags, unused_threads
 
     beside, names = idle(arguments)
     for flag in unused_flags(parser(), arguments, names):
         console.warn(f"{flag} does nothing with {beside}.")
+    device = device_kind(arguments.device, bundle.manifest)
     if "threads" not in names:
-        unused_threads(arguments.threads, device_kind(arguments.device, bundle.manifest), bundle.manifest, console.warn)
+        unused_threads(arguments.threads, device, bundle.manifest, console.warn)
+    if "cuda_graph" not in names:
+        unused_cuda_graph(arguments.cuda_graph, device, console.warn)
 
 
 def _job(arguments: argparse.Namespace) -> Job:
@@ -93,13 +96,15 @@ def _dry_run(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     for line in lines:
         if line.job is None:
             raise UsageError(f"Line {line.number} of {arguments.prompts}: {line.error}")
-    plans = list[dict[str, object]]()
+    plans, graphs = list[dict[str, object]](), arguments.cuda_graph != NO_GRAPHS
     for number, each in [(line.number, line.job) for line in lines if line.job is not None] or [(0, job)]:
         if number:
             console.result(f"line      {number}: {each.prompt}")
-        for sentence in plan_lines(bundle, each, arguments.device):
+        for sentence in plan_lines(bundle, each, arguments.device, cuda_graph=graphs):
             console.result(sentence)
-        plans.append({**({"line": number} if number else {}), **plan_facts(bundle, each, arguments.device)})
+        plans.append(
+            {**({"line": number} if number else {}), **plan_facts(bundle, each, arguments.device, cuda_graph=graphs)}
+        )
         program, timed = (
             compile_job(each, bundle.manifest),
             arguments.prompts is not None or is_timed(out_of(arguments)),
@@ -115,7 +120,9 @@ def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
     from flowblending.runtime.pipeline import Pipeline
 
     device = open_device(arguments.device, bundle.manifest)
-    return Pipeline(bundle=bundle, device=device, threads=arguments.threads)
+    return Pipeline(
+        bundle=bundle, device=device, threads=arguments.threads, cuda_graph=arguments.cuda_graph != NO_GRAPHS
+    )
 
 
 def _emit_program(arguments: argparse.Namespace, bundle: Bundle) -> None:
@@ -172,7 +179,8 @@ def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     show_times(outcome.program, outcome.sample, outcome.seconds, console)
     console.result(f"{out}: {geometry_of(bundle.manifest.pipeline, outcome.program.latent_shape)}")
     files = {"video": out, "latents": arguments.save_latents, "emitted_program": arguments.emit_program}
-    made = {"calls": dict(outcome.sample.calls), "seconds": dict(outcome.seconds)}
+    sample = outcome.sample
+    made = {"calls": dict(sample.calls), "graph_launches": sample.graphs.launches, "seconds": dict(outcome.seconds)}
     facts = job_facts(job, outcome.program, bundle.manifest)
     console.document(RUN, {"bundle": bundle.folder, "bundle_id": bundle.manifest.id, **files, **facts, **made})
     return 0
@@ -211,14 +219,19 @@ def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -
         from flowblending.runtime.batch.ray_pool import run_on_ray
 
         options = ClusterOptions(
-            address=arguments.ray, device=arguments.device, workers=arguments.workers, threads=arguments.threads
+            address=arguments.ray,
+            device=arguments.device,
+            workers=arguments.workers,
+            threads=arguments.threads,
+            cuda_graph=arguments.cuda_graph != NO_GRAPHS,
         )
         return run_on_ray(bundle, batch, options, console)
     if arguments.workers is not None:
         from flowblending.runtime.batch.workers import plan_workers, run_workers
 
         device = device_kind(arguments.device, bundle.manifest)
-        configs = plan_workers(count=arguments.workers, device=device, threads=arguments.threads)
+        graphs = arguments.cuda_graph != NO_GRAPHS
+        configs = plan_workers(count=arguments.workers, device=device, threads=arguments.threads, cuda_graph=graphs)
         return run_workers(configs, bundle.folder, device, batch, console)
     pipeline = _open(arguments, bundle)
     try:

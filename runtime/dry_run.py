@@ -9,6 +9,8 @@ from flowblending.contracts.graph import TEXT_ENCODER, VAE
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.models import Model
 from flowblending.contracts.program import Program, Run, Step
+from flowblending.engine.backends.registry import BACKENDS
+from flowblending.engine.backends.tensor import CUDA
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.geometry import geometry_of
 from flowblending.runtime.authors import authors_line
@@ -17,12 +19,13 @@ from flowblending.runtime.job_facts import cost_facts, job_facts, stage_facts, s
 from flowblending.runtime.jobs import calibrated_schedule, compile_job, job_levels
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.cost import Cost, Timings, cost_of
+from flowblending.runtime.program.graph_plan import GraphPlan, plan_graphs
 from flowblending.runtime.program.shifts import describe_shift
 
 _Number = TypeVar("_Number", int, float)
 
 
-def plan_lines(bundle: Bundle, job: Job, device: str) -> list[str]:
+def plan_lines(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True) -> list[str]:
     """The plan, a line each: geometry, schedule, steps, cost, memory, and time if it was measured before.
 
     Raises:
@@ -32,6 +35,7 @@ def plan_lines(bundle: Bundle, job: Job, device: str) -> list[str]:
     program = compile_job(job, manifest)
     first = manifest.models[0]
     geometry, cost = geometry_of(manifest.pipeline, program.latent_shape), cost_of(program, manifest)
+    kind = device_kind(device, manifest)
     return [
         f"bundle    {bundle.folder} ({manifest.id}), {manifest.pipeline.family}",
         *([f"lora      {manifest.loras}"] if manifest.loras else []),
@@ -43,11 +47,12 @@ def plan_lines(bundle: Bundle, job: Job, device: str) -> list[str]:
         _calls(cost, cached=job.cache != "off"),
         _operations(cost, first),
         f"memory    engines {_mega(cost.engine_bytes)}, latent slots {_mega(cost.slot_bytes)}",
-        _expected(cost, first, Timings(manifest.id, device_kind(device, manifest), program.latent_shape).read()),
+        *_graphs(graph_plan(program, manifest, kind) if cuda_graph else None),
+        _expected(cost, first, Timings(manifest.id, kind, program.latent_shape).read()),
     ]
 
 
-def plan_facts(bundle: Bundle, job: Job, device: str) -> dict[str, object]:
+def plan_facts(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True) -> dict[str, object]:
     """The same as plain data.
 
     Raises:
@@ -55,14 +60,37 @@ def plan_facts(bundle: Bundle, job: Job, device: str) -> dict[str, object]:
     """
     manifest = bundle.manifest
     program = compile_job(job, manifest)
-    seconds = Timings(manifest.id, device_kind(device, manifest), program.latent_shape).read()
+    kind = device_kind(device, manifest)
+    graphs = graph_plan(program, manifest, kind) if cuda_graph else None
+    seconds = Timings(manifest.id, kind, program.latent_shape).read()
     expected = _seconds_expected(cost_of(program, manifest), seconds)
     return {
         **job_facts(job, program, manifest),
         "stages": stage_facts(program),
         **cost_facts(program, manifest),
+        "graph_launches": None if graphs is None else graphs.launches,
         "seconds": None if expected is None else {"least": expected[0], "most": expected[1]},
     }
+
+
+def graph_plan(program: Program, manifest: Manifest, kind: str) -> GraphPlan | None:
+    """Which steps become CUDA graphs; None on the CPU.
+
+    Args:
+        kind: ``cpu`` or ``cuda``.
+    """
+    if kind != CUDA:
+        return None
+    backends = [BACKENDS.get(manifest.components[name].backend) for name in {step.model for step in program.steps}]
+    return plan_graphs(program, {each.title for each in backends if not each.cuda_graphs})
+
+
+def _graphs(plan: GraphPlan | None) -> list[str]:
+    if plan is None:
+        return []
+    if plan.why_not:
+        return [f"graphs    no CUDA graphs, because {plan.why_not}"]
+    return [f"graphs    {len(plan.captured)} of CUDA, which launch {plan.launches} of {len(plan.kinds)} steps"]
 
 
 def _rescaled(program: Program) -> str:

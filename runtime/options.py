@@ -16,7 +16,7 @@ import types
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypedDict, get_args, get_origin, get_type_hints
 
-from flowblending.runtime.option import CALIBRATE, CLIENT, COMPARE, RUN, Option
+from flowblending.runtime.option import CALIBRATE, CLIENT, COMPARE, EXPORT_TRITON, RUN, SERVE, Option
 from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.program.caches.registry import cache_help
 from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
@@ -359,6 +359,18 @@ THREADS: Final = Option(
     least=1,
     most=MOST_THREADS,
     example=2,
+)
+NO_GRAPHS: Final = "off"
+CUDA_GRAPH: Final = Option(
+    name="cuda_graph",
+    default="auto",
+    section=MACHINE,
+    help="launch steps that come again as CUDA graphs, where the engines are TensorRT's and enough steps are alike; or "
+    "enqueue every step",
+    usual="auto",
+    choices=("auto", NO_GRAPHS),
+    example=NO_GRAPHS,
+    programs=frozenset({RUN, SERVE, EXPORT_TRITON}),
 )
 TEXT: Final = Option(
     name="text",

@@ -38,11 +38,13 @@ class Pipeline:
         bundle: verified by the caller.
         device: where everything runs; its stream carries all engines.
         threads: of ONNX Runtime on the CPU; None leaves the choice to it.
+        cuda_graph: whether steps that come again are launched as CUDA graphs, where that can be.
     """
 
     bundle: Bundle
     device: Device
     threads: int | None = None
+    cuda_graph: bool = True
     _engines: dict[str, Engine] = field(default_factory=dict)
     _arena: Arena = field(init=False)
     _tokenizer: Tokenizer | None = None
@@ -199,7 +201,8 @@ class Pipeline:
     def prepare(self, program: Program, conditions: Conditions) -> Trajectory:
         """Bind a program to the engines that it runs and to memory of its own."""
         models = {step.model for step in program.steps}
-        sampler = Sampler({name: self.engine(name) for name in sorted(models)}, self.device)
+        engines = {name: self.engine(name) for name in sorted(models)}
+        sampler = Sampler(engines, self.device, cuda_graph=self.cuda_graph)
         return sampler.prepare(program, conditions)
 
     def decoders(self) -> list[str]:

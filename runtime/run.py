@@ -37,7 +37,7 @@ from flowblending.runtime.media.latents import save_latents
 from flowblending.runtime.media.noise import Normal, TorchNormal, draw_latents
 from flowblending.runtime.media.noise_check import noise_doubts
 from flowblending.runtime.media.video import check_output
-from flowblending.runtime.options import Job
+from flowblending.runtime.options import CUDA_GRAPH, NO_GRAPHS, Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.sampler.binding import Conditions
@@ -209,6 +209,11 @@ class VideoRun:
         trajectory = pipeline.prepare(self.program, conditions)
         yield SamplingEvent(trajectory=trajectory)
         result = yield from trajectory.follow(latents, ahead=self._ahead)
+        if result.graphs.failed:
+            yield WarningEvent(
+                message=f"no CUDA graph could be made ({result.graphs.failed}), so that every step was enqueued by "
+                f"itself; report it, and give {CUDA_GRAPH.option} {NO_GRAPHS} to do without."
+            )
         if self._texts():
             clock.add(TEXT_ENCODER, device.seconds(began, ended))
         for model, seconds in result.model_seconds.items():

@@ -142,9 +142,9 @@ def idle(arguments: argparse.Namespace) -> tuple[str, list[str]]:
         both = [] if arguments.prompts is None else ["prompt"]
         return "--dry-run", [*files, "emit_program", "emit_inputs", "noise", *machine, "workers", "ray", *both]
     if arguments.emit_inputs is not None:
-        return "--emit-inputs", files
+        return "--emit-inputs", [*files, "cuda_graph"]
     if arguments.prompt is None and arguments.prompts is None and arguments.decode is None:
-        rest = ["noise", *machine, "seed", "negative_prompt", "frame_rate"]
+        rest = ["noise", *machine, "cuda_graph", "seed", "negative_prompt", "frame_rate"]
         return "--emit-program without a prompt", [*files, *rest]
     return "", []
 

@@ -76,3 +76,5 @@ def show_times(program: Program, sample: SampleResult, seconds: Mapping[str, flo
         if stage in seconds
     ]
     console.table(f"schedule {program.schedule}", ("stage", "time", "share"), rows)
+    if sample.graphs.off:
+        console.result(f"No step was launched as a CUDA graph, because {sample.graphs.off}.")

@@ -12,7 +12,7 @@ from flowblending.contracts.program import UNCOND, Program, Run, Step
 from flowblending.engine.backends.registry import gpu_components
 from flowblending.engine.backends.tensor import CUDA
 from flowblending.runtime.jobs import job_shift, low_noise_experts, option_of_shift, passed_over, words_of_shift
-from flowblending.runtime.options import Job
+from flowblending.runtime.options import CUDA_GRAPH, Job
 from flowblending.runtime.program.caches.parse import OFF
 
 _DECODER_SCALARS = frozenset({"latents", "timestep", "noise_scale"})
@@ -103,6 +103,18 @@ def unused_threads(threads: int | None, device: str, manifest: Manifest, warn: C
     """
     if threads is not None and device == CUDA and len(gpu_components(manifest)) == len(manifest.components):
         warn("--threads does nothing, because all engines of this bundle run on a GPU.")
+
+
+def unused_cuda_graph(choice: str, device: str, warn: Callable[[str], None]) -> None:
+    """Warn of a choice about CUDA graphs where there are none.
+
+    Args:
+        choice: as given.
+        device: ``cpu`` or ``cuda``, where the bundle runs.
+        warn: told a sentence.
+    """
+    if choice != CUDA_GRAPH.default and device != CUDA:
+        warn(f"{CUDA_GRAPH.option} {choice} does nothing, because this bundle runs on the CPU.")
 
 
 def _takes_second(scale: float, program: Program, experts: Sequence[str]) -> bool:

@@ -136,6 +136,7 @@ class Backend:
         any_size: whether an engine takes every size; else it is compiled for some, which are part of its cache key.
         compiles: whether an engine is a file of its own, tied to the system and the kind of processor that it was
             compiled on; else the graph is the engine, and ``compile`` gives no plan.
+        cuda_graphs: whether its engines' calls can be captured (`CapturableEngine`).
         fp8_attention: whether there are kernels of attention in fp8.
         suffix: of engine files; the engine of the component ``large`` is ``large`` and this.
         revision: changes when it compiles the same graph to another engine; part of the cache key.
@@ -157,6 +158,7 @@ class Backend:
     needs_gpu: bool
     any_size: bool
     compiles: bool
+    cuda_graphs: bool = False
     fp8_attention: bool = False
     suffix: str
     revision: str = ""

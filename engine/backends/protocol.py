@@ -43,6 +43,23 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class CapturableEngine(Protocol):
+    """An engine whose calls can be captured into a CUDA graph, once a call of the same shapes has been made."""
+
+    def graph_state(self) -> object:
+        """What a captured call depends on beside its tensors: the graph may be launched as long as this is equal.
+
+        Raises:
+            FlowBlendingError: the engine has been closed.
+        """
+        ...
+
+    def is_capturable(self, stream: int) -> bool:
+        """Whether another call of the shapes of the last one can be captured."""
+        ...
+
+
+@runtime_checkable
 class InspectedEngine(Protocol):
     """An engine that also tells what it takes of its device and what its layers are called."""
 

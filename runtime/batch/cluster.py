@@ -35,12 +35,14 @@ class ClusterOptions:
         device: ``auto``, ``cpu`` or ``cuda``.
         workers: how many; None takes one per GPU, or one per node on CPUs.
         threads: of ONNX Runtime on a CPU; None shares a node's cores among its workers.
+        cuda_graph: see `Pipeline`.
     """
 
     address: str
     device: str
     workers: int | None = None
     threads: int | None = None
+    cuda_graph: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class Share:
     gpus: int
     device: str
     threads: int | None
+    cuda_graph: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,7 @@ class Setting:
     version: str
     device: str
     threads: int | None
+    cuda_graph: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +101,8 @@ def plan_share(options: ClusterOptions, manifest: Manifest, nodes: Sequence[Mapp
                 f"{max(count, 1)} workers with a GPU each were asked for, but the Ray cluster has {gpus} GPUs; "
                 "start nodes with enough GPUs, or use fewer --workers."
             )
-        return Share(count=count, cpus=_SHARE / 2, gpus=1, device=CUDA, threads=None)
+        graphs = options.cuda_graph
+        return Share(count=count, cpus=_SHARE / 2, gpus=1, device=CUDA, threads=None, cuda_graph=graphs)
     cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
     if not cores:
         raise UsageError("The Ray cluster has no CPU for workers; start a node with some.")
@@ -151,7 +156,7 @@ class Maker:
         except FlowBlendingError as error:
             return Unable(why=f"on {where}: {error}")
         sweep_scratch()
-        self._pipeline = Pipeline(bundle=bundle, device=device, threads=setting.threads)
+        self._pipeline = Pipeline(bundle=bundle, device=device, threads=setting.threads, cuda_graph=setting.cuda_graph)
         return Ready()
 
     def make(self, number: int, job: Any, name: str) -> RenderedVideo | Failed:

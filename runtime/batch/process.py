@@ -28,11 +28,13 @@ class WorkerConfig:
         name: for messages.
         gpu: what CUDA_VISIBLE_DEVICES is for it; None on the CPU.
         threads: of ONNX Runtime on the CPU.
+        cuda_graph: see `Pipeline`.
     """
 
     name: str
     gpu: str | None = None
     threads: int | None = None
+    cuda_graph: bool = True
 
 
 class WorkerProcess(Generic[Task, Message]):

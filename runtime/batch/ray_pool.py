@@ -144,6 +144,7 @@ class _Pool:
             version=flowblending.__version__,
             device=self._share.device,
             threads=self._share.threads,
+            cuda_graph=self._share.cuda_graph,
         )
         options = {"num_cpus": self._share.cpus, "num_gpus": self._share.gpus, "scheduling_strategy": "SPREAD"}
         worker.ready = False

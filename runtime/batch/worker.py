@@ -28,7 +28,8 @@ def _work(config: WorkerConfig, folder: Path, device: str, connection: Connectio
     say: Callable[[Message], None] = partial(tell, connection)
     try:
         bundle = open_bundle(folder)
-        pipeline = Pipeline(bundle=bundle, device=open_device(device, bundle.manifest), threads=config.threads)
+        place = open_device(device, bundle.manifest)
+        pipeline = Pipeline(bundle=bundle, device=place, threads=config.threads, cuda_graph=config.cuda_graph)
     except FlowBlendingError as error:
         say(Unable(why=str(error)))
         return

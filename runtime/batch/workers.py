@@ -33,7 +33,7 @@ _PATIENCE: Final = 15.0
 _Worker: TypeAlias = WorkerProcess[Task, Message]
 
 
-def plan_workers(*, count: int, device: str, threads: int | None) -> list[WorkerConfig]:
+def plan_workers(*, count: int, device: str, threads: int | None, cuda_graph: bool = True) -> list[WorkerConfig]:
     """Places for ``count`` workers: a GPU each, or an equal share of the CPU's cores.
 
     Raises:
@@ -50,7 +50,7 @@ def plan_workers(*, count: int, device: str, threads: int | None) -> list[Worker
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",")[:count] if visible else [str(index) for index in range(count)]
-    return [WorkerConfig(name=f"worker {n}", gpu=gpu) for n, gpu in enumerate(names, start=1)]
+    return [WorkerConfig(name=f"worker {n}", gpu=gpu, cuda_graph=cuda_graph) for n, gpu in enumerate(names, start=1)]
 
 
 def run_workers(configs: Sequence[WorkerConfig], bundle: Path, device: str, batch: Batch, console: Console) -> int:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from flowblending import DeviceError, FlowBlendingError
 from flowblending.engine.backends.tensor import CUDA, Tensor
 from flowblending.runtime.devices.cuda_context import CudaContext, Current
-from flowblending.runtime.devices.cuda_kernels import MAX_TERMS, compile_kernels
+from flowblending.runtime.devices.cuda_graph import CudaGraphs
+from flowblending.runtime.devices.cuda_kernels import chained, compile_kernels
 from flowblending.runtime.devices.cuda_pool import CudaPool
 from flowblending.runtime.devices.cuda_probe import CudaProbe
 from flowblending.runtime.devices.cuda_readback import CudaReadback
@@ -72,6 +73,8 @@ class CudaDevice:
             self._kernels = compile_kernels(cuda.core, f"sm_{self._device.arch}")
             self._pool = CudaPool(cuda.core, driver, self._context, index)
         self._moments: Tensor | None = None
+        self.capturing = False
+        """Whether what is enqueued goes into a graph."""
 
     @property
     def kind(self) -> str:
@@ -146,13 +149,16 @@ class CudaDevice:
 
     def mix(self, out: Tensor, terms: Sequence[Term]) -> None:
         """Enqueue a linear combination: one kernel for up to `MAX_TERMS` terms."""
-        first, rest = terms[:MAX_TERMS], terms[MAX_TERMS:]
-        arguments: list[object] = [out.address, np.uint64(out.nbytes // 4)]
-        for factor, tensor in first:
-            arguments += [np.float32(factor), tensor.address]
-        self._launch(f"mix{len(first)}", out.nbytes // 4, arguments)
-        if rest:
-            self.mix(out, [(1.0, out), *rest])
+        for chunk in chained(terms, (1.0, out)):
+            arguments: list[object] = [out.address, np.uint64(out.nbytes // 4)]
+            for factor, tensor in chunk:
+                arguments += [np.float32(factor), tensor.address]
+            self._launch(f"mix{len(chunk)}", out.nbytes // 4, arguments)
+
+    def mix_told(self, out: Tensor, factors: int, tensors: Sequence[Tensor]) -> None:
+        """Enqueue one kernel of a linear combination, which reads its factors, float32, at an address."""
+        arguments = [out.address, np.uint64(out.nbytes // 4), factors, *(tensor.address for tensor in tensors)]
+        self._launch(f"mix{len(tensors)}_told", out.nbytes // 4, arguments)
 
     def rescale(self, out: Tensor, reference: Tensor, share: float) -> None:
         """Enqueue two kernels: partial sums of both tensors, and the multiplication by what follows from them."""
@@ -172,11 +178,16 @@ class CudaDevice:
         """A place in pinned memory."""
         return CudaReadback(self, self._driver, self._context, size)
 
+    @property
+    def graphs(self) -> CudaGraphs:
+        """What makes CUDA graphs of the stream's work."""
+        return CudaGraphs(self, self._driver, self._context, self._stream.handle)
+
     def mark(self) -> CudaMark:
         """An event, not yet recorded."""
         options = self._core.EventOptions(timing_enabled=True, blocking_sync=True)
         with self._context.current():
-            return CudaMark(self._device.create_event(options), self._stream, self._context)
+            return CudaMark(self._device.create_event(options), self)
 
     def seconds(self, start: Mark, stop: Mark) -> float:
         """The time between two events, as the GPU measured it."""
@@ -208,10 +219,17 @@ class CudaDevice:
         with self._context.current():
             self._check(self._driver.cuMemsetD32Async(tensor.address, word, tensor.nbytes // 4, self._stream.handle))
 
-    def look(self, tensor: Tensor, index: int, word: Tensor) -> None:
+    def look(self, tensor: Tensor, index: int | Tensor, word: Tensor) -> None:
         """Enqueue: if ``tensor`` has a non-finite value, lower ``word`` to ``index``."""
         count = tensor.nbytes // 4
-        self._launch("watch", count, [tensor.address, np.uint64(count), np.uint32(index), word.address])
+        name, told = ("watch_told", index.address) if isinstance(index, Tensor) else ("watch", np.uint32(index))
+        self._launch(name, count, [tensor.address, np.uint64(count), told, word.address])
+
+    def record(self, event: Any) -> None:
+        """Enqueue: the event is recorded, in a graph so that everybody can see it."""
+        flags = int(self.capturing)  # CU_EVENT_RECORD_EXTERNAL is 1
+        with self._context.current():
+            self._check(self._driver.cuEventRecordWithFlags(event, self._stream.handle, flags))
 
     def sums(self, out: Tensor, tensor: Tensor, other: Tensor | None) -> None:
         """Enqueue: ``out`` becomes partial sums of |tensor - other|, or of |tensor|, in float64; one of each block."""
@@ -241,25 +259,25 @@ class CudaDevice:
 class CudaMark:
     """An event on a stream; see `Mark`."""
 
-    def __init__(self, event: Any, stream: Any, context: CudaContext) -> None:
+    def __init__(self, event: Any, device: CudaDevice) -> None:
         self.event = event
-        self._stream = stream
-        self._context = context
+        self.handle: Final = event.handle
+        self.number: Final = int(self.handle)
+        self._device = device
 
     def record(self) -> None:
         """Record the event behind what was enqueued."""
-        with self._context.current():
-            self._stream.record(self.event)
+        self._device.record(self.handle)
 
     def reached(self) -> bool:
         """Whether the event has completed."""
-        with self._context.current():
+        with self._device.current():
             done: bool = self.event.is_done
         return done
 
     def wait(self) -> None:
         """Sleep until the event has completed."""
-        with self._context.current():
+        with self._device.current():
             self.event.sync()
 
 
@@ -276,7 +294,7 @@ class CudaWatch:
         """Enqueue the word's first value."""
         self._device.fill(self._word, _NO_INDEX)
 
-    def check(self, tensor: Tensor, index: int) -> None:
+    def check(self, tensor: Tensor, index: int | Tensor) -> None:
         """Enqueue a look at the tensor."""
         self._device.look(tensor, index, self._word)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, TypeVar
 
 from flowblending import FlowBlendingError
 from flowblending.runtime.devices.cuda_probe import PROBE_SOURCE
@@ -12,6 +13,8 @@ from flowblending.runtime.devices.pictures import PICTURES_SOURCE
 MAX_TERMS: Final = 8
 """Terms of one fused kernel; longer mixes take several."""
 
+_Term = TypeVar("_Term")
+
 _WATCH_SOURCE: Final = """
 extern "C" __global__ void watch(const float* values, unsigned long long count, unsigned index, unsigned* first) {
   bool bad = false;
@@ -20,19 +23,39 @@ extern "C" __global__ void watch(const float* values, unsigned long long count, 
     bad |= (__float_as_uint(values[i]) & 0x7f800000u) == 0x7f800000u;
   if (bad) atomicMin(first, index);
 }
+
+extern "C" __global__ void watch_told(const float* values, unsigned long long count, const unsigned* index,
+                                      unsigned* first) {
+  bool bad = false;
+  for (unsigned long long i = blockIdx.x * (unsigned long long)blockDim.x + threadIdx.x; i < count;
+       i += gridDim.x * (unsigned long long)blockDim.x)
+    bad |= (__float_as_uint(values[i]) & 0x7f800000u) == 0x7f800000u;
+  if (bad) atomicMin(first, *index);
+}
 """
 
 
 def kernel_names() -> list[str]:
-    """Of the kernels in `kernel_source`: ``mix1`` to ``mix8``, and those of watch, probe, rescaling and pictures."""
-    mixes = (f"mix{count}" for count in range(1, MAX_TERMS + 1))
-    return [*mixes, "watch", "probe", "moments", "rescale", "pictures"]
+    """Of the kernels in `kernel_source`: ``mix1`` to ``mix8``, and those of watch, probe, rescaling and pictures.
+
+    Those with ``_told`` in their name read their numbers from memory, where each launch of a graph finds others.
+    """
+    mixes = [f"mix{count}{told}" for told in ("", "_told") for count in range(1, MAX_TERMS + 1)]
+    return [*mixes, "watch", "watch_told", "probe", "moments", "rescale", "pictures"]
 
 
 def kernel_source() -> str:
-    """CUDA C++: one mix kernel per number of terms, whose sum is not fused; then those of other files."""
-    mixes = "".join(_mix_source(count) for count in range(1, MAX_TERMS + 1))
+    """CUDA C++: mix kernels for every number of terms, whose sum is not fused; then those of other files."""
+    mixes = "".join(source(count) for source in (_mix_source, _told_source) for count in range(1, MAX_TERMS + 1))
     return mixes + _WATCH_SOURCE + PROBE_SOURCE + RESCALE_SOURCE + PICTURES_SOURCE
+
+
+def chained(terms: Sequence[_Term], again: _Term) -> list[list[_Term]]:
+    """A mix's terms by the kernels that it takes; those after the first begin with ``again``, the sum so far."""
+    chunks = [list(terms[:MAX_TERMS])]
+    for start in range(MAX_TERMS, len(terms), MAX_TERMS - 1):
+        chunks.append([again, *terms[start : start + MAX_TERMS - 1]])
+    return chunks
 
 
 def compile_kernels(core: Any, architecture: str) -> dict[str, Any]:
@@ -58,9 +81,19 @@ def compile_kernels(core: Any, architecture: str) -> dict[str, Any]:
 def _mix_source(count: int) -> str:
     # No __restrict__: the output may be the first term.
     parameters = ", ".join(f"float c{index}, const float* t{index}" for index in range(count))
+    return _sum_source(f"mix{count}", parameters, "", count)
+
+
+def _told_source(count: int) -> str:
+    parameters = ", ".join(["const float* c", *(f"const float* t{index}" for index in range(count))])
+    read = ", ".join(f"c{index} = c[{index}]" for index in range(count))
+    return _sum_source(f"mix{count}_told", parameters, f"\n  const float {read};", count)
+
+
+def _sum_source(name: str, parameters: str, read: str, count: int) -> str:
     total = " + ".join(f"c{index} * t{index}[i]" for index in range(count))
     return f"""
-extern "C" __global__ void mix{count}(float* out, unsigned long long count, {parameters}) {{
+extern "C" __global__ void {name}(float* out, unsigned long long count, {parameters}) {{{read}
   for (unsigned long long i = blockIdx.x * (unsigned long long)blockDim.x + threadIdx.x; i < count;
        i += gridDim.x * (unsigned long long)blockDim.x)
     out[i] = {total};

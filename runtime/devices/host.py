@@ -101,6 +101,11 @@ class HostDevice:
         """A place that copies at once."""
         return HostReadback()
 
+    @property
+    def graphs(self) -> None:
+        """None: there is nothing to launch."""
+        return
+
     def mark(self) -> HostMark:
         """A mark, not yet recorded."""
         return HostMark()
@@ -192,8 +197,9 @@ class HostWatch:
     def reset(self) -> None:
         """Nothing is remembered."""
 
-    def check(self, tensor: Tensor, index: int) -> None:
+    def check(self, tensor: Tensor, index: int | Tensor) -> None:
         """Complain at once if a value is not finite."""
+        assert isinstance(index, int), "numbers in memory are for graphs"
         values = tensor.numpy().reshape(-1)
         for start in range(0, values.size, _BLOCK):
             block = values[start : start + _BLOCK]

@@ -8,7 +8,7 @@ returns.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,8 +42,10 @@ class Watch(Protocol):
         """Enqueue: forget what was found so far."""
         ...
 
-    def check(self, tensor: Tensor, index: int) -> None:
+    def check(self, tensor: Tensor, index: int | Tensor) -> None:
         """Enqueue a look at a float32 tensor; ``index`` says which complaint a non-finite value calls for.
+
+        It is a number, or, on a device with `Graphs`, one uint32 in its memory, which is read when the look is taken.
 
         Raises:
             FlowBlendingError: on the CPU, at once.
@@ -90,6 +92,47 @@ class Readback(Protocol):
 
     def take(self) -> list[npt.NDArray[np.uint8]]:
         """The bytes of each, in arrays of their own, after waiting for them."""
+        ...
+
+
+class CaptureError(Exception):
+    """A GPU made no graph of what was enqueued. The message is the driver's name for why."""
+
+
+class Graph(Protocol):
+    """Work that is enqueued as one. It keeps none of the memory alive that it uses. Made by `Graphs.capture`."""
+
+    def launch(self, marks: Sequence[tuple[Mark, Mark]]) -> None:
+        """Enqueue it.
+
+        Args:
+            marks: pairs of a mark that was recorded when the work was captured, and the one that is recorded in its
+                place. Such a mark may be measured from when one that was recorded after the launch has been reached;
+                until then it tells nothing.
+        """
+        ...
+
+
+class Graphs(Protocol):
+    """Makes graphs of what a device enqueues, and mixes whose numbers differ from launch to launch."""
+
+    def capture(self, enqueue: Callable[[], None]) -> Graph:
+        """Make a graph of what a function enqueues, which has not run then.
+
+        The function allocates nothing and waits for nothing.
+
+        Raises:
+            CaptureError: the GPU's driver makes no graph of it.
+            Exception: what the function raises.
+        """
+        ...
+
+    def numbers(self, factors: Sequence[float]) -> Sequence[float]:
+        """What `mix` finds in memory for these factors, so many float32 numbers."""
+        ...
+
+    def mix(self, out: Tensor, factors: Tensor, tensors: Sequence[Tensor]) -> None:
+        """As `Device.mix`, to the same bits, with factors that are read from memory when it runs: see `numbers`."""
         ...
 
 
@@ -168,6 +211,11 @@ class Device(Protocol):
 
     def readback(self, size: int) -> Readback:
         """A place on the host for so many bytes at once."""
+        ...
+
+    @property
+    def graphs(self) -> Graphs | None:
+        """What makes graphs; None where there are none."""
         ...
 
     def mark(self) -> Mark:

@@ -69,7 +69,7 @@ class _Recorder(HostDevice):
         class RecordingWatch(HostWatch):
             """Sees the velocity of every engine call."""
 
-            def check(self, tensor: Tensor, index: int) -> None:
+            def check(self, tensor: Tensor, index: int | Tensor) -> None:
                 super().check(tensor, index)
                 recorder.written.append(tensor.numpy().copy())
 

@@ -14,6 +14,7 @@ from flowblending.engine.backends.protocol import Engine, ScratchEngine
 from flowblending.engine.backends.tensor import ALIGNMENT, CPU, Tensor
 from flowblending.runtime.devices.protocol import Device, Mark
 from flowblending.runtime.refusals import non_finite_velocity
+from flowblending.runtime.sampler.numbers import StepNumbers, ToldSum
 from flowblending.runtime.sampler.online import Chooser, Rescaling, Sum
 
 Conditions = Mapping[str, Mapping[str, Tensor]]
@@ -27,7 +28,7 @@ class EngineCall:
     """An engine call: the latents' row is repeated into ``copies``, then the engine runs on ``tensors``.
 
     ``slot``, if it is not None, gets a copy of the velocity afterwards: it is a row of a batch at an address that
-    engines may not be given.
+    engines may not be given. ``index`` is that of its complaint, or where it is in memory.
     """
 
     model: str
@@ -36,9 +37,12 @@ class EngineCall:
     copies: tuple[Tensor, ...]
     velocity: Tensor
     slot: Tensor | None
-    index: int
+    index: int | Tensor
     start: Mark
     stop: Mark
+
+
+BoundInstruction = EngineCall | Sum | ToldSum | Rescaling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +50,7 @@ class BoundStep:
     """A step whose instructions are bound to memory."""
 
     model: str
-    instructions: tuple[EngineCall | Sum | Rescaling, ...]
+    instructions: tuple[BoundInstruction, ...]
     stop: Mark
 
 
@@ -69,24 +73,34 @@ class Binding:
     chooser: Chooser | None
 
 
-def bind(program: Program, engines: Mapping[str, Engine], device: Device, conditions: Conditions) -> Binding:
+def bind(
+    program: Program,
+    engines: Mapping[str, Engine],
+    device: Device,
+    conditions: Conditions,
+    numbers: StepNumbers | None = None,
+) -> Binding:
     """Allocate and bind everything that running a program takes.
+
+    Args:
+        numbers: of the program, if instructions are to read them from memory, so that a graph of one step runs others.
 
     Raises:
         FlowBlendingError: an engine asks for an input that is not there, or of another shape or type.
     """
-    memory = _ProgramMemory(engines=engines, device=device, program=program, conditions=conditions)
+    memory = _ProgramMemory(engines=engines, device=device, program=program, conditions=conditions, numbers=numbers)
     complaints: list[str] = []
     steps = []
     for number, step in enumerate(program.steps, start=1):
-        instructions: list[EngineCall | Sum | Rescaling] = []
-        for each in step.instructions:
+        instructions: list[BoundInstruction] = []
+        places = [None] * len(step.instructions) if numbers is None else numbers.places(step)
+        for each, place in zip(step.instructions, places, strict=True):
             if isinstance(each, Run):
-                instructions.append(memory.call(each, step, len(complaints)))
+                instructions.append(memory.call(each, step, len(complaints) if place is None else place))
                 precision = engines[each.model].spec.precision
                 complaints.append(non_finite_velocity(each.model, precision, step=number, steps=len(program.steps)))
             elif isinstance(each, Mix):
-                instructions.append(Sum.of(each, memory.slots))
+                instructions.append(memory.sum(each, place))
             else:
                 instructions.append(Rescaling.of(each, memory.slots))
         steps.append(BoundStep(model=step.model, instructions=tuple(instructions), stop=device.mark()))
@@ -109,8 +123,10 @@ class _ProgramMemory:
         device: Device,
         program: Program,
         conditions: Conditions,
+        numbers: StepNumbers | None,
     ) -> None:
         self._engines = engines
+        self._numbers = numbers
         self._device = device
         self._conditions = conditions
         runs = [each for each in program.instructions() if isinstance(each, Run)]
@@ -142,8 +158,14 @@ class _ProgramMemory:
         self._outputs[names] = rows
         self.slots |= {name: self._device.rows(rows, index, index + 1) for index, name in enumerate(names)}
 
-    def call(self, run: Run, step: Step, index: int) -> EngineCall:
-        """A run on tensors; ``index`` is its complaint."""
+    def sum(self, mix: Mix, factors: Tensor | None) -> Sum | ToldSum:
+        """A mix on tensors, whose factors are read from memory if they are there."""
+        if self._numbers is None or factors is None:
+            return Sum.of(mix, self.slots)
+        return self._numbers.sum(mix, self.slots, factors)
+
+    def call(self, run: Run, step: Step, index: int | Tensor) -> EngineCall:
+        """A run on tensors; ``index`` is its complaint's, or where that is in memory."""
         engine = self._engines.get(run.model)
         if engine is None:
             raise FlowBlendingError(
@@ -175,6 +197,8 @@ class _ProgramMemory:
         )
 
     def _timestep(self, timestep: float, count: int) -> Tensor:
+        if self._numbers is not None:
+            return self._numbers.timestep(count)
         # One allocation each, not rows of a table: TensorRT wants inputs aligned to 256 bytes.
         if (timestep, count) not in self._timesteps:
             self._timesteps[timestep, count] = self._device.upload(np.full(count, timestep, np.float32))

@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.protocol import Device
-from flowblending.runtime.sampler.binding import Binding, EngineCall
-from flowblending.runtime.sampler.online import Rescaling, Sum
+from flowblending.runtime.sampler.binding import Binding, BoundInstruction, EngineCall
 
 
 class Executor:
@@ -36,7 +35,7 @@ class Executor:
         self.calls.clear()
         self._device.copy(latents, self._latents)
 
-    def execute(self, instructions: Iterable[EngineCall | Rescaling | Sum]) -> None:
+    def execute(self, instructions: Iterable[BoundInstruction]) -> None:
         """Enqueue instructions.
 
         Raises:

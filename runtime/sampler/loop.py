@@ -2,9 +2,9 @@
 
 Everything that can be done once is done before the loop: memory for every slot, timesteps, conditions and the
 tensors of every engine call. The loop itself only enqueues engine calls, copies, mixes, looks for non-finite
-values, and marks; it allocates nothing and waits for nothing. All addresses stay the same from run to run, so
-that what one run enqueues can be captured as a CUDA graph. Neither holds for a program with a choice, which waits for
-one small read wherever it decides.
+values, and marks; it allocates nothing and waits for nothing. All addresses stay the same, so that steps that come
+again are launched as CUDA graphs (`step_graphs`). Neither holds for a program with a choice, which waits for one small
+read wherever it decides.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,11 @@ from flowblending.contracts.program import Program
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.protocol import Device
+from flowblending.runtime.program.graph_plan import plan_graphs
 from flowblending.runtime.sampler.binding import Conditions, bind
 from flowblending.runtime.sampler.executor import Executor
+from flowblending.runtime.sampler.numbers import StepNumbers
+from flowblending.runtime.sampler.step_graphs import GraphUse, StepGraphs, uncapturable
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -59,6 +62,7 @@ class SampleResult:
         model_seconds: inside the calls of each model's engine.
         calls: that were made of each model, each branch counted; the program's own unless it has a choice.
         loop_seconds: of all steps together, engines included.
+        graphs: what CUDA graphs did.
     """
 
     latents: Tensor
@@ -66,6 +70,7 @@ class SampleResult:
     model_seconds: Mapping[str, float]
     calls: Mapping[str, int]
     loop_seconds: float
+    graphs: GraphUse = field(default_factory=GraphUse)
 
     @property
     def engine_seconds(self) -> float:
@@ -80,11 +85,13 @@ class Sampler:
         engines: by the model names that the programs use. Each takes ``latents`` [B, C, F, H, W] and ``timestep``
             [B] in fp32 and any conditions, and gives ``velocity`` of the latents' shape.
         device: where the engines are and everything else happens.
+        cuda_graph: whether steps that come again are launched as CUDA graphs, where that can be.
     """
 
-    def __init__(self, engines: Mapping[str, Engine], device: Device) -> None:
+    def __init__(self, engines: Mapping[str, Engine], device: Device, *, cuda_graph: bool = True) -> None:
         self._engines = engines
         self._device = device
+        self._cuda_graph = cuda_graph
 
     def sample(
         self,
@@ -108,7 +115,7 @@ class Sampler:
         Raises:
             FlowBlendingError: an engine asks for an input that is not there, or of another shape or type.
         """
-        return Trajectory(self._engines, self._device, program, conditions)
+        return Trajectory(self._engines, self._device, program, conditions, cuda_graph=self._cuda_graph)
 
 
 class Trajectory:
@@ -120,11 +127,20 @@ class Trajectory:
         device: Device,
         program: Program,
         conditions: Conditions,
+        *,
+        cuda_graph: bool,
     ) -> None:
         self._device = device
-        self._binding = bind(program, engines, device, conditions)
+        plan = plan_graphs(program, uncapturable(program, engines))
+        graphs = device.graphs if cuda_graph else None
+        self._use = GraphUse(off=plan.why_not if graphs is not None else "")
+        numbers = None if graphs is None or plan.why_not else StepNumbers(program, device, graphs)
+        self._binding = bind(program, engines, device, conditions, numbers)
         self._start = device.mark()
         self._executor = Executor(self._binding, device, self._binding.complaints)
+        self._graphs = None
+        if numbers is not None:
+            self._graphs = StepGraphs(plan, self._binding, self._executor, numbers, device.stream)
 
     @property
     def latents(self) -> Tensor:
@@ -192,12 +208,15 @@ class Trajectory:
         return self._result()
 
     def _enqueue(self, index: int) -> None:
-        """The loop's body: what a CUDA graph would capture."""
+        """The loop's body. A step's end is marked behind it, and not in its graph, to be waited for."""
         step, chooser = self._binding.steps[index], self._binding.chooser
-        reuse = None if chooser is None else chooser.reuse(index)
-        self._executor.execute(step.instructions if reuse is None else reuse)
-        if chooser is not None and reuse is None:
-            chooser.computed(index)
+        if self._graphs is not None:
+            self._graphs.enqueue(index)
+        else:
+            reuse = None if chooser is None else chooser.reuse(index)
+            self._executor.execute(step.instructions if reuse is None else reuse)
+            if chooser is not None and reuse is None:
+                chooser.computed(index)
         step.stop.record()
 
     @contextlib.contextmanager
@@ -210,6 +229,8 @@ class Trajectory:
             )
         source = latents if isinstance(latents, Tensor) else self._device.upload(latents)
         self._executor.start(source)
+        if self._graphs is not None:
+            self._graphs.start()
         self._start.record()
         try:
             yield
@@ -245,4 +266,5 @@ class Trajectory:
             model_seconds=model_seconds,
             calls=calls,
             loop_seconds=seconds(stops[0], stops[-1]),
+            graphs=self._use if self._graphs is None else self._graphs.use,
         )

@@ -39,6 +39,7 @@ def test_importing_the_package_is_instant_and_loads_nothing() -> None:
     ("options", "message"),
     [
         ({"device": "gpu"}, "device is 'gpu', but auto, cpu or cuda was expected; give device='cpu'"),
+        ({"cuda_graph": "on"}, "cuda_graph is 'on', but auto or off was expected; give cuda_graph='off'"),
         ({"threads": 0}, "threads is 0, but a whole number of threads from 1 to 4096 was expected; give threads=2"),
         ({"threads": 4097}, "threads is 4097, but a whole number of threads from 1 to 4096 was expected"),
         ({"device": "cpu", "stream": "5"}, "The stream is a str, but a CUDA stream was expected"),

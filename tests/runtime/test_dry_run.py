@@ -11,8 +11,11 @@ import pytest
 from flowblending.contracts.graph import AuthorsSampling, SigmaGrid
 from flowblending.contracts.manifest import BundleFile, CalibratedSchedule, Calibration, Flops, Geometry, VideoProfile
 from flowblending.contracts.model_sampling import ModelSampling
+from flowblending.engine.backends.onnxruntime.run import OrtEngine
+from flowblending.engine.backends.registry import BACKENDS
+from flowblending.engine.backends.tensorrt.run import TrtEngine
 from flowblending.engine.bundle.bundle import Bundle
-from flowblending.runtime.dry_run import plan_lines
+from flowblending.runtime.dry_run import plan_facts, plan_lines
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.cost import Timings
@@ -190,3 +193,33 @@ def test_what_the_authors_take_is_told_where_the_job_leaves_it_open(bundle: Bund
     ]
     assert told(steps=40, guidance=4.0, shift=3.0) == told(schedule="L40", guidance=4.0, shift=3.0) == []
     assert not any(line.startswith("authors") for line in plan_lines(bundle, Job(prompt="x"), "cpu"))
+
+
+def test_which_steps_are_launched_as_cuda_graphs(bundle: Bundle) -> None:
+    def plans(backend: str) -> Bundle:
+        components = {
+            name: each.model_copy(update={"backend": backend}) for name, each in bundle.manifest.components.items()
+        }
+        return dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update={"components": components}))
+
+    def line(bundle: Bundle, made: Job, **given: Any) -> list[str]:
+        return [line for line in plan_lines(bundle, made, "cuda", **given) if line.startswith("graphs")]
+
+    long = dataclasses.replace(job("L8 S8"), steps=16)
+    compiled = plans("tensorrt")
+    assert line(compiled, long) == ["graphs    2 of CUDA, which launch 14 of 16 steps"]
+    assert plan_facts(compiled, long, "cuda")["graph_launches"] == 14
+    assert line(compiled, long, cuda_graph=False) == []
+    assert plan_facts(compiled, long, "cuda", cuda_graph=False)["graph_launches"] is None
+    assert plan_facts(bundle, long, "cpu")["graph_launches"] is None
+    why = "graphs    no CUDA graphs, because "
+    assert line(bundle, long) == [why + "calls of ONNX Runtime cannot be captured"]
+    assert line(compiled, job("L2 S3 L1")) == [why + "no step comes 4 times with nothing but other numbers"]
+    online = dataclasses.replace(long, cache="easycache")
+    assert line(compiled, online) == [why + "the cache decides at every step"]
+
+
+def test_back_ends_and_their_engines_agree_about_graphs() -> None:
+    engines = {"tensorrt": TrtEngine, "tensorrt-rtx": TrtEngine, "onnxruntime": OrtEngine}
+    for name, engine in engines.items():
+        assert BACKENDS.get(name).cuda_graphs == all(hasattr(engine, each) for each in ("graph_state", "is_capturable"))

@@ -92,7 +92,7 @@ def expected(build: Build) -> Video:
         ("wan", {}),
         ("ltx", {}),
         ("ltx-condition", {}),
-        ("wan", {"batched_guidance": True}),
+        ("wan", {"batched_guidance": True, "steps": 8, "solver": "euler"}),
         ("wan", {"guidance": 1.0, "solver": "dpm++"}),
         ("wan", {"cache": "easycache:0.5,2", "steps": 8}),
         ("ltx", {"cache": "taylor:2", "steps": 6, "solver": "euler"}),
@@ -111,6 +111,33 @@ def test_a_video_has_the_bits_of_the_cpu(
                     videos.append(video(sampler, **options))
     for each in videos[1:]:
         assert_equal(each, videos[0])
+
+
+def test_steps_are_graphs_unless_nobody_wants_them(plans: Callable[[str], Bundle], driver: Driver) -> None:
+    found = []
+    for choice, launches in (("auto", 4), ("off", 0)):
+        with flowblending.open(plans("wan").folder, device="cuda", cuda_graph=choice) as sampler:
+            driver.journal()
+            found.append(video(sampler, steps=5, schedule="LLL", solver="euler", guidance=1.0))
+            journal = driver.journal()
+        assert sum(each.what == "graph" for each in journal) == launches
+    assert_equal(found[0], found[1])
+
+
+@pytest.mark.usefixtures("driver")
+def test_graphs_are_made_anew_where_scratch_memory_has_moved(pipeline: Pipeline) -> None:
+    job = replace(JOB, schedule="LLL", steps=5, solver="euler", guidance=1.0)
+    program = compile_job(job, pipeline.bundle.manifest)
+    trajectory = pipeline.prepare(program, pipeline.encode(job, program, print))
+    found = []
+    for captures, launches in ((1, 4), (0, 5), (1, 4)):
+        result = trajectory.run(np.ones((1, *program.latent_shape), np.float32))
+        assert (result.graphs.captures, result.graphs.launches) == (captures, launches)
+        found.append(pipeline.device.download(result.latents))
+        if captures == 0:
+            pipeline._arena.release()
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
 
 
 def kernels(program: Program) -> Counter[str]:

@@ -14,7 +14,7 @@ from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.models import Model
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
-from flowblending.runtime.unused import unused_options, unused_threads
+from flowblending.runtime.unused import unused_cuda_graph, unused_options, unused_threads
 from tests.support import manifests
 
 RUN = "flowblending.runtime.cli"
@@ -138,3 +138,10 @@ def test_a_dry_run_tells_of_a_negative_prompt_that_nothing_looks_at(tmp_path: Pa
     command = [sys.executable, "-m", RUN, str(tmp_path / "toy"), *options]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert f"warning: {NEGATIVE}" in result.stderr.splitlines()
+
+
+def test_cuda_graphs_where_there_is_no_gpu() -> None:
+    sentences: list[str] = []
+    for choice, device in (("auto", "cpu"), ("off", "cuda"), ("off", "cpu")):
+        unused_cuda_graph(choice, device, sentences.append)
+    assert sentences == ["--cuda-graph off does nothing, because this bundle runs on the CPU."]

@@ -87,6 +87,7 @@ def _backend(name: str, title: str, help: str, triton: str | None) -> Backend:
         needs_gpu=True,
         any_size=False,
         compiles=True,
+        cuda_graphs=True,
         fp8_attention=True,
         suffix=SUFFIX,
         revision=str(REVISION),

@@ -97,6 +97,7 @@ class TrtEngine:
         self._prepared: dict[int, ProfileContext] = {}
         self._context: ProfileContext | None = self._prepare(0, 0)
         self._described: dict[str, tuple[tuple[int, ...], np.dtype[Any], str]] = {}
+        self._told = object()  # another one whenever a context is told shapes
         self._profiles = [
             {each.name: self._shape_range(each.name, index) for each in spec.inputs}
             for index in range(self._engine.num_optimization_profiles)
@@ -138,6 +139,19 @@ class TrtEngine:
         inputs = {each.name: shapes[each.name] for each in self._spec.inputs}
         index = choose_profile(self._profiles, inputs, self._spec.name)
         self._memory(self._contexts.scratch_bytes(self._engine, index))
+
+    def graph_state(self) -> object:
+        """See `CapturableEngine`: graphs hold what contexts have prepared for their shapes, and the scratch memory."""
+        self._check_open()
+        size = max(each.scratch_bytes for each in self._prepared.values())
+        memory = self._memory(size) if size else None
+        return self._told, memory and (memory.address, memory.nbytes)
+
+    def is_capturable(self, stream: int) -> bool:
+        """See `CapturableEngine`: TensorRT-RTX tells, TensorRT leaves it to the capture."""
+        context = None if self._context is None else self._context.context
+        ask = getattr(context, "is_stream_capturable", None)
+        return ask is None or bool(ask(stream))
 
     def device_bytes(self) -> int:
         """The scratch memory of one context on the GPU, as the engine states it."""
@@ -204,6 +218,7 @@ class TrtEngine:
             if not self._context.context.set_input_shape(name, shape):
                 raise self._failure(f"refused the shape {list(shape)} of {name}", "build the bundle again")
             self._context.shapes[name] = shape
+            self._told = object()
 
     def _check_open(self) -> None:
         if self._engine is None:

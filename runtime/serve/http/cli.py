@@ -13,7 +13,7 @@ import flowblending
 from flowblending import UsageError
 from flowblending.runtime.arguments import add_machine, check_machine, command_line
 from flowblending.runtime.option import SERVE
-from flowblending.runtime.options import MACHINE
+from flowblending.runtime.options import MACHINE, NO_GRAPHS
 
 _HOUR = 3600.0
 
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> None:
     from flowblending.runtime.serve.http.server import ServeOptions, serve
     from flowblending.runtime.serve.http.service import Limits
     from flowblending.runtime.serve.model_names import model_names
-    from flowblending.runtime.unused import unused_threads
+    from flowblending.runtime.unused import unused_cuda_graph, unused_threads
     from flowblending.system.console import Console
 
     names = model_names(arguments.bundles, arguments.name)
@@ -103,6 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
             bundle.verify(progress=advance)
             kind = device_kind(arguments.device, bundle.manifest)
             unused_threads(arguments.threads, kind, bundle.manifest, console.warn)
+            unused_cuda_graph(arguments.cuda_graph, kind, console.warn)
     serve(
         bundles,
         ServeOptions(
@@ -111,6 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
             data=arguments.data,
             device=arguments.device,
             threads=arguments.threads,
+            cuda_graph=arguments.cuda_graph != NO_GRAPHS,
             workers=arguments.workers,
             keys=keys,
             keeping=Keeping(

@@ -51,6 +51,7 @@ class ServeOptions:
         data: folder of jobs and videos.
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: of ONNX Runtime on the CPU.
+        cuda_graph: see `Pipeline`.
         workers: processes; None for one per GPU, or one on the CPU.
         keeping: how long results stay.
         drain: seconds that videos in the making have after SIGTERM.
@@ -67,6 +68,7 @@ class ServeOptions:
     limits: Limits
     drain: float
     quiet: bool = False
+    cuda_graph: bool = True
 
 
 def serve(bundles: dict[str, Bundle], options: ServeOptions) -> None:
@@ -136,7 +138,7 @@ def _configs(bundles: Sequence[Bundle], options: ServeOptions) -> list[WorkerCon
         from flowblending.engine.backends.gpu import gpu_count
 
         count = max(1, gpu_count()) if kind == CUDA else 1
-    return plan_workers(count=count, device=kind, threads=options.threads)
+    return plan_workers(count=count, device=kind, threads=options.threads, cuda_graph=options.cuda_graph)
 
 
 @contextmanager

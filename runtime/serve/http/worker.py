@@ -60,7 +60,7 @@ def _work(config: WorkerConfig, bundles: Mapping[str, Path], device: str, connec
         try:
             makers = {}
             for name, folder in bundles.items():
-                makers[name] = Maker(_open(folder, device, config.threads))
+                makers[name] = Maker(_open(folder, device, config))
                 opened.callback(makers[name].close)
         except FlowBlendingError as error:
             say(Unable(why=str(error)))
@@ -71,7 +71,7 @@ def _work(config: WorkerConfig, bundles: Mapping[str, Path], device: str, connec
                 say(make(makers[task.model], task, say, partial(_cancelled, connection, task.id)))
 
 
-def _open(folder: Path, device: str, threads: int | None) -> Pipeline:
+def _open(folder: Path, device: str, config: WorkerConfig) -> Pipeline:
     """A bundle with all that a video takes open.
 
     One that cannot work is known before the first request, and one whose folder goes afterwards works on.
@@ -80,7 +80,8 @@ def _open(folder: Path, device: str, threads: int | None) -> Pipeline:
         FlowBlendingError: it cannot work here.
     """
     bundle = open_bundle(folder)
-    pipeline = Pipeline(bundle=bundle, device=open_device(device, bundle.manifest), threads=threads)
+    place = open_device(device, bundle.manifest)
+    pipeline = Pipeline(bundle=bundle, device=place, threads=config.threads, cuda_graph=config.cuda_graph)
     for name in bundle.manifest.components:
         pipeline.engine(name)
     pipeline.tokenizer()

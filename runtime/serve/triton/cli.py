@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
         video_model,
         write_repository,
     )
-    from flowblending.runtime.unused import unused_threads
+    from flowblending.runtime.unused import unused_cuda_graph, unused_threads
     from flowblending.system.console import Console
     from flowblending.system.shell import command
 
@@ -83,14 +83,21 @@ def run(arguments: argparse.Namespace) -> None:
         priorities=_positive(arguments.priorities, "--priorities") or 0,
     )
     check_machine(arguments)
-    place = Placement(device=arguments.device, gpus=_gpus(arguments.gpus), threads=arguments.threads)
+    place = Placement(
+        device=arguments.device,
+        gpus=_gpus(arguments.gpus),
+        threads=arguments.threads,
+        cuda_graph=arguments.cuda_graph,
+    )
     if place.gpus and place.device == "cpu":
         raise UsageError("--gpus was given with --device cpu; leave one of them out.")
     console = Console(quiet=arguments.quiet, document=arguments.json)
     bundles = [open_bundle(folder) for folder in arguments.bundles]
     models = []
     for name, bundle in zip(model_names(arguments.bundles, arguments.name), bundles, strict=True):
-        unused_threads(arguments.threads, device_kind(arguments.device, bundle.manifest), bundle.manifest, console.warn)
+        kind = device_kind(arguments.device, bundle.manifest)
+        unused_threads(arguments.threads, kind, bundle.manifest, console.warn)
+        unused_cuda_graph(arguments.cuda_graph, kind, console.warn)
         models.append(video_model(name, bundle, queue, place))
         if arguments.plans:
             models += plan_models(name, bundle, place)

@@ -10,7 +10,8 @@ from flowblending import UsageError, __version__
 from flowblending.contracts.graph import TensorSpec
 from flowblending.contracts.manifest import Component, Manifest
 from flowblending.engine.backends.registry import gpu_components
-from flowblending.runtime.serve.triton.signature import DEVICE, THREADS, TYPES, Port, inputs, outputs
+from flowblending.runtime.devices.open import AUTO
+from flowblending.runtime.serve.triton.signature import CUDA_GRAPH, DEVICE, THREADS, TYPES, Port, inputs, outputs
 
 MARK = "# Written by fb-export-triton"
 """How a configuration begins that may be replaced by another."""
@@ -49,11 +50,13 @@ class Placement:
         device: ``auto``, ``cpu`` or ``cuda``, as for ``fb-run``.
         gpus: their numbers, one process with its own engines on each; none for every GPU that the server has.
         threads: of ONNX Runtime on the CPU.
+        cuda_graph: ``auto`` or ``off``, as for ``fb-run``.
     """
 
     device: str = "auto"
     gpus: tuple[int, ...] = ()
     threads: int | None = None
+    cuda_graph: str = AUTO
 
 
 def video_config(name: str, manifest: Manifest, queue: QueuePolicy, place: Placement) -> str:
@@ -66,6 +69,8 @@ def video_config(name: str, manifest: Manifest, queue: QueuePolicy, place: Place
     parameters = {DEVICE: place.device}
     if place.threads is not None:
         parameters[THREADS] = str(place.threads)
+    if place.cuda_graph != AUTO:
+        parameters[CUDA_GRAPH] = place.cuda_graph
     return _lines(
         f"{MARK} {__version__}, for bundle {manifest.id}.",
         *_head(name, "python"),

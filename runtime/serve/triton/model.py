@@ -18,10 +18,11 @@ import triton_python_backend_utils as pb_utils
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.runtime.devices.open import open_device
+from flowblending.runtime.options import NO_GRAPHS
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.serve.triton.environment import check_numpy, show_one_gpu
 from flowblending.runtime.serve.triton.request import Arrays
-from flowblending.runtime.serve.triton.signature import BUNDLE_FOLDER, DEVICE, THREADS
+from flowblending.runtime.serve.triton.signature import BUNDLE_FOLDER, CUDA_GRAPH, DEVICE, THREADS
 from flowblending.runtime.serve.triton.worker import Cancelled, answer
 from flowblending.system.scratch import sweep_scratch
 
@@ -48,7 +49,10 @@ class VideoModel:
             bundle.verify()
             threads = int(parameters[THREADS]) if THREADS in parameters else None
             self._pipeline = Pipeline(
-                bundle=bundle, device=open_device(parameters[DEVICE], bundle.manifest), threads=threads
+                bundle=bundle,
+                device=open_device(parameters[DEVICE], bundle.manifest),
+                threads=threads,
+                cuda_graph=parameters.get(CUDA_GRAPH) != NO_GRAPHS,
             )
             for name in bundle.manifest.components:
                 self._pipeline.engine(name)

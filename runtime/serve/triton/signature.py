@@ -26,6 +26,7 @@ BUNDLE_FOLDER: Final = "bundle"
 
 DEVICE: Final = "device"
 THREADS: Final = "threads"
+CUDA_GRAPH: Final = "cuda_graph"
 """The model's parameters in config.pbtxt."""
 
 STRING: Final = "string"

@@ -99,6 +99,9 @@ def test_cores_are_shared_and_gpus_are_not(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("flowblending.runtime.batch.workers.gpu_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [config.gpu for config in plan_workers(count=2, device="cuda", threads=None)] == ["0", "1"]
+    for graphs in (True, False):
+        (config,) = plan_workers(count=1, device="cuda", threads=None, cuda_graph=graphs)
+        assert config.cuda_graph == graphs
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-8932f937")
     assert [config.gpu for config in plan_workers(count=2, device="cuda", threads=None)] == [
         "5",

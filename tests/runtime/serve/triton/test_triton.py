@@ -166,6 +166,9 @@ def test_where_a_model_runs_and_waits(tmp_path: Path) -> None:
     text = video_config("wan", manifest, QueuePolicy(), Placement(device="cpu", threads=3))
     assert "kind: KIND_CPU }" in text
     assert 'key: "threads" value { string_value: "3" }' in text
+    assert "cuda_graph" not in text
+    text = video_config("wan", manifest, QueuePolicy(), Placement(cuda_graph="off"))
+    assert 'key: "cuda_graph" value { string_value: "off" }' in text
     assert "dynamic_batching" not in text
     text = video_config("wan", manifest, QueuePolicy(size=4, timeout=0.5, priorities=3), Placement(gpus=(0, 2)))
     assert "kind: KIND_AUTO gpus: [ 0, 2 ] }" in text

@@ -132,6 +132,11 @@ STAND_IN_API CUresult cuMemFreeAsync(CUdeviceptr address, CUstream handle) {
   if (sticky()) return sticky();
   Stream* stream = stream_of(handle, std::max(current_device(), 0));
   if (!stream) return CUDA_ERROR_INVALID_HANDLE;
+  if (stream->graph) {  // CUDA would make it a node of the graph, which frees the memory again with every launch
+    stream->broken = true;
+    fault("memory is freed while its stream is captured");
+    return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
+  }
   Operation operation;
   operation.entry = entry("free", "", 0, address);
   operation.run = [=] {

@@ -11,7 +11,20 @@ namespace {
 
 Handles<CUevent, Event> events;
 Handles<CUgraph, Graph> graphs;
-Handles<CUgraphExec, Graph> executables;
+Handles<CUgraphExec, Executable> executables;
+
+// The graph that a node is of, and its place there.
+std::shared_ptr<const Graph> graph_of(CUgraphNode node, std::size_t* index) {
+  const auto* wanted = reinterpret_cast<const Operation*>(node);
+  std::shared_ptr<const Graph> found;
+  graphs.each([&](const std::shared_ptr<Graph>& graph) {
+    const Operation* first = graph->nodes.data();
+    if (wanted < first || wanted >= first + graph->nodes.size()) return;
+    *index = static_cast<std::size_t>(wanted - first);
+    found = graph;
+  });
+  return found;
+}
 
 // While the stream is captured, waiting for it or asking about it breaks the capture.
 CUresult refuse_while_captured(Stream& stream, const char* what) {
@@ -127,7 +140,7 @@ STAND_IN_API CUresult cuStreamEndCapture(CUstream handle, CUgraph* graph) {
 STAND_IN_API CUresult cuGraphInstantiateWithFlags(CUgraphExec* executable, CUgraph graph, unsigned long long) {
   const auto found = graphs.find(graph);
   if (!found) return CUDA_ERROR_INVALID_VALUE;
-  *executable = executables.add(std::make_shared<Graph>(*found));
+  *executable = executables.add(std::make_shared<Executable>(Executable{std::make_shared<Graph>(*found), found}));
   return CUDA_SUCCESS;
 }
 
@@ -141,7 +154,49 @@ STAND_IN_API CUresult cuGraphLaunch(CUgraphExec executable, CUstream handle) {
   if (const CUresult bad = ready()) return bad;
   Stream* stream = stream_of(handle, current_device());
   const auto found = executables.find(executable);
-  return stream && found ? launch_graph(*stream, found) : CUDA_ERROR_INVALID_HANDLE;
+  return stream && found ? launch_graph(*stream, found->launched) : CUDA_ERROR_INVALID_HANDLE;
+}
+
+STAND_IN_API CUresult cuGraphGetNodes(CUgraph graph, CUgraphNode* nodes, std::size_t* count) {
+  const auto found = graphs.find(graph);
+  if (!found) return CUDA_ERROR_INVALID_VALUE;
+  if (nodes)
+    for (std::size_t index = 0; index < std::min(*count, found->nodes.size()); ++index)
+      nodes[index] = reinterpret_cast<CUgraphNode>(&found->nodes[index]);
+  *count = found->nodes.size();
+  return CUDA_SUCCESS;
+}
+
+// Of the other nodes nothing is told but that they are others.
+STAND_IN_API CUresult cuGraphNodeGetType(CUgraphNode node, CUgraphNodeType* type) {
+  std::size_t index;
+  const auto graph = graph_of(node, &index);
+  if (!graph) return CUDA_ERROR_INVALID_VALUE;
+  *type = graph->nodes[index].event ? CU_GRAPH_NODE_TYPE_EVENT_RECORD : CU_GRAPH_NODE_TYPE_EMPTY;
+  return CUDA_SUCCESS;
+}
+
+STAND_IN_API CUresult cuGraphEventRecordNodeGetEvent(CUgraphNode node, CUevent* event) {
+  std::size_t index;
+  const auto graph = graph_of(node, &index);
+  if (!graph || !graph->nodes[index].event) return CUDA_ERROR_INVALID_VALUE;
+  *event = reinterpret_cast<CUevent>(graph->nodes[index].event.get());
+  return CUDA_SUCCESS;
+}
+
+// Launches that were enqueued before keep what they were given.
+STAND_IN_API CUresult cuGraphExecEventRecordNodeSetEvent(CUgraphExec executable, CUgraphNode node, CUevent event) {
+  std::size_t index;
+  const auto graph = graph_of(node, &index);
+  const auto found = executables.find(executable);
+  const auto recorded = events.find(event);
+  if (!graph || !found || !recorded || found->made_of.lock() != graph || !graph->nodes[index].event)
+    return CUDA_ERROR_INVALID_VALUE;
+  const auto changed = std::make_shared<Graph>(*found->launched);
+  changed->nodes[index].event = recorded;
+  changed->nodes[index].run = external_record(recorded);
+  found->launched = changed;
+  return CUDA_SUCCESS;
 }
 
 STAND_IN_API CUresult cuGraphDestroy(CUgraph graph) {
@@ -179,6 +234,7 @@ STAND_IN_API CUresult cuEventQuery(CUevent event) {
   const auto found = events.find(event);
   if (!found) return CUDA_ERROR_INVALID_HANDLE;
   if (found->captured) return CUDA_ERROR_CAPTURED_EVENT;
+  if (const CUresult bad = unsafe_call("cuEventQuery")) return bad;
   write(entry("query", "event"));
   return is_complete(*found) ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
 }

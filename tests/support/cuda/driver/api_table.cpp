@@ -20,8 +20,10 @@
   each(cuStreamQuery) each(cuStreamGetFlags) each(cuStreamGetPriority) each(cuStreamGetCtx) each(cuStreamGetDevice) \
   each(cuStreamWaitEvent) each(cuStreamIsCapturing) each(cuStreamBeginCapture_v2) each(cuStreamEndCapture)          \
   each(cuGraphInstantiateWithFlags) each(cuGraphInstantiateWithParams) each(cuGraphLaunch) each(cuGraphDestroy)     \
-  each(cuGraphExecDestroy) each(cuEventCreate) each(cuEventDestroy_v2) each(cuEventRecordWithFlags)                 \
-  each(cuEventRecord) each(cuEventQuery) each(cuEventSynchronize) each(cuEventElapsedTime_v2)                       \
+  each(cuGraphExecDestroy) each(cuGraphGetNodes) each(cuGraphNodeGetType) each(cuGraphEventRecordNodeGetEvent)      \
+  each(cuGraphExecEventRecordNodeSetEvent) each(cuEventCreate) each(cuEventDestroy_v2)                              \
+  each(cuEventRecordWithFlags) each(cuEventRecord) each(cuEventQuery) each(cuEventSynchronize)                      \
+  each(cuEventElapsedTime_v2)                                                                                       \
   each(cuLibraryLoadData) each(cuLibraryUnload) each(cuLibraryGetKernel) each(cuKernelGetFunction)                  \
   each(cuLaunchKernelEx) each(cuLaunchKernel) each(cuLaunchHostFunc)
 

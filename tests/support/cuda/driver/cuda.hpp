@@ -76,6 +76,7 @@ enum CUstream_flags { CU_STREAM_NON_BLOCKING = 1 };
 enum CUevent_flags { CU_EVENT_DISABLE_TIMING = 2 };
 enum CUevent_record_flags { CU_EVENT_RECORD_EXTERNAL = 1 };
 enum CUdriverProcAddressQueryResult { CU_GET_PROC_ADDRESS_SUCCESS = 0, CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND = 1 };
+enum CUgraphNodeType { CU_GRAPH_NODE_TYPE_EMPTY = 5, CU_GRAPH_NODE_TYPE_EVENT_RECORD = 7 };
 enum CUgraphInstantiateResult { CUDA_GRAPH_INSTANTIATE_SUCCESS = 0 };
 
 using CUdevice = int;

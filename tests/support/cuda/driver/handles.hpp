@@ -38,6 +38,11 @@ class Handles {
     const auto found = values_.find(handle);
     return found == values_.end() ? nullptr : found->second;
   }
+  template <class Function>
+  void each(const Function& function) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& one : values_) function(one.second);
+  }
   bool remove(Handle handle) {
     std::lock_guard<std::mutex> lock(mutex_);
     return values_.erase(handle) != 0;

@@ -131,6 +131,8 @@ CUresult unsafe_call(const std::string& what) {
   std::lock_guard<std::recursive_mutex> lock(state);
   for (Stream* each : streams) {
     if (!each->graph || each->mode == CU_STREAM_CAPTURE_MODE_RELAXED) continue;
+    const bool own = each->capturer == std::this_thread::get_id();
+    if (each->mode == CU_STREAM_CAPTURE_MODE_THREAD_LOCAL && !own) continue;
     each->broken = true;
     fault(what + " while a stream is captured");
     return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
@@ -144,6 +146,7 @@ CUresult begin_capture(Stream& stream, CUstreamCaptureMode mode) {
   if (stream.graph) return CUDA_ERROR_ILLEGAL_STATE;
   stream.graph = std::make_shared<Graph>();
   stream.mode = mode;
+  stream.capturer = std::this_thread::get_id();
   stream.broken = false;
   return CUDA_SUCCESS;
 }
@@ -158,7 +161,7 @@ CUresult end_capture(Stream& stream, std::shared_ptr<Graph>* graph) {
   return CUDA_ERROR_STREAM_CAPTURE_INVALIDATED;
 }
 
-CUresult launch_graph(Stream& stream, const std::shared_ptr<Graph>& graph) {
+CUresult launch_graph(Stream& stream, const std::shared_ptr<const Graph>& graph) {
   Operation operation;
   operation.entry.what = "graph";
   operation.entry.bytes = graph->nodes.size();
@@ -172,20 +175,26 @@ CUresult launch_graph(Stream& stream, const std::shared_ptr<Graph>& graph) {
   return push(stream, std::move(operation));
 }
 
+// Replays complete it anew each time, and until then it is as complete as it was: before the first, for not having been
+// recorded.
+std::function<bool()> external_record(const std::shared_ptr<Event>& event) {
+  return [event] {
+    event->recorded += 1;
+    event->completed = event->recorded;
+    event->seconds = now();
+    return true;
+  };
+}
+
 // As in CUDA, one stream is not given work by two threads at the same moment.
 CUresult record(const std::shared_ptr<Event>& event, Stream& stream, bool external) {
   if (event->device != stream.device) return CUDA_ERROR_INVALID_HANDLE;
   Operation operation;
   operation.entry.what = "record";
   if (stream.graph && external) {
-    // Replays complete it anew each time, and until the first it has not been recorded.
     operation.entry.name = "external";
-    operation.run = [event] {
-      event->recorded += 1;
-      event->completed = event->recorded;
-      event->seconds = now();
-      return true;
-    };
+    operation.run = external_record(event);
+    operation.event = event;
     event->captured = nullptr;
     return push(stream, std::move(operation));
   }

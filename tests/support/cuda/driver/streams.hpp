@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cuda.hpp"
@@ -16,6 +17,7 @@
 
 namespace stand_in {
 
+struct Event;
 struct Stream;
 
 // A place in a stream's order: everything up to its operation of this number.
@@ -28,10 +30,17 @@ struct Operation {
   Entry entry;
   std::function<bool()> run;  // false: what it did was a fault
   std::vector<Point> after;
+  std::shared_ptr<Event> event;  // that a graph's node records for everybody to see
 };
 
 struct Graph {
   std::vector<Operation> nodes;
+};
+
+// A graph made ready: what is launched, and the graph that names its nodes as long as nobody destroys it.
+struct Executable {
+  std::shared_ptr<const Graph> launched;
+  std::weak_ptr<const Graph> made_of;
 };
 
 struct Event {
@@ -53,6 +62,7 @@ struct Stream {
   std::uint64_t pushed = 0, done = 0;
   std::shared_ptr<Graph> graph;  // that it is captured into
   CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
+  std::thread::id capturer;      // the thread that began it
   bool broken = false;           // the capture
 };
 
@@ -70,12 +80,14 @@ void finish(Stream& stream);
 void finish_device(int device);
 
 // Whether a call that waits, or allocates outside of a pool, may be made now: not while a stream is captured in a mode
-// that forbids it, and then the capture is broken.
+// that forbids it to this thread, and then the capture is broken.
 CUresult unsafe_call(const std::string& what);
 
 CUresult begin_capture(Stream& stream, CUstreamCaptureMode mode);
 CUresult end_capture(Stream& stream, std::shared_ptr<Graph>* graph);
-CUresult launch_graph(Stream& stream, const std::shared_ptr<Graph>& graph);
+CUresult launch_graph(Stream& stream, const std::shared_ptr<const Graph>& graph);
+// What a node does that records an event for everybody to see.
+std::function<bool()> external_record(const std::shared_ptr<Event>& event);
 
 CUresult record(const std::shared_ptr<Event>& event, Stream& stream, bool external);
 CUresult wait_for(Stream& stream, const std::shared_ptr<Event>& event);
