@@ -147,6 +147,12 @@ def _add_main(group: argparse._ArgumentGroup) -> None:
         help="both guidance branches in one call, in runs that do not say otherwise; plans are compiled for what the "
         "bundle has, and with it for both (default: the model family's)",
     )
+    group.add_argument(
+        "--conditions",
+        metavar="image,...",
+        help="what the bundle takes beside text: image or video, for which the VAE's encoder is built in (LTX-Video); "
+        "checkpoints of image-to-video classes need no asking",
+    )
     group.add_argument("--target", metavar="SM,...", help="tensorrt-rtx: GPU architectures, such as sm89,sm120")
     group.add_argument(
         "--teacache",
@@ -277,7 +283,7 @@ def build(arguments: argparse.Namespace) -> None:
     from flowblending.engine.build.build import build_bundle
     from flowblending.engine.build.fp8.options import Fp8Options
     from flowblending.engine.build.lora import read_loras
-    from flowblending.engine.build.request import BuildRequest, named_models, split_targets
+    from flowblending.engine.build.request import BuildRequest, named_models, read_conditions, split_targets
     from flowblending.engine.build.summary import show_bundle
     from flowblending.engine.bundle.bundle import check_outside
     from flowblending.engine.store.folder import usable_folder
@@ -299,6 +305,7 @@ def build(arguments: argparse.Namespace) -> None:
         pipeline=arguments.pipeline,
         shift=read_options({"shift": arguments.shift}, COMMAND_LINE)["shift"],
         batched_guidance=arguments.batched_guidance,
+        conditions=read_conditions(arguments.conditions),
         loras=read_loras(arguments.lora or ()),
         teacache=arguments.teacache,
         fp8=Fp8Options(

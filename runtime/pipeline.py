@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import DeviceError, FlowBlendingError, UsageError
-from flowblending.contracts.conditions import Source, inputs_from
+from flowblending.contracts.conditions import Source, frame_times, inputs_from
 from flowblending.contracts.graph import DECODERS, TEXT_ENCODER
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.engine.backends.protocol import Engine, ScratchEngine
@@ -120,11 +120,15 @@ class Pipeline:
         given, pipeline = given or {}, self.bundle.manifest.pipeline
         negative = pipeline.negative_prompt if job.negative_prompt is None else job.negative_prompt
         prompts = {COND: job.prompt, UNCOND: negative}
-        rate = self.device.upload(np.array([self.frame_rate(job)], np.float32))
+        times = frame_times(program.latent_shape[1], pipeline.temporal_factor)
+        shared: dict[str, Tensor] = {
+            Source.FRAME_RATE: self.device.upload(np.array([self.frame_rate(job)], np.float32)),
+            Source.FRAME_TIMES: self.device.upload(np.array(times, np.float32)),
+        }
         return {
             branch: inputs_from(
                 pipeline.conditions,
-                {**(given.get(branch) or self.embed(prompts[branch], warn)), Source.FRAME_RATE: rate},
+                {**(given.get(branch) or self.embed(prompts[branch], warn)), **shared},
             )
             for branch in program.branches()
         }

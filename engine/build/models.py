@@ -80,13 +80,13 @@ def open_models(request: BuildRequest, found: Folders) -> OpenModels:
     """
     from flowblending.export.checkpoint.checkpoint import TRANSFORMER, open_checkpoint, open_transformer
     from flowblending.export.families.pair import check_pair
-    from flowblending.export.families.pipeline_class import run_with
+    from flowblending.export.families.pipeline_class import run_with, with_conditions
     from flowblending.export.families.registry import pipeline_classes, row_of
 
     classes = pipeline_classes()
     published = open_checkpoint(found.base, classes, whole=False)
     able = row_of(published).pipelines
-    base = run_with(published, request.pipeline, able)
+    base = with_conditions(run_with(published, request.pipeline, able), request.conditions)
 
     def opened(model: ModelRequest, of: Checkpoint) -> OpenModel:
         transformer, pipeline = open_transformer(found.models[model.name], of, classes)

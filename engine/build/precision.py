@@ -10,15 +10,17 @@ from flowblending.contracts.models import EXPERTS
 from flowblending.engine.backends.registry import BACKENDS
 
 VAE_KEY = "vae"
+ENCODER_KEY = "vae_encoder"
 _TRANSFORMERS_ONLY = (Precision.FP16_MIXED, Precision.FP8)
 
 
 def choose_precisions(text: str | None, backend: str, models: Sequence[str]) -> Mapping[str, Precision]:
-    """The precision of every model, of ``text_encoder`` and of ``vae``; and of experts that are named alone.
+    """The precision of every model, ``text_encoder``, ``vae`` and ``vae_encoder``; and of experts named alone.
 
     A bare precision is meant for every model, and a model's for both of its experts, if it has two
-    (``large_high=fp8`` is meant for one). The text encoder and the VAE decoder follow only
-    where they are named: the reference pipelines decode in fp32, and T5's feed-forward overflows fp16.
+    (``large_high=fp8`` is meant for one). The text encoder and the VAE's decoder and encoder
+    (``vae``, ``vae_encoder``) follow only where they are named: the reference pipelines decode in fp32, bf16 loses
+    much of an image, and T5's feed-forward overflows fp16.
     fp16-mixed and fp8 are for the transformers alone: the text encoder's fp16 keeps its sums in fp32 as it is, and the
     VAE has fp32.
 
@@ -32,7 +34,8 @@ def choose_precisions(text: str | None, backend: str, models: Sequence[str]) -> 
         UsageError: an unknown component or precision, or one that the back end or the component does not have.
     """
     high = base_precision(backend)
-    chosen = {**dict.fromkeys(models, high), TEXT_ENCODER: high, VAE_KEY: Precision.FP32}
+    own = {TEXT_ENCODER: high, VAE_KEY: Precision.FP32, ENCODER_KEY: Precision.FP32}
+    chosen = {**dict.fromkeys(models, high), **own}
     keys, experts = tuple(chosen), [f"{model}{end}" for model in models for end in EXPERTS]
     for item in text.split(",") if text is not None else []:
         key, equals, value = item.strip().rpartition("=")
@@ -40,7 +43,8 @@ def choose_precisions(text: str | None, backend: str, models: Sequence[str]) -> 
             raise UsageError(f"--precision names {key!r}, but the components are {', '.join(keys)}; use one of them.")
         for name in [key] if equals else models:
             chosen[name] = _parse(value, backend)
-    for name, instead in ((TEXT_ENCODER, "fp16, whose sums are fp32 already"), (VAE_KEY, Precision.FP32)):
+    sums = "fp16, whose sums are fp32 already"
+    for name, instead in ((TEXT_ENCODER, sums), (VAE_KEY, Precision.FP32), (ENCODER_KEY, Precision.FP32)):
         if chosen[name] in _TRANSFORMERS_ONLY:
             raise UsageError(
                 f"--precision asks for {name}={chosen[name]}, but only the transformers have that; "
@@ -75,7 +79,9 @@ def _either(words: Sequence[str]) -> str:
 
 
 def component_precision(chosen: Mapping[str, Precision], component: str) -> Precision:
-    """The precision of a bundle's component; ``vae_first`` and ``vae_next`` are both ``vae``, and experts alike."""
+    """The precision of a bundle's component; the steps of a VAE's halves are one, and so are experts."""
+    if component.startswith(ENCODER_KEY):
+        return chosen[ENCODER_KEY]
     return chosen.get(component) or chosen[component.partition("_")[0]]
 
 

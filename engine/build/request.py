@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flowblending import UsageError
+from flowblending.contracts.conditions import PIXELS, Source
 from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.contracts.model_sampling import ModelSampling, write_number
 from flowblending.contracts.models import is_name
@@ -124,8 +125,8 @@ class BuildRequest:
 
     ``base``: the pipeline of VAE, text encoder, tokenizer and scheduler; None for that of the first model that has one.
     ``size`` and ``frames``: see `flowblending.engine.bundle.geometry.plan_profiles`. ``shift``: of the noise levels, in
-    place of the checkpoint's. ``batched_guidance``: of the bundle, in place of the family's. ``loras``: to fuse into
-    the models. ``cache``: a folder, or None for none.
+    place of the checkpoint's. ``batched_guidance``: of the bundle, in place of the family's. ``conditions``: the images
+    and videos to take beside text. ``loras``: to fuse into the models. ``cache``: a folder, or None for none.
     """
 
     models: tuple[ModelRequest, ...]
@@ -139,6 +140,7 @@ class BuildRequest:
     pipeline: str | None = None
     shift: float | None = None
     batched_guidance: bool | None = None
+    conditions: tuple[Source, ...] = ()
     loras: tuple[LoraRequest, ...] = ()
     teacache: bool = False
     fp8: Fp8Options = field(default_factory=Fp8Options)
@@ -153,6 +155,22 @@ class BuildRequest:
     def names(self) -> tuple[str, ...]:
         """Of the models."""
         return tuple(model.name for model in self.models)
+
+
+def read_conditions(text: str | None) -> tuple[Source, ...]:
+    """What ``--conditions image,video`` asks for; None asks for nothing.
+
+    Raises:
+        UsageError: a word that is no kind of image or video.
+    """
+    words = [word.strip().lower() for word in (text or "").split(",")]
+    for word in words if text is not None else ():
+        if word not in PIXELS:
+            raise UsageError(
+                f"--conditions {text} was given, but {', '.join(PIXELS)} are what a bundle may take beside text; give "
+                "--conditions image, for example."
+            )
+    return tuple(source for source in PIXELS if source in words)
 
 
 def split_targets(text: str | None) -> tuple[str, ...]:
@@ -172,6 +190,7 @@ def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
         "--target": ",".join(request.targets) or None,
         "--pipeline": request.pipeline,
         "--shift": None if request.shift is None else write_number(request.shift),
+        "--conditions": ",".join(request.conditions) or None,
         "--lora": ",".join(map(str, request.loras)) or None,
     }
     given = {name: str(value) for name, value in options.items() if value is not None}

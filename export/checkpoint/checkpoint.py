@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flowblending import FlowBlendingError
+from flowblending.contracts.conditions import Source
 from flowblending.export.checkpoint.fit import quantised
 from flowblending.export.checkpoint.hub import EXPECTED
 from flowblending.export.checkpoint.model_files import (
@@ -63,12 +64,14 @@ class Checkpoint:
         pipeline: the class that it is run with; one that some family covers.
         published: the class that ``model_index.json`` names, where that is another one.
         transformer: folder of one that stands in the place of the pipeline's own; None for its own.
+        takes: the images and videos that what is built of it is to take beside text.
     """
 
     folder: Path
     pipeline: str
     published: str | None = None
     transformer: Path | None = None
+    takes: tuple[Source, ...] = ()
 
     def place(self, component: str) -> Path:
         """The folder of a component."""

@@ -104,7 +104,9 @@ def _with_inputs(exportable: Exportable, samples: Samples, timesteps: Sequence[f
         def choose(count: int) -> torch.Tensor:
             return torch.randint(count, (sizes["batch"],), generator=generator)
 
-        drawn["timestep"] = torch.tensor(timesteps, dtype=torch.float32)[choose(len(timesteps))]
+        chosen = torch.tensor(timesteps, dtype=torch.float32)[choose(len(timesteps))]
+        told = exportable.spec.timestep_shape((0, sizes.get("frames", 1)), sizes["batch"])
+        drawn["timestep"] = chosen.reshape(-1, *[1] * (len(told) - 1)).expand(told)
         given = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in samples.items()}
         rows = choose(len(next(iter(given.values())))) if given else None
         drawn |= {name: values[rows] for name, values in given.items() if name in batched}

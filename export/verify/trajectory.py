@@ -20,14 +20,19 @@ Tokens = Mapping[str, Mapping[str, npt.NDArray[np.int64]]]
 """By guidance branch: ``ids`` and ``mask`` [1, L] of a prompt."""
 
 
-def encode(text_encoder: Exportable, tokens: Tokens, declared: Sequence[Condition], frame_rate: float) -> Conditions:
+def encode(
+    text_encoder: Exportable,
+    tokens: Tokens,
+    declared: Sequence[Condition],
+    shared: Mapping[str, npt.NDArray[np.float32]],
+) -> Conditions:
     """What the runtime makes of prompts, by the stock text encoder.
 
     Args:
         text_encoder: in fp32.
         tokens: of every branch.
         declared: the family's conditions.
-        frame_rate: of the video, in frames per second.
+        shared: what is the same for every branch, by source, such as the frame rate.
     """
     names = [tensor.name for tensor in text_encoder.spec.inputs]
     conditions = {}
@@ -35,8 +40,8 @@ def encode(text_encoder: Exportable, tokens: Tokens, declared: Sequence[Conditio
         given = {name: torch.from_numpy(values) for name, values in each.items()}
         with torch.no_grad(), weights_on_demand(*text_encoder.streamed):
             (text,) = text_encoder.reference(*(given[name] for name in names))
-        rate = torch.tensor([frame_rate], dtype=torch.float32)
-        made: dict[str, torch.Tensor] = {Source.TEXT: text, Source.TEXT_MASK: given["mask"], Source.FRAME_RATE: rate}
+        alike = {source: torch.from_numpy(values) for source, values in shared.items()}
+        made: dict[str, torch.Tensor] = {Source.TEXT: text, Source.TEXT_MASK: given["mask"], **alike}
         conditions[branch] = inputs_from(declared, made)
     return conditions
 
@@ -53,16 +58,17 @@ class TorchPair:
     def __init__(self, models: Mapping[str, Exportable], conditions: Conditions, *, stock: bool) -> None:
         self._calls = {name: each.reference if stock else each.module for name, each in models.items()}
         self._streamed = {name: each.streamed for name, each in models.items()}
-        self._names = {name: [tensor.name for tensor in each.spec.inputs] for name, each in models.items()}
+        self._specs = {name: each.spec for name, each in models.items()}
         self._conditions = conditions
 
     def __call__(self, model: str, latents: Floats, timestep: float, branch: str) -> Floats:
         """The velocity of latents fp32 [1, C, F, H, W]."""
+        spec = self._specs[model]
         given = {
             "latents": torch.from_numpy(latents),
-            "timestep": torch.tensor([timestep], dtype=torch.float32),
+            "timestep": torch.full(spec.timestep_shape(latents.shape[1:], 1), timestep, dtype=torch.float32),
             **self._conditions[branch],
         }
         with torch.no_grad(), weights_on_demand(*self._streamed[model]):
-            (velocity,) = self._calls[model](*(given[name] for name in self._names[model]))
+            (velocity,) = self._calls[model](*(given[each.name] for each in spec.inputs))
         return np.asarray(velocity.float().numpy())

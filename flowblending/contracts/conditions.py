@@ -22,12 +22,14 @@ class Source(StrEnum):
     """What of a job a condition is made from.
 
     ``text`` is the embedding of a prompt, one for each guidance branch, and ``text_mask`` tells its tokens from
-    padding. All others are the same for every branch. ``latents`` are the noise that a run starts from.
+    padding. All others are the same for every branch. ``frame_times`` say which
+    frame of the video each latent frame begins with. ``latents`` are the noise that a run starts from.
     """
 
     TEXT = "text"
     TEXT_MASK = "text_mask"
     FRAME_RATE = "frame_rate"
+    FRAME_TIMES = "frame_times"
     IMAGE = "image"
     VIDEO = "video"
     MASK = "mask"
@@ -93,6 +95,19 @@ def text_conditions(length: int, width: int, *, mask: bool) -> tuple[Condition, 
 
 FRAME_RATE = Condition(name="frame_rate", sources=(Source.FRAME_RATE,), enters=Entry.INPUT, shape=(1,))
 """Frames per second of the video."""
+
+FRAME_TIMES = Condition(name="frame_times", sources=(Source.FRAME_TIMES,), enters=Entry.INPUT, shape=("frames",))
+"""The frame of the video, counted from 0 on, that each latent frame begins with."""
+
+FRAME_TIMESTEPS = Condition(
+    name="timestep", sources=(Source.IMAGE, Source.VIDEO), enters=Entry.TIMESTEPS, shape=("batch", "frames")
+)
+"""A timestep for every latent frame: 0 where what was given is held."""
+
+
+def frame_times(frames: int, factor: int) -> list[float]:
+    """The frames of the video that latent frames begin with: the first stands for one frame, others for ``factor``."""
+    return [float(max(0, index * factor + 1 - factor)) for index in range(frames)]
 
 
 def inputs_from(conditions: Iterable[Condition], given: Mapping[str, _Value]) -> dict[str, _Value]:

@@ -151,6 +151,11 @@ class GraphSpec:
                 raise self._mismatch(spec, shapes[spec.name])
         return sizes
 
+    def timestep_shape(self, latent_shape: Sequence[int], batch: int) -> tuple[int, ...]:
+        """Of the input ``timestep`` for latents [C, F, H, W]: one for each row, or for each latent frame of it."""
+        shape = next((each.shape for each in self.inputs if each.name == "timestep"), ("batch",))
+        return tuple(evaluate(dim, {"batch": batch, "frames": latent_shape[1]}) for dim in shape)
+
     def _mismatch(self, spec: TensorSpec, shape: tuple[int, ...]) -> FlowBlendingError:
         return FlowBlendingError(
             f"Input {spec.name} of engine {self.name} has shape {list(shape)}, "

@@ -12,9 +12,13 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flowblending.contracts import upgrade
+from flowblending.contracts.conditions import pixel_sources
 from flowblending.contracts.graph import (
     TEXT_ENCODER,
     VAE,
+    VAE_ENCODER,
+    VAE_ENCODER_FIRST,
+    VAE_ENCODER_NEXT,
     VAE_FIRST,
     VAE_NEXT,
     GraphSpec,
@@ -320,11 +324,17 @@ class Manifest(_Frozen):
         settled = self.calibration.model_dump(include={"schedule": {"runs", "shift"}, "caches": True, "shifts": True})
         return f"{self.id}-{hashlib.sha256(json.dumps(settled, sort_keys=True).encode()).hexdigest()[:8]}"
 
+    def _encoders(self) -> set[str]:
+        """Components that a bundle which takes images or videos has to have."""
+        if not pixel_sources(self.pipeline.conditions):
+            return set()
+        return {VAE_ENCODER} if VAE_ENCODER in self.components else {VAE_ENCODER_FIRST, VAE_ENCODER_NEXT}
+
     @model_validator(mode="after")
     def _complete(self) -> Self:
         """Everything that a run needs is there, so that no run finds out half-way that it is not."""
         decoder = {VAE} if VAE in self.components else {VAE_FIRST, VAE_NEXT}
-        missing = {*self.transformers, TEXT_ENCODER, *decoder} - self.components.keys()
+        missing = {*self.transformers, TEXT_ENCODER, *decoder, *self._encoders()} - self.components.keys()
         if missing:
             raise ValueError(f"component {min(missing)} is missing")
         check_models(self.models)

@@ -96,6 +96,7 @@ class Step:
         timestep: what the transformer is told, in [0, 1000].
         sigma: noise level in [0, 1].
         guidance: scale of the step's stage, if it has one of its own; None for the program's.
+        frame_timesteps: a timestep for each latent frame in place of one for all, where some are held.
     """
 
     model: str
@@ -103,6 +104,7 @@ class Step:
     sigma: float
     instructions: tuple[Instruction, ...]
     guidance: float | None = None
+    frame_timesteps: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +235,8 @@ class Program:
             )
         content = dataclasses.asdict(self)
         del content["choice"]
+        for step in content["steps"]:
+            del step["frame_timesteps"]
         return {"format": self.FORMAT, **content}
 
     @classmethod

@@ -141,7 +141,7 @@ class _ProgramMemory:
         for name in program.slots():
             if name not in self.slots:
                 self._place((name,), program.latent_shape)
-        self._timesteps: dict[tuple[float, int], Tensor] = {}
+        self._timesteps: dict[tuple[tuple[float, ...], tuple[int, ...]], Tensor] = {}
         self._inputs: dict[tuple[tuple[str, ...], str], Tensor] = {}
         self._copied: dict[int, Tensor] = {}
 
@@ -174,7 +174,10 @@ class _ProgramMemory:
             )
         count = len(run.branches)
         rows = self._device.rows
-        given = {LATENTS: rows(self._latents, 0, count), TIMESTEP: self._timestep(step.timestep, count)}
+        given = {
+            LATENTS: rows(self._latents, 0, count),
+            TIMESTEP: self._timestep(step, engine.spec.timestep_shape(self._latents.shape[1:], count)),
+        }
         tensors = {
             spec.name: given.get(spec.name) or self._input(run, spec, engine.spec.name) for spec in engine.spec.inputs
         }
@@ -196,13 +199,15 @@ class _ProgramMemory:
             stop=self._device.mark(),
         )
 
-    def _timestep(self, timestep: float, count: int) -> Tensor:
+    def _timestep(self, step: Step, shape: tuple[int, ...]) -> Tensor:
         if self._numbers is not None:
-            return self._numbers.timestep(count)
+            return self._numbers.timestep(shape[0])
         # One allocation each, not rows of a table: TensorRT wants inputs aligned to 256 bytes.
-        if (timestep, count) not in self._timesteps:
-            self._timesteps[timestep, count] = self._device.upload(np.full(count, timestep, np.float32))
-        return self._timesteps[timestep, count]
+        told = (step.timestep,) if step.frame_timesteps is None else step.frame_timesteps
+        if (told, shape) not in self._timesteps:
+            values = np.ascontiguousarray(np.broadcast_to(np.array(told, np.float32), shape))
+            self._timesteps[told, shape] = self._device.upload(values)
+        return self._timesteps[told, shape]
 
     def _is_aligned(self, tensor: Tensor) -> bool:
         """Whether an engine may be given a tensor where it lies."""
@@ -234,7 +239,7 @@ class _ProgramMemory:
                 f"Input {spec.name} of engine {engine} has the shapes {[list(part.shape) for part in parts]} for the "
                 f"branches {', '.join(run.branches)}, but one call takes equal shapes; pad them to one length."
             )
-        if len(parts) == 1 or not spec.shape or isinstance(spec.shape[0], int):
+        if len(parts) == 1 or not spec.shape or spec.shape[0] != "batch":
             return self._aligned(parts[0])
         key = (run.branches, spec.name)
         if key not in self._inputs:

@@ -42,9 +42,16 @@ class GraphUse:
 
 
 def uncapturable(program: Program, engines: Mapping[str, Engine]) -> list[str]:
-    """The models of a program whose engines' calls cannot be captured."""
+    """The models of a program whose engines' calls cannot be captured.
+
+    Neither are those of engines with a timestep for every latent frame, for which `StepNumbers` has no room.
+    """
     models = {each.model for each in program.instructions() if isinstance(each, Run)}
-    return [model for model in models if model in engines and not isinstance(engines[model], CapturableEngine)]
+    return [model for model in models if model in engines and not _capturable(engines[model])]
+
+
+def _capturable(engine: Engine) -> bool:
+    return isinstance(engine, CapturableEngine) and len(engine.spec.timestep_shape((1, 1, 1, 1), 1)) == 1
 
 
 class StepGraphs:

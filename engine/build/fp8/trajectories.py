@@ -254,7 +254,7 @@ class _Model:
         """Run the graph, and keep what it tells."""
         self._loader.engine(self._name).run({**tensors, self._output.name: self._ranges}, stream)
         self._found.append(self._device.download(self._ranges))
-        self._timesteps.append(float(self._device.download(tensors[TIMESTEP])[0]))
+        self._timesteps.append(float(self._device.download(tensors[TIMESTEP]).flat[0]))
 
     def close(self) -> None:
         """The loader closes the engine."""

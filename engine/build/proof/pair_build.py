@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.contracts.graph import TEXT_ENCODER, Precision
+from flowblending.contracts.conditions import Source, frame_times
+from flowblending.contracts.graph import TEXT_ENCODER, PipelineSpec, Precision
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import COND, TIMESTEP, UNCOND
 from flowblending.engine.backends.protocol import Engine
@@ -80,7 +81,7 @@ def measure_pair(
     noise, tokens = initial_latents(manifest), tokens_of(bundle, prompt)
     progress("encoding the prompt")
     pipeline, text_encoder = manifest.pipeline, parts[TEXT_ENCODER].load(Precision.FP32)
-    conditions = encode(text_encoder, tokens, pipeline.conditions, pipeline.frame_rate)
+    conditions = encode(text_encoder, tokens, pipeline.conditions, plain_conditions(pipeline, noise.shape[1:]))
     progress("sampling it in torch in fp32")
     # Where the schedule leaves an engine out, there is nothing to compare it by.
     names = sorted({each["model"] for each in _runs(program)})
@@ -97,6 +98,14 @@ def measure_pair(
         ours = {name: parts[name].load(precisions[name]) for name in names}
         velocity = TorchPair(ours, conditions, stock=False)
     return compare_pair(program, calls, final, velocity, noise, where="cpu", allowed=allowed(manifest))
+
+
+def plain_conditions(pipeline: PipelineSpec, latent_shape: Sequence[int]) -> dict[str, Floats]:
+    """What is the same for both branches of a run from text alone, by source."""
+    return {
+        Source.FRAME_RATE: np.array([pipeline.frame_rate], np.float32),
+        Source.FRAME_TIMES: np.array(frame_times(latent_shape[1], pipeline.temporal_factor), np.float32),
+    }
 
 
 def initial_latents(manifest: Manifest) -> npt.NDArray[np.float32]:
@@ -140,7 +149,8 @@ class EnginePair:
     def __call__(self, model: str, latents: Floats, timestep: float, branch: str) -> Floats:
         """The velocity of latents fp32 [1, C, F, H, W]."""
         engine = self._engines[model]
-        given = {LATENTS: latents, TIMESTEP: np.array([timestep], np.float32), **self._conditions[branch]}
+        timesteps = np.full(engine.spec.timestep_shape(latents.shape[1:], 1), timestep, np.float32)
+        given = {LATENTS: latents, TIMESTEP: timesteps, **self._conditions[branch]}
         output = np.empty_like(latents)
         (spec,) = engine.spec.outputs
         tensors = {each.name: Tensor.of(np.ascontiguousarray(given[each.name])) for each in engine.spec.inputs}

@@ -249,7 +249,8 @@ def _follow(pipeline: Pipeline, device: Device, trajectory: Path, where: str, li
 
     def velocity(model: str, latents: Floats, timestep: float, branch: str) -> Floats:
         engine = pipeline.engine(model)
-        own = {LATENTS: latents, TIMESTEP: np.array([timestep], np.float32)}
+        timesteps = np.full(engine.spec.timestep_shape(latents.shape[1:], 1), timestep, np.float32)
+        own = {LATENTS: latents, TIMESTEP: timesteps}
         given = {
             each.name: own[each.name] if each.name in own else arrays[f"conditions/{branch}/{each.name}"]
             for each in engine.spec.inputs

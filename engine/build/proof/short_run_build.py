@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.graph import TEXT_ENCODER, VAE_FIRST, VAE_NEXT, Precision
+from flowblending.contracts.graph import ENCODERS, TEXT_ENCODER, VAE_FIRST, VAE_NEXT, Precision
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import Program
 from flowblending.contracts.proof import Proof, read_proof
@@ -92,7 +92,8 @@ def run_while_built(bundle: Bundle, out: Path, prompt: str, progress: Progress) 
 def load_of(program: Program, manifest: Manifest, proofs: Mapping[str, Proof]) -> RunLoad:
     """What a program takes on a CPU, from the text encoder to the decoder."""
     branches, tokens = len(program.branches()), manifest.pipeline.tokens(program.latent_shape)
-    others = [name for name in manifest.components if name not in manifest.transformers]
+    # The run is of text alone.
+    others = [name for name in manifest.components if name not in (*manifest.transformers, *ENCODERS)]
     a_call = {name: _a_call(name, program, manifest, proofs[name]) for name in others}
     calls = {TEXT_ENCODER: branches, VAE_NEXT: program.latent_shape[1] - 1}
     operations = cost_of(program, manifest).flops + sum(count * calls.get(name, 1) for name, count in a_call.items())

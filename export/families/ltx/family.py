@@ -13,7 +13,14 @@ from pathlib import Path
 from diffusers import LTXVideoTransformer3DModel
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.conditions import FRAME_RATE, text_conditions
+from flowblending.contracts.conditions import (
+    FRAME_RATE,
+    FRAME_TIMES,
+    FRAME_TIMESTEPS,
+    Condition,
+    Entry,
+    text_conditions,
+)
 from flowblending.contracts.graph import LTX_2B, VAE, PipelineSpec, SigmaGrid
 from flowblending.export.checkpoint.checkpoint import (
     MODEL_INDEX,
@@ -30,6 +37,7 @@ from flowblending.export.families.ltx.row import LTX
 from flowblending.export.families.ltx.signal import load_signal
 from flowblending.export.families.ltx.transformer import REVISION, load_transformer
 from flowblending.export.families.ltx.vae import vae_part
+from flowblending.export.families.ltx.vae_encoder import encoder_part
 from flowblending.export.families.t5 import text_encoder_part
 from flowblending.export.graph.exportable import Part
 from flowblending.export.graph.load import check_model, parameter_shapes
@@ -37,7 +45,7 @@ from flowblending.export.lora.file import LoraFile
 from flowblending.export.lora.fit import Lora, fit_lora
 
 CONDITION = "LTXConditionPipeline"
-TEXT_LENGTH = {"LTXPipeline": 128, CONDITION: 256}
+TEXT_LENGTH = {"LTXPipeline": 128, "LTXImageToVideoPipeline": 128, CONDITION: 256}
 
 DECODE_TIMESTEP, DECODE_NOISE_SCALE = 0.05, 0.025
 """What the authors run a timestep-conditioned decoder with, and the examples of diffusers' documentation (0.9.1 and
@@ -105,7 +113,7 @@ class Ltx:
             # is not published; two to one is its split for Wan.
             early=1 / 3,
             late=1 / 6,
-            conditions=(*text_conditions(length, width, mask=True), FRAME_RATE),
+            conditions=(*text_conditions(length, width, mask=True), FRAME_RATE, *_held(checkpoint)),
         )
 
     def transformer(self, checkpoint: Checkpoint, folder: Path, name: str, loras: Sequence[Lora] = ()) -> Part:
@@ -132,9 +140,10 @@ class Ltx:
                 text_length=TEXT_LENGTH[checkpoint.pipeline],
                 factors=LTX.vae_factors(checkpoint.config("vae")),
                 causal=checkpoint.pipeline == CONDITION,
+                held=bool(checkpoint.takes),
                 loras=loras,
             ),
-            revision=f"ltx transformer {REVISION}",
+            revision=f"ltx transformer {REVISION}{', a timestep for every latent frame' if checkpoint.takes else ''}",
             check=lambda: check_model(LTXVideoTransformer3DModel, folder),
             architecture=_ARCHITECTURES.get(
                 (config.get("num_layers"), config.get("num_attention_heads"), config.get("attention_head_dim"))
@@ -157,7 +166,7 @@ class Ltx:
         )
 
     def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
-        """Text encoder and VAE decoder."""
+        """Text encoder and VAE decoder, and the VAE's encoder where images are taken."""
         # LTXPipeline gives its text encoder no mask; LTXConditionPipeline does.
         text = text_encoder_part(
             checkpoint,
@@ -165,7 +174,26 @@ class Ltx:
             zero_padding=False,
             attend_padding=checkpoint.pipeline != CONDITION,
         )
-        return text, vae_part(checkpoint)
+        encoder = (encoder_part(checkpoint),) if checkpoint.takes else ()
+        return (text, vae_part(checkpoint), *encoder)
+
+
+def _held(checkpoint: Checkpoint) -> tuple[Condition, ...]:
+    """What the classes do with images and clips: their latents are held, and told by lower timesteps.
+
+    LTXConditionPipeline puts those of later frames before the video's own, and tells them apart by their times.
+    """
+    if not checkpoint.takes:
+        return ()
+    causal = checkpoint.pipeline == CONDITION
+    held = Condition(
+        name="held latents",
+        sources=checkpoint.takes,
+        enters=Entry.HELD,
+        shape=(1, checkpoint.config(TRANSFORMER)["in_channels"], "frames", "height", "width"),
+        recipe="held-frames" if causal else "held-first",
+    )
+    return (held, FRAME_TIMESTEPS, *((FRAME_TIMES,) if causal else ()))
 
 
 def _grid(checkpoint: Checkpoint) -> SigmaGrid:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from flowblending.contracts.conditions import Source
 from flowblending.export.families.model_family import ModelFamily
 from flowblending.export.families.original import Original, Shapes
 
@@ -34,7 +35,13 @@ def _original(shapes: Shapes, base: Mapping[str, Any]) -> Original:
 
 LTX = ModelFamily(
     name="ltx",
-    pipelines=("LTXPipeline", "LTXConditionPipeline"),
+    pipelines=("LTXPipeline", "LTXConditionPipeline", "LTXImageToVideoPipeline"),
+    takes={
+        "LTXImageToVideoPipeline": (Source.IMAGE,),
+        "LTXConditionPipeline": (Source.IMAGE, Source.VIDEO),
+    },
+    images={"LTXPipeline": "LTXImageToVideoPipeline"},
+    always=frozenset({"LTXImageToVideoPipeline"}),
     vae_factors=_vae_factors,
     load=_load,
     original=_original,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import LTXConditionPipeline, LTXPipeline, LTXVideoTransformer3DModel
+from diffusers import LTXVideoTransformer3DModel
 
+from flowblending.contracts.conditions import frame_times
 from flowblending.contracts.graph import GraphSpec, Precision, TensorSpec
+from flowblending.export.families.ltx.reference import condition_reference, plain_reference
 from flowblending.export.graph.attention import attend, rotate
 from flowblending.export.graph.exportable import Exportable, Tensors
 from flowblending.export.graph.load import load_model
@@ -33,9 +35,13 @@ def load_transformer(
     text_length: int,
     factors: tuple[int, int],
     causal: bool,
+    held: bool = False,
     loras: Sequence[Lora] = (),
 ) -> Exportable:
     """The graph: latents, timestep, text, text_mask, frame_rate -> velocity like latents.
+
+    With ``held`` there is a timestep for every latent frame, [batch, frames], and with ``causal`` beside it an input
+    ``frame_times`` fp32 [frames], the frame of the video that each latent frame begins with.
 
     Args:
         folder: of the transformer.
@@ -44,6 +50,7 @@ def load_transformer(
         text_length: tokens of a prompt, fixed in the graph.
         factors: video frames and pixels per latent frame and pixel.
         causal: whether frames are at the times of LTXConditionPipeline.
+        held: whether some latent frames may be given.
         loras: to fuse into the weights.
     """
     stock: LTXVideoTransformer3DModel = load_model(
@@ -57,10 +64,11 @@ def load_transformer(
         precision=precision,
         inputs=(
             TensorSpec(name="latents", dtype="float32", shape=("batch", config.in_channels, *size)),
-            TensorSpec(name="timestep", dtype="float32", shape=("batch",)),
+            TensorSpec(name="timestep", dtype="float32", shape=("batch", "frames") if held else ("batch",)),
             TensorSpec(name="text", dtype="float32", shape=("batch", length, width)),
             TensorSpec(name="text_mask", dtype="int64", shape=("batch", length)),
             TensorSpec(name="frame_rate", dtype="float32", shape=(1,)),
+            *([TensorSpec(name="frame_times", dtype="float32", shape=("frames",))] if held and causal else []),
         ),
         outputs=(
             TensorSpec(
@@ -73,18 +81,22 @@ def load_transformer(
         batch = sizes["batch"]
         shape = (batch, config.in_channels, sizes["frames"], sizes["height"], sizes["width"])
         counts = torch.randint(1, length + 1, (batch, 1), generator=generator)
+        frames = sizes["frames"]
+        # Some out of order, as those of frames that were given are.
+        times = torch.tensor(frame_times(frames, factors[0])) + torch.randint(4, (frames,), generator=generator)
         return (
             torch.randn(shape, generator=generator),
-            1000.0 * torch.rand(batch, generator=generator),
+            1000.0 * torch.rand((batch, frames) if held else batch, generator=generator),
             torch.randn((batch, length, width), generator=generator),
             (torch.arange(length) < counts).long(),
             torch.tensor([24.0, 25.0, 30.0])[torch.randint(3, (1,), generator=generator)],
+            *([times] if held and causal else []),
         )
 
     return Exportable(
         spec=spec,
         module=LtxTransformer(stock, factors, causal=causal, mixed=precision is Precision.FP16_MIXED).eval(),
-        reference=_condition_reference(stock, factors) if causal else _plain_reference(stock, factors),
+        reference=(condition_reference if causal else plain_reference)(stock, factors),
         inputs=inputs,
         export_sizes={"batch": 2, "frames": 3, "height": 4, "width": 5},
         verify_sizes=(
@@ -129,25 +141,32 @@ class LtxTransformer(torch.nn.Module):
         text: torch.Tensor,
         text_mask: torch.Tensor,
         frame_rate: torch.Tensor,
+        *frame_times: torch.Tensor,
     ) -> Tensors:
         """Velocity, fp32, like ``latents``."""
         stock, dtype = self.stock, self.stock.proj_in.weight.dtype
         batch, _, frames, height, width = latents.shape
         hidden = stock.proj_in(latents.to(dtype).flatten(2).transpose(1, 2)).to(self.stream)
+        by_frame = timestep.dim() == 2
+        if by_frame:
+            timestep = timestep.flatten()
         modulation, embedded = stock.time_embed(timestep, batch_size=batch, hidden_dtype=dtype)
         context = stock.caption_projection(text.to(dtype))
         # -10000 rather than minus infinity, as the stock model has it; ONNX Runtime wants a row for every query.
         bias = ((1 - text_mask.to(dtype)) * -10000.0)[:, None, None, :].expand(-1, -1, hidden.shape[1], -1)
-        cos, sin = self._rotation(frames, height, width, frame_rate)
+        cos, sin = self._rotation(frames, height, width, frame_rate, *frame_times)
         rotation = cos.expand(batch, -1, -1), sin.expand(batch, -1, -1)
         for block in stock.transformer_blocks:
-            hidden = _block(block, hidden, context, modulation=modulation, rotation=rotation, bias=bias)
+            hidden = _block(
+                block, hidden, context, modulation=modulation, rotation=rotation, bias=bias, by_frame=by_frame
+            )
         shift, scale = (stock.scale_shift_table.to(self.stream)[None] + embedded[:, None]).chunk(2, dim=1)
-        velocity = stock.proj_out((stock.norm_out(hidden) * (1 + scale) + shift).to(dtype)).float()
+        hidden = _grouped(stock.norm_out(hidden), scale, by_frame) * (1 + scale) + shift
+        velocity = stock.proj_out(_ungrouped(hidden, batch, by_frame).to(dtype)).float()
         return (velocity.transpose(1, 2).reshape(batch, -1, frames, height, width),)
 
     def _rotation(
-        self, frames: int, height: int, width: int, frame_rate: torch.Tensor
+        self, frames: int, height: int, width: int, frame_rate: torch.Tensor, *frame_times: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines, fp32 [1, tokens, channels / 2].
 
@@ -157,7 +176,9 @@ class LtxTransformer(torch.nn.Module):
         temporal, spatial = self.factors
         rope = self.stock.rope
         index = torch.arange(frames, dtype=torch.float32)
-        if self.causal:
+        if frame_times:
+            seconds = frame_times[0] * (1.0 / frame_rate)
+        elif self.causal:
             seconds = (index * temporal + (1 - temporal)).clamp(min=0.0) * (1.0 / frame_rate)
         else:
             seconds = index * (temporal / frame_rate)
@@ -187,20 +208,35 @@ def _block(
     modulation: torch.Tensor,
     rotation: tuple[torch.Tensor, torch.Tensor],
     bias: torch.Tensor,
+    by_frame: bool,
 ) -> torch.Tensor:
     """One transformer block; ``modulation`` [batch, 6 * channels] is the time embedding for adaLN-single.
+
+    With ``by_frame`` there is one for every latent frame, [batch * frames, 6 * channels].
 
     The type of ``hidden`` is that of all sums, products and norms between the layers.
     """
     table = block.scale_shift_table.to(hidden.dtype)
+    batch = hidden.shape[0]
     changes = table[None] + modulation.reshape(-1, *table.shape)
     shift, scale, gate, shift_ff, scale_ff, gate_ff = changes.chunk(6, dim=1)
-    normed = _normalise(block.norm1, hidden) * (1 + scale) + shift
-    hidden = hidden + _attention(block.attn1, normed, rotation=rotation) * gate
+    normed = _grouped(_normalise(block.norm1, hidden), scale, by_frame) * (1 + scale) + shift
+    attended = _attention(block.attn1, _ungrouped(normed, batch, by_frame), rotation=rotation)
+    hidden = hidden + _ungrouped(_grouped(attended, gate, by_frame) * gate, batch, by_frame)
     hidden = hidden + _attention(block.attn2, hidden, context, bias=bias)
-    normed = _normalise(block.norm2, hidden) * (1 + scale_ff) + shift_ff
-    result: torch.Tensor = hidden + block.ff(normed.to(context.dtype)) * gate_ff
-    return result
+    normed = _grouped(_normalise(block.norm2, hidden), scale_ff, by_frame) * (1 + scale_ff) + shift_ff
+    changed = block.ff(_ungrouped(normed, batch, by_frame).to(context.dtype))
+    return hidden + _ungrouped(_grouped(changed, gate_ff, by_frame) * gate_ff, batch, by_frame)
+
+
+def _grouped(values: torch.Tensor, by: torch.Tensor, by_frame: bool) -> torch.Tensor:
+    """Tokens [batch, frames * rows * columns, C] as [batch * frames, rows * columns, C], like ``by``."""
+    return values.reshape(by.shape[0], -1, values.shape[-1]) if by_frame else values
+
+
+def _ungrouped(values: torch.Tensor, batch: int, by_frame: bool) -> torch.Tensor:
+    """The other way round."""
+    return values.reshape(batch, -1, values.shape[-1]) if by_frame else values
 
 
 def _attention(
@@ -232,58 +268,3 @@ def _attention(
 def _normalise(norm: RMSNorm, hidden: torch.Tensor) -> torch.Tensor:
     weight = None if norm.weight is None else norm.weight.to(hidden.dtype)
     return torch.nn.functional.rms_norm(hidden, tuple(norm.dim), weight, norm.eps)
-
-
-def _plain_reference(stock: LTXVideoTransformer3DModel, factors: tuple[int, int]) -> Callable[..., Tensors]:
-    """The stock transformer called as LTXPipeline calls it."""
-
-    def call(
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        text: torch.Tensor,
-        text_mask: torch.Tensor,
-        frame_rate: torch.Tensor,
-    ) -> Tensors:
-        frames, height, width = latents.shape[2:]
-        velocity = stock(
-            hidden_states=LTXPipeline._pack_latents(latents).to(stock.dtype),
-            encoder_hidden_states=text.to(stock.dtype),
-            timestep=timestep,
-            encoder_attention_mask=text_mask.bool(),
-            num_frames=frames,
-            height=height,
-            width=width,
-            rope_interpolation_scale=(factors[0] / frame_rate.item(), factors[1], factors[1]),
-            return_dict=False,
-        )[0]
-        return (LTXPipeline._unpack_latents(velocity.float(), frames, height, width),)
-
-    return call
-
-
-def _condition_reference(stock: LTXVideoTransformer3DModel, factors: tuple[int, int]) -> Callable[..., Tensors]:
-    """The stock transformer called as LTXConditionPipeline calls it for text-to-video."""
-
-    def call(
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        text: torch.Tensor,
-        text_mask: torch.Tensor,
-        frame_rate: torch.Tensor,
-    ) -> Tensors:
-        pipeline = LTXConditionPipeline
-        batch, _, frames, height, width = latents.shape
-        places = pipeline._prepare_video_ids(batch, frames, height, width)
-        places = pipeline._scale_video_ids(places, scale_factor=factors[1], scale_factor_t=factors[0]).float()
-        places[:, 0] = places[:, 0] * (1.0 / frame_rate.item())
-        velocity = stock(
-            hidden_states=pipeline._pack_latents(latents).to(stock.dtype),
-            encoder_hidden_states=text.to(stock.dtype),
-            timestep=timestep.unsqueeze(-1),
-            encoder_attention_mask=text_mask.bool(),
-            video_coords=places,
-            return_dict=False,
-        )[0]
-        return (pipeline._unpack_latents(velocity.float(), frames, height, width),)
-
-    return call

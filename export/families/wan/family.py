@@ -28,6 +28,7 @@ from flowblending.export.families.wan.names import authors_name
 from flowblending.export.families.wan.row import WAN
 from flowblending.export.families.wan.transformer import REVISION, load_signal, load_transformer
 from flowblending.export.families.wan.vae import check_decoder, decoder_parts
+from flowblending.export.families.wan.vae_encoder import encoder_parts
 from flowblending.export.graph.exportable import Part
 from flowblending.export.graph.load import check_model, parameter_shapes
 from flowblending.export.lora.file import LoraFile
@@ -176,8 +177,9 @@ class Wan:
         )
 
     def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
-        """The text encoder and the two graphs of the VAE decoder."""
-        return (text_encoder_part(checkpoint, TEXT_LENGTH, zero_padding=True), *decoder_parts(checkpoint))
+        """The text encoder, the two graphs of the VAE decoder, and two of its encoder where images are taken."""
+        encoder = encoder_parts(checkpoint) if checkpoint.takes else ()
+        return (text_encoder_part(checkpoint, TEXT_LENGTH, zero_padding=True), *decoder_parts(checkpoint), *encoder)
 
 
 def _architecture(config: Mapping[str, Any]) -> str | None:

@@ -11,7 +11,7 @@ The caches are fp32 in every precision, as all inputs and outputs are; at 832x48
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -117,7 +117,7 @@ class _Upsampling(torch.nn.Module):
         return squares
 
 
-def _altered(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+def altered(vae: AutoencoderKLWan) -> AutoencoderKLWan:
     """The same VAE and weights, with the modules above in the place of the stock ones."""
     vae = twin(vae)
     for module in list(vae.modules()):
@@ -154,24 +154,29 @@ class _Step(torch.nn.Module):
         position = [0]
         values = self.post_quant_conv((latents * self.std + self.mean).to(self.dtype))
         frames = self.decoder(values, feat_cache=maps, feat_idx=position, first_chunk=not caches)
-        kept: list[torch.Tensor] = []
-        for cache in maps[: position[0]]:
-            if not isinstance(cache, torch.Tensor):
-                # A marker that the stock code leaves in the place of an upsampling that the first frame does not
-                # take. Its feature maps are as large as those of the convolution before it.
-                kept.append(torch.zeros_like(kept[-1]))
-            elif cache.shape[2] < CACHE_T:
-                kept.append(torch.nn.functional.pad(cache.float(), (0, 0, 0, 0, CACHE_T - cache.shape[2], 0)))
-            else:
-                kept.append(cache.float())
-        return (frames.float().clamp(-1.0, 1.0), *kept)
+        return (frames.float().clamp(-1.0, 1.0), *kept(maps[: position[0]]))
+
+
+def kept(maps: Sequence[torch.Tensor | str | None]) -> list[torch.Tensor]:
+    """The feature maps that the next step takes, fp32, each of two frames."""
+    found: list[torch.Tensor] = []
+    for cache in maps:
+        if not isinstance(cache, torch.Tensor):
+            # A marker that the stock code leaves in the place of an upsampling that the first frame does not take. Its
+            # feature maps are as large as those of the convolution before it.
+            found.append(torch.zeros_like(found[-1]))
+        elif cache.shape[2] < CACHE_T:
+            found.append(torch.nn.functional.pad(cache.float(), (0, 0, 0, 0, CACHE_T - cache.shape[2], 0)))
+        else:
+            found.append(cache.float())
+    return found
 
 
 def _load(folder: Path, name: str, precision: Precision) -> Exportable:
     vae: AutoencoderKLWan = load_model(AutoencoderKLWan, folder, precision)
     # The encoder is not needed, and its memory is.
     vae.encoder = vae.quant_conv = None
-    stock, step = _Step(vae), _Step(_altered(vae))
+    stock, step = _Step(vae), _Step(altered(vae))
     spec = _spec(name, precision, stock, vae.config.z_dim)
 
     def inputs(sizes: Mapping[str, int], generator: torch.Generator) -> Tensors:
@@ -203,17 +208,17 @@ def _spec(name: str, precision: Precision, step: _Step, channels: int) -> GraphS
             frames, *caches = step(torch.zeros(1, channels, 1, 1, 1), *caches)
     latents = TensorSpec(name="latents", dtype="float32", shape=(1, channels, 1, "height", "width"))
     names = [f"cache_{index:02d}" for index in range(len(caches))]
-    taken = [_at(cache, each) for each, cache in zip(names, caches, strict=True)]
-    given = [_at(cache, f"{each}_next") for each, cache in zip(names, caches, strict=True)]
+    taken = [seen(cache, each) for each, cache in zip(names, caches, strict=True)]
+    given = [seen(cache, f"{each}_next") for each, cache in zip(names, caches, strict=True)]
     return GraphSpec(
         name=name,
         precision=precision,
         inputs=(latents, *taken) if name == VAE_NEXT else (latents,),
-        outputs=(_at(frames, "frames"), *given),
+        outputs=(seen(frames, "frames"), *given),
     )
 
 
-def _at(seen: torch.Tensor, name: str) -> TensorSpec:
+def seen(seen: torch.Tensor, name: str) -> TensorSpec:
     """The specification of a tensor that was seen at latent height and width 1."""
     *fixed, height, width = seen.shape
     return TensorSpec(

@@ -38,7 +38,7 @@ def test_precisions(text: str | None, backend: str, expected: str) -> None:
         ("fp4", "Precision 'fp4' was given, but ONNX Runtime has .*; use --precision fp32, for example"),
         ("fp8,vae=fp8", "asks for vae=fp8, but only the transformers have that; use vae=fp32"),
         ("text_encoder=fp8", "text_encoder=fp8, but only the transformers"),
-        ("medium=fp16", "names 'medium', but the components are large, small, text_encoder, vae"),
+        ("medium=fp16", "names 'medium', but the components are large, small, text_encoder, vae, vae_encoder"),
         ("=fp16", "names ''"),
         ("", "Precision '' was given"),
         ("bf16", "ONNX Runtime has no bf16 kernels .*; use --precision .*fp8"),

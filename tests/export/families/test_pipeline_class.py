@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from flowblending import UsageError
+from flowblending.contracts.conditions import Source
 from flowblending.export.checkpoint.checkpoint import Checkpoint
 from flowblending.export.families.ltx.family import Ltx
-from flowblending.export.families.pipeline_class import check_class, describe_class, run_with
+from flowblending.export.families.pipeline_class import check_class, describe_class, run_with, with_conditions
 from flowblending.export.families.wan.family import Wan
 
 LTX = ("LTXPipeline", "LTXConditionPipeline")
@@ -70,3 +71,29 @@ def test_what_looks_like_0_9_5_is_told_its_class(
         assert advice.endswith("if it is that version, give --pipeline LTXConditionPipeline.")
         assert Ltx().advise(run_with(checkpoint, "LTXConditionPipeline", LTX)) is None
     assert Wan().advise(Checkpoint(folder=tmp_path, pipeline="WanPipeline")) is None
+
+
+def test_images_are_taken_by_the_class_that_takes_them() -> None:
+    text, condition = (Checkpoint(folder=Path("x"), pipeline=each) for each in LTX)
+    for nothing in (text, condition):
+        assert with_conditions(nothing, ()) is nothing
+    images = with_conditions(text, [Source.IMAGE])
+    assert (images.pipeline, images.published, images.takes) == ("LTXImageToVideoPipeline", "LTXPipeline", ("image",))
+    assert describe_class(images).startswith("LTXImageToVideoPipeline, as --conditions says; ")
+    clips = with_conditions(condition, [Source.VIDEO])
+    assert (clips.pipeline, clips.published, clips.takes) == ("LTXConditionPipeline", None, ("image", "video"))
+    asked_by_itself = with_conditions(Checkpoint(folder=Path("x"), pipeline="LTXImageToVideoPipeline"), ())
+    assert asked_by_itself.takes == ("image",)
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "asked", "what"),
+    [
+        ("WanPipeline", Source.MASK, "takes text alone"),
+        ("LTXPipeline", Source.VIDEO, "takes image beside text"),
+        ("LTXConditionPipeline", Source.MASK, "takes image and video beside text"),
+    ],
+)
+def test_what_a_class_does_not_take_is_refused(pipeline: str, asked: Source, what: str) -> None:
+    with pytest.raises(UsageError, match=f"--conditions {asked} was given, but a bundle of x .* {what}; leave it out."):
+        with_conditions(Checkpoint(folder=Path("x"), pipeline=pipeline), [asked])

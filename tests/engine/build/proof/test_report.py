@@ -21,7 +21,13 @@ from flowblending.engine.backends.onnxruntime.run import OrtEngine
 from flowblending.engine.build.build import build_bundle
 from flowblending.engine.build.proof import pair as pair_errors
 from flowblending.engine.build.proof.pair import follow, pair_claims
-from flowblending.engine.build.proof.pair_build import EnginePair, initial_latents, tokens_of, write_trajectory
+from flowblending.engine.build.proof.pair_build import (
+    EnginePair,
+    initial_latents,
+    plain_conditions,
+    tokens_of,
+    write_trajectory,
+)
 from flowblending.engine.build.proof.prove import ProveRequest, inspect, prove_bundle
 from flowblending.engine.build.proof.report import BuildReport, read_report
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
@@ -138,7 +144,7 @@ def test_a_pair_is_measured_on_what_the_runtime_samples(
     noise = initial_latents(bundle.manifest)
     (part,) = [each for each in family_of(checkpoint).parts(checkpoint) if each.name == "text_encoder"]
     facts, tokens = bundle.manifest.pipeline, tokens_of(bundle, "a red ball")
-    found = encode(part.load(Precision.FP32), tokens, facts.conditions, facts.frame_rate)
+    found = encode(part.load(Precision.FP32), tokens, facts.conditions, plain_conditions(facts, noise.shape[1:]))
     conditions = {branch: {name: value.numpy() for name, value in each.items()} for branch, each in found.items()}
 
     job = Job(prompt="a red ball", steps=4)
