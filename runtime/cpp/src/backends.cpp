@@ -43,7 +43,7 @@ std::vector<std::string> backend_names() {
 }
 
 std::unique_ptr<Engine> open_engine(const Manifest& manifest, const Component& component, DeviceMemory& device,
-                                    [[maybe_unused]] int threads) {
+                                    [[maybe_unused]] Scratch& scratch, [[maybe_unused]] int threads) {
   check_device(component, device);
   const std::vector<std::string> known = backend_names();
   if (std::find(known.begin(), known.end(), component.backend) == known.end()) {
@@ -55,7 +55,7 @@ std::unique_ptr<Engine> open_engine(const Manifest& manifest, const Component& c
 #ifdef FLOWBLENDING_ONNXRUNTIME
   if (component.backend == "onnxruntime") return open_onnxruntime(path, component.spec, device, threads);
 #endif
-  if constexpr (kTensorrt) return open_tensorrt(path, component.spec, device.stream());
+  if constexpr (kTensorrt) return open_tensorrt(path, component.spec, device.stream(), scratch);
   fail(Code::unavailable, "The back end ", component.backend, " cannot be opened; build the library again.");
 }
 

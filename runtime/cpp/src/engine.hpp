@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "device.hpp"
+#include "scratch.hpp"
 #include "spec.hpp"
 
 namespace flowblending::detail {
@@ -32,15 +33,15 @@ class Engine {
   virtual std::unique_ptr<Call> bind(std::vector<BoundTensor> tensors) = 0;
 };
 
-// Opens the engine of a component on a device, which lives as long as it.
+// Opens the engine of a component on a device, which lives as long as it, and so does the scratch memory of all engines.
 std::unique_ptr<Engine> open_engine(const Manifest& manifest, const Component& component, DeviceMemory& device,
-                                    int threads);
+                                    Scratch& scratch, int threads);
 
 std::unique_ptr<Engine> open_fake(const std::string& path, const GraphSpec& spec, DeviceMemory& device);
 std::unique_ptr<Engine> open_onnxruntime(const std::string& path, const GraphSpec& spec, DeviceMemory& device,
                                          int threads);
 // `stream` is a cudaStream_t.
-std::unique_ptr<Engine> open_tensorrt(const std::string& path, const GraphSpec& spec, void* stream);
+std::unique_ptr<Engine> open_tensorrt(const std::string& path, const GraphSpec& spec, void* stream, Scratch& scratch);
 
 std::vector<std::string> backend_names();
 

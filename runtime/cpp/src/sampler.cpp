@@ -44,7 +44,7 @@ class Sampling {
     check_program(program, *manifest_, path);
     for (const auto& [model, bindings] : program.engines) {
       std::unique_ptr<Engine>& engine = engines_[model];
-      if (engine == nullptr) engine = open_engine(*manifest_, manifest_->models.at(model), *device_, threads_);
+      if (engine == nullptr) engine = open_engine(*manifest_, manifest_->models.at(model), *device_, scratch_, threads_);
     }
     binding_ = bind_program(program, *manifest_, engines_, *device_);
   }
@@ -193,6 +193,7 @@ class Sampling {
   bool running_ = false;
   // Destroyed last to first: calls and memory, then engines, then what both live on.
   std::unique_ptr<DeviceMemory> device_;
+  Scratch scratch_{[this](std::size_t bytes) { return device_->allocate(bytes); }};
   std::unique_ptr<Mark> start_;
   Engines engines_;
   std::unique_ptr<Binding> binding_;

@@ -83,8 +83,8 @@ Shape shape_of(const nvinfer1::Dims& dims) { return Shape(dims.d, dims.d + std::
 
 class TrtEngine : public Engine {
  public:
-  TrtEngine(const std::string& path, const GraphSpec& spec, void* stream)
-      : name_(spec.name), stream_(static_cast<cudaStream_t>(stream)) {
+  TrtEngine(const std::string& path, const GraphSpec& spec, void* stream, Scratch& scratch)
+      : name_(spec.name), stream_(static_cast<cudaStream_t>(stream)), scratch_(scratch) {
     logger().clear();
     runtime_.reset(nvinfer1::createInferRuntime(logger()));
     if (runtime_ == nullptr)
@@ -97,7 +97,7 @@ class TrtEngine : public Engine {
     }
     check_plan(path, spec);
     read_profiles(spec);
-    context_.reset(engine_->createExecutionContext());
+    context_.reset(engine_->createExecutionContext(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED));
     if (context_ == nullptr)
       failure(Code::bad_file, "cannot prepare " + path + " for running", "build the bundle again");
   }
@@ -107,6 +107,7 @@ class TrtEngine : public Engine {
   // Tells the context what has changed since the last call, and enqueues it.
   void run(const std::vector<BoundTensor>& tensors, int profile) {
     if (last_ != &tensors) tell(tensors, profile);
+    if (memory_ != scratch_.data()) take_scratch();
     if (!context_->enqueueV3(stream_)) {
       logged_failure("failed to run " + name_, "check the GPU and its driver");
     }
@@ -164,10 +165,17 @@ class TrtEngine : public Engine {
     last_ = &tensors;
   }
 
+  // Other engines may have been opened since, whose calls take more.
+  void take_scratch() {
+    memory_ = scratch_.data();
+    context_->setDeviceMemoryV2(memory_, static_cast<std::int64_t>(scratch_.size()));
+  }
+
   // What the switch copies is ordered before the run only because both are on one stream; and shapes have to be told
   // after it (NvInferRuntime.h, setOptimizationProfileAsync).
   void use(int profile) {
     profile_ = -1;
+    memory_ = nullptr;
     std::fill(shapes_.begin(), shapes_.end(), std::nullopt);
     if (!context_->setOptimizationProfileAsync(profile, stream_)) {
       logged_failure("refused optimization profile " + std::to_string(profile) + " of " + name_,
@@ -191,6 +199,7 @@ class TrtEngine : public Engine {
 
   std::string name_;
   cudaStream_t stream_;
+  Scratch& scratch_;
   // Destroyed last to first, as TensorRT asks.
   std::unique_ptr<nvinfer1::IRuntime> runtime_;
   std::unique_ptr<nvinfer1::ICudaEngine> engine_;
@@ -199,6 +208,7 @@ class TrtEngine : public Engine {
   // What the context was told last.
   const std::vector<BoundTensor>* last_ = nullptr;
   int profile_ = 0;  // of a new context
+  void* memory_ = nullptr;
   std::vector<std::optional<Shape>> shapes_;
 };
 
@@ -227,13 +237,15 @@ std::unique_ptr<Call> TrtEngine::bind(std::vector<BoundTensor> tensors) {
     }
   }
   const int profile = choose_profile(profiles_, tensors, name_);
+  // Now, so that nothing is allocated between two steps.
+  scratch_.reserve(static_cast<std::size_t>(engine_->getDeviceMemorySizeForProfileV2(profile)));
   return std::make_unique<TrtCall>(*this, std::move(tensors), profile);
 }
 
 }  // namespace
 
-std::unique_ptr<Engine> open_tensorrt(const std::string& path, const GraphSpec& spec, void* stream) {
-  return std::make_unique<TrtEngine>(path, spec, stream);
+std::unique_ptr<Engine> open_tensorrt(const std::string& path, const GraphSpec& spec, void* stream, Scratch& scratch) {
+  return std::make_unique<TrtEngine>(path, spec, stream, scratch);
 }
 
 }  // namespace flowblending::detail

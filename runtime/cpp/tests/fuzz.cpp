@@ -133,9 +133,10 @@ static void check_sizes(const Manifest& manifest, const Program& program) {
 
 static void run(const Manifest& manifest, const Program& program) {
   const auto device = open_host();
+  Scratch scratch([&](std::size_t bytes) { return device->allocate(bytes); });
   Engines engines;
   for (const auto& [model, unused] : program.engines) {
-    engines[model] = open_engine(manifest, manifest.models.at(model), *device, 1);
+    engines[model] = open_engine(manifest, manifest.models.at(model), *device, scratch, 1);
   }
   const auto binding = bind_program(program, manifest, engines, *device);
   for (const BoundInput& input : binding->inputs) {

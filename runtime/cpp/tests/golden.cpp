@@ -50,9 +50,10 @@ static double compare(const std::string& bundle_path, const std::string& folder)
   const Program program = parse_program(read_file(program_path, 1 << 26), program_path);
   check_program(program, manifest, folder);
   const auto device = open_host();
+  Scratch scratch([&](std::size_t bytes) { return device->allocate(bytes); });
   Engines engines;
   for (const auto& [model, unused] : program.engines) {
-    engines[model] = open_engine(manifest, manifest.models.at(model), *device, 0);
+    engines[model] = open_engine(manifest, manifest.models.at(model), *device, scratch, 0);
   }
   const auto binding = bind_program(program, manifest, engines, *device);
   fb::Sampler sampler = take(fb::Sampler::create(take(fb::Bundle::open(bundle_path))));

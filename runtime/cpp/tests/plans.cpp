@@ -21,10 +21,10 @@ static void noted(const Journal& expected, const std::string& when) {
 
 class Calls {
  public:
-  explicit Calls(const std::string& path)
+  Calls(const std::string& path, Scratch& scratch)
       : spec_{"large", "fp16", {tensor("latents", 5), tensor("text", 2)}, {tensor("velocity", 5)}},
         // Any address will do for a stream that nothing runs on.
-        engine_(open_tensorrt(path, spec_, memory_)) {}
+        engine_(open_tensorrt(path, spec_, memory_, scratch)) {}
 
   std::unique_ptr<Call> bind(const Shape& latents) {
     return engine_->bind({{&spec_.inputs[0], latents, memory_},
@@ -42,29 +42,39 @@ class Calls {
   std::unique_ptr<Engine> engine_;
 };
 
-// The calls that tell a context everything but its profile, for one shape of the latents.
-static Journal all(const std::string& latents) {
-  return {"shape latents " + latents, "shape text 1 3", "address latents", "address text",
-          "address velocity",         "enqueue"};
+static Memory allocate(std::size_t bytes) {
+  return {new unsigned char[bytes], [](void* memory) { delete[] static_cast<unsigned char*>(memory); }};
 }
 
-static Journal after_profile(int profile, const std::string& latents) {
-  Journal journal = all(latents);
+// The calls that tell a context everything but its profile, for one shape of the latents.
+static Journal all(const std::string& latents, int scratch) {
+  return {"shape latents " + latents, "shape text 1 3",   "address latents",
+          "address text",             "address velocity", "scratch " + std::to_string(scratch),
+          "enqueue"};
+}
+
+static Journal after_profile(int profile, const std::string& latents, int scratch) {
+  Journal journal = all(latents, scratch);
   journal.insert(journal.begin(), "profile " + std::to_string(profile));
   return journal;
 }
 
 static void one_profile(const std::string& path) {
   stand_in::plan.profiles = {{{"latents", {{1, 4, 3, 2, 5}, {2, 4, 3, 2, 5}}}}};
-  Calls calls(path);
+  stand_in::plan.scratch = {100};
+  Scratch scratch(allocate);
+  Calls calls(path, scratch);
   const auto pair = calls.bind({2, 4, 3, 2, 5}), single = calls.bind({1, 4, 3, 2, 5});
   noted({}, "binding");
   pair->enqueue();
-  noted(all("2 4 3 2 5"), "the first call");
+  noted(all("2 4 3 2 5", 100), "the first call");
   pair->enqueue();
   noted({"enqueue"}, "the same call again");
   single->enqueue();
   noted({"shape latents 1 4 3 2 5", "address latents", "address text", "address velocity", "enqueue"}, "one branch");
+  scratch.reserve(300);  // by another engine, whose calls take more
+  single->enqueue();
+  noted({"scratch 300", "enqueue"}, "scratch memory that has moved");
   refused(guarded([&] { (void)calls.bind({1, 4, 3, 2, 6}); }), fb::Code::bad_file,
           "Input latents of engine large has shape [1, 4, 3, 2, 6], but it was compiled for [1, 4, 3, 2, 5] to "
           "[2, 4, 3, 2, 5]; build the bundle for this size.");
@@ -75,21 +85,23 @@ static void several_profiles(const std::string& path) {
   stand_in::plan.profiles = {{{"latents", {{1, 4, 1, 2, 2}, {2, 4, 8, 8, 8}}}},
                              {{"latents", {{1, 4, 8, 8, 16}, {2, 4, 8, 8, 16}}}},
                              {{"latents", {{1, 4, 3, 4, 4}, {2, 4, 3, 6, 6}}}}};
-  Calls calls(path);
+  stand_in::plan.scratch = {100, 300, 200};
+  Scratch scratch(allocate);
+  Calls calls(path, scratch);
   const auto wide = calls.bind({1, 4, 2, 2, 2}), fixed = calls.bind({2, 4, 8, 8, 16});
   const auto narrow = calls.bind({2, 4, 3, 4, 6}), other = calls.bind({2, 4, 3, 6, 4});
   noted({}, "binding");
   wide->enqueue();
-  noted(all("1 4 2 2 2"), "a new context has the first profile");
+  noted(all("1 4 2 2 2", 300), "a new context has the first profile");
   fixed->enqueue();
-  noted(after_profile(1, "2 4 8 8 16"), "a size of another profile");
+  noted(after_profile(1, "2 4 8 8 16", 300), "a size of another profile");
   narrow->enqueue();
-  noted(after_profile(2, "2 4 3 4 6"), "a size of two profiles goes to the smaller");
+  noted(after_profile(2, "2 4 3 4 6", 300), "a size of two profiles goes to the smaller");
   other->enqueue();
   noted({"shape latents 2 4 3 6 4", "address latents", "address text", "address velocity", "enqueue"},
         "another size of the same profile");
   wide->enqueue();
-  noted(after_profile(0, "1 4 2 2 2"), "back to the first profile");
+  noted(after_profile(0, "1 4 2 2 2", 300), "back to the first profile");
   refused(guarded([&] { (void)calls.bind({1, 4, 8, 8, 12}); }), fb::Code::bad_file,
           "compiled for [1, 4, 1, 2, 2] to [2, 4, 8, 8, 8] or [1, 4, 8, 8, 16] to [2, 4, 8, 8, 16] or [1, 4, 3, 4, 4] "
           "to [2, 4, 3, 6, 6]; build");
@@ -100,7 +112,7 @@ static void several_profiles(const std::string& path) {
   noted({"profile 1"}, "a profile that is refused");
   stand_in::refuse_profiles = false;
   wide->enqueue();
-  noted(after_profile(0, "1 4 2 2 2"), "all is told again after a fault");
+  noted(after_profile(0, "1 4 2 2 2", 300), "all is told again after a fault");
 }
 
 int main(int count, char** words) {

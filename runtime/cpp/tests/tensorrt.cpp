@@ -10,7 +10,8 @@ int main(int count, char** words) {
   if (count != 2) return 2;
   GraphSpec spec;
   spec.name = "large";
-  const auto plan = guarded([&] { (void)open_tensorrt(words[1], spec, nullptr); });
+  Scratch scratch([](std::size_t) { return Memory(); });
+  const auto plan = guarded([&] { (void)open_tensorrt(words[1], spec, nullptr, scratch); });
   std::printf("plan: %s\n", plan.message().c_str());
   const auto device = guarded([&] { (void)open_cuda(nullptr); });
   std::printf("device: %s\n", device.message().c_str());

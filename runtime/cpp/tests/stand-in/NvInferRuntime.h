@@ -17,6 +17,7 @@ namespace nvinfer1 {
 
 enum class DataType : std::int32_t { kFLOAT = 0, kHALF = 1, kINT32 = 3, kINT64 = 8 };
 enum class TensorIOMode : std::int32_t { kNONE = 0, kINPUT = 1, kOUTPUT = 2 };
+enum class ExecutionContextAllocationStrategy : std::int32_t { kSTATIC = 0, kON_PROFILE_CHANGE = 1, kUSER_MANAGED = 2 };
 enum class OptProfileSelector : std::int32_t { kMIN = 0, kOPT = 1, kMAX = 2 };
 
 struct Dims {
@@ -47,6 +48,7 @@ struct Plan {
   std::map<std::string, Sizes> inputs;                 // -1 where a profile says more
   std::vector<std::map<std::string, Range>> profiles;  // of the inputs with a -1
   Sizes output;
+  std::vector<std::int64_t> scratch;  // bytes of each profile
 };
 
 inline Plan plan;
@@ -85,6 +87,7 @@ class IExecutionContext {
     profile_ = static_cast<std::size_t>(index);
     switched_on_ = stream;
     shapes_.clear();
+    scratch_ = 0;
     return true;
   }
 
@@ -113,8 +116,14 @@ class IExecutionContext {
     return true;
   }
 
+  void setDeviceMemoryV2(void* memory, std::int64_t size) noexcept {
+    stand_in::note("scratch ", size);
+    scratch_ = memory == nullptr ? 0 : size;
+  }
+
   bool enqueueV3(cudaStream_t stream) noexcept {
     stand_in::note("enqueue");
+    if (scratch_ < stand_in::plan.scratch.at(profile_)) return stand_in::error("the scratch memory is too small");
     for (const auto& [name, whole] : stand_in::plan.inputs) {
       const bool dynamic = std::count(whole.begin(), whole.end(), -1) != 0;
       if (dynamic && shapes_.count(name) == 0) return stand_in::error("an input has no shape");
@@ -126,6 +135,7 @@ class IExecutionContext {
  private:
   std::size_t profile_ = 0;
   cudaStream_t switched_on_ = nullptr;
+  std::int64_t scratch_ = 0;
   std::map<std::string, stand_in::Sizes> shapes_;
   std::map<std::string, void*> addresses_;
 };
@@ -150,7 +160,12 @@ class ICudaEngine {
     if (range == ranges.end()) return Dims{-1, {}};
     return stand_in::dims(select == OptProfileSelector::kMIN ? range->second.min : range->second.max);
   }
-  IExecutionContext* createExecutionContext() noexcept { return new IExecutionContext; }
+  std::int64_t getDeviceMemorySizeForProfileV2(std::int32_t index) const noexcept {
+    return stand_in::plan.scratch.at(static_cast<std::size_t>(index));
+  }
+  IExecutionContext* createExecutionContext(ExecutionContextAllocationStrategy strategy) noexcept {
+    return strategy == ExecutionContextAllocationStrategy::kUSER_MANAGED ? new IExecutionContext : nullptr;
+  }
 };
 
 class IRuntime {
