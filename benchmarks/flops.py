@@ -1,7 +1,8 @@
 """FLOPs of the real pairs per call and per schedule, with and without attention, beside the authors' published ones.
 
-Then what other orders of the models, and other models in the small one's place, would allow. The stock diffusers
-classes run on torch's meta device, where a 14B model costs no memory, under torch's FLOP counter;
+Then what other orders of the models, and other models in the small one's place, would allow, and what keeping the
+text's keys and values, which are the same at every step, would save. The stock diffusers classes run on torch's meta
+device, where a 14B model costs no memory, under torch's FLOP counter;
 `tests/export/graph/test_flops.py` proves that counting from our exported graphs gives the same integers.
 
     python -m benchmarks.flops
@@ -29,6 +30,7 @@ from flowblending.runtime.program.sigmas import sigma_grid
 from flowblending.system.console import Console
 
 TERA = 1e12
+GIGA = 1e9
 ATTENTION = ("scaled_dot_product", "bmm")
 """Fused, or as two batched products; the linear layers of a batch of one are plain matrix products."""
 
@@ -55,12 +57,26 @@ def count(run: Callable[[], object]) -> Flops:
     return Flops(linear=sum(counts.values()) - attention, attention=attention)
 
 
-def wan(layers: int, heads: int, ffn: int, latent: tuple[int, int, int]) -> Flops:
-    """A Wan 2.1 transformer on latents (frames, height, width) with 512 text tokens."""
+def wan_model(layers: int, heads: int, ffn: int) -> WanTransformer3DModel:
+    """A Wan 2.1 transformer without memory."""
     with torch.device("meta"):
-        model = WanTransformer3DModel(
+        return WanTransformer3DModel(
             num_layers=layers, num_attention_heads=heads, attention_head_dim=128, ffn_dim=ffn, rope_max_seq_len=1024
         )
+
+
+def ltx_model(layers: int, head_dim: int) -> LTXVideoTransformer3DModel:
+    """An LTX-Video transformer without memory."""
+    with torch.device("meta"):
+        return LTXVideoTransformer3DModel(
+            num_layers=layers, attention_head_dim=head_dim, cross_attention_dim=32 * head_dim
+        )
+
+
+def wan(layers: int, heads: int, ffn: int, latent: tuple[int, int, int]) -> Flops:
+    """A Wan 2.1 transformer on latents (frames, height, width) with 512 text tokens."""
+    model = wan_model(layers, heads, ffn)
+    with torch.device("meta"):
         latents, text, timestep = torch.empty(1, 16, *latent), torch.empty(1, 512, 4096), torch.empty(1)
     return count(lambda: model(hidden_states=latents, timestep=timestep, encoder_hidden_states=text))
 
@@ -68,10 +84,8 @@ def wan(layers: int, heads: int, ffn: int, latent: tuple[int, int, int]) -> Flop
 def ltx(layers: int, head_dim: int, latent: tuple[int, int, int]) -> Flops:
     """An LTX-Video transformer on latents (frames, height, width) with 256 text tokens."""
     frames, height, width = latent
+    model = ltx_model(layers, head_dim)
     with torch.device("meta"):
-        model = LTXVideoTransformer3DModel(
-            num_layers=layers, attention_head_dim=head_dim, cross_attention_dim=32 * head_dim
-        )
         inputs: dict[str, Any] = {
             "hidden_states": torch.empty(1, frames * height * width, 128),
             "encoder_hidden_states": torch.empty(1, 256, 4096),
@@ -79,6 +93,41 @@ def ltx(layers: int, head_dim: int, latent: tuple[int, int, int]) -> Flops:
             "timestep": torch.empty(1),
         }
     return count(lambda: model(**inputs, num_frames=frames, height=height, width=width))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextProjections:
+    """Keys and values of the text in every block of a transformer, which depend on the prompt alone.
+
+    Attributes:
+        flops: of computing them, once per call.
+        weights: parameters that do it.
+        all_weights: parameters of the transformer.
+        values: numbers of all keys and values of one prompt.
+    """
+
+    flops: int
+    weights: int
+    all_weights: int
+    values: int
+
+
+def text_projections(model: torch.nn.Module, tokens: int) -> TextProjections:
+    """Of a diffusers transformer whose blocks call their cross-attention ``attn2``."""
+    layers = [
+        projection
+        for name, module in model.named_modules()
+        if name.endswith(".attn2")
+        for projection in (module.to_k, module.to_v)
+    ]
+    return TextProjections(
+        flops=count(
+            lambda: [layer(torch.empty(1, tokens, layer.in_features, device="meta")) for layer in layers]
+        ).total,
+        weights=sum(each.numel() for layer in layers for each in layer.parameters()),
+        all_weights=sum(each.numel() for each in model.parameters()),
+        values=sum(tokens * layer.out_features for layer in layers),
+    )
 
 
 # Latent sizes: 832x480 with 61 and 81 frames; 1280x720 with 81; 608x352 with 65; 1216x704 with 121.
@@ -177,8 +226,41 @@ def sibling_rows(large: Flops) -> list[tuple[str, ...]]:
     return rows
 
 
+TEXTS: Mapping[str, Callable[[], TextProjections]] = {
+    "Wan 14B": lambda: text_projections(wan_model(40, 40, 13824), 512),
+    "Wan 1.3B": lambda: text_projections(wan_model(30, 12, 8960), 512),
+    "LTX 13B": lambda: text_projections(ltx_model(48, 128), 256),
+    "LTX 2B": lambda: text_projections(ltx_model(28, 64), 256),
+}
+"""By the models of `PAIRS`, the large one of a family first."""
+TEXT_SIZES = ("Wan 480p, 81 frames", "Wan 720p, 81 frames", "LTX 608x352, 65 frames", "LTX 1216x704, 121 frames")
+"""The pairs of `PAIRS` at whose sizes the shares are told."""
+SIXTEEN_BIT = 2
+"""Bytes of a number in bf16 or fp16."""
+
+
+def text_rows(flops: Mapping[str, tuple[Flops, Flops]]) -> list[tuple[str, ...]]:
+    """What the text's keys and values are of a call, of the weights, and in memory, at the sizes of some pairs."""
+    rows: list[tuple[str, ...]] = []
+    for name, project in TEXTS.items():
+        family, size = name.split()
+        text = project()
+        calls = [pair[size in ("1.3B", "2B")] for title, pair in flops.items() if title.startswith(family)]
+        rows.append(
+            (
+                name,
+                f"{text.flops / TERA:.2f} TFLOPs",
+                " / ".join(f"{text.flops / call.total:.2%}" for call in calls),
+                f"{text.weights / text.all_weights:.1%}",
+                f"{SIXTEEN_BIT * text.weights / GIGA:.2f} GB",
+                f"{SIXTEEN_BIT * text.values / GIGA:.2f} GB",
+            )
+        )
+    return rows
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print all tables."""
     parser = argparse.ArgumentParser(description="Count the FLOPs of the real pairs.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts here")
     arguments = parser.parse_args()
@@ -209,6 +291,11 @@ def main() -> None:
         "likewise, with another model as S beside Wan 2.1 14B, 480p and 81 frames",
         ("S", "of a call of L", "L20 S20 L10", "L10 S40"),
         sibling_rows(flops["Wan 480p, 81 frames"][0]),
+    )
+    console.table(
+        f"keys and values of a prompt, the same at every step; bytes in 16 bits; at {', '.join(TEXT_SIZES)}",
+        ("model", "of a call", "share", "of the weights", "their bytes", "kept, for one prompt"),
+        text_rows({name: flops[name] for name in TEXT_SIZES}),
     )
     if arguments.json is not None:
         content = {name: [dataclasses.asdict(each) for each in pair] for name, pair in flops.items()}

@@ -25,7 +25,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "refittable, without weights": ("REFIT", "STRIP_PLAN"),
     "without weights, for the same ones": ("REFIT_IDENTICAL", "STRIP_PLAN"),
 }
-_FUNCTION = re.compile(rb"function=\{ name=(\w+)")
 
 
 def export(folder: Path, layers: int) -> Path:
@@ -48,7 +47,7 @@ def compile_variant(onnx: Path, target: str, flags: tuple[str, ...], out: Path) 
     from flowblending.engine.backends.protocol import Range, ShapeProfile
     from flowblending.engine.backends.tensorrt.compile import PlanRequest, compile_plan
     from flowblending.engine.backends.tensorrt.library import load
-    from flowblending.engine.backends.tensorrt.listing import fused_attention, product_types
+    from flowblending.engine.backends.tensorrt.listing import fused_attention, kernel_count, product_types
 
     graph = ExportedGraph.read(onnx)
     trt = load("tensorrt-rtx").trt
@@ -79,13 +78,12 @@ def compile_variant(onnx: Path, target: str, flags: tuple[str, ...], out: Path) 
     )
     with patch.object(trt, "Builder", Flagged):
         info = compile_plan(request, lambda _: None)
-    kernels = _FUNCTION.findall(out.read_bytes())
     return {
         "seconds": round(info.seconds, 1),
         "bytes": info.bytes,
         "weights": graph.data.stat().st_size,
         "refittable": len(marked),
-        "kernels": len(kernels),
+        "kernels": kernel_count(out),
         "products": len(product_types(out)),
         "fused_attention": len(fused_attention(out)),
     }

@@ -114,7 +114,7 @@ def plan(onnx: Path, out: Path, target: str) -> dict[str, Any]:
     from flowblending.contracts.graph import ExportedGraph
     from flowblending.engine.backends.protocol import Range, ShapeProfile
     from flowblending.engine.backends.tensorrt.compile import PlanRequest, compile_plan
-    from flowblending.engine.backends.tensorrt.listing import product_types
+    from flowblending.engine.backends.tensorrt.listing import kernel_count, product_types, products
 
     graph = ExportedGraph.read(onnx)
     sizes = {"frames": 21, "height": 60, "width": 104}
@@ -126,7 +126,14 @@ def plan(onnx: Path, out: Path, target: str) -> dict[str, Any]:
     )
     info = compile_plan(request, lambda _: None)
     fp8 = list(product_types(out).values()).count(frozenset({"fp8"})) if graph.spec.precision is Precision.FP8 else None
-    return {"bytes": info.bytes, "weights": info.weights_bytes, "scratch": info.scratch_bytes, "fp8_layers": fp8}
+    return {
+        "bytes": info.bytes,
+        "weights": info.weights_bytes,
+        "scratch": info.scratch_bytes,
+        "fp8_layers": fp8,
+        "products": len(products(out)),
+        "kernels": kernel_count(out),
+    }
 
 
 def main() -> None:

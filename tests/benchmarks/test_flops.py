@@ -37,6 +37,17 @@ def test_the_bounds_in_the_documents_are_the_programs() -> None:
         assert f"| {name} | {' | '.join(figures)} |" in text
 
 
+def test_the_shares_of_the_text_in_the_documents_are_the_programs() -> None:
+    from benchmarks.flops import PAIRS, TEXT_SIZES, TEXTS, text_rows
+
+    text = TEXTS["Wan 14B"]()
+    assert text.flops == 40 * 2 * 2 * 512 * 5120**2
+    assert (text.weights, text.values) == (40 * 2 * (5120**2 + 5120), 40 * 2 * 512 * 5120)
+    page = (Path(__file__).parents[2] / "docs/architecture.md").read_text(encoding="utf-8")
+    for row in text_rows({name: PAIRS[name]() for name in TEXT_SIZES}):
+        assert f"| {' | '.join(row)} |" in page
+
+
 @pytest.mark.long
 def test_the_host_has_a_small_share_of_the_sampling_loop(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.steps", "--size", "128x128", "--steps", "3", "--repeat", "1"]

@@ -25,6 +25,7 @@ _KERNEL = re.compile(
     rb'[^\n]{0,20000}? layers="([^"\n]{1,4000})"'
 )
 _NODE = re.compile(rb"\[ONNX Layer: ([^\]]+)\]")
+_FUNCTION = re.compile(rb"function=\{ name=\w+")
 _OPERANDS = 3
 
 
@@ -39,10 +40,29 @@ def product_types(plan: Path) -> Mapping[str, frozenset[str]]:
         found: dict[str, set[str]] = {}
         for product in _PRODUCT.finditer(content):
             kinds = set().union(*(types.get(name, {"unknown"}) for name in _NAME.findall(product[2])[:2]))
-            # Layers of one input may have become one product.
-            for name in product[1].decode().split("+"):
+            for name in _layers(product):
                 found.setdefault(name, set()).update(kinds)
     return {name: frozenset(kinds) for name, kinds in found.items()}
+
+
+def products(plan: Path) -> frozenset[frozenset[str]]:
+    """The matrix products with weights, each as the names of the layers that the compiler made it of.
+
+    Args:
+        plan: read through its pages, one after the other.
+    """
+    with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return frozenset(frozenset(_layers(product)) for product in _PRODUCT.finditer(content))
+
+
+def kernel_count(plan: Path) -> int:
+    """How many kernels there are; 0 if the plan has no listing.
+
+    Args:
+        plan: read through its pages, one after the other.
+    """
+    with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return sum(1 for _ in _FUNCTION.finditer(content))
 
 
 def fused_attention(plan: Path) -> frozenset[str]:
@@ -70,6 +90,11 @@ def fp8_attention(plan: Path) -> frozenset[str]:
             operands = sum(types.get(name) == {"fp8"} for name in _NAME.findall(kernel[1]))
             (fp8 if operands >= _OPERANDS else other).update(_NODE.findall(kernel[2]))
     return frozenset(name.decode() for name in fp8 - other)
+
+
+def _layers(product: re.Match[bytes]) -> list[str]:
+    """Layers of one input may have become one product."""
+    return product[1].decode().split("+")
 
 
 def _tensor_types(content: mmap.mmap) -> dict[bytes, set[str]]:

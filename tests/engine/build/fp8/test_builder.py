@@ -17,7 +17,7 @@ from flowblending import FlowBlendingError
 from flowblending.contracts.graph import LARGE, SMALL, ExportedGraph, Precision
 from flowblending.engine.backends.protocol import Range, ShapeProfile
 from flowblending.engine.backends.tensorrt.compile import PlanRequest, compile_plan
-from flowblending.engine.backends.tensorrt.listing import fused_attention, product_types
+from flowblending.engine.backends.tensorrt.listing import fused_attention, kernel_count, product_types, products
 from flowblending.engine.build.build import BuildRequest, build_bundle
 from flowblending.engine.build.fp8.options import Fp8Options
 from flowblending.engine.build.request import named_models
@@ -186,6 +186,13 @@ def test_real_plans_compute_in_fp8(kind: str, checkpoints: Callable[[str], Path]
     inner = {name for name in names if "blocks.1." in name}
     fp8 = {name for name, types in product_types(request.out).items() if types == {"fp8"}}
     assert {name.partition(".")[2] for name in fp8} == inner
+    # Layers of one input are one product: docs/architecture.md builds on it. In fp8 they are at full width.
+    merged = [{name.partition(".")[2] for name in product} for product in products(request.out)]
+    for name in names:
+        attention, _, projection = name.rpartition(".")
+        if projection == "to_v" and name not in inner:
+            together = {f"{attention}.{each}" for each in ("to_q", "to_k", "to_v")[attention.endswith("attn2") :]}
+            assert any(together <= product for product in merged), attention
     # As the builder says: the bytes of these weights are not doubled again.
     assert info.weights_bytes is not None
     assert info.weights_bytes < 1.05 * graph.data.stat().st_size < plain.data.stat().st_size
@@ -202,3 +209,5 @@ def test_a_plan_that_does_not_tell_is_no_proof(tmp_path: Path) -> None:
     path.write_bytes(np.random.default_rng(0).bytes(10_000))
     assert product_types(path) == {}
     assert fused_attention(path) == frozenset()
+    assert products(path) == frozenset()
+    assert kernel_count(path) == 0
