@@ -266,6 +266,7 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
 
 def keep_house(arguments: argparse.Namespace) -> None:
     """``--list-cache`` and ``--prune``."""
+    from flowblending.engine.backends.tensorrt.kept import kept_files
     from flowblending.engine.store import prune
     from flowblending.engine.store.folder import chosen_folder
     from flowblending.system.console import Console
@@ -273,9 +274,9 @@ def keep_house(arguments: argparse.Namespace) -> None:
     console = Console(quiet=arguments.quiet, document=arguments.json)
     folder = chosen_folder(arguments.cache_dir)
     if arguments.list_cache:
-        prune.show_list(folder, console)
+        prune.show_list(folder, console, kept_files())
     else:
-        prune.prune(folder, prune.parse_rule(arguments.prune), console)
+        prune.prune(folder, prune.parse_rule(arguments.prune), console, kept_files())
 
 
 def build(arguments: argparse.Namespace) -> None:

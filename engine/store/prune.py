@@ -35,10 +35,10 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """An entry of the cache, or what an interrupted build left there.
+    """An entry of the cache, what an interrupted build left there, or a file that a library keeps.
 
     Attributes:
-        folder: of it.
+        folder: of it, or the file.
         finished: whether it is an entry.
         entry: what the entry says of itself; None if it is none, or unreadable.
         bytes: of its files.
@@ -78,15 +78,18 @@ def parse_rule(text: str) -> Rule:
     )
 
 
-def show_list(folder: Path, console: Console) -> None:
+def show_list(folder: Path, console: Console, kept: Sequence[Path] = ()) -> None:
     """Tell what is there; every entry is checked, and nothing in the folder is changed.
 
     What was checked before and is untouched since is not read again.
 
+    Args:
+        kept: files that back ends keep beside the cache.
+
     Raises:
         FlowBlendingError: the folder cannot be read.
     """
-    items = _items(folder)
+    items = _items(folder, kept)
     checksums = ChecksumCache()
     with console.progress("checking", total=sum(item.bytes for item in items), unit="B") as advance:
         rows = [_row(item, checksums, advance) for item in items]
@@ -104,21 +107,24 @@ def show_list(folder: Path, console: Console) -> None:
     console.document("fb-build-engines", {"cache": folder, "bytes": total, "alone_bytes": alone, "entries": entries})
 
 
-def prune(folder: Path, rule: Rule, console: Console) -> None:
+def prune(folder: Path, rule: Rule, console: Console, kept: Sequence[Path] = ()) -> None:
     """Remove what a rule names, except for what a running build uses, and say what that has freed.
+
+    Args:
+        kept: files that back ends keep beside the cache, which can go at any time.
 
     Raises:
         FlowBlendingError: something cannot be removed.
     """
-    items = _items(folder)
+    items = _items(folder, kept)
     left = sum(item.bytes for item in items)
     removed: list[Item] = []
-    kept = 0
+    in_work = 0
     for item in reversed(items):
         if time.time() - item.used < rule.seconds or (rule.bytes is not None and left <= rule.bytes):
             break
         if not _remove(item):
-            kept += 1
+            in_work += 1
             continue
         removed.append(item)
         left -= item.bytes
@@ -127,8 +133,8 @@ def prune(folder: Path, rule: Rule, console: Console) -> None:
     shared = f"; bundles still hold the other {_size(total - freed)} (hard links)" if freed < total else ""
     what = "entry" if len(removed) == 1 else "entries"
     console.result(f"Removed {len(removed)} {what} of {_size(total)} from {folder}: {_size(freed)} were freed{shared}.")
-    if kept:
-        console.result(f"A running build uses {kept} more, which were left alone.")
+    if in_work:
+        console.result(f"A running build uses {in_work} more, which were left alone.")
     console.result(f"{_size(left)} are left in the cache.")
     removed_items = [item.folder for item in removed]
     console.document(
@@ -137,9 +143,13 @@ def prune(folder: Path, rule: Rule, console: Console) -> None:
     )
 
 
-def _items(folder: Path) -> list[Item]:
+def _items(folder: Path, kept: Sequence[Path]) -> list[Item]:
     """What is in the cache, the last used first. Nothing is said of files that are not the cache's own."""
     items = []
+    for path in kept:
+        with suppress(FileNotFoundError):
+            size, used = path.stat().st_size, path.stat().st_mtime
+            items.append(Item(folder=path, finished=True, entry=None, bytes=size, alone=size, used=used))
     try:
         for path in folder.iterdir():
             if _is_item(path):
@@ -147,7 +157,7 @@ def _items(folder: Path) -> list[Item]:
                 with suppress(FileNotFoundError):
                     items.append(_item(path, finished=path.suffix != ".work"))
     except FileNotFoundError:
-        return []
+        pass
     except NotADirectoryError:
         raise FlowBlendingError(f"{folder} is no folder; give --cache-dir the folder of a cache.") from None
     except OSError as error:
@@ -185,6 +195,9 @@ def _item(folder: Path, *, finished: bool) -> Item:
 
 def _row(item: Item, checksums: ChecksumCache, advance: Callable[[int], None]) -> tuple[str, ...]:
     last = (_size(item.bytes), _age(time.time() - item.used), _state(item, checksums, advance))
+    if item.folder.is_file():
+        kind, version, target = item.folder.name.split("-")[:3]
+        return (kind, "", "", target, version, *last)
     if item.entry is None:
         exported = (path.stem for path in item.folder.glob(f"{EXPORT}/*.onnx"))
         return (next(exported, item.folder.name[:12]), "?", "?", "?", "?", *last)
@@ -199,6 +212,8 @@ def _row(item: Item, checksums: ChecksumCache, advance: Callable[[int], None]) -
 
 
 def _state(item: Item, checksums: ChecksumCache, advance: Callable[[int], None]) -> str:
+    if item.folder.is_file():
+        return "kept"
     if in_use(item.lock) or in_use(item.folder / ENTRY):
         return "in use"
     if not item.finished:
@@ -210,6 +225,12 @@ def _state(item: Item, checksums: ChecksumCache, advance: Callable[[int], None])
 
 def _remove(item: Item) -> bool:
     """Remove an item unless it is in use; tells whether."""
+    if item.folder.is_file():
+        try:
+            item.folder.unlink(missing_ok=True)
+        except OSError as error:
+            raise FlowBlendingError(f"Cannot remove {item.folder} ({error.strerror}); check its permissions.") from None
+        return True
     with _unused(item) as free:
         if free:
             try:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import re
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +18,17 @@ from flowblending.system.checksum import cache_folder
 from flowblending.system.whole_file import whole_file
 
 _FOLDER: Final = "tensorrt"
+_NAME: Final = re.compile(r"[a-z]+-[\d.]+-sm\d+(-[0-9a-f]{16})?")
 _SAMPLE: Final = 1 << 16
+
+
+def kept_files() -> list[Path]:
+    """Everything that is kept. Names say what, the version of the library, the GPU, and a digest of the plan."""
+    folder = cache_folder()
+    try:
+        return [] if folder is None else [path for path in (folder / _FOLDER).iterdir() if _NAME.fullmatch(path.name)]
+    except OSError:
+        return []
 
 
 class Kept:
@@ -41,6 +53,7 @@ class Kept:
         if self.path is not None:
             with contextlib.suppress(OSError):
                 self._read = self.path.read_bytes()
+                os.utime(self.path)  # it is in use, for --prune
         return self._read
 
     def write(self, content: bytes) -> None:

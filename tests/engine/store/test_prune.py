@@ -17,6 +17,7 @@ import pytest
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.manifest import Component
+from flowblending.engine.backends.tensorrt.kept import Kept, kept_files
 from flowblending.engine.bundle.bundle import describe_file
 from flowblending.engine.store import prune
 from flowblending.engine.store.prune import Rule, parse_rule
@@ -84,6 +85,36 @@ def test_pruning_by_age_size_and_all(tmp_path: Path) -> None:
     assert after(cache, "all", entries)[0] == [False] * 4
     assert sorted(path.name for path in cache.iterdir()) == ["a folder", "mine.txt"]
     assert all((bundle / f"plan-{index}").stat().st_size == 10**6 for index in range(3))
+
+
+def test_what_tensorrt_keeps_is_listed_and_pruned_too(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    plan = tmp_path / "large.plan"
+    plan.write_bytes(b"a plan")
+    keep = [Kept("timings", "11.4.0.106", "sm90"), Kept("kernels", "1.7.1.116", "sm89", plan)]
+    paths = []
+    for age, each in zip((40, 2), keep, strict=True):
+        each.write(bytes(1000))
+        assert each.path is not None
+        paths.append(each.path)
+        os.utime(each.path, (time.time() - age * DAY,) * 2)
+    (paths[0].parent / ".flowblending-1.part").write_bytes(b"in work")
+    assert sorted(kept_files()) == sorted(paths)
+    (entry,) = fill(cache, tmp_path / "bundle", (10,))
+    console = Recorder()
+    prune.show_list(cache, console, kept_files())
+    rows = [line.split() for line in console.lines if line.endswith("kept")]
+    assert [row[:3] for row in rows] == [["kernels", "sm89", "1.7.1.116"], ["timings", "sm90", "11.4.0.106"]]
+    prune.prune(cache, parse_rule("30d"), console, kept_files())
+    assert [path.exists() for path in (*paths, entry)] == [False, True, True]
+    prune.prune(cache, parse_rule("all"), console, kept_files())
+    assert [path.exists() for path in (*paths, entry)] == [False, False, False]
+    assert keep[1].read() == b""
+    # What is read is in use.
+    keep[1].write(b"again")
+    os.utime(paths[1], (0, 0))
+    assert Kept("kernels", "1.7.1.116", "sm89", plan).read() == b"again"
+    assert time.time() - paths[1].stat().st_mtime < DAY
 
 
 def test_folders_of_other_programs_are_left_alone(tmp_path: Path) -> None:
