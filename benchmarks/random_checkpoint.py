@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 SHARD = 5_000_000_000
+HOLLOW = 1 << 20
+"""Bytes from which on a weight is a hole in a hollow checkpoint: what the exporter leaves in its file, too."""
 _POOL = 3 * 5 * 7 * 9973
 
 
@@ -88,13 +91,14 @@ MODELS: Mapping[str, Model] = {
 }
 
 
-def write_model(model: Model, folder: Path, *, dtype: npt.DTypeLike = ml_dtypes.bfloat16) -> None:
+def write_model(model: Model, folder: Path, *, dtype: npt.DTypeLike = ml_dtypes.bfloat16, hollow: bool = False) -> None:
     """Write ``config.json``, the shards and their index into ``folder``, with one tensor in memory.
 
     Args:
         model: what to write.
         folder: made if need be.
         dtype: of the weights: bfloat16, float16 or float32.
+        hollow: large weights are holes in the files, which take no room on most disks and read as zeros.
     """
     folder.mkdir(parents=True, exist_ok=True)
     module, kind = _empty(model), np.dtype(dtype)
@@ -115,7 +119,7 @@ def write_model(model: Model, folder: Path, *, dtype: npt.DTypeLike = ml_dtypes.
     pools = _pools(kind)
     names = [f"{prefix}-{index:05}-of-{len(shards):05}.safetensors" for index in range(1, len(shards) + 1)]
     for name, shapes in zip(names, shards, strict=True):
-        _write_shard(folder / name, shapes, kind, pools)
+        _write_shard(folder / name, shapes, kind, pools, hollow=hollow)
     weight_map = {tensor: name for name, shapes in zip(names, shards, strict=True) for tensor in shapes}
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / f"{prefix}.safetensors.index.json").write_text(json.dumps(index))
@@ -157,6 +161,8 @@ def _write_shard(
     shapes: Mapping[str, tuple[int, ...]],
     kind: np.dtype[Any],
     pools: Mapping[str, npt.NDArray[np.uint8]],
+    *,
+    hollow: bool,
 ) -> None:
     header: dict[str, Any] = {}
     end = 0
@@ -170,12 +176,17 @@ def _write_shard(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
-            for piece in _pieces(name, math.prod(shape) * kind.itemsize, pools[_role(name)]):
+            nbytes = math.prod(shape) * kind.itemsize
+            if hollow and nbytes >= HOLLOW:
+                file.seek(nbytes, os.SEEK_CUR)
+                continue
+            for piece in _pieces(name, nbytes, pools[_role(name)]):
                 file.write(piece)
+        file.truncate()
 
 
 def _role(name: str) -> str:
-    if (".norm" in name or "layer_norm." in name) and name.endswith("weight"):
+    if name == "latents_std" or ((".norm" in name or "layer_norm." in name) and name.endswith("weight")):
         return "norm"
     return "query" if name.endswith("SelfAttention.q.weight") else "other"
 

@@ -1,4 +1,4 @@
-"""Packages that the process with the stand-in finds before all others: a ``tensorrt`` that is `tensorrt_stand_in`."""
+"""Packages that the process with the stand-in finds before all others: a ``tensorrt`` of stand-ins."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def install(folder: Path) -> Path:
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text(
         '"""Stands for TensorRT where the GPU is a stand-in."""\n\n'
+        "from tests.support.cuda.builder_stand_in import *  # noqa: F403\n"
         "from tests.support.cuda.tensorrt_stand_in import *  # noqa: F403\n"
         "from tests.support.cuda.tensorrt_stand_in import __version__ as __version__\n"
     )
