@@ -105,6 +105,7 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/compare": {*RUN, "runtime/measures", "runtime/calibrate"},
     "runtime/batch": RUN,
     "runtime/serve": {*RUN, "runtime/batch"},
+    "runtime/serve/comfyui": {*RUN, "runtime/api"},
     "runtime/decode_file": RUN,
     "runtime/run_arguments": {*RUN, "runtime/decode_file"},
     "runtime/cli": {
@@ -137,7 +138,7 @@ A package is a folder or one of the files that lie beside folders; the errors an
 TRANSFORMERS = ("export", "runtime/measures/networks.py")
 """The exporter, and networks that look at videos, where the user has them."""
 LIBRARIES = {
-    "torch": (*TRANSFORMERS, "runtime/diffusers"),
+    "torch": (*TRANSFORMERS, "runtime/diffusers", "runtime/serve/comfyui/nodes.py"),
     "diffusers": ("export/families", "export/graph"),
     "transformers": TRANSFORMERS,
     "huggingface_hub": ("export/checkpoint",),
@@ -160,6 +161,8 @@ LIBRARIES = {
     "starlette": ("runtime/serve/http",),
     "uvicorn": ("runtime/serve/http",),
     "prometheus_client": ("runtime/serve/http",),
+    "comfy": ("runtime/serve/comfyui/host.py",),
+    "folder_paths": ("runtime/serve/comfyui/host.py",),
     "triton_python_backend_utils": ("runtime/serve/triton",),
 }
 RULES = Rules(
