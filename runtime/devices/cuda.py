@@ -70,6 +70,7 @@ class CudaDevice:
         with self._context.current():
             self._given = stream
             self._stream = self._adopt(stream)
+            self._handle = self._stream.handle  # which every asking makes anew
             self._kernels = compile_kernels(cuda.core, f"sm_{self._device.arch}")
             self._pool = CudaPool(cuda.core, driver, self._context, index)
         self._moments: Tensor | None = None
@@ -89,7 +90,7 @@ class CudaDevice:
     @property
     def stream(self) -> int:
         """Handle of the stream."""
-        return int(self._stream.handle)
+        return int(self._handle)
 
     def wait_for(self, stream: int) -> None:
         """Enqueue a wait for an event on the other stream."""
@@ -113,18 +114,14 @@ class CudaDevice:
         array = np.ascontiguousarray(array)
         tensor = self.empty(array.shape, array.dtype)
         with self._context.current():
-            self._check(
-                self._driver.cuMemcpyHtoDAsync(tensor.address, array.ctypes.data, array.nbytes, self._stream.handle)
-            )
+            self._check(self._driver.cuMemcpyHtoDAsync(tensor.address, array.ctypes.data, array.nbytes, self._handle))
         return tensor
 
     def download(self, tensor: Tensor) -> npt.NDArray[Any]:
         """A copy of a tensor, after waiting for the stream."""
         array = np.empty(tensor.shape, tensor.dtype)
         with self._context.current():
-            self._check(
-                self._driver.cuMemcpyDtoHAsync(array.ctypes.data, tensor.address, array.nbytes, self._stream.handle)
-            )
+            self._check(self._driver.cuMemcpyDtoHAsync(array.ctypes.data, tensor.address, array.nbytes, self._handle))
             self._stream.sync()
         return array
 
@@ -145,7 +142,7 @@ class CudaDevice:
         """Enqueue a copy."""
         given = target.address, source.address, source.nbytes
         with self._context.current():
-            self._check(self._driver.cuMemcpyDtoDAsync(*given, self._stream.handle))
+            self._check(self._driver.cuMemcpyDtoDAsync(*given, self._handle))
 
     def mix(self, out: Tensor, terms: Sequence[Term]) -> None:
         """Enqueue a linear combination: one kernel for up to `MAX_TERMS` terms."""
@@ -181,7 +178,7 @@ class CudaDevice:
     @property
     def graphs(self) -> CudaGraphs:
         """What makes CUDA graphs of the stream's work."""
-        return CudaGraphs(self, self._driver, self._context, self._stream.handle)
+        return CudaGraphs(self, self._driver, self._context, self._handle)
 
     def mark(self) -> CudaMark:
         """An event, not yet recorded."""
@@ -217,7 +214,7 @@ class CudaDevice:
     def fill(self, tensor: Tensor, word: int) -> None:
         """Enqueue: every 32-bit word of ``tensor`` becomes ``word``."""
         with self._context.current():
-            self._check(self._driver.cuMemsetD32Async(tensor.address, word, tensor.nbytes // 4, self._stream.handle))
+            self._check(self._driver.cuMemsetD32Async(tensor.address, word, tensor.nbytes // 4, self._handle))
 
     def look(self, tensor: Tensor, index: int | Tensor, word: Tensor) -> None:
         """Enqueue: if ``tensor`` has a non-finite value, lower ``word`` to ``index``."""
@@ -229,7 +226,7 @@ class CudaDevice:
         """Enqueue: the event is recorded, in a graph so that everybody can see it."""
         flags = int(self.capturing)  # CU_EVENT_RECORD_EXTERNAL is 1
         with self._context.current():
-            self._check(self._driver.cuEventRecordWithFlags(event, self._stream.handle, flags))
+            self._check(self._driver.cuEventRecordWithFlags(event, self._handle, flags))
 
     def sums(self, out: Tensor, tensor: Tensor, other: Tensor | None) -> None:
         """Enqueue: ``out`` becomes partial sums of |tensor - other|, or of |tensor|, in float64; one of each block."""

@@ -10,7 +10,7 @@ is what would have happened without graphs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.program import Program, Run
@@ -63,9 +63,6 @@ class StepGraphs:
         executor: of the binding.
         numbers: of the program.
         stream: handle of the stream.
-
-    Attributes:
-        use: since the last `start`; what failed, since ever.
     """
 
     def __init__(
@@ -74,16 +71,25 @@ class StepGraphs:
         self._plan = plan
         self._steps = [step.instructions for step in binding.steps]
         self._calls = [[each for each in step if isinstance(each, EngineCall)] for step in self._steps]
+        # Asked for their states at every step, and whether they are what a `Protocol` says takes microseconds.
+        engines = [dict.fromkeys(each.engine for each in calls) for calls in self._calls]
+        self._engines = [[each for each in step if isinstance(each, CapturableEngine)] for step in engines]
         self._executor = executor
         self._numbers = numbers
         self._stream = stream
         self._warm: dict[int, _States] = {}
         self._made: dict[int, tuple[Graph, int, _States]] = {}
-        self.use = GraphUse()
+        self._launches = self._captures = 0
+        self._failed = ""
+
+    @property
+    def use(self) -> GraphUse:
+        """What graphs did since the last `start`; what failed, since ever."""
+        return GraphUse(launches=self._launches, captures=self._captures, failed=self._failed)
 
     def start(self) -> None:
         """A run begins."""
-        self.use = replace(self.use, launches=0, captures=0)
+        self._launches = self._captures = 0
 
     def enqueue(self, index: int) -> None:
         """Enqueue a step.
@@ -106,7 +112,7 @@ class StepGraphs:
 
     def _is_due(self, kind: int, states: _States) -> bool:
         """Whether a step is to be captured: one of its kind has run with the engines as they are now."""
-        return not self.use.failed and kind in self._plan.captured and self._warm.get(kind) == states
+        return not self._failed and kind in self._plan.captured and self._warm.get(kind) == states
 
     def _capture(self, index: int) -> Graph | None:
         """Make a graph of a step, or take note of why there is none."""
@@ -116,11 +122,11 @@ class StepGraphs:
             graph = self._numbers.graphs.capture(lambda: self._executor.execute(self._steps[index]))
         except (CaptureError, FlowBlendingError) as error:
             # What did not fail because of the capture fails again without it.
-            self.use = replace(self.use, failed=str(error).splitlines()[0].rstrip("."))
+            self._failed = str(error).splitlines()[0].rstrip(".")
             return None
         finally:
             del self._executor.calls[before:]
-        self.use = replace(self.use, captures=self.use.captures + 1)
+        self._captures += 1
         return graph
 
     def _check_capturable(self, index: int) -> None:
@@ -133,9 +139,8 @@ class StepGraphs:
         pairs = zip(self._calls[captured], self._calls[index], strict=True)
         graph.launch([marks for one, other in pairs for marks in ((one.start, other.start), (one.stop, other.stop))])
         self._executor.calls.extend(self._calls[index])
-        self.use = replace(self.use, launches=self.use.launches + 1)
+        self._launches += 1
 
     def _states(self, index: int) -> _States:
         """What the engines of a step were told beside its tensors."""
-        engines = (each.engine for each in self._calls[index])
-        return tuple(engine.graph_state() for engine in engines if isinstance(engine, CapturableEngine))
+        return tuple([engine.graph_state() for engine in self._engines[index]])
