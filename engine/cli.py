@@ -120,7 +120,7 @@ def _add_main(group: argparse._ArgumentGroup) -> None:
         help="fp32, fp16, fp16-mixed (fp16 with fp32 between the layers, where fp16 overflows), bf16 or fp8 (linear "
         "layers of the blocks) for every transformer, or per component: large=bf16,small=fp8,text_encoder=bf16; or "
         "fp8-middle: --large alone as both models, the small one in fp8 "
-        "(default: bf16 with a fp32 VAE; fp32 for onnxruntime)",
+        "(default: bf16 with a fp32 VAE; for onnxruntime fp32, and fp16-mixed where it has a GPU)",
     )
     group.add_argument(
         "--backend",

@@ -132,6 +132,7 @@ class Backend:
         help: what it does, for --help.
         precisions: in which it can run these graphs.
         base: its usual precision of transformers and text encoder, and that of an fp8 transformer where it is not fp8.
+        on_gpu: the usual precision of transformers where this machine's GPU will run them, if that is another one.
         needs_gpu: whether its engines run on NVIDIA GPUs only; else they run on the CPU too.
         any_size: whether an engine takes every size; else it is compiled for some, which are part of its cache key.
         compiles: whether an engine is a file of its own, tied to the system and the kind of processor that it was
@@ -169,3 +170,4 @@ class Backend:
     targets: Callable[[Sequence[str]], tuple[str, ...]] | None = None
     check_precisions: Callable[[Sequence[str], Mapping[str, Precision]], None] | None = None
     uses_gpu: Callable[[], bool] = lambda: False
+    on_gpu: Precision | None = None

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from flowblending import UsageError
 from flowblending.contracts.graph import TEXT_ENCODER, Precision
 from flowblending.contracts.models import EXPERTS
+from flowblending.engine.backends.gpu import gpu_architecture
 from flowblending.engine.backends.registry import BACKENDS
 
 VAE_KEY = "vae"
@@ -33,8 +34,9 @@ def choose_precisions(text: str | None, backend: str, models: Sequence[str]) -> 
     Raises:
         UsageError: an unknown component or precision, or one that the back end or the component does not have.
     """
-    high = base_precision(backend)
-    own = {TEXT_ENCODER: high, VAE_KEY: Precision.FP32, ENCODER_KEY: Precision.FP32}
+    high = usual_precision(backend)
+    encoder = Precision.FP16 if high is Precision.FP16_MIXED else high
+    own = {TEXT_ENCODER: encoder, VAE_KEY: Precision.FP32, ENCODER_KEY: Precision.FP32}
     chosen = {**dict.fromkeys(models, high), **own}
     keys, experts = tuple(chosen), [f"{model}{end}" for model in models for end in EXPERTS]
     for item in text.split(",") if text is not None else []:
@@ -66,6 +68,14 @@ def choose_precisions(text: str | None, backend: str, models: Sequence[str]) -> 
 def base_precision(backend: str) -> Precision:
     """A back end's usual precision of transformers, and that of an fp8 transformer where it is not fp8."""
     return BACKENDS.get(backend).base
+
+
+def usual_precision(backend: str) -> Precision:
+    """Of transformers that nobody gave one: half of fp32, if there is that, where this machine's GPU will run them."""
+    facts = BACKENDS.get(backend)
+    if facts.on_gpu is not None and gpu_architecture() is not None and facts.uses_gpu():
+        return facts.on_gpu
+    return facts.base
 
 
 def _with(precision: Precision) -> list[str]:

@@ -56,6 +56,7 @@ ONNXRUNTIME = Backend(
     help="runs on CPUs and GPUs",
     precisions=(Precision.FP32, Precision.FP16_MIXED, Precision.FP16, Precision.FP8),
     base=Precision.FP32,
+    on_gpu=Precision.FP16_MIXED,
     needs_gpu=False,
     any_size=True,
     compiles=False,

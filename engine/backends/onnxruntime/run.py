@@ -16,6 +16,7 @@ import numpy as np
 from flowblending import DeviceError, FlowBlendingError, OutOfMemoryError
 from flowblending.contracts.graph import GraphSpec, Precision
 from flowblending.engine.backends.checks import check_tensors
+from flowblending.engine.backends.gpu import free_memory
 from flowblending.engine.backends.tensor import CPU, CUDA, Tensor
 from flowblending.system.extras import install
 
@@ -115,7 +116,7 @@ class OrtEngine:
         self._stream = stream
         self._weights = tuple(weights)
         try:
-            self._session: Any = _session(path, device, stream, _options(threads, lean=bool(weights)))
+            self._session: Any = _session(path, device, stream, _options(threads, device, lean=bool(weights)))
         except FlowBlendingError:
             raise
         except Exception as error:
@@ -174,7 +175,7 @@ class OrtEngine:
         self._weights = ()
 
 
-def _options(threads: int | None, *, lean: bool) -> Any:
+def _options(threads: int | None, device: str, *, lean: bool) -> Any:
     """Session options whose threads leave the cores to whoever needs them.
 
     A session's idle threads spin for a while in case another call comes. Here another engine's call comes, and
@@ -194,6 +195,9 @@ def _options(threads: int | None, *, lean: bool) -> Any:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         # It keeps what was once taken, and weights are of many sizes: memory grew by half in the second call.
         options.enable_cpu_mem_arena = False
+    if device == CUDA:
+        # Weights of a session's own, each of its size, and not parts of what it keeps for calls.
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", "20")
@@ -235,8 +239,18 @@ def _run_options(device: str) -> Any:
 
 def _providers(device: str, stream: int) -> list[Any]:
     if device == CUDA:
-        return [(CUDA_PROVIDER, {"user_compute_stream": str(stream)}), CPU_PROVIDER]
+        return [(CUDA_PROVIDER, {"user_compute_stream": str(stream), **_bounds()}), CPU_PROVIDER]
     return [CPU_PROVIDER]
+
+
+def _bounds() -> dict[str, str]:
+    """Have a session take what it needs and no more: it would double what it has whenever that is too small.
+
+    It may have what is free now, so that what does not fit is said in its own words and not in the driver's.
+    """
+    free = free_memory()
+    limit = {} if free is None else {"gpu_mem_limit": str(free)}
+    return {"arena_extend_strategy": "kSameAsRequested", **limit}
 
 
 def _first_line(error: Exception) -> str:

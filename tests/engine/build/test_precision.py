@@ -5,7 +5,9 @@ import re
 import pytest
 
 from flowblending import UsageError
+from flowblending.contracts.graph import Precision
 from flowblending.engine.backends.registry import BACKENDS
+from flowblending.engine.build import precision
 from flowblending.engine.build.precision import choose_precisions, component_precision
 
 MODELS = ("large", "small")
@@ -62,3 +64,23 @@ def test_what_a_message_suggests_is_accepted(backend: str, wrong: str) -> None:
         name, equals, words = advice.rpartition("=")
         for word in re.split(r", | or ", words):
             choose_precisions(name + equals + word, backend, MODELS)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "provider", "expected"),
+    [
+        ("sm90", True, "fp16-mixed fp16-mixed fp16 fp32 fp32"),
+        ("sm90", False, "fp32 fp32 fp32 fp32 fp32"),
+        (None, True, "fp32 fp32 fp32 fp32 fp32"),
+    ],
+)
+def test_onnx_runtime_takes_half_where_it_has_a_gpu(
+    gpu: str | None, provider: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "gpu_architecture", lambda: gpu)
+    providers = ["CUDAExecutionProvider"] if provider else []
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [*providers, "CPUExecutionProvider"])
+    chosen = choose_precisions(None, "onnxruntime", MODELS)
+    assert " ".join(component_precision(chosen, name) for name in NAMES) == expected
+    assert component_precision(choose_precisions("fp32", "onnxruntime", MODELS), "large") is Precision.FP32
+    assert component_precision(choose_precisions(None, "tensorrt", MODELS), "large") is Precision.BF16

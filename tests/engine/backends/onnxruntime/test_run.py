@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -205,3 +206,30 @@ def test_weights_as_inputs_are_cast_one_at_a_time(tmp_path: Path) -> None:
     np.testing.assert_array_equal(output, 2.0 ** (layers // 2))
     # One of them is 17 MB in fp32, and all of them are 403 MB.
     assert most < 100e6
+
+
+@pytest.mark.parametrize(("free", "limit"), [(5 << 30, {"gpu_mem_limit": str(5 << 30)}), (None, {})])
+def test_a_session_on_a_gpu_takes_what_it_needs(
+    tmp_path: Path, free: int | None, limit: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    asked: list[Any] = []
+
+    class Session:
+        def __init__(self, path: Path, *, sess_options: Any, providers: list[Any], enable_fallback: int) -> None:
+            assert not enable_fallback
+            asked.extend([path, sess_options, providers])
+
+        def get_providers(self) -> list[str]:
+            return [ort.CUDA_PROVIDER, ort.CPU_PROVIDER]
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [ort.CUDA_PROVIDER, ort.CPU_PROVIDER])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(ort, "free_memory", lambda: free)
+    graph = linear(tmp_path)
+    ort.OrtEngine(graph.onnx, graph.spec, device=CUDA, stream=7)
+    options = {"user_compute_stream": "7", "arena_extend_strategy": "kSameAsRequested", **limit}
+    assert asked[2] == [(ort.CUDA_PROVIDER, options), ort.CPU_PROVIDER]
+    assert asked[1].get_session_config_entry("session.use_device_allocator_for_initializers") == "1"
