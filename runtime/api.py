@@ -18,6 +18,7 @@ from typing import Final, Self, Unpack
 
 from flowblending import UsageError
 from flowblending.contracts.conditions import Source
+from flowblending.contracts.graph import TEXT_ENCODER
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.engine.backends.tensor import Tensor
@@ -33,7 +34,7 @@ from flowblending.runtime.given import given_embedding, given_latents
 from flowblending.runtime.jobs import job_geometry
 from flowblending.runtime.media.noise import draw_latents
 from flowblending.runtime.option_values import PYTHON, is_blank, make_job, read_options, read_value, shown
-from flowblending.runtime.options import CUDA_GRAPH, DEVICE, NO_GRAPHS, TEXT, THREADS, Job, JobOptions
+from flowblending.runtime.options import CUDA_GRAPH, DEVICE, MEMORY, NO_GRAPHS, TEXT, THREADS, Job, JobOptions
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.run import VideoRun
 from flowblending.runtime.sampler.binding import Conditions
@@ -154,6 +155,7 @@ class VideoSampler:
             UsageError: it is no text.
         """
         text = read_value(text, TEXT, _ENCODE)
+        self._pipeline.make_room([TEXT_ENCODER])
         tensors, device = self._pipeline.embed(text, _warn), self._pipeline.device
         device.close()  # waits: what is handed out is complete
         return Embedding(text=Array(tensors[Source.TEXT], device), mask=Array(tensors[Source.TEXT_MASK], device))
@@ -244,6 +246,7 @@ def open(
     stream: ForeignStream | None = None,
     threads: int | None = None,
     cuda_graph: str = AUTO,
+    memory: str = AUTO,
 ) -> VideoSampler:
     """Open a bundle that fb-build-engines made.
 
@@ -256,6 +259,8 @@ def open(
         threads: of ONNX Runtime on the CPU; None takes every core.
         cuda_graph: ``auto`` launches steps that come again as CUDA graphs, where the engines are TensorRT's and enough
             steps are alike; ``off`` enqueues every step. The bits are the same.
+        memory: ``resident`` keeps every engine open for the next video; ``phases`` keeps open only those that a phase
+            of a video needs; ``auto`` takes the first of both that fits what is free of the GPU.
 
     Raises:
         UsageError: a wrong argument.
@@ -265,11 +270,14 @@ def open(
     device = read_value(device, DEVICE, PYTHON)
     threads = read_value(threads, THREADS, PYTHON)
     graphs = read_value(cuda_graph, CUDA_GRAPH, PYTHON) != NO_GRAPHS
+    memory = read_value(memory, MEMORY, PYTHON)
     handle = None if stream is None else stream_handle(stream)
     opened = open_bundle(folder)
     opened.verify()
     place = open_device(device, opened.manifest, handle)
-    return VideoSampler(Pipeline(bundle=opened, device=place, threads=threads, cuda_graph=graphs), stream)
+    return VideoSampler(
+        Pipeline(bundle=opened, device=place, threads=threads, cuda_graph=graphs, memory=memory), stream
+    )
 
 
 def _folder(bundle: object) -> Path:

@@ -13,7 +13,7 @@ from flowblending import UsageError
 from flowblending.runtime import options
 from flowblending.runtime.option import CLIENT, Option
 from flowblending.runtime.option_values import CLIENT_LINE, COMMAND_LINE, read_options, read_value
-from flowblending.runtime.options import CUDA_GRAPH, DEVICE, THREADS
+from flowblending.runtime.options import CUDA_GRAPH, DEVICE, MEMORY, THREADS
 from flowblending.system.command_line import Group, Parser
 from flowblending.system.output import resolve
 
@@ -56,8 +56,9 @@ def add_machine(group: Group, program: str) -> None:
     """Add ``--device``, ``--threads`` and what else of the machine a program offers."""
     _add(group, DEVICE, program)
     _add(group, THREADS, program)
-    if program in CUDA_GRAPH.programs:
-        _add(group, CUDA_GRAPH, program)
+    for option in (MEMORY, CUDA_GRAPH):
+        if program in option.programs:
+            _add(group, option, program)
 
 
 def add_noise(group: Group) -> None:
@@ -147,6 +148,6 @@ def _add(group: Group, option: Option, program: str, *, required: bool = False) 
             settings["choices"] = option.choices
         elif option.metavar is not None:
             settings["metavar"] = option.metavar
-    if option in (DEVICE, CUDA_GRAPH):
+    if option in (DEVICE, MEMORY, CUDA_GRAPH):
         settings["default"] = option.default
     group.add_argument(option.option, **settings)

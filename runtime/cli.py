@@ -96,15 +96,15 @@ def _dry_run(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
     for line in lines:
         if line.job is None:
             raise UsageError(f"Line {line.number} of {arguments.prompts}: {line.error}")
-    plans, graphs = list[dict[str, object]](), arguments.cuda_graph != NO_GRAPHS
+    plans = list[dict[str, object]]()
+    graphs, memory = arguments.cuda_graph != NO_GRAPHS, arguments.memory
     for number, each in [(line.number, line.job) for line in lines if line.job is not None] or [(0, job)]:
         if number:
             console.result(f"line      {number}: {each.prompt}")
-        for sentence in plan_lines(bundle, each, arguments.device, cuda_graph=graphs):
+        for sentence in plan_lines(bundle, each, arguments.device, cuda_graph=graphs, memory=memory):
             console.result(sentence)
-        plans.append(
-            {**({"line": number} if number else {}), **plan_facts(bundle, each, arguments.device, cuda_graph=graphs)}
-        )
+        facts = plan_facts(bundle, each, arguments.device, cuda_graph=graphs, memory=memory)
+        plans.append({**({"line": number} if number else {}), **facts})
         program, timed = (
             compile_job(each, bundle.manifest),
             arguments.prompts is not None or is_timed(out_of(arguments)),
@@ -121,7 +121,11 @@ def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
 
     device = open_device(arguments.device, bundle.manifest)
     return Pipeline(
-        bundle=bundle, device=device, threads=arguments.threads, cuda_graph=arguments.cuda_graph != NO_GRAPHS
+        bundle=bundle,
+        device=device,
+        threads=arguments.threads,
+        cuda_graph=arguments.cuda_graph != NO_GRAPHS,
+        memory=arguments.memory,
     )
 
 
@@ -224,14 +228,20 @@ def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -
             workers=arguments.workers,
             threads=arguments.threads,
             cuda_graph=arguments.cuda_graph != NO_GRAPHS,
+            memory=arguments.memory,
         )
         return run_on_ray(bundle, batch, options, console)
     if arguments.workers is not None:
         from flowblending.runtime.batch.workers import plan_workers, run_workers
 
         device = device_kind(arguments.device, bundle.manifest)
-        graphs = arguments.cuda_graph != NO_GRAPHS
-        configs = plan_workers(count=arguments.workers, device=device, threads=arguments.threads, cuda_graph=graphs)
+        configs = plan_workers(
+            count=arguments.workers,
+            device=device,
+            threads=arguments.threads,
+            cuda_graph=arguments.cuda_graph != NO_GRAPHS,
+            memory=arguments.memory,
+        )
         return run_workers(configs, bundle.folder, device, batch, console)
     pipeline = _open(arguments, bundle)
     try:

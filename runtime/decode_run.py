@@ -158,6 +158,7 @@ def decoded(
         FlowBlendingError: a pixel that is not finite, or an engine that failed.
     """
     clock = clock or Clock()
+    pipeline.make_room(pipeline.decoders())
     yield from opened(pipeline, pipeline.decoders(), clock)
     first = 0
     with contextlib.closing(pipeline.decode(latents, generator, conditioning, floats=floats)) as chunks:

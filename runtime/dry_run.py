@@ -9,6 +9,7 @@ from flowblending.contracts.graph import TEXT_ENCODER, VAE
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.models import Model
 from flowblending.contracts.program import Program, Run, Step
+from flowblending.engine.backends.gpu import free_memory
 from flowblending.engine.backends.registry import BACKENDS
 from flowblending.engine.backends.tensor import CUDA
 from flowblending.engine.bundle.bundle import Bundle
@@ -17,6 +18,9 @@ from flowblending.runtime.authors import authors_line
 from flowblending.runtime.devices.open import device_kind
 from flowblending.runtime.job_facts import cost_facts, job_facts, stage_facts, stages_of
 from flowblending.runtime.jobs import calibrated_schedule, compile_job, job_levels
+from flowblending.runtime.memory.describe import Told, memory_facts, memory_lines, tell_memory
+from flowblending.runtime.memory.needs import run_memory
+from flowblending.runtime.memory.plan import PHASES, MemoryPlan
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.cost import Cost, Timings, cost_of
 from flowblending.runtime.program.graph_plan import GraphPlan, plan_graphs
@@ -25,7 +29,7 @@ from flowblending.runtime.program.shifts import describe_shift
 _Number = TypeVar("_Number", int, float)
 
 
-def plan_lines(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True) -> list[str]:
+def plan_lines(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True, memory: str = "auto") -> list[str]:
     """The plan, a line each: geometry, schedule, steps, cost, memory, and time if it was measured before.
 
     Raises:
@@ -36,6 +40,7 @@ def plan_lines(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True
     first = manifest.models[0]
     geometry, cost = geometry_of(manifest.pipeline, program.latent_shape), cost_of(program, manifest)
     kind = device_kind(device, manifest)
+    told = _memory(program, manifest, kind, memory)
     return [
         f"bundle    {bundle.folder} ({manifest.id}), {manifest.pipeline.family}",
         *([f"lora      {manifest.loras}"] if manifest.loras else []),
@@ -46,13 +51,16 @@ def plan_lines(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True
         *_steps(program),
         _calls(cost, cached=job.cache != "off"),
         _operations(cost, first),
-        f"memory    engines {_mega(cost.engine_bytes)}, latent slots {_mega(cost.slot_bytes)}",
-        *_graphs(graph_plan(program, manifest, kind) if cuda_graph else None),
+        f"files     engines {_mega(cost.engine_bytes)}, latent slots {_mega(cost.slot_bytes)}",
+        *memory_lines(told),
+        *_graphs(graph_plan(program, manifest, kind) if cuda_graph else None, told.plan),
         _expected(cost, first, Timings(manifest.id, kind, program.latent_shape).read()),
     ]
 
 
-def plan_facts(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True) -> dict[str, object]:
+def plan_facts(
+    bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True, memory: str = "auto"
+) -> dict[str, object]:
     """The same as plain data.
 
     Raises:
@@ -61,13 +69,15 @@ def plan_facts(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True
     manifest = bundle.manifest
     program = compile_job(job, manifest)
     kind = device_kind(device, manifest)
-    graphs = graph_plan(program, manifest, kind) if cuda_graph else None
+    told = _memory(program, manifest, kind, memory)
+    graphs = graph_plan(program, manifest, kind) if cuda_graph and told.plan.mode != PHASES else None
     seconds = Timings(manifest.id, kind, program.latent_shape).read()
     expected = _seconds_expected(cost_of(program, manifest), seconds)
     return {
         **job_facts(job, program, manifest),
         "stages": stage_facts(program),
         **cost_facts(program, manifest),
+        "memory": memory_facts(told),
         "graph_launches": None if graphs is None else graphs.launches,
         "seconds": None if expected is None else {"least": expected[0], "most": expected[1]},
     }
@@ -85,12 +95,20 @@ def graph_plan(program: Program, manifest: Manifest, kind: str) -> GraphPlan | N
     return plan_graphs(program, {each.title for each in backends if not each.cuda_graphs})
 
 
-def _graphs(plan: GraphPlan | None) -> list[str]:
+def _graphs(plan: GraphPlan | None, memory: MemoryPlan) -> list[str]:
     if plan is None:
         return []
+    if memory.mode == PHASES:
+        return ["graphs    no CUDA graphs, because engines are opened and closed while the steps run"]
     if plan.why_not:
         return [f"graphs    no CUDA graphs, because {plan.why_not}"]
     return [f"graphs    {len(plan.captured)} of CUDA, which launch {plan.launches} of {len(plan.kinds)} steps"]
+
+
+def _memory(program: Program, manifest: Manifest, device: str, memory: str) -> Told:
+    """The plan with what is free of the GPU now, where there is one."""
+    run = run_memory(manifest, program, texts=len(program.branches()), decode=True)
+    return tell_memory(run, memory, free_memory() if device_kind(device, manifest) == CUDA else None)
 
 
 def _rescaled(program: Program) -> str:

@@ -16,6 +16,7 @@ import types
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypedDict, get_args, get_origin, get_type_hints
 
+from flowblending.runtime.memory.plan import MODES
 from flowblending.runtime.option import CALIBRATE, CLIENT, COMPARE, EXPORT_TRITON, RUN, SERVE, Option
 from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.program.caches.registry import cache_help
@@ -371,6 +372,16 @@ CUDA_GRAPH: Final = Option(
     choices=("auto", NO_GRAPHS),
     example=NO_GRAPHS,
     programs=frozenset({RUN, SERVE, EXPORT_TRITON}),
+)
+MEMORY: Final = Option(
+    name="memory",
+    default="auto",
+    section=MACHINE,
+    help="of the GPU: every engine stays open, or only those that a phase of the run needs",
+    usual="auto, the first of these that fits what is free",
+    choices=MODES,
+    example="phases",
+    programs=frozenset({RUN, COMPARE, EXPORT_TRITON, SERVE}),
 )
 TEXT: Final = Option(
     name="text",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +13,10 @@ from flowblending import DeviceError, FlowBlendingError, UsageError
 from flowblending.contracts.conditions import Source, frame_times, inputs_from
 from flowblending.contracts.graph import DECODERS, TEXT_ENCODER
 from flowblending.contracts.program import COND, UNCOND, Program
+from flowblending.engine.backends.gpu import free_memory
 from flowblending.engine.backends.protocol import Engine, ScratchEngine
 from flowblending.engine.backends.registry import open_engine
-from flowblending.engine.backends.tensor import Tensor
+from flowblending.engine.backends.tensor import CUDA, Tensor
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
@@ -25,6 +27,10 @@ from flowblending.runtime.media.decode import Decoder
 from flowblending.runtime.media.noise import Normal, draw_latents
 from flowblending.runtime.media.prompt import Tokenizer
 from flowblending.runtime.media.read_ahead import Chunk
+from flowblending.runtime.memory.choose import choose_plan
+from flowblending.runtime.memory.needs import run_memory
+from flowblending.runtime.memory.plan import AUTO, PHASES, SLACK, MemoryPlan, Phase
+from flowblending.runtime.memory.staged import StagedEngine, Stages
 from flowblending.runtime.options import Job
 from flowblending.runtime.sampler.binding import Conditions
 from flowblending.runtime.sampler.loop import Sampler, SampleResult, StepEvent, Trajectory
@@ -32,19 +38,23 @@ from flowblending.runtime.sampler.loop import Sampler, SampleResult, StepEvent, 
 
 @dataclass(kw_only=True)
 class Pipeline:
-    """The engines of a bundle on a device, each opened when it is first needed and kept until ``close``.
+    """The engines of a bundle on a device, each opened when it is first needed.
+
+    They are kept until ``close``, or until a run that goes by phases (`plan`) closes them.
 
     Attributes:
         bundle: verified by the caller.
         device: where everything runs; its stream carries all engines.
         threads: of ONNX Runtime on the CPU; None leaves the choice to it.
         cuda_graph: whether steps that come again are launched as CUDA graphs, where that can be.
+        memory: ``auto``, ``resident`` or ``phases``; see `flowblending.runtime.memory.plan`.
     """
 
     bundle: Bundle
     device: Device
     threads: int | None = None
     cuda_graph: bool = True
+    memory: str = AUTO
     _engines: dict[str, Engine] = field(default_factory=dict)
     _arena: Arena = field(init=False)
     _tokenizer: Tokenizer | None = None
@@ -92,6 +102,59 @@ class Pipeline:
             path = self.bundle.folder / self.bundle.manifest.tokenizer[0].path
             self._tokenizer = Tokenizer(path, length=pipeline.text_length, clean=pipeline.clean_prompt)
         return self._tokenizer
+
+    def plan(self, program: Program, *, texts: int, decode: bool) -> MemoryPlan:
+        """How a run goes about memory, with what is free now and what the open engines hold.
+
+        Args:
+            program: of the run.
+            texts: that it encodes.
+            decode: whether it decodes.
+
+        Raises:
+            OutOfMemoryError: it does not fit.
+        """
+        run = run_memory(self.bundle.manifest, program, texts=texts, decode=decode)
+        free = free_memory(self.device.index) if self.device.kind == CUDA else None
+        if free is not None:
+            free += self._arena.size + sum(run.engines[name].weights for name in self._engines)
+        return choose_plan(run, self.memory, free, tuple(self._engines))
+
+    def enter(self, phase: Phase, *, alone: bool) -> None:
+        """Have a phase's scratch memory, and with ``alone`` no engine open that it does not need."""
+        if alone:
+            self.keep_only(phase.resident)
+        if self._arena.size < phase.arena or (alone and self._arena.size > phase.arena):
+            # Freed, and given back, before what takes its place comes.
+            self._arena.release()
+            self.device.trim()
+        if phase.arena:
+            self._arena.at_least(phase.arena)
+
+    def make_room(self, names: Collection[str]) -> None:
+        """Close all engines but these where they go by phases, or do not fit beside the others.
+
+        For what runs by itself, and not as a phase of a run that was planned.
+        """
+        components = self.bundle.manifest.components
+        new = [name for name in names if name not in self._engines]
+        weights = sum(components[name].weights_bytes or components[name].engine_bytes for name in new)
+        stated = [each.scratch_bytes or 0 for name in names for each in components[name].profiles]
+        needed = weights + max(0, max(stated, default=0) - self._arena.size)
+        free = free_memory(self.device.index) if self.device.kind == CUDA else None
+        tight = self.memory == AUTO and free is not None and round(needed * (1 + SLACK)) > free
+        if self.memory == PHASES or tight:
+            self.keep_only(names)
+
+    def keep_only(self, names: Collection[str]) -> None:
+        """Close all engines but these, when what they were given has finished."""
+        others = [name for name in self._engines if name not in names]
+        if not others:
+            return
+        self.device.close()
+        with self.device.current():
+            for name in others:
+                self._engines.pop(name).close()
 
     def close(self) -> None:
         """Close every engine, for good, and give their memory back. Twice is harmless."""
@@ -202,11 +265,22 @@ class Pipeline:
         """Run a program from initial latents float32 [1, C, F, H, W]."""
         return self.prepare(program, conditions).run(latents, on_step=on_step)
 
-    def prepare(self, program: Program, conditions: Conditions) -> Trajectory:
-        """Bind a program to the engines that it runs and to memory of its own."""
-        models = {step.model for step in program.steps}
-        engines = {name: self.engine(name) for name in sorted(models)}
-        sampler = Sampler(engines, self.device, cuda_graph=self.cuda_graph)
+    def prepare(self, program: Program, conditions: Conditions, stages: Stages | None = None) -> Trajectory:
+        """Bind a program to the engines that it runs and to memory of its own.
+
+        Args:
+            program: to run.
+            conditions: see `encode`.
+            stages: opens and closes the engines while it runs; None has all of them open.
+        """
+        models = sorted({step.model for step in program.steps})
+        if stages is None:
+            opened = {name: self.engine(name) for name in models}
+            return Sampler(opened, self.device, cuda_graph=self.cuda_graph).prepare(program, conditions)
+        specs = {name: self.bundle.manifest.components[name].spec for name in models}
+        engines = {name: StagedEngine(spec, partial(self.engine, name)) for name, spec in specs.items()}
+        # What is captured holds addresses of engines, which go with them.
+        sampler = Sampler(engines, self.device, cuda_graph=False, before=stages.before)
         return sampler.prepare(program, conditions)
 
     def decoders(self) -> list[str]:

@@ -8,7 +8,7 @@ stopping takes: steps under way are waited for, memory is given back, and what i
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -37,12 +37,14 @@ from flowblending.runtime.media.latents import save_latents
 from flowblending.runtime.media.noise import Normal, TorchNormal, draw_latents
 from flowblending.runtime.media.noise_check import noise_doubts
 from flowblending.runtime.media.video import check_output
+from flowblending.runtime.memory.plan import PHASES, RESIDENT, MemoryPlan
+from flowblending.runtime.memory.staged import Stages
 from flowblending.runtime.options import CUDA_GRAPH, NO_GRAPHS, Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.sampler.binding import Conditions
 from flowblending.runtime.sampler.loop import AHEAD, SampleResult
-from flowblending.runtime.stage_times import Clock
+from flowblending.runtime.stage_times import LOADING, Clock
 from flowblending.runtime.unused import unused_options
 from flowblending.system.output import check_file
 
@@ -163,9 +165,15 @@ class VideoRun:
         latents, generator = self.start()
         for line in (*self._unused, *self.doubts()):
             yield WarningEvent(message=line)
-        yield from opened(pipeline, self._needed(), clock)
-        result = yield from self._sampled(latents, clock)
+        plan = pipeline.plan(self.program, texts=len(self._texts()), decode=self._decode)
+        by_phases = plan.mode == PHASES
+        first, *_, last = (plan.phases[0], *plan.phases)
+        pipeline.enter(first, alone=by_phases)
+        yield from opened(pipeline, first.runs if by_phases else self._needed(), clock)
+        result = yield from self._sampled(latents, plan, clock)
         pipeline.device.trim()
+        if by_phases:
+            pipeline.enter(last, alone=True) if self._decode else pipeline.keep_only(())
         if self._latents_out is not None:
             save_latents(self._latents_out, pipeline.device.download(result.latents))
         yield LatentsEvent(latents=Array(result.latents, pipeline.device), seconds=result.loop_seconds)
@@ -192,7 +200,7 @@ class VideoRun:
         return [*([TEXT_ENCODER] if self._texts() else []), *models, *decoders]
 
     def _sampled(
-        self, latents: npt.NDArray[np.float32] | Tensor, clock: Clock
+        self, latents: npt.NDArray[np.float32] | Tensor, plan: MemoryPlan, clock: Clock
     ) -> Generator[RunEvent, None, SampleResult]:
         """Encode and sample. Conditions and slots are this generator's, and go before anything is decoded."""
         pipeline, device = self._pipeline, self._pipeline.device
@@ -206,7 +214,12 @@ class VideoRun:
         ended.record()
         for line in warnings:
             yield WarningEvent(message=line)
-        trajectory = pipeline.prepare(self.program, conditions)
+        stages = None
+        if plan.mode == PHASES:
+            stages = Stages(pipeline, self.program, plan, partial(clock.measure, LOADING))
+            pipeline.enter(plan.stages[0], alone=True)
+            yield from opened(pipeline, plan.stages[0].runs, clock)
+        trajectory = pipeline.prepare(self.program, conditions, stages)
         yield SamplingEvent(trajectory=trajectory)
         result = yield from trajectory.follow(latents, ahead=self._ahead)
         if result.graphs.failed:
@@ -230,6 +243,19 @@ class VideoRun:
             metadata=self.metadata if self._outputs else {},
             clock=clock,
         )
+
+
+def warm_up(pipeline: Pipeline) -> None:
+    """Open the engines that stay open from video to video, of a bundle's usual one, before the first is asked for.
+
+    Raises:
+        FlowBlendingError: one cannot be opened, or the usual video does not fit into memory.
+    """
+    program = compile_job(Job(prompt="a video"), pipeline.bundle.manifest)
+    plan = pipeline.plan(program, texts=len(program.branches()), decode=True)
+    stay = pipeline.bundle.manifest.components if plan.mode == RESIDENT else plan.phases[0].resident
+    for name in stay:
+        pipeline.engine(name)
 
 
 def video_metadata(

@@ -36,6 +36,7 @@ class ClusterOptions:
         workers: how many; None takes one per GPU, or one per node on CPUs.
         threads: of ONNX Runtime on a CPU; None shares a node's cores among its workers.
         cuda_graph: see `Pipeline`.
+        memory: as the option says.
     """
 
     address: str
@@ -43,6 +44,7 @@ class ClusterOptions:
     workers: int | None = None
     threads: int | None = None
     cuda_graph: bool = True
+    memory: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class Share:
     device: str
     threads: int | None
     cuda_graph: bool = True
+    memory: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,7 @@ class Setting:
     device: str
     threads: int | None
     cuda_graph: bool = True
+    memory: str = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +105,15 @@ def plan_share(options: ClusterOptions, manifest: Manifest, nodes: Sequence[Mapp
                 f"{max(count, 1)} workers with a GPU each were asked for, but the Ray cluster has {gpus} GPUs; "
                 "start nodes with enough GPUs, or use fewer --workers."
             )
-        graphs = options.cuda_graph
-        return Share(count=count, cpus=_SHARE / 2, gpus=1, device=CUDA, threads=None, cuda_graph=graphs)
+        return Share(
+            count=count,
+            cpus=_SHARE / 2,
+            gpus=1,
+            device=CUDA,
+            threads=None,
+            cuda_graph=options.cuda_graph,
+            memory=options.memory,
+        )
     cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
     if not cores:
         raise UsageError("The Ray cluster has no CPU for workers; start a node with some.")
@@ -116,6 +127,7 @@ def plan_share(options: ClusterOptions, manifest: Manifest, nodes: Sequence[Mapp
         gpus=0,
         device=CPU,
         threads=options.threads or max(1, min(cores) // each),
+        memory=options.memory,
     )
 
 
@@ -156,7 +168,13 @@ class Maker:
         except FlowBlendingError as error:
             return Unable(why=f"on {where}: {error}")
         sweep_scratch()
-        self._pipeline = Pipeline(bundle=bundle, device=device, threads=setting.threads, cuda_graph=setting.cuda_graph)
+        self._pipeline = Pipeline(
+            bundle=bundle,
+            device=device,
+            threads=setting.threads,
+            cuda_graph=setting.cuda_graph,
+            memory=setting.memory,
+        )
         return Ready()
 
     def make(self, number: int, job: Any, name: str) -> RenderedVideo | Failed:

@@ -29,12 +29,14 @@ class WorkerConfig:
         gpu: what CUDA_VISIBLE_DEVICES is for it; None on the CPU.
         threads: of ONNX Runtime on the CPU.
         cuda_graph: see `Pipeline`.
+        memory: as the option says.
     """
 
     name: str
     gpu: str | None = None
     threads: int | None = None
     cuda_graph: bool = True
+    memory: str = "auto"
 
 
 class WorkerProcess(Generic[Task, Message]):

@@ -145,6 +145,7 @@ class _Pool:
             device=self._share.device,
             threads=self._share.threads,
             cuda_graph=self._share.cuda_graph,
+            memory=self._share.memory,
         )
         options = {"num_cpus": self._share.cpus, "num_gpus": self._share.gpus, "scheduling_strategy": "SPREAD"}
         worker.ready = False

@@ -28,8 +28,13 @@ def _work(config: WorkerConfig, folder: Path, device: str, connection: Connectio
     say: Callable[[Message], None] = partial(tell, connection)
     try:
         bundle = open_bundle(folder)
-        place = open_device(device, bundle.manifest)
-        pipeline = Pipeline(bundle=bundle, device=place, threads=config.threads, cuda_graph=config.cuda_graph)
+        pipeline = Pipeline(
+            bundle=bundle,
+            device=open_device(device, bundle.manifest),
+            threads=config.threads,
+            cuda_graph=config.cuda_graph,
+            memory=config.memory,
+        )
     except FlowBlendingError as error:
         say(Unable(why=str(error)))
         return

@@ -33,7 +33,9 @@ _PATIENCE: Final = 15.0
 _Worker: TypeAlias = WorkerProcess[Task, Message]
 
 
-def plan_workers(*, count: int, device: str, threads: int | None, cuda_graph: bool = True) -> list[WorkerConfig]:
+def plan_workers(
+    *, count: int, device: str, threads: int | None, cuda_graph: bool = True, memory: str = "auto"
+) -> list[WorkerConfig]:
     """Places for ``count`` workers: a GPU each, or an equal share of the CPU's cores.
 
     Raises:
@@ -41,7 +43,7 @@ def plan_workers(*, count: int, device: str, threads: int | None, cuda_graph: bo
     """
     if device == CPU:
         share = threads or max(1, len(os.sched_getaffinity(0)) // count)
-        return [WorkerConfig(name=f"worker {n}", threads=share) for n in range(1, count + 1)]
+        return [WorkerConfig(name=f"worker {n}", threads=share, memory=memory) for n in range(1, count + 1)]
     gpus = gpu_count()
     if count > gpus:
         raise UsageError(
@@ -50,7 +52,10 @@ def plan_workers(*, count: int, device: str, threads: int | None, cuda_graph: bo
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",")[:count] if visible else [str(index) for index in range(count)]
-    return [WorkerConfig(name=f"worker {n}", gpu=gpu, cuda_graph=cuda_graph) for n, gpu in enumerate(names, start=1)]
+    return [
+        WorkerConfig(name=f"worker {n}", gpu=gpu, cuda_graph=cuda_graph, memory=memory)
+        for n, gpu in enumerate(names, start=1)
+    ]
 
 
 def run_workers(configs: Sequence[WorkerConfig], bundle: Path, device: str, batch: Batch, console: Console) -> int:

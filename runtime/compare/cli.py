@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-_OF_RUNS = ("prompts", "schedules", "caches", "vbench", "device", "threads")
+_OF_RUNS = ("prompts", "schedules", "caches", "vbench", "device", "threads", "memory")
 """Options that mean nothing for existing videos, beside those of a job."""
 
 
@@ -138,7 +138,7 @@ def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
     with console.phase("loading what scores"):
         asked = _asked(arguments)
     device = open_device(arguments.device, bundle.manifest)
-    pipeline = Pipeline(bundle=bundle, device=device, threads=arguments.threads)
+    pipeline = Pipeline(bundle=bundle, device=device, threads=arguments.threads, memory=arguments.memory)
     for job in jobs:
         pipeline.frame_rate(job)
     prepare(out, (VIDEOS, LATENTS))

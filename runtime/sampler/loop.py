@@ -86,12 +86,21 @@ class Sampler:
             [B] in fp32 and any conditions, and gives ``velocity`` of the latents' shape.
         device: where the engines are and everything else happens.
         cuda_graph: whether steps that come again are launched as CUDA graphs, where that can be.
+        before: called with the number of every step before it is enqueued: opens engines that are not open yet.
     """
 
-    def __init__(self, engines: Mapping[str, Engine], device: Device, *, cuda_graph: bool = True) -> None:
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        device: Device,
+        *,
+        cuda_graph: bool = True,
+        before: Callable[[int], None] | None = None,
+    ) -> None:
         self._engines = engines
         self._device = device
         self._cuda_graph = cuda_graph
+        self._before = before
 
     def sample(
         self,
@@ -115,7 +124,9 @@ class Sampler:
         Raises:
             FlowBlendingError: an engine asks for an input that is not there, or of another shape or type.
         """
-        return Trajectory(self._engines, self._device, program, conditions, cuda_graph=self._cuda_graph)
+        return Trajectory(
+            self._engines, self._device, program, conditions, cuda_graph=self._cuda_graph, before=self._before
+        )
 
 
 class Trajectory:
@@ -129,8 +140,10 @@ class Trajectory:
         conditions: Conditions,
         *,
         cuda_graph: bool,
+        before: Callable[[int], None] | None = None,
     ) -> None:
         self._device = device
+        self._before = before
         plan = plan_graphs(program, uncapturable(program, engines))
         graphs = device.graphs if cuda_graph else None
         self._use = GraphUse(off=plan.why_not if graphs is not None else "")
@@ -209,6 +222,8 @@ class Trajectory:
 
     def _enqueue(self, index: int) -> None:
         """The loop's body. A step's end is marked behind it, and not in its graph, to be waited for."""
+        if self._before is not None:
+            self._before(index)
         step, chooser = self._binding.steps[index], self._binding.chooser
         if self._graphs is not None:
             self._graphs.enqueue(index)

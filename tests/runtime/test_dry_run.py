@@ -58,7 +58,14 @@ def test_the_lines_of_a_plan(bundle: Bundle) -> None:
             "calls large x 6, small x 6",
             # 12 calls of 0.1 TFLOPs attention each.
             "FLOPs 15 TFLOPs of 24 TFLOPs all-large (62.5%), 8.0% of it attention; speed-up bound 1.600x",
-            "memory engines 6000.0 MB, latent slots 184.3 MB",
+            "files engines 6000.0 MB, latent slots 184.3 MB",
+            "memory resident, at most 6.4 GB; reads 6.0 GB of weights",
+            "encode 6.1 GB: opens large, small, text_encoder, vae (6.0 GB), scratch 0 B, tensors 122.9 MB",
+            "sample large 6.4 GB: scratch 0 B, tensors 430.1 MB",
+            "sample small 6.4 GB: scratch 0 B, tensors 430.1 MB",
+            "sample large 6.4 GB: scratch 0 B, tensors 430.1 MB",
+            "decode 6.2 GB: scratch 0 B, tensors 184.3 MB",
+            "scratch memory on top that nobody has stated: of large, small, text_encoder, vae",
             "time not measured on this machine yet",
         )
     ]

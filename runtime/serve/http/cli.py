@@ -113,6 +113,7 @@ def run(arguments: argparse.Namespace) -> None:
             device=arguments.device,
             threads=arguments.threads,
             cuda_graph=arguments.cuda_graph != NO_GRAPHS,
+            memory=arguments.memory,
             workers=arguments.workers,
             keys=keys,
             keeping=Keeping(

@@ -52,6 +52,7 @@ class ServeOptions:
         device: ``auto``, ``cpu`` or ``cuda``.
         threads: of ONNX Runtime on the CPU.
         cuda_graph: see `Pipeline`.
+        memory: as the option says.
         workers: processes; None for one per GPU, or one on the CPU.
         keeping: how long results stay.
         drain: seconds that videos in the making have after SIGTERM.
@@ -62,6 +63,7 @@ class ServeOptions:
     data: Path
     device: str
     threads: int | None
+    memory: str
     workers: int | None
     keys: Keys
     keeping: Keeping
@@ -138,7 +140,9 @@ def _configs(bundles: Sequence[Bundle], options: ServeOptions) -> list[WorkerCon
         from flowblending.engine.backends.gpu import gpu_count
 
         count = max(1, gpu_count()) if kind == CUDA else 1
-    return plan_workers(count=count, device=kind, threads=options.threads, cuda_graph=options.cuda_graph)
+    return plan_workers(
+        count=count, device=kind, threads=options.threads, cuda_graph=options.cuda_graph, memory=options.memory
+    )
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.video import png_bytes
 from flowblending.runtime.option_values import make_job
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.run import VideoRun
+from flowblending.runtime.run import VideoRun, warm_up
 from flowblending.runtime.sampler.loop import StepEvent
 from flowblending.runtime.serve.http.messages import (
     DECODING,
@@ -72,18 +72,23 @@ def _work(config: WorkerConfig, bundles: Mapping[str, Path], device: str, connec
 
 
 def _open(folder: Path, device: str, config: WorkerConfig) -> Pipeline:
-    """A bundle with all that a video takes open.
+    """A bundle with all open that stays open.
 
-    One that cannot work is known before the first request, and one whose folder goes afterwards works on.
+    One that cannot work is known before the first request, and one whose folder goes afterwards works on where its
+    engines stay open.
 
     Raises:
         FlowBlendingError: it cannot work here.
     """
     bundle = open_bundle(folder)
-    place = open_device(device, bundle.manifest)
-    pipeline = Pipeline(bundle=bundle, device=place, threads=config.threads, cuda_graph=config.cuda_graph)
-    for name in bundle.manifest.components:
-        pipeline.engine(name)
+    pipeline = Pipeline(
+        bundle=bundle,
+        device=open_device(device, bundle.manifest),
+        threads=config.threads,
+        cuda_graph=config.cuda_graph,
+        memory=config.memory,
+    )
+    warm_up(pipeline)
     pipeline.tokenizer()
     return pipeline
 

@@ -88,6 +88,7 @@ def run(arguments: argparse.Namespace) -> None:
         gpus=_gpus(arguments.gpus),
         threads=arguments.threads,
         cuda_graph=arguments.cuda_graph,
+        memory=arguments.memory,
     )
     if place.gpus and place.device == "cpu":
         raise UsageError("--gpus was given with --device cpu; leave one of them out.")

@@ -10,8 +10,17 @@ from flowblending import UsageError, __version__
 from flowblending.contracts.graph import TensorSpec
 from flowblending.contracts.manifest import Component, Manifest
 from flowblending.engine.backends.registry import gpu_components
-from flowblending.runtime.devices.open import AUTO
-from flowblending.runtime.serve.triton.signature import CUDA_GRAPH, DEVICE, THREADS, TYPES, Port, inputs, outputs
+from flowblending.runtime.memory.plan import AUTO
+from flowblending.runtime.serve.triton.signature import (
+    CUDA_GRAPH,
+    DEVICE,
+    MEMORY,
+    THREADS,
+    TYPES,
+    Port,
+    inputs,
+    outputs,
+)
 
 MARK = "# Written by fb-export-triton"
 """How a configuration begins that may be replaced by another."""
@@ -51,12 +60,14 @@ class Placement:
         gpus: their numbers, one process with its own engines on each; none for every GPU that the server has.
         threads: of ONNX Runtime on the CPU.
         cuda_graph: ``auto`` or ``off``, as for ``fb-run``.
+        memory: as the option says.
     """
 
     device: str = "auto"
     gpus: tuple[int, ...] = ()
     threads: int | None = None
     cuda_graph: str = AUTO
+    memory: str = AUTO
 
 
 def video_config(name: str, manifest: Manifest, queue: QueuePolicy, place: Placement) -> str:
@@ -67,6 +78,8 @@ def video_config(name: str, manifest: Manifest, queue: QueuePolicy, place: Place
     plans = gpu_components(manifest)
     kind = "KIND_CPU" if place.device == "cpu" else "KIND_GPU" if plans or place.device == "cuda" else "KIND_AUTO"
     parameters = {DEVICE: place.device}
+    if place.memory != AUTO:
+        parameters[MEMORY] = place.memory
     if place.threads is not None:
         parameters[THREADS] = str(place.threads)
     if place.cuda_graph != AUTO:

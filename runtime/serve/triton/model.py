@@ -18,11 +18,13 @@ import triton_python_backend_utils as pb_utils
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.runtime.devices.open import open_device
+from flowblending.runtime.memory.plan import AUTO
 from flowblending.runtime.options import NO_GRAPHS
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.run import warm_up
 from flowblending.runtime.serve.triton.environment import check_numpy, show_one_gpu
 from flowblending.runtime.serve.triton.request import Arrays
-from flowblending.runtime.serve.triton.signature import BUNDLE_FOLDER, CUDA_GRAPH, DEVICE, THREADS
+from flowblending.runtime.serve.triton.signature import BUNDLE_FOLDER, CUDA_GRAPH, DEVICE, MEMORY, THREADS
 from flowblending.runtime.serve.triton.worker import Cancelled, answer
 from flowblending.system.scratch import sweep_scratch
 
@@ -31,7 +33,7 @@ class VideoModel:
     """What Triton's Python backend asks of a model."""
 
     def initialize(self, arguments: Mapping[str, str]) -> None:
-        """Open every engine of the bundle: a model that cannot work never becomes ready, and no request waits for one.
+        """Open the engines that stay open: a model that cannot work never becomes ready, and no request waits for one.
 
         Args:
             arguments: of the backend: the model's folder and version, its configuration and its GPU.
@@ -53,9 +55,9 @@ class VideoModel:
                 device=open_device(parameters[DEVICE], bundle.manifest),
                 threads=threads,
                 cuda_graph=parameters.get(CUDA_GRAPH) != NO_GRAPHS,
+                memory=parameters.get(MEMORY, AUTO),
             )
-            for name in bundle.manifest.components:
-                self._pipeline.engine(name)
+            warm_up(self._pipeline)
         except FlowBlendingError as error:
             raise pb_utils.TritonModelException(str(error)) from None
 

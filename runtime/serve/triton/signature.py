@@ -27,6 +27,7 @@ BUNDLE_FOLDER: Final = "bundle"
 DEVICE: Final = "device"
 THREADS: Final = "threads"
 CUDA_GRAPH: Final = "cuda_graph"
+MEMORY: Final = "memory"
 """The model's parameters in config.pbtxt."""
 
 STRING: Final = "string"

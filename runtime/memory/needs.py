@@ -1,0 +1,116 @@
+"""What a run takes of memory, from a bundle's manifest and the run's program, without opening anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from flowblending.contracts.graph import DECODERS, TEXT_ENCODER, VAE, VAE_FIRST, VAE_NEXT, GraphSpec, TensorSpec
+from flowblending.contracts.manifest import Component, Manifest
+from flowblending.contracts.program import Program, Run
+from flowblending.engine.backends.tensor import ALIGNMENT
+from flowblending.runtime.devices.pictures import pictures_bytes
+from flowblending.runtime.memory.plan import EngineMemory, RunMemory
+
+_BLOCK = 512
+"""What device memory is handed out in multiples of."""
+
+
+def run_memory(manifest: Manifest, program: Program, *, texts: int, decode: bool) -> RunMemory:
+    """What a run takes.
+
+    Args:
+        manifest: of the bundle.
+        program: of the run.
+        texts: that are encoded; embeddings that are given take memory before the run.
+        decode: whether frames are wanted.
+    """
+    stages = _stages(program)
+    encoders = (TEXT_ENCODER,) if texts else ()
+    decoders = tuple(name for name in DECODERS if name in manifest.components) if decode else ()
+    sizes = dict(zip(("frames", "height", "width"), program.latent_shape[1:], strict=True))
+    branches: dict[str, int] = {}
+    for each in program.instructions():
+        if isinstance(each, Run):
+            branches[each.model] = max(branches.get(each.model, 1), len(each.branches))
+    engines = {
+        name: _engine(name, component, {**sizes, "batch": branches.get(name, 1)})
+        for name, component in manifest.components.items()
+    }
+    most = max(branches.values(), default=1)
+    # Models that take the same condition take the same memory.
+    conditions = {
+        spec.name: spec for name in stages for spec in manifest.components[name].spec.inputs if spec.name not in _GIVEN
+    }.values()
+    branch = _bytes((*conditions, *manifest.components[TEXT_ENCODER].spec.inputs), {**sizes, "batch": 1})
+    latents = _rounded(math.prod(program.latent_shape) * 4)
+    timesteps = 2 * len(program.steps) * _BLOCK
+    return RunMemory(
+        engines=engines,
+        encoders=encoders,
+        stages=stages,
+        decoders=decoders,
+        # Of each text; where several branches run in one call, side by side once more.
+        conditions=texts * branch + (_bytes(conditions, {**sizes, "batch": most}) if most > 1 else 0),
+        # Beside the slots: the copy that a run starts from, one for each branch of a call, and aligned velocities.
+        slots=(len(program.slots()) + 2 * most) * latents + timesteps,
+        decoding=latents + _decoding(manifest, decoders, program.latent_shape),
+    )
+
+
+_GIVEN = frozenset({"latents", "timestep"})
+
+
+def _stages(program: Program) -> tuple[str, ...]:
+    """The model of every stage: of steps that follow one another with the same."""
+    found: list[str] = []
+    for step in program.steps:
+        if found[-1:] != [step.model]:
+            found.append(step.model)
+    return tuple(found)
+
+
+def _engine(name: str, component: Component, sizes: Mapping[str, int]) -> EngineMemory:
+    weights = component.engine_bytes if component.weights_bytes is None else component.weights_bytes
+    stated = [each.scratch_bytes for each in component.profiles if each.holds(sizes)]
+    known = [each for each in stated if each is not None]
+    # Of profiles that all hold a call, the narrowest is taken.
+    scratch = min(known) if stated and len(known) == len(stated) else None
+    if "batch" in sizes and sizes["batch"] > 1 and scratch is not None:
+        single = [each.scratch_bytes or 0 for each in component.profiles if each.holds({**sizes, "batch": 1})]
+        scratch = max(scratch, min(single, default=0))
+    return EngineMemory(name=name, weights=weights, scratch=scratch)
+
+
+def _decoding(manifest: Manifest, decoders: Sequence[str], latent_shape: Sequence[int]) -> int:
+    """What decoders take and give, pictures among it."""
+    channels, frames, height, width = latent_shape
+    specs = {name: manifest.components[name].spec for name in decoders}
+    if VAE in specs:
+        sizes = {"frames": frames, "height": height, "width": width, "batch": 1}
+        spec = specs[VAE]
+        return _bytes((*spec.inputs, *spec.outputs), sizes) + _pictures(spec, sizes)
+    if VAE_FIRST not in specs:
+        return 0
+    row = -(-channels * height * width * 4 // ALIGNMENT) * ALIGNMENT
+    sizes = {"height": height, "width": width, "batch": 1}
+    total = _rounded(frames * row) + _bytes(specs[VAE_FIRST].outputs, sizes) + _pictures(specs[VAE_FIRST], sizes)
+    if frames > 1 and VAE_NEXT in specs:
+        total += _bytes(specs[VAE_NEXT].outputs, sizes) + _pictures(specs[VAE_NEXT], sizes)
+    return total
+
+
+def _pictures(spec: GraphSpec, sizes: Mapping[str, int]) -> int:
+    """Of the frames, which are the only output without a cache's name."""
+    frames = [each for each in spec.outputs if each.name == "frames"]
+    return sum(_rounded(pictures_bytes(each.resolve(sizes))) for each in frames)
+
+
+def _bytes(specs: Iterable[TensorSpec], sizes: Mapping[str, int]) -> int:
+    return sum(_rounded(math.prod(each.resolve(sizes)) * np.dtype(each.dtype).itemsize) for each in specs)
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
