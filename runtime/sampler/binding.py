@@ -201,7 +201,7 @@ class _ProgramMemory:
 
     def _timestep(self, step: Step, shape: tuple[int, ...]) -> Tensor:
         if self._numbers is not None:
-            return self._numbers.timestep(shape[0])
+            return self._numbers.timestep(shape)
         # One allocation each, not rows of a table: TensorRT wants inputs aligned to 256 bytes.
         told = (step.timestep,) if step.frame_timesteps is None else step.frame_timesteps
         if (told, shape) not in self._timesteps:

@@ -38,8 +38,8 @@ class ToldSum:
 class StepNumbers:
     """Timesteps, factors and the indices of complaints of a program's steps.
 
-    A row begins with the timestep, once for each latent of the largest batch. Then come, instruction by instruction, a
-    mix's factors as float32 and a call's index as uint32.
+    A row begins with the timestep, once for each latent of the largest batch, and again with one for each latent frame
+    of those. Then come, instruction by instruction, a mix's factors as float32 and a call's index as uint32.
 
     Args:
         graphs: of the device.
@@ -49,10 +49,12 @@ class StepNumbers:
         self._device = device
         self.graphs = graphs
         runs = [each for each in program.instructions() if isinstance(each, Run)]
-        self._first = _whole_units(max((len(run.branches) for run in runs), default=1))
+        batch = max((len(run.branches) for run in runs), default=1)
+        self._of_frames = _whole_units(batch)
+        self._first = self._of_frames + _whole_units(batch * program.latent_shape[1])
         rows, index = [], 0
         for step in program.steps:
-            rows.append(np.concatenate([np.full(self._first, step.timestep, np.float32), *self._words(step, index)]))
+            rows.append(np.concatenate([self._timesteps(step), *self._words(step, index)]))
             index += sum(isinstance(each, Run) for each in step.instructions)
         table = np.zeros((len(rows), _whole_units(max(map(len, rows)))), np.float32)
         for number, row in enumerate(rows):
@@ -65,9 +67,9 @@ class StepNumbers:
         """Enqueue: instructions that come next read this step's numbers."""
         self._device.copy(self._rows[step], self._current)
 
-    def timestep(self, count: int) -> Tensor:
-        """Where the timestep is, float32 [count]."""
-        return self._device.rows(self._current, 0, count)
+    def timestep(self, shape: tuple[int, ...]) -> Tensor:
+        """Where the timestep is, float32 [batch] or [batch, frames]."""
+        return self._device.view(self._current, 0 if len(shape) == 1 else self._of_frames, shape)
 
     def places(self, step: Step) -> list[Tensor]:
         """Where each instruction of a step finds its numbers; of no size where it has none."""
@@ -81,6 +83,16 @@ class StepNumbers:
         """A mix on tensors with its place among `places`."""
         tensors = tuple(slots[name] for _, name in mix.terms)
         return ToldSum(graphs=self.graphs, out=slots[mix.out], factors=factors, tensors=tensors)
+
+    def _timesteps(self, step: Step) -> _Words:
+        """The beginning of a row."""
+        words = np.full(self._first, step.timestep, np.float32)
+        if step.frame_timesteps is not None:
+            of_frames = words[self._of_frames :]
+            of_frames[:] = np.resize(
+                np.array(step.frame_timesteps, np.float32), len(of_frames)
+            )  # again for each latent
+        return words
 
     def _words(self, step: Step, index: int) -> list[_Words]:
         """The numbers of each instruction, if ``index`` is that of the step's first call."""

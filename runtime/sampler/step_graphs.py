@@ -42,16 +42,9 @@ class GraphUse:
 
 
 def uncapturable(program: Program, engines: Mapping[str, Engine]) -> list[str]:
-    """The models of a program whose engines' calls cannot be captured.
-
-    Neither are those of engines with a timestep for every latent frame, for which `StepNumbers` has no room.
-    """
+    """The models of a program whose engines' calls cannot be captured."""
     models = {each.model for each in program.instructions() if isinstance(each, Run)}
-    return [model for model in models if model in engines and not _capturable(engines[model])]
-
-
-def _capturable(engine: Engine) -> bool:
-    return isinstance(engine, CapturableEngine) and len(engine.spec.timestep_shape((1, 1, 1, 1), 1)) == 1
+    return [model for model in models if model in engines and not isinstance(engines[model], CapturableEngine)]
 
 
 class StepGraphs:

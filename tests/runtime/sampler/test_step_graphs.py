@@ -18,7 +18,7 @@ from flowblending import FlowBlendingError
 from flowblending.contracts.graph import SigmaGrid
 from flowblending.contracts.models import by_letter
 from flowblending.contracts.program import Program, Run
-from flowblending.engine.backends.function import FunctionEngine
+from flowblending.engine.backends.function import Arrays, FunctionEngine
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.cuda import CudaDevice
@@ -335,6 +335,27 @@ def test_other_conditions_are_other_addresses_and_other_graphs(
     np.testing.assert_array_equal(found[0], found[2])
     np.testing.assert_array_equal(found[1], found[3])
     assert not np.array_equal(found[0], found[1])
+
+
+def test_timesteps_of_latent_frames(device: CudaDevice, driver: Driver) -> None:
+    """Frames that are held have one of their own, in some steps."""
+
+    def velocity(arrays: Arrays) -> Arrays:
+        times = arrays["timestep"].reshape(len(arrays["timestep"]), 1, -1, 1, 1) / np.float32(1000)
+        return {"velocity": np.float32(-0.9) * arrays["latents"] + np.float32(0.2) * times}
+
+    given = case("L10", "euler", batched=True)
+    program, start = compiled(given), noise()
+    held = [replace(step, frame_timesteps=(0.0, step.timestep, step.timestep / 2)) for step in program.steps[:6]]
+    program = replace(program, steps=(*held, *program.steps[6:]))
+    spec = engines()["large"].spec
+    inputs = [replace(each, shape=("batch", "frames")) if each.name == "timestep" else each for each in spec.inputs]
+    formula = FunctionEngine(replace(spec, inputs=tuple(inputs)), velocity)
+    host = HostDevice()
+    wanted = Sampler({"large": formula}, host).sample(program, start, conditions(given, host))
+    result = prepared({"large": GpuEngine(formula, driver)}, device, given, program).run(start)
+    assert result.graphs.launches == 9
+    np.testing.assert_array_equal(device.download(result.latents), wanted.latents.numpy())
 
 
 def test_why_there_are_none_is_told(device: CudaDevice, models: dict[str, GpuEngine]) -> None:
