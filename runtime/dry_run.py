@@ -53,7 +53,7 @@ def plan_lines(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True
         _operations(cost, first),
         f"files     engines {_mega(cost.engine_bytes)}, latent slots {_mega(cost.slot_bytes)}",
         *memory_lines(told),
-        *_graphs(graph_plan(program, manifest, kind) if cuda_graph else None, told.plan),
+        *_graphs(graph_plan(program, manifest, kind, told.plan) if cuda_graph else None),
         _expected(cost, first, Timings(manifest.id, kind, program.latent_shape).read()),
     ]
 
@@ -70,7 +70,7 @@ def plan_facts(
     program = compile_job(job, manifest)
     kind = device_kind(device, manifest)
     told = _memory(program, manifest, kind, memory)
-    graphs = graph_plan(program, manifest, kind) if cuda_graph and told.plan.mode != PHASES else None
+    graphs = graph_plan(program, manifest, kind, told.plan) if cuda_graph else None
     seconds = Timings(manifest.id, kind, program.latent_shape).read()
     expected = _seconds_expected(cost_of(program, manifest), seconds)
     return {
@@ -83,23 +83,23 @@ def plan_facts(
     }
 
 
-def graph_plan(program: Program, manifest: Manifest, kind: str) -> GraphPlan | None:
+def graph_plan(program: Program, manifest: Manifest, kind: str, memory: MemoryPlan) -> GraphPlan | None:
     """Which steps become CUDA graphs; None on the CPU.
 
     Args:
         kind: ``cpu`` or ``cuda``.
+        memory: how the run goes about it.
     """
     if kind != CUDA:
         return None
     backends = [BACKENDS.get(manifest.components[name].backend) for name in {step.model for step in program.steps}]
-    return plan_graphs(program, {each.title for each in backends if not each.cuda_graphs})
+    titles = {each.title for each in backends if not each.cuda_graphs}
+    return plan_graphs(program, titles, by_phases=memory.mode == PHASES)
 
 
-def _graphs(plan: GraphPlan | None, memory: MemoryPlan) -> list[str]:
+def _graphs(plan: GraphPlan | None) -> list[str]:
     if plan is None:
         return []
-    if memory.mode == PHASES:
-        return ["graphs    no CUDA graphs, because engines are opened and closed while the steps run"]
     if plan.why_not:
         return [f"graphs    no CUDA graphs, because {plan.why_not}"]
     return [f"graphs    {len(plan.captured)} of CUDA, which launch {plan.launches} of {len(plan.kinds)} steps"]

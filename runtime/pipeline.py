@@ -280,7 +280,7 @@ class Pipeline:
         specs = {name: self.bundle.manifest.components[name].spec for name in models}
         engines = {name: StagedEngine(spec, partial(self.engine, name)) for name, spec in specs.items()}
         # What is captured holds addresses of engines, which go with them.
-        sampler = Sampler(engines, self.device, cuda_graph=False, before=stages.before)
+        sampler = Sampler(engines, self.device, cuda_graph=self.cuda_graph, before=stages.before)
         return sampler.prepare(program, conditions)
 
     def decoders(self) -> list[str]:

@@ -35,17 +35,20 @@ class GraphPlan:
         return sum(kind in self.captured for kind in self.kinds) - len(self.captured)
 
 
-def plan_graphs(program: Program, uncapturable: Collection[str] = ()) -> GraphPlan:
+def plan_graphs(program: Program, uncapturable: Collection[str] = (), *, by_phases: bool = False) -> GraphPlan:
     """Which steps of a program become graphs.
 
     Args:
         uncapturable: what some of its calls are of that cannot be captured: back ends, or engines.
+        by_phases: whether engines come and go, and their addresses with them.
     """
     kinds = _kinds(program)
     captured = frozenset(kind for kind, count in Counter(kinds).items() if count >= LEAST_STEPS)
     why_not = ""
     if program.choice is not None:
         why_not = "the cache decides at every step"
+    elif by_phases:
+        why_not = "engines are opened and closed while the steps run"
     elif not captured:
         why_not = f"no step comes {LEAST_STEPS} times with nothing but other numbers"
     elif uncapturable:

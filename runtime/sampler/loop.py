@@ -144,7 +144,7 @@ class Trajectory:
     ) -> None:
         self._device = device
         self._before = before
-        plan = plan_graphs(program, uncapturable(program, engines))
+        plan = plan_graphs(program, uncapturable(program, engines), by_phases=before is not None)
         graphs = device.graphs if cuda_graph else None
         self._use = GraphUse(off=plan.why_not if graphs is not None else "")
         numbers = None if graphs is None or plan.why_not else StepNumbers(program, device, graphs)

@@ -222,6 +222,9 @@ def test_which_steps_are_launched_as_cuda_graphs(bundle: Bundle) -> None:
     why = "graphs    no CUDA graphs, because "
     assert line(bundle, long) == [why + "calls of ONNX Runtime cannot be captured"]
     assert line(compiled, job("L2 S3 L1")) == [why + "no step comes 4 times with nothing but other numbers"]
+    phases = "engines are opened and closed while the steps run"
+    assert line(compiled, long, memory="phases") == [why + phases]
+    assert plan_facts(compiled, long, "cuda", memory="phases")["graph_launches"] == 0
     online = dataclasses.replace(long, cache="easycache")
     assert line(compiled, online) == [why + "the cache decides at every step"]
 

@@ -368,6 +368,9 @@ def test_why_there_are_none_is_told(device: CudaDevice, models: dict[str, GpuEng
         result = prepared(engines_given, device, given).run(noise())
         assert result.graphs.off.startswith(why)
         assert result.graphs.launches == 0
+    given = case("L8 S8", "euler", guidance=1.0)
+    staged = Sampler(models, device, before=lambda _: None).prepare(compiled(given), conditions(given, device))
+    assert staged.run(noise()).graphs.off.startswith("engines are opened and closed")
     result = Sampler(engines(), HostDevice()).sample(compiled(case()), noise(), conditions(case(), HostDevice()))
     assert result.graphs.off == ""
 
