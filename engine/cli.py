@@ -153,6 +153,12 @@ def _add_main(group: argparse._ArgumentGroup) -> None:
         help="what the bundle takes beside text: image or video, for which the VAE's encoder is built in (LTX-Video); "
         "checkpoints of image-to-video classes need no asking",
     )
+    group.add_argument(
+        "--vae-tiling",
+        metavar="WxH[+O]",
+        help="compile the VAE decoder for tiles of so many pixels, of which neighbours share O (64), where whole "
+        "frames take too much memory: 256x256 (default: off)",
+    )
     group.add_argument("--target", metavar="SM,...", help="tensorrt-rtx: GPU architectures, such as sm89,sm120")
     group.add_argument(
         "--teacache",
@@ -309,6 +315,7 @@ def build(arguments: argparse.Namespace) -> None:
         conditions=read_conditions(arguments.conditions),
         loras=read_loras(arguments.lora or ()),
         teacache=arguments.teacache,
+        vae_tiling=arguments.vae_tiling,
         fp8=Fp8Options(
             attention=arguments.fp8_attention,
             keep=arguments.fp8_keep,

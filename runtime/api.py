@@ -23,6 +23,7 @@ from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import open_bundle
+from flowblending.engine.bundle.vae_tiling import choose_tiling
 from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.decode_conditioning import decode_conditioning
 from flowblending.runtime.decode_run import decoded
@@ -177,7 +178,8 @@ class VideoSampler:
                 where they are, when the video is made, and left as they are. What looks like no noise, such as the
                 latents of a finished run, is warned about then; those are for `decode`.
             options: further fields of a `Job`: seed, size, frames, steps, schedule, boundaries, shift, guidance,
-                guidance_rescale, batched_guidance, solver, cache, decode_timestep, decode_noise_scale and frame_rate.
+                guidance_rescale, batched_guidance, solver, cache, decode_timestep, decode_noise_scale,
+                vae_tiling and frame_rate.
 
         Raises:
             UsageError: an option or an array that does not fit.
@@ -203,6 +205,7 @@ class VideoSampler:
         seed: int = 0,
         decode_timestep: float | None = None,
         decode_noise_scale: float | None = None,
+        vae_tiling: str = AUTO,
     ) -> Iterator[LoadEvent | FramesEvent]:
         """Decode latents, float32 [1, C, F, H, W], normalised as the transformers see them.
 
@@ -212,6 +215,7 @@ class VideoSampler:
                 the frames that iterating over the generation gives.
             decode_timestep: what a timestep-conditioned decoder is told, from 0 to 1; None for the bundle's.
             decode_noise_scale: the share of noise in the latents that such a decoder sees, likewise.
+            vae_tiling: tiles to decode in, such as ``256x256+64``; ``auto`` for the bundle's, or ``off``.
 
         Raises:
             UsageError: an array that does not fit, or options that the bundle's decoder does not have.
@@ -220,9 +224,10 @@ class VideoSampler:
         tensor = given_latents(self._pipeline, latents, "array of latents", (1, channels, None, None, None))
         check_latent_shape(self.manifest, tensor.shape[1:])
         told = {"decode_timestep": decode_timestep, "decode_noise_scale": decode_noise_scale}
-        read = read_options({"seed": seed, **told}, PYTHON)
+        read = read_options({"seed": seed, **told, "vae_tiling": vae_tiling}, PYTHON)
         _, generator = draw_latents(read["seed"], tensor.shape[1:])
-        conditioning = decode_conditioning(self.manifest.pipeline, *(read[name] for name in told))
+        tiling = choose_tiling(self.manifest, read["vae_tiling"])
+        conditioning = decode_conditioning(self.manifest.pipeline, *(read[name] for name in told), tiling=tiling)
         return decoded(self._pipeline, tensor, generator, conditioning, floats=True)
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ from flowblending.system.console import Console
 
 TAKEN: Final = frozenset(
     (
-        *("bundle", "decode", "seed", "decode_timestep", "decode_noise_scale", "frame_rate", "out"),
+        *("bundle", "decode", "seed", "decode_timestep", "decode_noise_scale", "vae_tiling", "frame_rate", "out"),
         *("device", "threads", "verify", "quiet", "json"),
     )
 )

@@ -68,6 +68,7 @@ class DecodeRun:
             "seed": str(self._job.seed),
             "bundle": self._pipeline.bundle.manifest.id,
             **{name: f"{value:g}" for name, value in told.items() if value is not None},
+            **({} if self._conditioning.tiling is None else {"vae_tiling": str(self._conditioning.tiling)}),
         }
 
     def events(self) -> Generator[WarningEvent | LoadEvent | FramesEvent, None, None]:

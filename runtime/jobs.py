@@ -12,6 +12,7 @@ from flowblending.contracts.manifest import CalibratedSchedule, Geometry, Manife
 from flowblending.contracts.models import check_letters, default_schedule
 from flowblending.contracts.program import Program, Run
 from flowblending.engine.bundle.plan_profiles import most_latents
+from flowblending.engine.bundle.vae_tiling import choose_tiling
 from flowblending.engine.bundle.video_choice import choose_geometry
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.options import AUTO, Job
@@ -92,12 +93,14 @@ def job_steps(job: Job, manifest: Manifest) -> int:
 
 
 def job_conditioning(job: Job, manifest: Manifest) -> DecodeConditioning:
-    """What a timestep-conditioned decoder is told for a job.
+    """How a job's video is decoded.
 
     Raises:
-        UsageError: the job says it of a decoder that is not conditioned, or says what is no share.
+        UsageError: the job tells a decoder something that is not conditioned, or what is no share, or asks for tiles
+            that the bundle's does not take.
     """
-    return decode_conditioning(manifest.pipeline, job.decode_timestep, job.decode_noise_scale)
+    tiling = choose_tiling(manifest, job.vae_tiling)
+    return decode_conditioning(manifest.pipeline, job.decode_timestep, job.decode_noise_scale, tiling=tiling)
 
 
 def job_check(manifest: Manifest) -> Callable[[Job], None]:

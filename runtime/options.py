@@ -36,7 +36,8 @@ FAMILY_HELP: Final = (
 )
 
 AUTO: Final = "auto"
-"""The schedule that a bundle was calibrated to, else the second model between two stages of the first."""
+"""Of the schedule: what a bundle was calibrated to, else the second model between two stages of the first. Of tiles:
+those that it was built for."""
 DEVICES: Final = ("auto", "cpu", "cuda")
 
 MOST_SEED: Final = 2**64 - 1
@@ -70,6 +71,8 @@ class Job:
         guidance_rescale: phi of guidance rescale (arXiv 2305.08891, section 3.4); 0 for none.
         decode_timestep: what a timestep-conditioned VAE decoder (LTX-Video's from 0.9.1 on) is told.
         decode_noise_scale: the share of noise in the latents that such a decoder sees.
+        vae_tiling: tiles that the video is decoded in: ``auto`` (the bundle's), ``off``, or ``256x256+64``; see
+            `flowblending.engine.bundle.vae_tiling`.
         cache: which engine calls to leave out, such as ``taylor:1``; see `flowblending.runtime.program.caches`.
     """
 
@@ -286,6 +289,18 @@ class Job:
             aliases=("decode_noise", "decoder_noise_scale", "noise_scale"),
         ),
     ] = None
+    vae_tiling: Annotated[
+        str,
+        Option(
+            section=HOW,
+            help="tiles that the video is decoded in, where whole frames take too much memory, and how many pixels "
+            "neighbours share: auto, off or such as 256x256+64",
+            usual="auto, which is off unless the bundle was built for tiles",
+            metavar="WxH[+O]",
+            example="256x256+64",
+            aliases=("enable_tiling", "vae_tile_size", "tile_size", "tiled_decode"),
+        ),
+    ] = AUTO
     frame_rate: Annotated[
         float | None,
         Option(
@@ -334,6 +349,7 @@ class JobOptions(TypedDict, total=False):
     cache: str
     decode_timestep: float | None
     decode_noise_scale: float | None
+    vae_tiling: str
     frame_rate: float | None
 
 

@@ -298,11 +298,12 @@ class Pipeline:
         """Chunks of frames; see `Decoder`.
 
         Args:
-            conditioning: of a timestep-conditioned decoder; None for the bundle's.
+            conditioning: of a timestep-conditioned decoder, and the tiles; None for the bundle's.
             floats: whether float32 frames are wanted beside the pictures.
         """
         engines = {name: self.engine(name) for name in self.decoders()}
-        told = decode_conditioning(self.bundle.manifest.pipeline) if conditioning is None else conditioning
+        manifest = self.bundle.manifest
+        told = conditioning or decode_conditioning(manifest.pipeline, tiling=manifest.vae_tiling)
         decoder = Decoder(engines=engines, device=self.device, conditioning=told)
         return decoder.decode(latents, generator, floats=floats)
 

@@ -122,7 +122,9 @@ class VideoRun:
         """What the video's file says about how it was made."""
         given = self._given
         array = self._pipeline.device.download(given) if isinstance(given, Tensor) else given
-        return video_metadata(self._pipeline.bundle.manifest, self._job, self.program, array)
+        told = video_metadata(self._pipeline.bundle.manifest, self._job, self.program, array)
+        tiling = self._conditioning.tiling
+        return told if tiling is None else {**told, "vae_tiling": str(tiling)}
 
     def start(self) -> tuple[npt.NDArray[np.float32] | Tensor, Normal]:
         """The initial latents, and the generator that a decoder draws on from.

@@ -83,6 +83,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
                         console=console,
                         pipeline=plan.pipeline,
                         profiles=plan.profiles,
+                        vae_tiling=plan.vae_tiling,
                         folder=folder,
                         store=store,
                     )
@@ -123,7 +124,14 @@ def _described(
     }
     (folder / TOKENIZER).write_bytes(plan.tokenizer.content)
     manifest = Manifest(
-        id=bundle_id(plan.pipeline, plan.profiles, components, plan.tokenizer.content, plan.models),
+        id=bundle_id(
+            plan.pipeline,
+            plan.profiles,
+            components,
+            plan.tokenizer.content,
+            plan.models,
+            tiling=plan.vae_tiling,
+        ),
         pipeline=plan.pipeline,
         models=plan.models,
         profiles=plan.profiles,
@@ -133,6 +141,7 @@ def _described(
         rebuild=rebuild_command(request),
         created_by=f"flowblending {flowblending.__version__}",
         signals={model: builder.signal(part) for model, part in plan.signals.items()},
+        vae_tiling=plan.vae_tiling,
     )
     manifest = carry_calibration(old, manifest, folder)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from flowblending.contracts.graph import ExportedGraph, PipelineSpec, Precision, is_transformer
 from flowblending.contracts.manifest import BundleFile, Component, Flops, FusedLora, VideoProfile
+from flowblending.contracts.tiling import Tiling
 from flowblending.engine.backends import registry as backends
 from flowblending.engine.backends.backend import Backend, Fp8AttentionError
 from flowblending.engine.backends.onnxruntime import backend as onnxruntime
@@ -50,6 +51,7 @@ class ComponentBuilder:
     console: Console
     pipeline: PipelineSpec
     profiles: tuple[VideoProfile, ...]
+    vae_tiling: Tiling | None = None
     folder: Path
     store: Store
     hashes: dict[str, str] = field(default_factory=dict)
@@ -309,7 +311,8 @@ class ComponentBuilder:
         return backends.BACKENDS.get(self.request.backend)
 
     def _shapes(self, name: str) -> tuple[ShapeProfile, ...]:
-        return shape_profiles(name, self.pipeline, self.profiles, any_size=self._backend.any_size)
+        any_size = self._backend.any_size
+        return shape_profiles(name, self.pipeline, self.profiles, any_size=any_size, tiling=self.vae_tiling)
 
 
 def _reused(component: Component, part: Part) -> Component:

@@ -16,11 +16,13 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import PipelineSpec
 from flowblending.contracts.manifest import VideoProfile
 from flowblending.contracts.models import Model
+from flowblending.contracts.tiling import Tiling
 from flowblending.engine.build.lora import drift, fit_loras
 from flowblending.engine.build.models import named, open_models
 from flowblending.engine.build.request import BuildRequest
 from flowblending.engine.build.sources import Folders, Sources
 from flowblending.engine.bundle.geometry import plan_profiles
+from flowblending.engine.bundle.vae_tiling import OFF, read_tiling
 from flowblending.runtime.authors import authors_line
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.shifts import with_shift
@@ -42,6 +44,7 @@ class Plan:
         pipeline_class: which class that is, and who says so.
         models: what schedules choose between.
         profiles: the sizes.
+        vae_tiling: the tiles that the VAE decoder is compiled for, if it is for some.
         parts: every component.
         signals: TeaCache's, by engine.
         loras: that are fused, by engine.
@@ -52,6 +55,7 @@ class Plan:
     pipeline_class: str
     models: tuple[Model, ...]
     profiles: tuple[VideoProfile, ...]
+    vae_tiling: Tiling | None
     parts: tuple[Part, ...]
     signals: Mapping[str, Part]
     loras: Mapping[str, Sequence[Lora]]
@@ -75,7 +79,7 @@ def make_plan(request: BuildRequest, found: Folders) -> Plan:
     pipeline = family.describe(first)
     batched = pipeline.batched_guidance if request.batched_guidance is None else request.batched_guidance
     pipeline = replace(pipeline, grid=with_shift(pipeline.grid, request.shift), batched_guidance=batched)
-    profiles = plan_profiles(pipeline, request.size, request.frames)
+    profiles, asked = plan_profiles(pipeline, request.size, request.frames), request.vae_tiling
     transformers = opened.transformers
     fits = {name: partial(family.fit_lora, folder) for name, folder in transformers.items()}
     loras = fit_loras(request.loras, fits, {each.request.name: each.components for each in opened.models})
@@ -97,6 +101,7 @@ def make_plan(request: BuildRequest, found: Folders) -> Plan:
         pipeline_class=describe_class(first),
         models=named(opened.models),
         profiles=profiles,
+        vae_tiling=None if asked in (None, OFF) else read_tiling(asked, pipeline),
         parts=parts,
         signals={name: family.signal(folder, f"{name}_signal", loras[name]) for name, folder in signals.items()},
         loras=loras,

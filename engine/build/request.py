@@ -126,7 +126,8 @@ class BuildRequest:
     ``base``: the pipeline of VAE, text encoder, tokenizer and scheduler; None for that of the first model that has one.
     ``size`` and ``frames``: see `flowblending.engine.bundle.geometry.plan_profiles`. ``shift``: of the noise levels, in
     place of the checkpoint's. ``batched_guidance``: of the bundle, in place of the family's. ``conditions``: the images
-    and videos to take beside text. ``loras``: to fuse into the models. ``cache``: a folder, or None for none.
+    and videos to take beside text. ``loras``: to fuse into the models. ``vae_tiling``: ``off``, or tiles (see
+    `flowblending.engine.bundle.vae_tiling`). ``cache``: a folder, or None for none.
     """
 
     models: tuple[ModelRequest, ...]
@@ -143,6 +144,7 @@ class BuildRequest:
     conditions: tuple[Source, ...] = ()
     loras: tuple[LoraRequest, ...] = ()
     teacache: bool = False
+    vae_tiling: str | None = None
     fp8: Fp8Options = field(default_factory=Fp8Options)
     cache: Path | None = None
 
@@ -191,6 +193,7 @@ def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
         "--pipeline": request.pipeline,
         "--shift": None if request.shift is None else write_number(request.shift),
         "--conditions": ",".join(request.conditions) or None,
+        "--vae-tiling": request.vae_tiling,
         "--lora": ",".join(map(str, request.loras)) or None,
     }
     given = {name: str(value) for name, value in options.items() if value is not None}

@@ -17,6 +17,7 @@ from flowblending.contracts import upgrade
 from flowblending.contracts.graph import PipelineSpec
 from flowblending.contracts.manifest import EVIDENCE, MANIFEST, BundleFile, Component, Manifest, VideoProfile
 from flowblending.contracts.models import Model
+from flowblending.contracts.tiling import Tiling
 from flowblending.system import temporary
 from flowblending.system.checksum import ChecksumCache, sha256
 from flowblending.system.output import check_new_folder, check_replaceable, resolve
@@ -171,6 +172,8 @@ def bundle_id(
     components: Mapping[str, Component],
     tokenizer: bytes,
     models: Sequence[Model],
+    *,
+    tiling: Tiling | None = None,
 ) -> str:
     """Sixteen digits that change when anything that determines the videos changes."""
     digest = hashlib.sha256(repr((pipeline, tuple(profiles))).encode() + tokenizer)
@@ -183,6 +186,8 @@ def bundle_id(
     for model in models:
         if model.boundary is not None:
             digest.update(repr(model.boundary).encode())
+    if tiling is not None:
+        digest.update(str(tiling).encode())
     return digest.hexdigest()[:16]
 
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from flowblending import UsageError
 from flowblending.contracts.graph import (
+    DECODERS,
     IMAGE_ENCODER,
     TEXT_ENCODER,
     VAE_ENCODER,
@@ -19,6 +20,7 @@ from flowblending.contracts.graph import (
     is_transformer,
 )
 from flowblending.contracts.manifest import Geometry, VideoProfile
+from flowblending.contracts.tiling import Span, Tiling
 from flowblending.engine.backends.protocol import Range, ShapeProfile
 
 _Value = TypeVar("_Value")
@@ -104,7 +106,12 @@ def size_steps(pipeline: PipelineSpec) -> Size:
 
 
 def shape_profiles(
-    component: str, pipeline: PipelineSpec, profiles: Sequence[VideoProfile], *, any_size: bool = False
+    component: str,
+    pipeline: PipelineSpec,
+    profiles: Sequence[VideoProfile],
+    *,
+    any_size: bool = False,
+    tiling: Tiling | None = None,
 ) -> tuple[ShapeProfile, ...]:
     """The sizes that a component is compiled for: one optimization profile each.
 
@@ -118,11 +125,12 @@ def shape_profiles(
         pipeline: of the family.
         profiles: the videos.
         any_size: the engine takes every size: one profile has both numbers of latents.
+        tiling: the tiles that videos are decoded in; None for whole frames.
     """
     found: list[ShapeProfile] = []
     for each in profiles:
         for batch in _batches(component, pipeline, any_size):
-            shapes = ShapeProfile({**batch, **_symbols(component, each)})
+            shapes = ShapeProfile({**batch, **_symbols(component, pipeline, each, tiling)})
             if shapes not in found:
                 found.append(shapes)
     # The same plan, whichever of its videos comes first.
@@ -138,12 +146,16 @@ def _batches(component: str, pipeline: PipelineSpec, any_size: bool) -> list[dic
     return [{"batch": Range.fixed(size)} for size in ((1, 2) if pipeline.batched_guidance else (1,))]
 
 
-def _symbols(component: str, profile: VideoProfile) -> dict[str, Range]:
+def _symbols(component: str, pipeline: PipelineSpec, profile: VideoProfile, tiling: Tiling | None) -> dict[str, Range]:
     ranges = [
         Range(min=low, opt=usual, max=high)
         for low, usual, high in zip(*(end.latent_shape for end in (profile.min, profile.opt, profile.max)), strict=True)
     ]
     _, frames, height, width = ranges
+    if component in DECODERS and tiling is not None:
+        factor, (_, rows, columns) = pipeline.spatial_factor, pipeline.patch
+        height = _of_tiles(height, rows, lambda size: tiling.rows(size, factor))
+        width = _of_tiles(width, columns, lambda size: tiling.columns(size, factor))
     if component in (TEXT_ENCODER, IMAGE_ENCODER):
         return {"batch": Range.fixed(1)}
     if component in (VAE_FIRST, VAE_NEXT, VAE_ENCODER_FIRST, VAE_ENCODER_NEXT):
@@ -152,6 +164,19 @@ def _symbols(component: str, profile: VideoProfile) -> dict[str, Range]:
         # An image is a clip of one frame.
         frames = Range(min=1, opt=1, max=frames.max)
     return {"frames": frames, "height": height, "width": width}
+
+
+def _of_tiles(sizes: Range, step: int, spans: Callable[[int], Sequence[Span]]) -> Range:
+    """What the tiles of videos measure in one direction, in latent pixels; the larger ones are the most usual.
+
+    Args:
+        sizes: of the videos.
+        step: between two of them.
+        spans: where the tiles of one lie.
+    """
+    lengths = [span.length for size in range(sizes.min, sizes.max + 1, step) for span in spans(size)]
+    usual = max(span.length for span in spans(sizes.opt))
+    return Range(min=min(lengths), opt=usual, max=max(lengths))
 
 
 def parse_size(text: str, example: str = "832x480") -> Size:

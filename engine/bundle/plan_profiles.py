@@ -27,7 +27,8 @@ def component_profiles(manifest: Manifest, name: str) -> tuple[ShapeProfile, ...
     """The sizes that a component of a bundle was built for."""
     kept = manifest.components[name].profiles
     if not kept:
-        return shape_profiles(name, manifest.pipeline, manifest.profiles, any_size=True)
+        tiling = manifest.vae_tiling
+        return shape_profiles(name, manifest.pipeline, manifest.profiles, any_size=True, tiling=tiling)
     return tuple(
         ShapeProfile({symbol: Range(min=low, opt=usual, max=high) for symbol, (low, usual, high) in each.sizes.items()})
         for each in kept

@@ -26,6 +26,7 @@ from flowblending.contracts.graph import (
     is_transformer,
 )
 from flowblending.contracts.models import Model, by_letter, check_models, components_of
+from flowblending.contracts.tiling import Tiling
 
 FORMAT = upgrade.MANIFEST.number
 MANIFEST = "manifest.json"
@@ -267,6 +268,7 @@ class Manifest(_Frozen):
         signals: by model: a small graph for ONNX Runtime on the CPU, which fb-calibrate takes to measure TeaCache's
             distances; only if they were asked for. Videos do not depend on them, and neither does ``id``.
         calibration: what was measured on this bundle, if anything was.
+        vae_tiling: the tiles that the VAE decoder was compiled for; None for whole frames.
     """
 
     format: int = FORMAT
@@ -281,6 +283,7 @@ class Manifest(_Frozen):
     created_by: str
     signals: dict[str, Component] = {}
     calibration: Calibration | None = None
+    vae_tiling: Tiling | None = None
 
     @property
     def geometry(self) -> Geometry:

@@ -24,6 +24,7 @@ from flowblending.runtime.devices.cuda_rescale import MOMENTS, RESCALE_BLOCKS
 from flowblending.runtime.devices.foreign import ForeignStream
 from flowblending.runtime.devices.pictures import HEADER
 from flowblending.runtime.devices.protocol import Mark, Term
+from flowblending.runtime.devices.tiles import Place
 from flowblending.system.extras import install
 
 _THREADS: Final = 256
@@ -170,6 +171,15 @@ class CudaDevice:
         self.fill(self.view(out, 0, (HEADER,)), 0)
         count = frames.nbytes // 12
         self._launch("pictures", count, [out.address + HEADER, out.address, np.uint64(count), frames.address])
+
+    def place(self, canvas: Tensor, tile: Tensor, place: Place) -> None:
+        """Enqueue one kernel."""
+        count = tile.nbytes // 4
+        tensors = (tile, place.above, place.before, place.below, place.after)
+        numbers = (*tile.shape[2:], *canvas.shape[2:], place.first, place.top, place.left, *place.shared)
+        numbers = (*numbers, place.height, place.width)
+        arguments = [canvas.address, np.uint64(count), *(0 if each is None else each.address for each in tensors)]
+        self._launch("place", count, [*arguments, *map(np.uint32, numbers)])
 
     def readback(self, size: int) -> CudaReadback:
         """A place in pinned memory."""

@@ -9,6 +9,7 @@ from flowblending import FlowBlendingError
 from flowblending.runtime.devices.cuda_probe import PROBE_SOURCE
 from flowblending.runtime.devices.cuda_rescale import RESCALE_SOURCE
 from flowblending.runtime.devices.pictures import PICTURES_SOURCE
+from flowblending.runtime.devices.tiles import TILES_SOURCE
 
 MAX_TERMS: Final = 8
 """Terms of one fused kernel; longer mixes take several."""
@@ -36,18 +37,18 @@ extern "C" __global__ void watch_told(const float* values, unsigned long long co
 
 
 def kernel_names() -> list[str]:
-    """Of the kernels in `kernel_source`: ``mix1`` to ``mix8``, and those of watch, probe, rescaling and pictures.
+    """Of the kernels in `kernel_source`: ``mix1`` to ``mix8``, and those of other files.
 
     Those with ``_told`` in their name read their numbers from memory, where each launch of a graph finds others.
     """
     mixes = [f"mix{count}{told}" for told in ("", "_told") for count in range(1, MAX_TERMS + 1)]
-    return [*mixes, "watch", "watch_told", "probe", "moments", "rescale", "pictures"]
+    return [*mixes, "watch", "watch_told", "probe", "moments", "rescale", "pictures", "place"]
 
 
 def kernel_source() -> str:
     """CUDA C++: mix kernels for every number of terms, whose sum is not fused; then those of other files."""
     mixes = "".join(source(count) for source in (_mix_source, _told_source) for count in range(1, MAX_TERMS + 1))
-    return mixes + _WATCH_SOURCE + PROBE_SOURCE + RESCALE_SOURCE + PICTURES_SOURCE
+    return mixes + _WATCH_SOURCE + PROBE_SOURCE + RESCALE_SOURCE + PICTURES_SOURCE + TILES_SOURCE
 
 
 def chained(terms: Sequence[_Term], again: _Term) -> list[list[_Term]]:

@@ -15,6 +15,7 @@ from flowblending import FlowBlendingError
 from flowblending.engine.backends.tensor import CPU, Tensor
 from flowblending.runtime.devices.pictures import HEADER, to_uint8
 from flowblending.runtime.devices.protocol import Mark, Term
+from flowblending.runtime.devices.tiles import Place, place_tile
 
 _BLOCK: Final = 1 << 17
 """Elements worked on at a time: few enough to stay in the cache, many enough to make Python's share small."""
@@ -96,6 +97,10 @@ class HostDevice:
         target[:HEADER] = 0 if finite else 1
         if finite:
             target[HEADER:] = to_uint8(values).reshape(-1)
+
+    def place(self, canvas: Tensor, tile: Tensor, place: Place) -> None:
+        """Blend and copy."""
+        place_tile(canvas.numpy()[0], tile.numpy()[0], place)
 
     def readback(self, size: int) -> HostReadback:  # noqa: ARG002 - what is read takes as much as it has
         """A place that copies at once."""

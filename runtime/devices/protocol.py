@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending.engine.backends.tensor import Tensor
+from flowblending.runtime.devices.tiles import Place
 
 Term = tuple[float, Tensor]
 
@@ -206,6 +207,13 @@ class Device(Protocol):
 
         ``out`` is uint8 of one dimension and has `pictures.HEADER` bytes in front, all 0 if every value is finite. CPU
         and GPU give the same bits where it is; what a pixel becomes that is not is unspecified.
+        """
+        ...
+
+    def place(self, canvas: Tensor, tile: Tensor, place: Place) -> None:
+        """Enqueue: a tile's frames float32 [1, 3, f, h, w] become part of a video's, [1, 3, F, H, W]; see `tiles`.
+
+        CPU and GPU give the same bits.
         """
         ...
 

@@ -1,33 +1,32 @@
 """From latents to frames: one engine for the whole clip, or one step per latent frame with a cache between.
 
 Which of the two follows from the components that the bundle has. Frames leave as soon as they are decoded, as pictures
-of 8 bits that the device has made of them, while it decodes the next ones.
+of 8 bits that the device has made of them, while it decodes the next ones; those of a video that is decoded in tiles,
+or at once, when all are there.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from flowblending.contracts.graph import VAE, VAE_FIRST, VAE_NEXT
+from flowblending.contracts.tiling import Tile
 from flowblending.engine.backends.protocol import Engine
-from flowblending.engine.backends.tensor import ALIGNMENT, Tensor
+from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.decode_conditioning import DecodeConditioning
 from flowblending.runtime.devices.pictures import HEADER, pictures_bytes
 from flowblending.runtime.devices.protocol import Device
+from flowblending.runtime.media.assemble_tiles import assembled
+from flowblending.runtime.media.decode_engines import Calls, Stepwise, WholeClip, pixels_per_latent
 from flowblending.runtime.media.noise import Normal
 from flowblending.runtime.media.read_ahead import Chunk, Part, read_ahead
-
-LATENTS = "latents"
-FRAMES = "frames"
 
 PIECE = 8
 """Frames that leave at once where all have been decoded together."""
 
-_NEXT = "_next"
 _UINT8 = np.dtype(np.uint8)
 
 
@@ -38,7 +37,7 @@ class Decoder:
     Attributes:
         engines: ``vae``, or ``vae_first`` and ``vae_next``.
         device: where the engines and the latents are.
-        conditioning: of a timestep-conditioned decoder.
+        conditioning: of a timestep-conditioned decoder, and the tiles.
     """
 
     engines: Mapping[str, Engine]
@@ -57,31 +56,32 @@ class Decoder:
         Raises:
             FlowBlendingError: a pixel is not finite, or an engine failed.
         """
+        tiles = self._tiles(latents)
+        calls: Calls
         if VAE in self.engines:
-            frames = self._whole(latents, noise)
-            yield from self._pieces(frames, floats)
+            engine, told = self.engines[VAE], self.conditioning
+            calls = WholeClip(engine, self.device, latents, tiles, conditioning=told, noise=noise)
         else:
-            yield from self._stepwise(latents, floats)
+            calls = Stepwise(self.engines[VAE_FIRST], self.engines[VAE_NEXT], self.device, latents, tiles)
+        tiling = self.conditioning.tiling
+        if len(tiles) > 1 and tiling is not None:
+            yield from self._pieces(calls, assembled(self.device, calls, tiles, tiling), floats)
+        elif VAE in self.engines:
+            (frames,) = calls.frames(0)
+            yield from self._pieces(calls, frames, floats)
+        else:
+            yield from self._as_they_come(calls, floats)
 
-    def _whole(self, latents: Tensor, noise: Normal) -> Tensor:
-        """Enqueue the whole clip's decoding, whose frames [1, 3, F, H, W] it returns."""
-        engine = self.engines[VAE]
-        sizes = dict(zip(("frames", "height", "width"), latents.shape[2:], strict=True))
-        scalars = {"timestep": self.conditioning.timestep, "noise_scale": self.conditioning.noise_scale}
-        tensors = {LATENTS: latents}
-        for spec in engine.spec.inputs:
-            if spec.name in scalars:
-                value = np.full(spec.resolve(sizes), scalars[spec.name], np.float32)
-                tensors[spec.name] = self.device.upload(value)
-            elif spec.name != LATENTS:
-                # Every other input of a decoder is standard normal noise.
-                tensors[spec.name] = self.device.upload(noise.normal(spec.resolve(sizes)))
-        tensors |= self._outputs(engine, {name: each.shape for name, each in tensors.items()})
-        with self.device.current():
-            engine.run(tensors, self.device.stream)
-        return tensors[FRAMES]
+    def _tiles(self, latents: Tensor) -> Sequence[Tile]:
+        """The tiles of a video; one of all of it where it is not divided."""
+        height, width = latents.shape[3:]
+        tiling = self.conditioning.tiling
+        factor = pixels_per_latent(next(iter(self.engines.values())))
+        if tiling is None or not tiling.divides(height, width, factor):
+            return [Tile(0, 0, 0, 0, height, width)]
+        return list(tiling.tiles(height, width, factor))
 
-    def _pieces(self, frames: Tensor, floats: bool) -> Generator[Chunk, None, None]:
+    def _pieces(self, calls: Calls, frames: Tensor, floats: bool) -> Generator[Chunk, None, None]:
         """The frames [1, 3, F, H, W] of a clip; float32 ones all at once, since they do not lie frame by frame."""
         *_, count, height, width = frames.shape
         pictures = self.device.empty((pictures_bytes(frames.shape),), _UINT8)
@@ -99,90 +99,33 @@ class Decoder:
                     header=header > 0,
                     size=(height, width),
                     first=first,
-                    precision=self.engines[VAE].spec.precision,
+                    precision=calls.precision,
                     frames=frames if floats else None,
                 )
 
         size = HEADER + min(at_once, count) * frame + (frames.nbytes if floats else 0)
         yield from read_ahead(self.device, parts(), size)
 
-    def _stepwise(self, latents: Tensor, floats: bool) -> Generator[Chunk, None, None]:
+    def _as_they_come(self, calls: Calls, floats: bool) -> Generator[Chunk, None, None]:
         """Memory for everything comes first; the loop only enqueues engine calls, conversions and copies."""
-        slices = self._slices(latents)
-        calls = self._calls(slices[0].shape, len(slices))
-        largest = max(calls, key=lambda call: call.frames.nbytes).frames
-        pictures = self.device.empty((pictures_bytes(largest.shape),), _UINT8)
+        largest = (*calls.shape[:2], calls.at_once, *calls.shape[3:])
+        pictures = self.device.empty((pictures_bytes(largest),), _UINT8)
 
         def parts() -> Generator[Part, None, None]:
             first = 0
-            for index, each in enumerate(slices):
-                call = calls[index if index < 2 else 2 - index % 2]
-                with self.device.current():
-                    call.engine.run({**call.tensors, LATENTS: each}, self.device.stream)
-                made = self.device.view(pictures, 0, (pictures_bytes(call.frames.shape),))
-                self.device.pictures(call.frames, made)
-                *_, count, height, width = call.frames.shape
+            for frames in calls.frames(0):
+                *_, count, height, width = frames.shape
+                made = self.device.view(pictures, 0, (pictures_bytes(frames.shape),))
+                self.device.pictures(frames, made)
                 yield Part(
                     pictures=made,
                     header=True,
                     size=(height, width),
                     first=first,
-                    precision=call.engine.spec.precision,
-                    frames=call.frames if floats else None,
+                    precision=calls.precision,
+                    frames=frames if floats else None,
                 )
                 first += count
 
-        yield from read_ahead(self.device, parts(), pictures.nbytes + (largest.nbytes if floats else 0))
-
-    def _slices(self, latents: Tensor) -> list[Tensor]:
-        """Every latent frame [1, C, 1, H, W] for itself, all in one block, where engines can take each."""
-        clip = self.device.download(latents)[0]
-        channels, count, height, width = clip.shape
-        size = math.prod((channels, height, width))
-        row = -(-size * clip.itemsize // ALIGNMENT) * ALIGNMENT // clip.itemsize
-        rows = np.zeros((count, row), clip.dtype)
-        rows[:, :size] = clip.swapaxes(0, 1).reshape(count, size)
-        block = self.device.upload(rows)
-        return [self.device.view(block, index * row, (1, channels, 1, height, width)) for index in range(count)]
-
-    def _calls(self, shape: tuple[int, ...], count: int) -> list[_Call]:
-        """The first step; and, if there are later ones, those that read one set of caches and write the other.
-
-        Args:
-            shape: of a latent frame.
-            count: of the latent frames.
-        """
-        first, following = self.engines[VAE_FIRST], self.engines[VAE_NEXT]
-        outputs = self._outputs(first, {LATENTS: shape})
-        calls = [_Call(first, outputs)]
-        if count > 1:
-            before = _caches(outputs)
-            outputs = self._outputs(following, {LATENTS: shape} | {name: each.shape for name, each in before.items()})
-            after = _caches(outputs)
-            written_back = {f"{name}{_NEXT}": tensor for name, tensor in before.items()}
-            calls.append(_Call(following, {**before, **outputs}))
-            calls.append(_Call(following, {**after, FRAMES: outputs[FRAMES], **written_back}))
-        return calls
-
-    def _outputs(self, engine: Engine, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """Memory for what an engine gives for inputs of such shapes."""
-        sizes = engine.spec.sizes(inputs)
-        return {spec.name: self.device.empty(spec.resolve(sizes), np.dtype(spec.dtype)) for spec in engine.spec.outputs}
-
-
-@dataclass(frozen=True)
-class _Call:
-    """An engine and all tensors of a call but the latents."""
-
-    engine: Engine
-    tensors: Mapping[str, Tensor]
-
-    @property
-    def frames(self) -> Tensor:
-        """[1, 3, f, H, W]."""
-        return self.tensors[FRAMES]
-
-
-def _caches(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a step hands over to the next one, by the names that it has there."""
-    return {name.removesuffix(_NEXT): tensor for name, tensor in outputs.items() if name.endswith(_NEXT)}
+        bytes_at_once = pictures.nbytes + (4 * (pictures.nbytes - HEADER) if floats else 0)
+        yield from read_ahead(self.device, parts(), bytes_at_once)

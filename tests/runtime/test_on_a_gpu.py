@@ -24,6 +24,7 @@ import pytest
 import flowblending
 from flowblending import FramesEvent, LatentsEvent, OutOfMemoryError, StepEvent
 from flowblending.contracts.program import Mix, Program, Rescale, Run
+from flowblending.contracts.tiling import Tiling
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.cli import main
 from flowblending.runtime.devices.arena import Arena
@@ -246,6 +247,38 @@ def test_the_gpu_decodes_on_while_frames_leave(
     copied = sum(each.bytes for each in work if str(each) == "copy DtoH")
     assert copied == sum(counts) * pixels * (1 + 4 * floats) + headers
     assert sum(str(each) == "alloc pinned" for each in journal) == 2
+
+
+@pytest.mark.parametrize("floats", [False, True])
+def test_tiles_have_the_bits_of_the_cpu_and_leave_the_gpu_no_gaps(
+    build: Build, tmp_path: Path, driver: Driver, floats: bool
+) -> None:
+    """A plan of tiles alone; between the first call and the last, nothing is waited for or copied."""
+    whole = build("wan")
+    tiling = Tiling(width=32, height=32, overlap=16)
+    manifest = whole.manifest.model_copy(update={"vae_tiling": tiling})
+    tiled = plans_of(Bundle(folder=whole.folder, manifest=manifest), tmp_path / "plans")
+    latents = np.random.default_rng(0).standard_normal((1, *manifest.geometry.latent_shape)).astype(np.float32)
+    found = []
+    for bundle, device in ((replace(tiled, manifest=manifest, folder=whole.folder), "cpu"), (tiled, "auto")):
+        place = open_device(device, bundle.manifest)
+        with contextlib.closing(Pipeline(bundle=bundle, device=place, threads=1)) as pipeline:
+            given = pipeline.device.upload(latents)
+            driver.journal()
+            found.append(list(pipeline.decode(given, TorchNormal(0), floats=floats)))
+            journal = driver.journal()
+    for name in ("images", "frames") if floats else ("images",):
+        cpu, gpu = (np.concatenate([getattr(each, name) for each in chunks], int(name == "frames")) for chunks in found)
+        np.testing.assert_array_equal(gpu, cpu)
+    calls = [index for index, each in enumerate(journal) if each.what == "host"]
+    _, count, height, width = manifest.geometry.latent_shape
+    tiles = len(list(tiling.tiles(height, width, 8)))
+    assert len(calls) == count * tiles > count
+    between = Counter(map(str, journal[calls[0] : calls[-1] + 1]))
+    assert between["launch place"] == count * tiles - 1
+    assert not {"copy DtoH", "copy HtoD", "sync event", "sync stream", "query"} & set(between)
+    with pytest.raises(flowblending.UsageError, match=r"No tiles were asked for, .* compiled for tiles of 32x32\+16"):
+        compile_job(replace(JOB, vae_tiling="off"), tiled.manifest)
 
 
 def test_a_decoder_that_is_left_waits_for_what_it_reads(pipeline: Pipeline, driver: Driver) -> None:

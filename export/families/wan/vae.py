@@ -31,7 +31,7 @@ from flowblending.export.checkpoint.naming import shown
 from flowblending.export.graph.exportable import Exportable, Part, Tensors
 from flowblending.export.graph.load import check_model, load_model, twin
 
-REVISION = 1
+REVISION = 2
 """Raised when this file makes other graphs."""
 
 
@@ -53,7 +53,8 @@ def decoder_parts(checkpoint: Checkpoint) -> tuple[Part, Part]:
     """The graphs ``vae_first`` and ``vae_next``.
 
     ``latents`` fp32 [1, C, 1, height, width], normalised as the transformer sees them, and for ``vae_next`` the caches
-    ``cache_00``, ... fp32 -> ``frames`` fp32 [1, 3, 1 or 4, 8*height, 8*width] in [-1, 1] and ``cache_00_next``, ...
+    ``cache_00``, ... fp32 -> ``frames`` fp32 [1, 3, 1 or 4, 8*height, 8*width] in about [-1, 1], and
+    ``cache_00_next``, ...
 
     Raises:
         FlowBlendingError: files are missing, or the VAE is another one.
@@ -154,7 +155,8 @@ class _Step(torch.nn.Module):
         position = [0]
         values = self.post_quant_conv((latents * self.std + self.mean).to(self.dtype))
         frames = self.decoder(values, feat_cache=maps, feat_idx=position, first_chunk=not caches)
-        return (frames.float().clamp(-1.0, 1.0), *kept(maps[: position[0]]))
+        # Not clamped to [-1, 1]: tiles are blended before, and whoever makes pictures of them clamps.
+        return (frames.float(), *kept(maps[: position[0]]))
 
 
 def kept(maps: Sequence[torch.Tensor | str | None]) -> list[torch.Tensor]:

@@ -21,6 +21,7 @@ from flowblending.runtime.devices.cuda_kernels import MAX_TERMS, kernel_names, k
 from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.devices.pictures import HEADER, pictures_bytes, to_uint8
 from flowblending.runtime.devices.protocol import Device
+from flowblending.runtime.devices.tiles import Place
 from flowblending.runtime.sampler.loop import Sampler
 
 pytest.importorskip("cuda.core")
@@ -172,6 +173,36 @@ def test_pictures_equal_the_cpu_bit_for_bit(device: CudaDevice) -> None:
         assert not pictures[:HEADER].any()
         np.testing.assert_array_equal(pictures[HEADER:].reshape(5, 64, 65, 3), to_uint8(frames[0]))
         np.testing.assert_array_equal(floats.view(np.float32).reshape(shape), frames)
+
+
+@pytest.mark.parametrize("neighbours", [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.cuda
+def test_tiles_are_put_together_with_the_bits_of_the_cpu(device: CudaDevice, neighbours: tuple[bool, bool]) -> None:
+    """A tile of 2 frames, 12x20 pixels, of which 9x13 are its own, in a video of 5 frames."""
+    above, before = neighbours
+    float32, found = np.dtype(np.float32), []
+    for each in (HostDevice(), device):
+        canvas = each.upload(random(0, (1, 3, 5, 30, 40)))
+        below, after = each.empty((2, 3, 3, 20), float32), each.empty((2, 3, 12, 7), float32)
+        place = Place(
+            first=2,
+            top=10,
+            left=20,
+            height=9,
+            width=13,
+            above=each.upload(random(1, (2, 3, 5, 20))) if above else None,
+            before=each.upload(random(2, (2, 3, 12, 7))) if before else None,
+            below=below if above else None,
+            after=after if before else None,
+        )
+        each.place(canvas, each.upload(random(3, (1, 3, 2, 12, 20))), place)
+        written = [tensor for tensor in (place.below, place.after) if tensor is not None]
+        found.append([each.download(tensor) for tensor in (canvas, *written)])
+    for ours, expected in zip(found[1], found[0], strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    untouched = found[0][0] == random(0, (1, 3, 5, 30, 40))
+    untouched[:, :, 2:4, 10:19, 20:33] = True
+    assert untouched.all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

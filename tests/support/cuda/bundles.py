@@ -33,7 +33,7 @@ def _plan(bundle: Bundle, name: str, folder: Path, targets: tuple[str, ...]) -> 
     manifest, path = bundle.manifest, folder / f"{name}.plan"
     component = manifest.components[name]
     pipeline = replace(manifest.pipeline, batched_guidance=True)  # both guidance branches, in one call or in two
-    shapes = shape_profiles(name, pipeline, manifest.profiles)
+    shapes = shape_profiles(name, pipeline, manifest.profiles, tiling=manifest.vae_tiling)
     profiles = []
     for each in shapes:
         profiles.append({spec.name: [list(shape) for shape in each.shapes(spec)] for spec in component.spec.inputs})
