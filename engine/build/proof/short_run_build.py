@@ -18,6 +18,7 @@ from flowblending.engine.backends.tensor import CPU
 from flowblending.engine.build.fp8.room import available_memory
 from flowblending.engine.build.proof.short_run import RunFacts, RunRequest, planned, run_here, short_job
 from flowblending.engine.bundle.bundle import Bundle
+from flowblending.engine.bundle.plan_profiles import component_profiles
 from flowblending.runtime.devices.open import AUTO, device_kind
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.program.cost import cost_of, flops_at
@@ -110,7 +111,9 @@ def _a_call(name: str, program: Program, manifest: Manifest, proof: Proof) -> fl
         return counted
     # Counted at the largest sizes, and alike for every place; some decoders take one latent frame at a time.
     first = 2 if name in (VAE_FIRST, VAE_NEXT) else 1
-    most = max(math.prod(profile.max.latent_shape[first:]) for profile in manifest.profiles)
+    # The largest sizes may be those of a tile.
+    profiles = component_profiles(manifest, name)
+    most = max(math.prod(size.max for size in profile.symbols.values()) for profile in profiles)
     return counted * math.prod(program.latent_shape[first:]) / most
 
 
