@@ -14,6 +14,7 @@ from flowblending.engine.backends.registry import BACKENDS
 from flowblending.engine.backends.tensor import CUDA
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.geometry import geometry_of
+from flowblending.engine.bundle.vae_tiling import choose_tiling
 from flowblending.runtime.authors import authors_line
 from flowblending.runtime.devices.open import device_kind
 from flowblending.runtime.job_facts import cost_facts, job_facts, stage_facts, stages_of
@@ -40,7 +41,7 @@ def plan_lines(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True
     first = manifest.models[0]
     geometry, cost = geometry_of(manifest.pipeline, program.latent_shape), cost_of(program, manifest)
     kind = device_kind(device, manifest)
-    told = _memory(program, manifest, kind, memory)
+    told = _memory(job, program, manifest, kind, memory)
     return [
         f"bundle    {bundle.folder} ({manifest.id}), {manifest.pipeline.family}",
         *([f"lora      {manifest.loras}"] if manifest.loras else []),
@@ -69,7 +70,7 @@ def plan_facts(
     manifest = bundle.manifest
     program = compile_job(job, manifest)
     kind = device_kind(device, manifest)
-    told = _memory(program, manifest, kind, memory)
+    told = _memory(job, program, manifest, kind, memory)
     graphs = graph_plan(program, manifest, kind, told.plan) if cuda_graph else None
     seconds = Timings(manifest.id, kind, program.latent_shape).read()
     expected = _seconds_expected(cost_of(program, manifest), seconds)
@@ -105,9 +106,10 @@ def _graphs(plan: GraphPlan | None) -> list[str]:
     return [f"graphs    {len(plan.captured)} of CUDA, which launch {plan.launches} of {len(plan.kinds)} steps"]
 
 
-def _memory(program: Program, manifest: Manifest, device: str, memory: str) -> Told:
+def _memory(job: Job, program: Program, manifest: Manifest, device: str, memory: str) -> Told:
     """The plan with what is free of the GPU now, where there is one."""
-    run = run_memory(manifest, program, texts=len(program.branches()), decode=True)
+    tiling = choose_tiling(manifest, job.vae_tiling)
+    run = run_memory(manifest, program, texts=len(program.branches()), decode=True, tiling=tiling)
     return tell_memory(run, memory, free_memory() if device_kind(device, manifest) == CUDA else None)
 
 

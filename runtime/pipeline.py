@@ -13,6 +13,7 @@ from flowblending import DeviceError, FlowBlendingError, UsageError
 from flowblending.contracts.conditions import Source, frame_times, inputs_from
 from flowblending.contracts.graph import DECODERS, TEXT_ENCODER
 from flowblending.contracts.program import COND, UNCOND, Program
+from flowblending.contracts.tiling import Tiling
 from flowblending.engine.backends.gpu import free_memory
 from flowblending.engine.backends.protocol import Engine, ScratchEngine
 from flowblending.engine.backends.registry import open_engine
@@ -103,18 +104,19 @@ class Pipeline:
             self._tokenizer = Tokenizer(path, length=pipeline.text_length, clean=pipeline.clean_prompt)
         return self._tokenizer
 
-    def plan(self, program: Program, *, texts: int, decode: bool) -> MemoryPlan:
+    def plan(self, program: Program, *, texts: int, decode: bool, tiling: Tiling | None = None) -> MemoryPlan:
         """How a run goes about memory, with what is free now and what the open engines hold.
 
         Args:
             program: of the run.
             texts: that it encodes.
             decode: whether it decodes.
+            tiling: the tiles that it decodes in; None for whole frames.
 
         Raises:
             OutOfMemoryError: it does not fit.
         """
-        run = run_memory(self.bundle.manifest, program, texts=texts, decode=decode)
+        run = run_memory(self.bundle.manifest, program, texts=texts, decode=decode, tiling=tiling)
         free = free_memory(self.device.index) if self.device.kind == CUDA else None
         if free is not None:
             free += self._arena.size + sum(run.engines[name].weights for name in self._engines)

@@ -167,7 +167,8 @@ class VideoRun:
         latents, generator = self.start()
         for line in (*self._unused, *self.doubts()):
             yield WarningEvent(message=line)
-        plan = pipeline.plan(self.program, texts=len(self._texts()), decode=self._decode)
+        tiling = self._conditioning.tiling
+        plan = pipeline.plan(self.program, texts=len(self._texts()), decode=self._decode, tiling=tiling)
         by_phases = plan.mode == PHASES
         first, *_, last = (plan.phases[0], *plan.phases)
         pipeline.enter(first, alone=by_phases)
@@ -253,9 +254,10 @@ def warm_up(pipeline: Pipeline) -> None:
     Raises:
         FlowBlendingError: one cannot be opened, or the usual video does not fit into memory.
     """
-    program = compile_job(Job(prompt="a video"), pipeline.bundle.manifest)
-    plan = pipeline.plan(program, texts=len(program.branches()), decode=True)
-    stay = pipeline.bundle.manifest.components if plan.mode == RESIDENT else plan.phases[0].resident
+    manifest = pipeline.bundle.manifest
+    program = compile_job(Job(prompt="a video"), manifest)
+    plan = pipeline.plan(program, texts=len(program.branches()), decode=True, tiling=manifest.vae_tiling)
+    stay = manifest.components if plan.mode == RESIDENT else plan.phases[0].resident
     for name in stay:
         pipeline.engine(name)
 

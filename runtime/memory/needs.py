@@ -10,6 +10,7 @@ import numpy as np
 from flowblending.contracts.graph import DECODERS, TEXT_ENCODER, VAE, VAE_FIRST, VAE_NEXT, GraphSpec, TensorSpec
 from flowblending.contracts.manifest import Component, Manifest
 from flowblending.contracts.program import Program, Run
+from flowblending.contracts.tiling import Tile, Tiling
 from flowblending.engine.backends.tensor import ALIGNMENT
 from flowblending.runtime.devices.pictures import pictures_bytes
 from flowblending.runtime.memory.plan import EngineMemory, RunMemory
@@ -18,7 +19,9 @@ _BLOCK = 512
 """What device memory is handed out in multiples of."""
 
 
-def run_memory(manifest: Manifest, program: Program, *, texts: int, decode: bool) -> RunMemory:
+def run_memory(
+    manifest: Manifest, program: Program, *, texts: int, decode: bool, tiling: Tiling | None = None
+) -> RunMemory:
     """What a run takes.
 
     Args:
@@ -26,6 +29,7 @@ def run_memory(manifest: Manifest, program: Program, *, texts: int, decode: bool
         program: of the run.
         texts: that are encoded; embeddings that are given take memory before the run.
         decode: whether frames are wanted.
+        tiling: the tiles that they are decoded in; None for whole frames.
     """
     stages = _stages(program)
     encoders = (TEXT_ENCODER,) if texts else ()
@@ -35,8 +39,10 @@ def run_memory(manifest: Manifest, program: Program, *, texts: int, decode: bool
     for each in program.instructions():
         if isinstance(each, Run):
             branches[each.model] = max(branches.get(each.model, 1), len(each.branches))
+    tiles = _tiles(manifest, program, tiling)
+    tile = {"height": tiles[0].height, "width": tiles[0].width}
     engines = {
-        name: _engine(name, component, {**sizes, "batch": branches.get(name, 1)})
+        name: _engine(name, component, {**sizes, "batch": branches.get(name, 1), **(tile if name in DECODERS else {})})
         for name, component in manifest.components.items()
     }
     most = max(branches.values(), default=1)
@@ -56,7 +62,7 @@ def run_memory(manifest: Manifest, program: Program, *, texts: int, decode: bool
         conditions=texts * branch + (_bytes(conditions, {**sizes, "batch": most}) if most > 1 else 0),
         # Beside the slots: the copy that a run starts from, one for each branch of a call, and aligned velocities.
         slots=(len(program.slots()) + 2 * most) * latents + timesteps,
-        decoding=latents + _decoding(manifest, decoders, program.latent_shape),
+        decoding=latents + decoding_bytes(manifest, decoders, program.latent_shape, tiles, tiling),
     )
 
 
@@ -84,22 +90,52 @@ def _engine(name: str, component: Component, sizes: Mapping[str, int]) -> Engine
     return EngineMemory(name=name, weights=weights, scratch=scratch)
 
 
-def _decoding(manifest: Manifest, decoders: Sequence[str], latent_shape: Sequence[int]) -> int:
+def _tiles(manifest: Manifest, program: Program, tiling: Tiling | None) -> list[Tile]:
+    """The tiles of the program's video, the largest first; one of all of it where it is not divided."""
+    _, _, height, width = program.latent_shape
+    factor = manifest.pipeline.spatial_factor
+    if tiling is None or not tiling.divides(height, width, factor):
+        return [Tile(0, 0, 0, 0, height, width)]
+    return list(tiling.tiles(height, width, factor))
+
+
+def decoding_bytes(
+    manifest: Manifest,
+    decoders: Sequence[str],
+    latent_shape: Sequence[int],
+    tiles: Sequence[Tile],
+    tiling: Tiling | None,
+) -> int:
     """What decoders take and give, pictures among it."""
-    channels, frames, height, width = latent_shape
+    channels, frames, _, _ = latent_shape
     specs = {name: manifest.components[name].spec for name in decoders}
+    sizes = [{"frames": frames, "height": tile.height, "width": tile.width, "batch": 1} for tile in tiles]
+    largest = sizes[0]
     if VAE in specs:
-        sizes = {"frames": frames, "height": height, "width": width, "batch": 1}
         spec = specs[VAE]
-        return _bytes((*spec.inputs, *spec.outputs), sizes) + _pictures(spec, sizes)
-    if VAE_FIRST not in specs:
+        total = sum(_bytes(spec.inputs, each) for each in sizes) + _bytes(spec.outputs, largest)
+        pictures = _pictures(spec, largest)
+    elif VAE_FIRST in specs:
+        rows = sum(-(-channels * tile.height * tile.width * 4 // ALIGNMENT) * ALIGNMENT for tile in tiles)
+        called = [specs[name] for name in (VAE_FIRST, VAE_NEXT)[: min(frames, 2)]]
+        total = _rounded(frames * rows) + sum(_bytes(spec.outputs, largest) for spec in called)
+        pictures = sum(_pictures(spec, largest) for spec in called)
+    else:
         return 0
-    row = -(-channels * height * width * 4 // ALIGNMENT) * ALIGNMENT
-    sizes = {"height": height, "width": width, "batch": 1}
-    total = _rounded(frames * row) + _bytes(specs[VAE_FIRST].outputs, sizes) + _pictures(specs[VAE_FIRST], sizes)
-    if frames > 1 and VAE_NEXT in specs:
-        total += _bytes(specs[VAE_NEXT].outputs, sizes) + _pictures(specs[VAE_NEXT], sizes)
-    return total
+    return total + (
+        pictures if tiling is None or len(tiles) == 1 else _assembled(manifest, latent_shape, tiles, tiling)
+    )
+
+
+def _assembled(manifest: Manifest, latent_shape: Sequence[int], tiles: Sequence[Tile], tiling: Tiling) -> int:
+    """The video in float32 and its pictures, and what tiles share with those of two rows and with two neighbours."""
+    factor = manifest.pipeline.spatial_factor
+    _, frames, height, width = latent_shape
+    count = (frames - 1) * manifest.pipeline.temporal_factor + 1
+    video = 3 * count * height * width * factor**2
+    row = sum(tile.width for tile in tiles if tile.row == 0) * factor
+    shared = 2 * 3 * count * tiling.overlap * (row + tiles[0].height * factor) * 4
+    return 4 * video + pictures_bytes((video,)) + shared + (2 * len(tiles) + 4) * _BLOCK
 
 
 def _pictures(spec: GraphSpec, sizes: Mapping[str, int]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from diffusers import AutoencoderKLLTXVideo, AutoencoderKLWan
 from benchmarks.checkpoints import ltx_vae, wan_vae
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import Precision
-from flowblending.contracts.tiling import Tiling
+from flowblending.contracts.tiling import Tile, Tiling
 from flowblending.engine.backends.function import Arrays, FunctionEngine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.export.checkpoint.checkpoint import Checkpoint
@@ -26,6 +27,7 @@ from flowblending.runtime.decode_conditioning import DecodeConditioning
 from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.media.decode import Decoder
 from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.memory.needs import decoding_bytes
 
 Floats = npt.NDArray[np.float32]
 TOLERANCE = 1e-5
@@ -142,6 +144,46 @@ def test_a_pixel_that_is_not_finite_is_found_in_any_tile(tmp_path: Path) -> None
     decoder = Decoder(engines=engines, device=HostDevice(), conditioning=DecodeConditioning(tiling=tiling))
     with np.errstate(invalid="ignore"), pytest.raises(FlowBlendingError, match="non-finite pixel from frame 1 on"):
         next(decoder.decode(Tensor.of(latents), TorchNormal(0)))
+
+
+class Taken(HostDevice):
+    """A CPU that adds up what it is asked for, in blocks as a GPU's memory is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
+        return self._counted(super().empty(shape, dtype))
+
+    def upload(self, array: npt.NDArray[Any]) -> Tensor:
+        return self._counted(super().upload(array))
+
+    def _counted(self, tensor: Tensor) -> Tensor:
+        self.bytes += -(-tensor.nbytes // 512) * 512
+        return tensor
+
+
+@pytest.mark.parametrize(("make", "factor"), [(wan, 8), (ltx("0.9.5"), 32)], ids=["wan", "ltx"])
+@pytest.mark.parametrize("tiling", [None, (4, 2), (4, 0)])
+def test_decoding_takes_what_the_memory_plan_says(
+    tmp_path: Path, make: Callable[[Path], Any], factor: int, tiling: tuple[int, int] | None
+) -> None:
+    engines, _ = make(tmp_path)
+    size, overlap = tiling or (1, 0)
+    asked = Tiling(width=size * factor, height=size * factor, overlap=overlap * factor) if tiling else None
+    shape = (next(iter(engines.values())).spec.inputs[0].shape[1], 3, 7, 9)
+    device = Taken()
+    decoder = Decoder(engines=engines, device=device, conditioning=DecodeConditioning(tiling=asked))
+    list(decoder.decode(Tensor.of(np.zeros((1, *shape), np.float32)), TorchNormal(0)))
+    temporal = 4 if make is wan else 8
+    manifest = SimpleNamespace(
+        components={name: SimpleNamespace(spec=engine.spec) for name, engine in engines.items()},
+        pipeline=SimpleNamespace(spatial_factor=factor, temporal_factor=temporal),
+    )
+    tiles = list(asked.tiles(7, 9, factor)) if asked else [Tile(0, 0, 0, 0, 7, 9)]
+    planned = decoding_bytes(manifest, list(engines), shape, tiles, asked)  # type: ignore[arg-type] # as much as it reads
+    assert 0.9 * planned < device.bytes <= planned
 
 
 def test_memory_does_not_grow_with_the_tiles(tmp_path: Path) -> None:
