@@ -35,6 +35,7 @@ class Record:
         items: what was measured, by key.
         failures: what failed, by key: a sentence each.
         running: the key of the measurement under way.
+        ended: those that the process did not survive, which are tried last the next time.
     """
 
     stage: str
@@ -46,6 +47,7 @@ class Record:
     items: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     running: str | None = None
+    ended: list[str] = field(default_factory=list)
 
     def write(self, folder: Path) -> None:
         """Replace ``folder/STAGE.json``."""

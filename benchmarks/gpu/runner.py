@@ -98,6 +98,8 @@ def _run(stage: Stage, where: str, out: Path, work: Path, seconds: float, *, tin
         return record
     # It was ended, or has ended in the midst of something.
     doing = record.running or "its beginning"
+    if record.running is not None and record.running not in record.ended:
+        record.ended.append(record.running)
     record.running = None
     if ended is None:
         record.state = STOPPED

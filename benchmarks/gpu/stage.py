@@ -79,7 +79,7 @@ def run_items(stage: Stage, work: Work, record: Record, save: Callable[[], None]
     """
     longest = 0.0
     record.failures.clear()
-    for item in stage.items(work):
+    for item in sorted(stage.items(work), key=lambda item: item.key in record.ended):
         if item.key in record.items and item.there():
             continue
         begun = time.monotonic()
@@ -95,6 +95,7 @@ def run_items(stage: Stage, work: Work, record: Record, save: Callable[[], None]
         save()
         try:
             record.items[item.key] = {**item.run(record.items), "took": time.monotonic() - begun}
+            record.ended = [key for key in record.ended if key != item.key]
         except Exception as error:  # libraries of every kind: whatever it is, what comes next may work
             record.items.pop(item.key, None)
             record.failures[item.key] = sentence_of(error)

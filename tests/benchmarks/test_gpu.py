@@ -71,13 +71,19 @@ def test_what_fails_says_so_in_a_sentence_and_the_rest_runs(tmp_path: Path) -> N
     assert good.state == FINISHED
     assert failed([refused])
     assert not failed([good])
-    # The next run repeats what failed, and that alone.
+    # The next run repeats what failed, and that alone; what the process did not survive comes last.
+    (again,) = run(tmp_path, "dies")
+    assert again.state == FAILED
+    assert list(again.items) == ["alive", "later"]
     (tmp_path / "work" / "mended").touch()
     (mended,) = run(tmp_path, "refuses")
     assert mended.state == FINISHED
     assert done(tmp_path / "work")[:3] == ["before", "bad", "after"]
     assert done(tmp_path / "work")[-1] == "bad"
     assert mended.failures == {}
+    (alive,) = run(tmp_path, "dies")
+    assert alive.state == FINISHED
+    assert alive.ended == []
 
 
 def test_a_stage_that_nears_its_limit_stops_and_goes_on_the_next_time(tmp_path: Path) -> None:

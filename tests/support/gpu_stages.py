@@ -61,7 +61,8 @@ def _refuses(work: Work) -> Iterator[Item]:
 
 def _dies(work: Work) -> Iterator[Item]:
     yield _noted(work, "alive")
-    yield _noted(work, "dead", _die)
+    yield _noted(work, "dead", lambda: None if (work.folder / "mended").exists() else _die())
+    yield _noted(work, "later")
 
 
 def _hangs(work: Work) -> Iterator[Item]:
