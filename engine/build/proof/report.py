@@ -35,7 +35,7 @@ class Memory(Facts):
 
     Attributes:
         weights: of all engines, as their compilers state them; of ONNX Runtime's, the size of their files.
-        scratch: of one execution context each, likewise; of ONNX Runtime's nothing is known beforehand.
+        scratch: of the engine that takes the most, likewise, since all share it; of ONNX Runtime's nothing is known.
         tensors: inputs and outputs of every engine.
         latents: the program's buffers between the calls.
         complete: whether every compiler stated both.
@@ -177,7 +177,7 @@ def _memory(manifest: Manifest, proofs: Mapping[str, Proof], slots: int) -> Memo
         if plan is None or plan.weights_bytes is None or plan.scratch_bytes is None:
             complete = False
         weights += component.engine_bytes if plan is None else plan.weights_bytes or plan.bytes
-        scratch += 0 if plan is None else plan.scratch_bytes or 0
+        scratch = max(scratch, 0 if plan is None else plan.scratch_bytes or 0)
         tensors += max(
             sum(math.prod(each.resolve(sizes)) * np.dtype(each.dtype).itemsize for each in tensor_specs)
             for sizes in sizes_of(manifest, name)
