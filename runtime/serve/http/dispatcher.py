@@ -74,6 +74,7 @@ class Dispatcher:
         self._lock = threading.Lock()
         self._cancelled: set[str] = set()
         self._stop: float | None = None
+        self._next_look = 0.0
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._unable = ""
@@ -84,6 +85,10 @@ class Dispatcher:
     def draining(self) -> bool:
         """Whether no further job is begun."""
         return self._stop is not None
+
+    def processes(self) -> dict[str, int | None]:
+        """The workers' processes by their names."""
+        return {each.name: each.pid for each in tuple(self.workers)}
 
     @property
     def is_ready(self) -> bool:
@@ -136,11 +141,12 @@ class Dispatcher:
         self._cancel()
         try:
             self._settle()
-            self._expire()
+            if time.monotonic() >= self._next_look:  # it asks the whole database: not at every step of a video
+                self._next_look = time.monotonic() + _TICK
+                self._expire()
             for worker in self.workers if not self.draining else ():
                 if worker.idle:
                     self._give(worker)
-            self._metrics.state(self._store.counts(), {each.name: each.pid for each in self.workers})
         except sqlite3.Error as error:  # a full disk, for one, may be mended
             self._log.event("database_error", why=str(error))
         ready = wait([self._reader, *(worker.connection for worker in self.workers)], timeout=_TICK)
@@ -163,13 +169,20 @@ class Dispatcher:
             waiting.remove(job)
             if job.model not in self._bundles:
                 self._fail(job.id, "model_not_found", f"The model {job.model} is not served any more; ask for another.")
-            elif self._store.start(job.id):
+            elif not self._is_late(job) and self._store.start(job.id):
                 self._served[job.owner] = time.monotonic()
                 self._live.put(job.id, Progress(stage=LOADING))
                 self._metrics.waited(time.time() - job.created)
                 self._log.event("job_started", job=job.id, model=job.model, worker=worker.name)
                 worker.give(self._task(job))
                 return
+
+    def _is_late(self, job: JobRecord) -> bool:
+        """Whether a waiting job should have begun by now; it has failed then."""
+        if job.start_by is None or time.time() <= job.start_by:
+            return False
+        self._fail(job.id, "deadline_exceeded", "The video had not begun within start_within seconds.")
+        return True
 
     def _task(self, job: JobRecord) -> Work:
         video, thumbnail = self._data.video(job.id), self._data.thumbnail(job.id)
@@ -188,8 +201,7 @@ class Dispatcher:
     def _expire(self) -> None:
         now = time.time()
         for job in self._store.waiting():
-            if job.start_by is not None and now > job.start_by:
-                self._fail(job.id, "deadline_exceeded", "The video had not begun within start_within seconds.")
+            self._is_late(job)
         gone = self._store.expired(now)
         if self._keeping.most_bytes is not None:
             gone += self._store.oldest(self._keeping.most_bytes)

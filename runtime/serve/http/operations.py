@@ -40,6 +40,7 @@ def alive() -> dict[str, str]:
 @operations.get("/metrics", response_class=Response)
 def metrics(service: ServiceOf, owner: OwnerOf) -> Response:  # noqa: ARG001 - a key is asked for
     """Figures for Prometheus."""
+    service.metrics.state(service.store.counts(), service.dispatcher.processes())
     return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 

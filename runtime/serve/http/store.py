@@ -1,6 +1,7 @@
 """The service's jobs, in an SQLite database that survives a kill at any moment.
 
-A job is written before its request is answered, with ``synchronous=FULL``, so that none is lost that was accepted.
+A job is written before its request is answered, with ``synchronous=FULL``, so that none is lost that was accepted. That
+a worker has begun one is not waited for on the disk.
 Every method is one transaction, and may be called from any thread.
 """
 
@@ -78,7 +79,6 @@ class JobStore:
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._connection.row_factory = sqlite3.Row
             self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 with self._transaction() as connection:
@@ -96,8 +96,10 @@ class JobStore:
             )
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
+        """A transaction, which outlives the process in any case, and if it is durable a power failure too."""
         with self._lock:
+            self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -196,17 +198,20 @@ class JobStore:
             ).fetchone()
         return int(count)
 
-    def _change(self, assignment: str, id: str, status: str, *values: object) -> bool:
+    def _change(self, assignment: str, id: str, status: str, *values: object, durable: bool = True) -> bool:
         """Change a job that has a status; tells whether there is one."""
-        with self._transaction() as connection:
+        with self._transaction(durable=durable) as connection:
             done = connection.execute(
                 f"UPDATE jobs SET {assignment} WHERE id = ? AND status = ?", (*values, id, status)
             )
             return done.rowcount == 1
 
     def start(self, id: str) -> bool:
-        """A worker begins a job; False if it does not wait any more."""
-        return self._change("status = ?, started = ?", id, QUEUED, IN_PROGRESS, time.time())
+        """A worker begins a job; False if it does not wait any more.
+
+        After a power failure it may wait as before, as it would after every other end of the service.
+        """
+        return self._change("status = ?, started = ?", id, QUEUED, IN_PROGRESS, time.time(), durable=False)
 
     def requeue(self, id: str, *, crashed: bool = False) -> bool:
         """A job that was begun waits again, in its place."""

@@ -214,8 +214,11 @@ def add(store: JobStore, *, owner: str = "", most: int = 10, priority: int = 0) 
 def test_results_expire_by_age_and_by_size(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "jobs.sqlite")
     ids = [add(store) for _ in range(3)]
+    full, normal = (2,), (1,)  # of SQLite's synchronous: what is accepted or has ended waits for the disk
     for number, id in enumerate(ids):
+        assert tuple(store._connection.execute("PRAGMA synchronous").fetchone()) == full
         assert store.start(id)
+        assert tuple(store._connection.execute("PRAGMA synchronous").fetchone()) == normal
         assert not store.start(id)
         assert store.complete(id, seconds={}, warnings=[], size=100, expires=1000.0 + number)
         assert not store.complete(id, seconds={}, warnings=[], size=100, expires=None)
