@@ -94,7 +94,7 @@ def _pair(pair: Pair, records: Mapping[str, Record]) -> list[str]:
         parts.append(_table(("seconds of a call", "model", "seconds", "TFLOPs per second"), calls))
     if videos:
         columns = ("video", "steps", "sampling, s", "video, s", "in 50 steps, s", "speed-up", "bound", "share")
-        parts.append(_table((*columns, "memory, GB", "engines say, GB"), videos))
+        parts.append(_table((*columns, "memory, GB", "planned, GB"), videos))
     switches = [
         (name, f"{1000 * record.items['switch']['seconds per switch']:.2f}")
         for name, record in found.items()
@@ -132,7 +132,7 @@ def _video_rows(name: str, record: Record) -> Iterator[tuple[str, ...]]:
             f"{full_video(told):.1f}",
             *(("", "", "") if reached is None else _speed(*reached)),
             _number(memory["peak bytes"], 1, _GIGA),
-            _number(memory["engine bytes"] + memory["scratch bytes"], 1, _GIGA),
+            f"{_number(memory['planned bytes'], 1, _GIGA)} {memory['mode']}",
         )
 
 

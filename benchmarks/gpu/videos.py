@@ -137,6 +137,8 @@ def _video(measured: Measured, schedule: str, cache: str, results: Results) -> d
     measured.check(*measured.bundle.components)
     steps = _steps(measured, results)
     run = VideoRun(measured.pipeline, _job(schedule, steps, cache=cache), open_first=True)
+    # As the run itself plans it, right after.
+    plan = measured.pipeline.plan(run.program, texts=len(run.program.branches()), decode=True)
     peak = Peak(measured.free)
     finished: FinishedEvent | None = None
     with peak.watched():
@@ -157,7 +159,7 @@ def _video(measured: Measured, schedule: str, cache: str, results: Results) -> d
         "steps launched as graphs": sample.graphs.launches,
         "TFLOPs": cost.flops / 1e12,
         "bound": cost.bound,
-        "memory": _memory(measured, peak),
+        "memory": {**_memory(measured, peak), "mode": plan.mode, "planned bytes": plan.peak},
     }
 
 

@@ -144,7 +144,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
 
 def recorded(schedules: dict[str, tuple[float, float]], *, steps: int = 50) -> dict[str, dict[str, Any]]:
     """A record's items: seconds of sampling and the bound, by video."""
-    memory = {"peak bytes": 40_000_000_000, "engine bytes": 31_000_000_000, "scratch bytes": 5_000_000_000, "open": []}
+    memory = {"peak bytes": 40_000_000_000, "planned bytes": 36_000_000_000, "mode": "resident"}
     videos = {
         key: {"steps": steps, "sampling": seconds, "video": seconds + 6.0, "bound": bound, "memory": memory}
         for key, (seconds, bound) in schedules.items()
@@ -191,7 +191,7 @@ def test_the_table_and_the_goals_are_made_of_what_was_recorded(tmp_path: Path) -
     for row in (
         "| torch eager, bf16 | large | 3.2500 |  |",
         "| tensorrt bf16 | large | 2.0000 | 450 |",
-        "| tensorrt bf16: LSL | 50 | 130.00 | 136.00 | 136.0 | 1.492x | 1.500x | 0.995 | 40.0 | 36.0 |",
+        "| tensorrt bf16: LSL | 50 | 130.00 | 136.00 | 136.0 | 1.492x | 1.500x | 0.995 | 40.0 | 36.0 resident |",
         "| wan-480p-tensorrt-bf16 | failed | 0 | SSS: no |",
     ):
         assert row in text, text

@@ -106,6 +106,8 @@ def test_a_pair_is_called_and_run_from_end_to_end(prepared: Stage, tmp_path: Pat
         assert told["stages"]["text_encoder"] > 0
         assert told["sampling"] < told["video"]
         assert told["memory"]["peak bytes"] > 0
+        assert told["memory"]["planned bytes"] > 0
+        assert told["memory"]["mode"] == "resident"
     text = markdown({"wan-480p-tensorrt-fp8": record})
     assert "| tensorrt fp8: LSL taylor:2 | 4 |" in text
 
