@@ -16,6 +16,7 @@ from flowblending.runtime.program.noise_levels import noise_levels
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.runtime.program.sigmas import Grid
 from flowblending.runtime.program.solvers.registry import solve
+from flowblending.runtime.program.strength import levels_from, schedule_from, steps_left_out, visits_left_out
 from flowblending.runtime.program.visits import visits_of
 
 
@@ -34,6 +35,7 @@ def compile_program(
     architectures: Mapping[str, str | None] | None = None,
     constants: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     engine_guidance: Mapping[str, float] | None = None,
+    strength: float = 1.0,
 ) -> Program:
     """Compile a trajectory.
 
@@ -58,10 +60,11 @@ def compile_program(
         architectures: published names of the engines, for caches with constants of their own.
         constants: those measured on the bundle, by cache and engine, which go before the published ones.
         engine_guidance: by engine, a scale in place of ``guidance``; stages and models that have their own keep it.
+        strength: the share of the steps that is made, the last ones; see `flowblending.runtime.program.strength`.
 
     Raises:
-        UsageError: ``guidance`` is not finite, the rescaling not in [0, 1], the solver is unknown, a stage's timesteps
-            are out of place, or a cache does not fit the run.
+        UsageError: ``guidance`` is not finite, the rescaling or the strength is out of its bounds, the solver is
+            unknown, a stage's timesteps are out of place, or a cache does not fit the run.
         ValueError: schedule and grid have different numbers of steps.
     """
     if not math.isfinite(guidance):
@@ -72,23 +75,27 @@ def compile_program(
         )
     sampling = {letter: model.sampling for letter, model in models.items() if model.sampling is not None}
     visited = noise_levels(schedule, grid, sampling)
-    visits = visits_of(visited.visits, models, visited.grid, engine_guidance)
+    first = steps_left_out(schedule.steps, strength)
+    skip = visits_left_out(visited, grid, first) if first else 0
+    whole = visits_of(visited.visits, models, visited.grid, engine_guidance).begun_at(skip)
     outline = Outline(
-        schedule=visits,
+        schedule=whole,
         timesteps=visited.grid.timesteps,
         guided=guidance > 1.0,
         architectures=architectures or {},
         constants=constants or {},
     )
-    decisions = decide(cache, outline)
+    decisions = decide(cache, outline, skip).rest(skip)
+    visits, left = whole.rest(skip), levels_from(visited, skip)
     calls = velocities(visits, decisions, guidance=guidance, batched=batched, rescale=guidance_rescale)
-    restarts = visited.restarts | (visits.switches if restart_at_switch else frozenset())
-    solved = functools.partial(solve, solver, visited.grid.sigmas, restarts=restarts)
+    restarts = frozenset(each - skip for each in visited.restarts if each > skip)
+    restarts |= visits.switches if restart_at_switch else frozenset()
+    solved = functools.partial(solve, solver, left.sigmas, restarts=restarts)
     updates = solved(velocities=[each.velocity for each in calls])
     scales = visits.guidance(guidance)
-    levels = zip(visits.models, visited.grid.timesteps, visited.grid.sigmas[:-1], scales, strict=True)
+    levels = zip(visits.models, left.timesteps, left.sigmas[:-1], scales, strict=True)
     program = Program(
-        schedule=str(visited.schedule),
+        schedule=str(schedule_from(visited, first, skip)),
         solver=solver,
         guidance=guidance,
         guidance_rescale=guidance_rescale if any(scale > 1.0 for scale in scales) else 0.0,
@@ -108,4 +115,5 @@ def compile_program(
         return program
     # A step's update reads no other step's velocity, so that those of computed and skipped steps may alternate.
     reuse = solved(velocities=[reused(each.velocity) for each in calls])
-    return observed(program, decisions.online, guided=any(outline.uncond), starts=outline.starts, reuse=reuse)
+    starts = visits.switches | {0}
+    return observed(program, decisions.online, guided=any(outline.uncond[skip:]), starts=starts, reuse=reuse)

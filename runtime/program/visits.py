@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flowblending.contracts.models import Model
 from flowblending.runtime.program.schedule import StageSchedule
@@ -30,6 +30,19 @@ class Visits:
 
     def __str__(self) -> str:
         return self.written
+
+    def begun_at(self, step: int) -> Visits:
+        """The same where a run begins at a step: what was before it is of no use to it."""
+        return self if not step else replace(self, switches=self.switches | {step})
+
+    def rest(self, step: int) -> Visits:
+        """The steps from one on, counted anew."""
+        return replace(
+            self,
+            models=self.models[step:],
+            scales=self.scales[step:],
+            switches=frozenset(each - step for each in self.switches if each > step),
+        )
 
     def guidance(self, otherwise: float) -> tuple[float, ...]:
         """The guidance scale of every step, ``otherwise`` where it has the run's."""

@@ -95,6 +95,24 @@ class Decisions:
             uncond=tuple(uncond and run for _, uncond, run in pairs),
         )
 
+    def computing(self, step: int, *, uncond: bool) -> Decisions:
+        """These decisions with the engine running at a step, for the unconditional branch too if there is one."""
+        return dataclasses.replace(
+            self,
+            cond=tuple(each or index == step for index, each in enumerate(self.cond)),
+            uncond=tuple(uncond if index == step else each for index, each in enumerate(self.uncond)),
+        )
+
+    def rest(self, step: int) -> Decisions:
+        """Those of the steps from one on, counted anew."""
+        online = self.online
+        return dataclasses.replace(
+            self,
+            cond=self.cond[step:],
+            uncond=self.uncond[step:],
+            online=None if online is None else dataclasses.replace(online, free=online.free[step:]),
+        )
+
 
 class StepCache(Protocol):
     """A policy. Several may follow one another, each leaving out more engine calls than the one before."""
@@ -108,8 +126,11 @@ class StepCache(Protocol):
         ...
 
 
-def decide(cache: Sequence[StepCache], outline: Outline) -> Decisions:
+def decide(cache: Sequence[StepCache], outline: Outline, begin: int = 0) -> Decisions:
     """What the policies leave of a run; without any, every engine call.
+
+    Args:
+        begin: the step of the run with which it begins, which computes whatever the policies say; a stage begins there.
 
     Raises:
         UsageError: a policy does not fit the run or the others, or skips the first step of a stage.
@@ -117,6 +138,8 @@ def decide(cache: Sequence[StepCache], outline: Outline) -> Decisions:
     decisions = Decisions(cond=(True,) * outline.steps, uncond=outline.uncond)
     for policy in cache:
         decisions = policy.narrow(decisions, outline)
+    if begin:
+        decisions = decisions.computing(begin, uncond=outline.uncond[begin])
     for step in sorted(outline.starts):
         if not decisions.cond[step] or decisions.uncond[step] != outline.uncond[step]:
             raise UsageError(
