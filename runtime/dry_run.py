@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 from flowblending.contracts.graph import TEXT_ENCODER, VAE
@@ -18,7 +19,8 @@ from flowblending.engine.bundle.vae_tiling import choose_tiling
 from flowblending.runtime.authors import authors_line
 from flowblending.runtime.devices.open import device_kind
 from flowblending.runtime.job_facts import cost_facts, job_facts, stage_facts, stages_of
-from flowblending.runtime.jobs import calibrated_schedule, compile_job, job_levels
+from flowblending.runtime.jobs import calibrated_schedule, compile_job, job_levels, job_steps, job_strength
+from flowblending.runtime.media.read_clip import shown_size
 from flowblending.runtime.memory.describe import Told, memory_facts, memory_lines, tell_memory
 from flowblending.runtime.memory.needs import run_memory
 from flowblending.runtime.memory.plan import PHASES, MemoryPlan
@@ -26,6 +28,8 @@ from flowblending.runtime.options import Job
 from flowblending.runtime.program.cost import Cost, Timings, cost_of
 from flowblending.runtime.program.graph_plan import GraphPlan, plan_graphs
 from flowblending.runtime.program.shifts import describe_shift
+from flowblending.runtime.program.strength import steps_left_out
+from flowblending.system.printable import printable
 
 _Number = TypeVar("_Number", int, float)
 
@@ -45,6 +49,7 @@ def plan_lines(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True
     return [
         f"bundle    {bundle.folder} ({manifest.id}), {manifest.pipeline.family}",
         *([f"lora      {manifest.loras}"] if manifest.loras else []),
+        *_begins(job, manifest, program),
         f"video     {geometry}, latents {list(geometry.latent_shape)}",
         f"schedule  {program.schedule}{_origin(job, manifest)}, {len(program.steps)} steps, {program.solver}, "
         f"guidance {program.guidance:g}{_rescaled(program)}, {_shift(job, manifest, program)}",
@@ -111,6 +116,21 @@ def _memory(job: Job, program: Program, manifest: Manifest, device: str, memory:
     tiling = choose_tiling(manifest, job.vae_tiling)
     run = run_memory(manifest, program, texts=len(program.branches()), decode=True, tiling=tiling)
     return tell_memory(run, memory, free_memory() if device_kind(device, manifest) == CUDA else None)
+
+
+def _begins(job: Job, manifest: Manifest, program: Program) -> list[str]:
+    """Which steps of the whole run a strength leaves."""
+    strength = job_strength(job, manifest)
+    if job.video is None:
+        return []
+    width, height = shown_size(Path(job.video))
+    steps, first = job_steps(job, manifest), program.steps[0]
+    left = steps_left_out(steps, strength)
+    return [
+        f"from      {printable(job.video)}, {width}x{height}, {job.fit}",
+        f"strength  {strength:g}: begins with step {left + 1} of {steps}, at sigma {first.sigma:.4f}, timestep "
+        f"{first.timestep:g}; the steps above it are left out of the schedule",
+    ]
 
 
 def _rescaled(program: Program) -> str:

@@ -159,6 +159,10 @@ def write_inputs(
         console.warn(sentence)
     initial, _ = run.start()
     assert not isinstance(initial, Tensor), "an array was given, or drawn"
+    clip = run.clip()
+    if clip is not None:
+        with console.phase("encoding the video"):
+            initial = run.begun(initial, clip)
     with console.phase("encoding the prompt"):
         conditions = pipeline.encode(job, run.program, console.warn)
     arrays: dict[str, npt.NDArray[np.generic]] = {

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from flowblending import UsageError
+from flowblending.contracts.conditions import starts_from_video
 from flowblending.contracts.graph import PipelineSpec, SigmaGrid
 from flowblending.contracts.manifest import CalibratedSchedule, Geometry, Manifest
 from flowblending.contracts.models import check_letters, default_schedule
 from flowblending.contracts.program import Program, Run
 from flowblending.engine.bundle.plan_profiles import most_latents
 from flowblending.engine.bundle.vae_tiling import choose_tiling
-from flowblending.engine.bundle.video_choice import choose_geometry
+from flowblending.engine.bundle.video_choice import choose_geometry, nearest_shape
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
+from flowblending.runtime.media.read_clip import shown_size
 from flowblending.runtime.options import AUTO, Job
 from flowblending.runtime.program.boundaries import read_boundaries
 from flowblending.runtime.program.caches.parse import parse_cache
@@ -75,9 +78,43 @@ def job_geometry(job: Job, manifest: Manifest) -> Geometry:
     """The geometry of a job's video on a bundle.
 
     Raises:
-        UsageError: the bundle was built for no such video; the message names the nearest that it makes.
+        UsageError: the bundle was built for no such video; the message names the nearest that it makes. Or the size is
+            to be that of a video that is not given.
+        FlowBlendingError: the size is to be that of a video that cannot be read.
     """
-    return choose_geometry(manifest, job.size, job.frames)
+    if job.size is None or job.size.strip().lower() != AUTO:
+        return choose_geometry(manifest, job.size, job.frames)
+    if job.video is None:
+        raise UsageError(
+            "The size auto is the one nearest in shape to a video that is given, and none is; give a size such as "
+            f"{manifest.geometry.size}, or leave it out."
+        )
+    return nearest_shape(manifest, shown_size(Path(job.video)), job.frames)
+
+
+def job_strength(job: Job, manifest: Manifest) -> float:
+    """The share of its steps that a job makes: all, or where it begins from a video, the last ones.
+
+    Raises:
+        UsageError: of video and strength, one is missing, or the bundle begins from no video.
+    """
+    if job.video is None and job.strength is None:
+        return 1.0
+    if job.video is None:
+        raise UsageError(
+            f"A strength of {job.strength:g} was given, but no video to begin from; give one, or leave it out."
+        )
+    if not starts_from_video(manifest.pipeline.conditions):
+        raise UsageError(
+            "A video was given to begin from, but this bundle has no VAE encoder to read one with; build it in with "
+            "fb-build-engines --conditions video."
+        )
+    if job.strength is None:
+        raise UsageError(
+            "A video was given to begin from, but no strength; give one such as 0.6, which makes the last 60 % of the "
+            "steps."
+        )
+    return job.strength
 
 
 def job_steps(job: Job, manifest: Manifest) -> int:
@@ -134,6 +171,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
     """
     pipeline = manifest.pipeline
     job_conditioning(job, manifest)
+    strength = job_strength(job, manifest)
     schedule = asked_schedule(job, manifest)
     check_letters(StageSchedule.letters_in(schedule), manifest.models, schedule)
     steps = job_steps(job, manifest)
@@ -158,6 +196,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
         cache=parse_cache(job.cache),
         architectures={name: component.architecture for name, component in manifest.components.items()},
         constants=_constants(job, manifest),
+        strength=strength,
         engine_guidance={} if job.guidance_2 is None else dict.fromkeys(low_noise_experts(manifest), job.guidance_2),
     )
     _check_latents(program, manifest)

@@ -42,7 +42,9 @@ class Option:
         example: a value for messages.
         blank: what to say of a text without a visible letter; empty where it may be blank.
         aliases: names that other programs have for it, which messages know.
-        programs: the command lines that offer it. Prompt files, the Python API and Triton offer all.
+        programs: the command lines that offer it. Prompt files and the Python API offer all.
+        file: whether it names a file or a folder of this machine; in prompt files, from where they lie.
+        served: whether servers offer it: not what names files of the machine, and what is said of those.
     """
 
     name: str = ""
@@ -64,6 +66,8 @@ class Option:
     blank: str = ""
     aliases: tuple[str, ...] = ()
     programs: frozenset[str] = PROGRAMS
+    file: bool = False
+    served: bool = True
 
     @property
     def option(self) -> str:

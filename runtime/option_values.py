@@ -28,6 +28,7 @@ class FrontEnd:
         name: how one is named; ``{option}`` is the flag and ``{name}`` the field.
         given: how one is given a value.
         here: whether the job is run by this installation, whose packages may have registered names.
+        served: whether it is a server's, which offers nothing that names files.
         several: the loop to write for one video of each of several values; empty where there is none to write.
     """
 
@@ -35,7 +36,12 @@ class FrontEnd:
     name: str
     given: str
     here: bool = True
+    served: bool = False
     several: str = ""
+
+    def offers(self, option: Option) -> bool:
+        """Whether it has the option."""
+        return option.served or not self.served
 
     def call(self, option: Option) -> str:
         """The option's name."""
@@ -59,7 +65,7 @@ class FrontEnd:
 
 
 COMMAND_LINE: Final = FrontEnd(noun="option", name="{option}", given="{option} {text}")
-CLIENT_LINE: Final = dataclasses.replace(COMMAND_LINE, here=False)
+CLIENT_LINE: Final = dataclasses.replace(COMMAND_LINE, here=False, served=True)
 PROMPT_FILE: Final = FrontEnd(noun="option", name="{name}", given='"{name}": {json}')
 PYTHON: Final = FrontEnd(
     noun="argument",
@@ -67,8 +73,8 @@ PYTHON: Final = FrontEnd(
     given="{name}={python}",
     several="for {name} in {name}s: sampler.generate({before}{name}={name})",
 )
-TRITON: Final = FrontEnd(noun="input", name="{name}", given='"{name}": {json}')
-HTTP: Final = FrontEnd(noun="field", name="{name}", given='"{name}": {json}')
+TRITON: Final = FrontEnd(noun="input", name="{name}", given='"{name}": {json}', served=True)
+HTTP: Final = FrontEnd(noun="field", name="{name}", given='"{name}": {json}', served=True)
 
 
 def read_options(values: Mapping[str, object], front: FrontEnd, *, beside: Iterable[str] = ()) -> dict[str, Any]:
@@ -82,7 +88,7 @@ def read_options(values: Mapping[str, object], front: FrontEnd, *, beside: Itera
     Raises:
         UsageError: a name that is none, or a value of another type or out of bounds.
     """
-    known = {option.name: option for option in options.options()}
+    known = {option.name: option for option in options.options() if front.offers(option)}
     for name in values:
         if name not in known:
             raise unknown(name, front, (*known, *beside))

@@ -16,6 +16,7 @@ import types
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypedDict, get_args, get_origin, get_type_hints
 
+from flowblending.contracts.conditions import CROP, FITS
 from flowblending.runtime.memory.plan import MODES
 from flowblending.runtime.option import CALIBRATE, CLIENT, COMPARE, EXPORT_TRITON, RUN, SERVE, Option
 from flowblending.runtime.program.caches.parse import OFF
@@ -23,6 +24,8 @@ from flowblending.runtime.program.caches.registry import cache_help
 from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
 
 _ONE_VIDEO: Final = frozenset({RUN, CLIENT})
+_FROM_FILES: Final = frozenset({RUN})
+"""What is said of files of this machine."""
 
 WHAT: Final = "what to generate"
 HOW: Final = "how to sample"
@@ -37,7 +40,7 @@ FAMILY_HELP: Final = (
 
 AUTO: Final = "auto"
 """Of the schedule: what a bundle was calibrated to, else the second model between two stages of the first. Of tiles:
-those that it was built for."""
+those that it was built for. Of the size: the one that is nearest in shape to the video that is given."""
 DEVICES: Final = ("auto", "cpu", "cuda")
 
 MOST_SEED: Final = 2**64 - 1
@@ -55,7 +58,13 @@ class Job:
     Attributes:
         seed: of the initial noise, which is the one diffusers draws for the same seed on the CPU.
         size: such as ``832x480``, and
-        frames: of the video: one that the bundle was built for.
+        frames: of the video: one that the bundle was built for. The size ``auto`` is the one whose shape is nearest to
+            that of ``video``.
+        video: the name of a video, an animated image, a folder of images or an image to begin from, with ``strength``.
+        strength: how much of the noise it gets: the share of the steps that is made, the last ones.
+        fit: how its frames come to the size: ``crop`` and ``letterbox`` keep their shape, ``stretch`` does not, as
+            diffusers.
+        resample_fps: the frames per second at which its frames are taken; None for all of them as they are.
         steps: of the run; stages with timesteps of their own stand in for as many as they say.
         schedule: ``auto`` (what the bundle was calibrated to, else ``LSL`` of its first two models), ``LSL``,
             ``L20 S20 L10``, or with guidance and timesteps of a stage's own, ``L20 S20:g1:t909.4,725 L10``; a stage may
@@ -120,7 +129,7 @@ class Job:
         str | None,
         Option(
             section=WHAT,
-            help="of the video, if the bundle has several",
+            help="of the video, if the bundle has several; auto: the one that is nearest in shape to the video given",
             usual="its first",
             metavar="WxH",
             example="832x480",
@@ -138,6 +147,63 @@ class Job:
             least=1,
             example=81,
             aliases=("num_frames", "frame_num", "video_length", "length", "n_frames"),
+        ),
+    ] = None
+    video: Annotated[
+        str | None,
+        Option(
+            section=WHAT,
+            help="a video (MP4, MOV, WebM, GIF, ...) or a folder of images to begin from, with --strength",
+            metavar="FILE",
+            example="in.mp4",
+            blank="The name of the video is empty; give that of a file.",
+            aliases=("input_video", "init_video", "source_video", "video_path"),
+            programs=_FROM_FILES,
+            file=True,
+            served=False,
+        ),
+    ] = None
+    strength: Annotated[
+        float | None,
+        Option(
+            section=WHAT,
+            help="how far the result may be from it: 0.6 makes the last 60 %% of the steps",
+            metavar="S",
+            least=0,
+            most=1,
+            example=0.6,
+            aliases=("denoise", "denoise_strength", "denoising_strength", "noise_strength"),
+            programs=_FROM_FILES,
+            served=False,
+        ),
+    ] = None
+    fit: Annotated[
+        str,
+        Option(
+            section=WHAT,
+            help="how its frames come to the size: cut at the sides, between black bars, or stretched as in diffusers",
+            usual=CROP,
+            choices=FITS,
+            example=CROP,
+            aliases=("resize_mode", "resize", "crop_mode"),
+            programs=_FROM_FILES,
+            served=False,
+        ),
+    ] = CROP
+    resample_fps: Annotated[
+        float | None,
+        Option(
+            section=WHAT,
+            help="frames per second at which its frames are taken",
+            usual="all of them as they are",
+            metavar="N",
+            unit="frames per second",
+            least=1,
+            most=MAX_FRAME_RATE,
+            example=16.0,
+            aliases=("resample", "force_rate", "input_fps"),
+            programs=_FROM_FILES,
+            served=False,
         ),
     ] = None
     steps: Annotated[
@@ -337,6 +403,10 @@ class JobOptions(TypedDict, total=False):
     seed: int
     size: str | None
     frames: int | None
+    video: str | None
+    strength: float | None
+    fit: str
+    resample_fps: float | None
     steps: int | None
     schedule: str
     boundaries: str | None
@@ -411,6 +481,11 @@ def options() -> tuple[Option, ...]:
     """All options of a job, in the order of the fields."""
     job: Any = JOB  # a class is hashable, which mypy denies those of dataclasses
     return _options(job)
+
+
+def served_options() -> tuple[Option, ...]:
+    """Those that servers offer, whose machine is not their users'."""
+    return tuple(option for option in options() if option.served)
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from flowblending import DeviceError, FlowBlendingError, UsageError
 from flowblending.contracts.conditions import Source, frame_times, inputs_from
-from flowblending.contracts.graph import DECODERS, TEXT_ENCODER
+from flowblending.contracts.graph import DECODERS, ENCODERS, TEXT_ENCODER
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.contracts.tiling import Tiling
 from flowblending.engine.backends.gpu import free_memory
@@ -20,6 +20,7 @@ from flowblending.engine.backends.registry import open_engine
 from flowblending.engine.backends.tensor import CUDA, Tensor
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.video_choice import check_latent_shape
+from flowblending.runtime.conditions.encoder import VaeEncoder
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.devices.arena import Arena
 from flowblending.runtime.devices.protocol import Device
@@ -288,6 +289,25 @@ class Pipeline:
     def decoders(self) -> list[str]:
         """The components that decoding takes."""
         return [name for name in DECODERS if name in self.bundle.manifest.components]
+
+    def vae_encoders(self) -> list[str]:
+        """The components that encoding frames takes; none in bundles without."""
+        return [name for name in ENCODERS if name in self.bundle.manifest.components]
+
+    def encode_frames(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """The latents of frames, uint8 [F, H, W, 3] of a video that the bundle makes: the mode of the VAE's.
+
+        Returns:
+            float32 [1, C, F, H, W], normalised as the transformers see them.
+        """
+        pipeline = self.bundle.manifest.pipeline
+        encoder = VaeEncoder(
+            engines={name: self.engine(name) for name in self.vae_encoders()},
+            device=self.device,
+            factors=(pipeline.temporal_factor, pipeline.spatial_factor),
+            channels=pipeline.latent_channels,
+        )
+        return encoder.encode(frames)
 
     def decode(
         self,

@@ -74,11 +74,12 @@ def parse_jobs(text: str, path: Path, defaults: Job, tell: Callable[[str], None]
     if "\0" in text:
         raise UsageError(f"The prompt file {path} holds zero bytes, as no text does; save it as UTF-8 text.")
     entries = _array(text, path)
+    folder = path.parent if path.is_file() else Path()  # a pipe lies nowhere
     if entries is not None:
-        lines = [_line(number, entry, defaults) for number, entry in enumerate(entries, start=1)]
+        lines = [_line(number, entry, defaults, folder) for number, entry in enumerate(entries, start=1)]
     else:
         _check_lines(text, path)
-        lines = list(_lines(text, defaults))
+        lines = list(_lines(text, defaults, folder))
         left_out = sum(line.lstrip().startswith(COMMENT) for line in text.split("\n"))
         if left_out and tell is not None:
             tell(
@@ -202,7 +203,7 @@ def _goes_on(text: str, start: int, line: str) -> bool:
     return True
 
 
-def _lines(text: str, defaults: Job) -> Iterator[PromptLine]:
+def _lines(text: str, defaults: Job, folder: Path) -> Iterator[PromptLine]:
     # Not splitlines: a JSON string may hold Unicode's own line separators.
     for number, line in enumerate(text.split("\n"), start=1):
         content = line.strip()
@@ -215,7 +216,7 @@ def _lines(text: str, defaults: Job) -> Iterator[PromptLine]:
         except UsageError as error:
             yield PromptLine(number=number, error=str(error))
         else:
-            yield _line(number, entry, defaults)
+            yield _line(number, entry, defaults, folder)
 
 
 def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -253,13 +254,16 @@ def _json(text: str) -> Any:
         raise UsageError(f"The line is no JSON object ({error}); write one object or one prompt a line.") from None
 
 
-def _line(number: int, entry: str | dict[str, Any], defaults: Job) -> PromptLine:
-    """A prompt, or an object with a job's fields, as a line."""
+def _line(number: int, entry: str | dict[str, Any], defaults: Job, folder: Path) -> PromptLine:
+    """A prompt, or an object with a job's fields, as a line; files that it names lie beside the prompt file."""
     try:
         values = {"prompt": entry} if isinstance(entry, str) else _values(entry)
         fields = read_options(values, PROMPT_FILE)
         if "prompt" not in fields:
             raise UsageError('The line has no prompt; write {"prompt": "..."}.')
+        for option in options():
+            if option.file and fields.get(option.name) is not None:
+                fields[option.name] = str(folder / fields[option.name])
     except UsageError as error:
         return PromptLine(number=number, error=str(error))
     job = make_job({each.name: getattr(defaults, each.name) for each in dataclasses.fields(defaults)} | fields)

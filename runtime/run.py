@@ -16,12 +16,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.contracts.graph import TEXT_ENCODER
+from flowblending.contracts.graph import TEXT_ENCODER, VAE_ENCODER
 from flowblending.contracts.manifest import Geometry, Manifest
 from flowblending.contracts.program import Program
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import check_outside
 from flowblending.engine.bundle.geometry import geometry_of
+from flowblending.runtime.conditions.start import check_length, doubts, noised
 from flowblending.runtime.decode_run import decoded, opened, written
 from flowblending.runtime.devices.arrays import Array
 from flowblending.runtime.events import (
@@ -33,9 +34,11 @@ from flowblending.runtime.events import (
     WarningEvent,
 )
 from flowblending.runtime.jobs import compile_job, job_conditioning
+from flowblending.runtime.media.clip import Clip
 from flowblending.runtime.media.latents import save_latents
 from flowblending.runtime.media.noise import Normal, TorchNormal, draw_latents
 from flowblending.runtime.media.noise_check import noise_doubts
+from flowblending.runtime.media.read_clip import read_clip, shown_size
 from flowblending.runtime.media.video import check_output
 from flowblending.runtime.memory.plan import PHASES, RESIDENT, MemoryPlan
 from flowblending.runtime.memory.staged import Stages
@@ -116,6 +119,8 @@ class VideoRun:
             latents_given=latents is not None,
         )
         self._check_files()
+        if job.video is not None:
+            shown_size(Path(job.video))  # that it is there, and can be read
 
     @cached_property
     def metadata(self) -> dict[str, str]:
@@ -135,6 +140,30 @@ class VideoRun:
         if self._given is not None:
             return self._given, self._noise or TorchNormal(self._job.seed)
         return draw_latents(self._job.seed, self.program.latent_shape)
+
+    def clip(self) -> Clip | None:
+        """The frames of the video that the run begins from, if it does.
+
+        Raises:
+            FlowBlendingError: it cannot be read, or is too short.
+        """
+        job = self._job
+        if job.video is None:
+            return None
+        size = self.geometry.width, self.geometry.height
+        clip = read_clip(Path(job.video), size, fit=job.fit, most=self.geometry.frames, resample=job.resample_fps)
+        check_length(clip, self.geometry)
+        return clip
+
+    def begun(
+        self, noise: npt.NDArray[np.float32] | Tensor, clip: Clip, clock: Clock | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Initial latents of a run that begins from a video: its own, with the noise of the first step's level."""
+        pipeline = self._pipeline
+        given = pipeline.device.download(noise) if isinstance(noise, Tensor) else noise
+        with (clock or Clock()).measure(VAE_ENCODER):
+            latents = pipeline.encode_frames(clip.frames)
+        return noised(latents, given, self.program.steps[0].sigma)
 
     def doubts(self) -> list[str]:
         """A sentence if the initial latents given look like no noise: those of a finished run, above all."""
@@ -165,10 +194,16 @@ class VideoRun:
         clock, pipeline = Clock(), self._pipeline
         self._check_files()  # again: they may have come to be since
         latents, generator = self.start()
-        for line in (*self._unused, *self.doubts()):
+        clip = self.clip()
+        for line in (*self._unused, *self.doubts(), *([] if clip is None else doubts(clip, self.frame_rate))):
             yield WarningEvent(message=line)
-        tiling = self._conditioning.tiling
-        plan = pipeline.plan(self.program, texts=len(self._texts()), decode=self._decode, tiling=tiling)
+        plan = self._plan()
+        if clip is not None:
+            encoders = pipeline.vae_encoders()
+            pipeline.make_room(encoders)
+            yield from opened(pipeline, encoders, clock)
+            latents = self.begun(latents, clip, clock)
+            plan = self._plan()  # with what is open now
         by_phases = plan.mode == PHASES
         first, *_, last = (plan.phases[0], *plan.phases)
         pipeline.enter(first, alone=by_phases)
@@ -195,6 +230,10 @@ class VideoRun:
     def _texts(self) -> list[str]:
         """The branches whose text is encoded."""
         return [branch for branch in self.program.branches() if branch not in self._embeddings]
+
+    def _plan(self) -> MemoryPlan:
+        tiling = self._conditioning.tiling
+        return self._pipeline.plan(self.program, texts=len(self._texts()), decode=self._decode, tiling=tiling)
 
     def _needed(self) -> list[str]:
         """The components that are opened at first, in the order in which they are used."""
@@ -277,6 +316,7 @@ def video_metadata(
         **({"lora": manifest.loras} if manifest.loras else {}),
         **({"guidance_rescale": f"{program.guidance_rescale:g}"} if program.guidance_rescale else {}),
         **({} if job.shift is None else {"shift": f"{job.shift:g}"}),
+        **({} if job.strength is None else {"strength": f"{job.strength:g}"}),
         **({} if job.cache == OFF else {"cache": job.cache}),
         **({} if job.decode_timestep is None else {"decode_timestep": f"{job.decode_timestep:g}"}),
         **({} if job.decode_noise_scale is None else {"decode_noise_scale": f"{job.decode_noise_scale:g}"}),

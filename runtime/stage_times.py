@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from flowblending.contracts.graph import TEXT_ENCODER, VAE
+from flowblending.contracts.graph import TEXT_ENCODER, VAE, VAE_ENCODER
 from flowblending.contracts.program import Program
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.cost import Timings
@@ -67,7 +67,7 @@ def remember(pipeline: Pipeline, program: Program, sample: SampleResult, seconds
 def show_times(program: Program, sample: SampleResult, seconds: Mapping[str, float], console: Console) -> None:
     """The table at the end of a run: measured seconds per stage."""
     calls = sample.calls
-    labels = {LOADING: "engine loading", TEXT_ENCODER: "text encoder"}
+    labels = {LOADING: "engine loading", VAE_ENCODER: "VAE encoder", TEXT_ENCODER: "text encoder"}
     labels |= {model: f"{model} x {count}" for model, count in sorted(calls.items())}
     labels |= {VAE: "VAE decoder", VIDEO: "video file", TOTAL: "total"}
     rows = [

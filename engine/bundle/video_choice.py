@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from flowblending import UsageError
 from flowblending.contracts.graph import PipelineSpec
@@ -40,6 +40,42 @@ def choose_geometry(manifest: Manifest, size: str | None, frames: int | None) ->
         f"{text[0].upper()}{text[1:]} {verb} asked for, but this bundle makes {listed(manifest)}; "
         f"the nearest is --size {near.size} --frames {near.frames}."
     )
+
+
+def nearest_shape(manifest: Manifest, shown: tuple[int, int], frames: int | None) -> Geometry:
+    """The geometry of a run that is nearest in shape to a picture.
+
+    Shape counts first, then the default's number of pixels: of sizes, the one with the least distance between the
+    logarithms of width over height, and a quarter of that between the logarithms of their pixels and the default's.
+
+    Args:
+        manifest: of the bundle.
+        shown: width and height of the picture, in pixels.
+        frames: of the video; None for what is nearest to the default's.
+
+    Raises:
+        UsageError: the bundle was built for no video of so many frames; the message names the nearest that it makes.
+    """
+    usual, aspect = manifest.geometry, math.log(shown[0] / shown[1])
+
+    def distance(size: tuple[int, int]) -> tuple[float, int]:
+        width, height = size
+        area = abs(math.log(width * height / (usual.width * usual.height)))
+        return abs(math.log(width / height) - aspect) + area / 4, width
+
+    able = [each for each in manifest.profiles if frames is None or each.min.frames <= frames <= each.max.frames]
+    sizes = {size for each in able or manifest.profiles for size in _sizes(manifest.pipeline, each)}
+    width, height = min(sizes, key=distance)
+    return choose_geometry(manifest, f"{width}x{height}", frames)
+
+
+def _sizes(pipeline: PipelineSpec, profile: VideoProfile) -> Iterator[tuple[int, int]]:
+    """Every width and height of a profile."""
+    wide, high = size_steps(pipeline)
+    low, most = profile.min, profile.max
+    for width in range(low.width, most.width + 1, wide):
+        for height in range(low.height, most.height + 1, high):
+            yield width, height
 
 
 def check_latent_shape(manifest: Manifest, latent_shape: Sequence[int]) -> Geometry:

@@ -41,14 +41,20 @@ class Entry(StrEnum):
 
     ``input``: an input of its own. ``channels``: an input of the latents' frames and size, whose channels the graph
     puts beside those of the latents. ``held``: no input; latent frames that keep what was given. ``timesteps``: the
-    input ``timestep`` has a value for every latent frame, [batch, frames], lower where latents are held.
+    input ``timestep`` has a value for every latent frame, [batch, frames], lower where latents are held. ``start``: no
+    input; what a run begins from at a noise level below the first.
     """
 
     INPUT = "input"
     CHANNELS = "channels"
     HELD = "held"
     TIMESTEPS = "timesteps"
+    START = "start"
 
+
+CROP, LETTERBOX, STRETCH = "crop", "letterbox", "stretch"
+FITS = (CROP, LETTERBOX, STRETCH)
+"""How a picture comes to a video's size; see `flowblending.runtime.media.fit`."""
 
 PIXELS = (Source.IMAGE, Source.VIDEO, Source.MASK)
 """Sources that are read from files of images and videos."""
@@ -132,3 +138,14 @@ def takes(conditions: Iterable[Condition], source: Source) -> bool:
 def pixel_sources(conditions: Sequence[Condition]) -> tuple[Source, ...]:
     """The kinds of images and videos that may be given."""
     return tuple(source for source in PIXELS if takes(conditions, source))
+
+
+def start_from(channels: int) -> Condition:
+    """The latents of a video, from which a run may begin at a noise level."""
+    shape = (1, channels, "frames", "height", "width")
+    return Condition(name="start", sources=(Source.VIDEO,), enters=Entry.START, shape=shape, recipe="strength")
+
+
+def starts_from_video(conditions: Iterable[Condition]) -> bool:
+    """Whether a run may begin from a video's latents."""
+    return any(each.enters is Entry.START for each in conditions)

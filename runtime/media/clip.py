@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import UsageError
+from flowblending.contracts.conditions import CROP
 from flowblending.runtime.media.file_checks import check_picture_size
-from flowblending.runtime.media.fit import CROP, Fit
+from flowblending.runtime.media.fit import Fit
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,7 +77,7 @@ def clip_of_arrays(
     Args:
         frames: uint8 [H, W, 3] of an image, or [F, H, W, 3].
         size: width and height that are wanted.
-        fit: of `flowblending.runtime.media.fit.FITS`.
+        fit: of `flowblending.contracts.conditions.FITS`.
         name: of the argument, for messages.
 
     Raises:

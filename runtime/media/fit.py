@@ -14,12 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import UsageError
+from flowblending.contracts.conditions import CROP, LETTERBOX, STRETCH
 from flowblending.runtime.media.file_checks import MOST_PIXELS
-
-CROP: Final = "crop"
-LETTERBOX: Final = "letterbox"
-STRETCH: Final = "stretch"
-FITS: Final = (CROP, LETTERBOX, STRETCH)
 
 _NOTED: Final = 0.01
 """Share of a picture, or of its shape, below which nothing is said of it: the rounding of sizes to whole cells."""
@@ -33,7 +29,7 @@ class Fit:
         name: of the file, for messages.
         source: width and height, in pixels.
         target: likewise.
-        how: of `FITS`.
+        how: of `flowblending.contracts.conditions.FITS`.
     """
 
     name: str

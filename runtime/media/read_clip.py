@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import UsageError
+from flowblending.contracts.conditions import CROP
 from flowblending.runtime.media.clip import Clip
 from flowblending.runtime.media.display import Picture
-from flowblending.runtime.media.fit import CROP, Fit
+from flowblending.runtime.media.fit import Fit
 from flowblending.runtime.media.frame_source import Frame, FrameSource, opened_frames, opened_still
 
 _SLACK: Final = Fraction(1, 200)
@@ -28,7 +29,7 @@ def read_still(path: Path, size: tuple[int, int], *, fit: str = CROP, grey: bool
     Args:
         path: of a file.
         size: width and height that are wanted.
-        fit: of `flowblending.runtime.media.fit.FITS`.
+        fit: of `flowblending.contracts.conditions.FITS`.
         grey: whether only its brightness is wanted, of a mask.
 
     Raises:
@@ -51,7 +52,7 @@ def read_clip(
     Args:
         path: of a file, or of a folder, whose images are taken in the order of their names and numbers.
         size: width and height that are wanted.
-        fit: of `flowblending.runtime.media.fit.FITS`.
+        fit: of `flowblending.contracts.conditions.FITS`.
         most: frames that are read; None reads all.
         resample: frames per second at which frames are taken, each time the one that a player shows then; None takes
             all of them as they are.

@@ -19,6 +19,8 @@ from flowblending.contracts.conditions import (
     FRAME_TIMESTEPS,
     Condition,
     Entry,
+    Source,
+    start_from,
     text_conditions,
 )
 from flowblending.contracts.graph import LTX_2B, VAE, PipelineSpec, SigmaGrid
@@ -181,19 +183,21 @@ class Ltx:
 def _held(checkpoint: Checkpoint) -> tuple[Condition, ...]:
     """What the classes do with images and clips: their latents are held, and told by lower timesteps.
 
+    All of them also begin from a video's latents, as LTXConditionPipeline does with a ``denoise_strength``.
+
     LTXConditionPipeline puts those of later frames before the video's own, and tells them apart by their times.
     """
     if not checkpoint.takes:
         return ()
-    causal = checkpoint.pipeline == CONDITION
+    causal, channels = checkpoint.pipeline == CONDITION, checkpoint.config(TRANSFORMER)["in_channels"]
     held = Condition(
         name="held latents",
-        sources=checkpoint.takes,
+        sources=checkpoint.takes if causal else (Source.IMAGE,),
         enters=Entry.HELD,
-        shape=(1, checkpoint.config(TRANSFORMER)["in_channels"], "frames", "height", "width"),
+        shape=(1, channels, "frames", "height", "width"),
         recipe="held-frames" if causal else "held-first",
     )
-    return (held, FRAME_TIMESTEPS, *((FRAME_TIMES,) if causal else ()))
+    return (held, FRAME_TIMESTEPS, *((FRAME_TIMES,) if causal else ()), start_from(channels))
 
 
 def _grid(checkpoint: Checkpoint) -> SigmaGrid:

@@ -37,7 +37,7 @@ LTX = ModelFamily(
     name="ltx",
     pipelines=("LTXPipeline", "LTXConditionPipeline", "LTXImageToVideoPipeline"),
     takes={
-        "LTXImageToVideoPipeline": (Source.IMAGE,),
+        "LTXImageToVideoPipeline": (Source.IMAGE, Source.VIDEO),
         "LTXConditionPipeline": (Source.IMAGE, Source.VIDEO),
     },
     images={"LTXPipeline": "LTXImageToVideoPipeline"},

@@ -10,7 +10,7 @@ from typing import Any
 from diffusers import WanTransformer3DModel
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.conditions import text_conditions
+from flowblending.contracts.conditions import Source, start_from, text_conditions
 from flowblending.contracts.graph import WAN_T2V_1_3B, WAN_T2V_14B, PipelineSpec, SigmaGrid
 from flowblending.export.checkpoint.checkpoint import (
     TRANSFORMER,
@@ -136,7 +136,10 @@ class Wan:
             # FlowBlending (arXiv 2512.24724), ablation of the two boundaries on Wan.
             early=0.4,
             late=0.2,
-            conditions=text_conditions(TEXT_LENGTH, transformer.get("text_dim", 4096), mask=False),
+            conditions=(
+                *text_conditions(TEXT_LENGTH, transformer.get("text_dim", 4096), mask=False),
+                *((start_from(transformer["in_channels"]),) if Source.VIDEO in checkpoint.takes else ()),
+            ),
             authors=authors_sampling(_architecture(transformer), experts=expert_boundary(checkpoint) is not None),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from flowblending.contracts.conditions import Source
 from flowblending.export.families.model_family import ModelFamily
 from flowblending.export.families.original import Original, Shapes
 
@@ -32,6 +33,7 @@ def _original(shapes: Shapes, base: Mapping[str, Any]) -> Original:
 WAN = ModelFamily(
     name="wan",
     pipelines=("WanPipeline",),
+    takes={"WanPipeline": (Source.VIDEO,)},
     vae_factors=_vae_factors,
     load=_load,
     original=_original,

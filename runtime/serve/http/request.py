@@ -13,7 +13,7 @@ from flowblending.contracts.manifest import Manifest
 from flowblending.runtime.jobs import compile_job, job_geometry
 from flowblending.runtime.option import Option
 from flowblending.runtime.option_values import HTTP, make_job, read_options, read_value, shown, unknown
-from flowblending.runtime.options import Job, options
+from flowblending.runtime.options import Job, served_options
 from flowblending.runtime.serve.http.errors import ApiError, bad_request
 from flowblending.runtime.serve.http.models import ServedModel
 
@@ -100,7 +100,7 @@ def read_form(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
     Raises:
         ApiError: a field is there twice.
     """
-    kinds = {each.name: each.kind for each in (*options(), *BESIDE)}
+    kinds = {each.name: each.kind for each in (*served_options(), *BESIDE)}
     found: dict[str, object] = {}
     for name, value in pairs:
         if name in found:
@@ -171,7 +171,7 @@ def describe(job: Job, manifest: Manifest) -> dict[str, Any]:
 
 
 def _names() -> set[str]:
-    return {each.name for each in (*options(), *BESIDE)}
+    return {each.name for each in (*served_options(), *BESIDE)}
 
 
 def _field(name: str, value: object) -> dict[str, Any]:

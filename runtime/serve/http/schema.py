@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, Field
 
 from flowblending.runtime.option import Option
-from flowblending.runtime.options import options
+from flowblending.runtime.options import served_options
 from flowblending.runtime.serve.http.messages import Progress
 from flowblending.runtime.serve.http.models import ServedModel
 from flowblending.runtime.serve.http.record import COMPLETED, IN_PROGRESS, QUEUED, JobRecord
@@ -172,5 +172,5 @@ def request_schema() -> dict[str, Any]:
         "type": "object",
         "required": ["prompt"],
         "additionalProperties": False,
-        "properties": {each.name: _property(each) for each in (*options(), *BESIDE)},
+        "properties": {each.name: _property(each) for each in (*served_options(), *BESIDE)},
     }

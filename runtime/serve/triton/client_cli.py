@@ -13,7 +13,7 @@ import flowblending
 from flowblending import FlowBlendingError, UsageError
 from flowblending.runtime.arguments import add_noise, add_options, check_distinct, command_line, given, take_noise
 from flowblending.runtime.option import CLIENT, Option
-from flowblending.runtime.options import FAMILY_HELP, HOW, OUTPUT, WHAT, options
+from flowblending.runtime.options import FAMILY_HELP, HOW, OUTPUT, WHAT, served_options
 from flowblending.runtime.serve.triton.signature import FRAMES, LATENTS, MP4, dtype_of
 from flowblending.system.command_line import add_console
 
@@ -125,7 +125,7 @@ def _inputs(arguments: argparse.Namespace) -> Arrays:
         "progress": np.array([True]),
     }
     fields = given(arguments, CLIENT)
-    for option in options():
+    for option in served_options():
         if (value := fields.get(option.name)) is not None:
             inputs[option.name] = _tensor(option, value)
     if arguments.noise is not None:

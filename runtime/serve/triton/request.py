@@ -12,7 +12,7 @@ from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
 from flowblending.runtime.option import Option
 from flowblending.runtime.option_values import TRITON, make_job, read_options, unknown
-from flowblending.runtime.options import Job, options
+from flowblending.runtime.options import Job, served_options
 from flowblending.runtime.serve.triton.signature import RESULTS, Port, inputs
 
 REQUEST_ID = "id"
@@ -58,7 +58,7 @@ def read_request(arrays: Arrays, manifest: Manifest, parameters: Iterable[str] =
         raise UsageError(f"The input {name} was given as a parameter; give it beside the prompt, as an input.")
     for name, array in arrays.items():
         _check_shape(ports[name], array)
-    values = {option.name: _value(option, arrays[option.name]) for option in options() if option.name in arrays}
+    values = {option.name: _value(option, arrays[option.name]) for option in served_options() if option.name in arrays}
     fields = read_options(values, TRITON)
     if "prompt" not in fields:
         raise UsageError("The request has no prompt; give one as a string in the input prompt.")

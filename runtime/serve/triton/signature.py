@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from flowblending.runtime.option import Option
-from flowblending.runtime.options import options
+from flowblending.runtime.options import served_options
 
 if TYPE_CHECKING:
     from flowblending.contracts.manifest import Manifest
@@ -68,7 +68,7 @@ def inputs(manifest: Manifest) -> tuple[Port, ...]:
     step. Numbers are doubles where ``fb-run`` computes with doubles, so that both give the same bits.
     """
     return (
-        *(Port(name=each.name, dtype=dtype_of(each), optional=each.name != "prompt") for each in options()),
+        *(Port(name=each.name, dtype=dtype_of(each), optional=each.name != "prompt") for each in served_options()),
         Port(name="latents", dtype="float32", shape=(1, *_latents(manifest)), optional=True),
         Port(name="result", dtype=STRING, shape=(-1,), optional=True),
         Port(name="progress", dtype="bool", optional=True),

@@ -11,8 +11,9 @@ from diffusers.video_processor import VideoProcessor
 from PIL import Image
 
 from flowblending import UsageError
+from flowblending.contracts.conditions import CROP, FITS, LETTERBOX, STRETCH
 from flowblending.runtime.media.clip import Clip, check_mask, clip_of_arrays, mask_values, pixels
-from flowblending.runtime.media.fit import CROP, FITS, LETTERBOX, STRETCH, Fit
+from flowblending.runtime.media.fit import Fit
 
 SOURCES = [(64, 48), (48, 64), (97, 61), (33, 200), (64, 64), (500, 16), (16, 16)]
 TARGETS = [(64, 48), (96, 160), (32, 32), (208, 64)]
