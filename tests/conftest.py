@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flowblending.contracts.conditions import Source
 from flowblending.engine.bundle.bundle import Bundle
 from tests.support.cuda import plugin
 from tests.support.shared import alone, shared_folder
@@ -100,9 +101,10 @@ def build(shared: Path, engine_cache: Path, checkpoints: Callable[[str], Path]) 
         precision: str | None = None,
         backend: str = "onnxruntime",
         targets: tuple[str, ...] = (),
+        conditions: tuple[Source, ...] = (),
     ) -> Bundle:
         size, frames = size or SMALLEST[kind].size, frames or SMALLEST[kind].frames
-        components = f"{kind}-{precision}-{backend}-{'-'.join(targets)}".replace("=", "")
+        components = f"{kind}-{precision}-{backend}-{'-'.join((*targets, *conditions))}".replace("=", "")
         out = root / f"{components}-{size}-{frames}"
         with alone(root, components):
             if out.exists():
@@ -124,6 +126,7 @@ def build(shared: Path, engine_cache: Path, checkpoints: Callable[[str], Path]) 
                 precision=precision,
                 backend=backend,
                 targets=targets,
+                conditions=conditions,
                 cache=engine_cache,
             )
             try:
