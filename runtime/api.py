@@ -177,9 +177,9 @@ class VideoSampler:
             noise: initial latents in place of the seed's, float32 [1, C, F, H, W], of the video's size. They are read
                 where they are, when the video is made, and left as they are. What looks like no noise, such as the
                 latents of a finished run, is warned about then; those are for `decode`.
-            options: further fields of a `Job`: seed, size, frames, steps, schedule, boundaries, shift, guidance,
-                guidance_rescale, batched_guidance, solver, cache, decode_timestep, decode_noise_scale,
-                vae_tiling and frame_rate.
+            options: further fields of a `Job`: seed, size, frames, video, strength, fit, resample_fps, steps, schedule,
+                boundaries, shift, guidance, guidance_rescale, batched_guidance, solver, cache, decode_timestep,
+                decode_noise_scale, vae_tiling and frame_rate.
 
         Raises:
             UsageError: an option or an array that does not fit.

@@ -82,7 +82,7 @@ def job_geometry(job: Job, manifest: Manifest) -> Geometry:
             to be that of a video that is not given.
         FlowBlendingError: the size is to be that of a video that cannot be read.
     """
-    if job.size is None or job.size.strip().lower() != AUTO:
+    if str(job.size).strip().lower() != AUTO:
         return choose_geometry(manifest, job.size, job.frames)
     if job.video is None:
         raise UsageError(

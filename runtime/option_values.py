@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import numbers
+import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeGuard
@@ -108,7 +109,7 @@ def read_value(value: object, option: Option, front: FrontEnd) -> Any:
     """
     if value is None and option.nullable:
         return None
-    found = _converted(value, option.kind)
+    found = _converted(os.fspath(value) if option.file and isinstance(value, os.PathLike) else value, option.kind)
     if found is None and front.several and _are_several(value, option.kind):
         raise UsageError(
             f"{front.call(option)} is {shown(value)}, but one {_plain(option)} was expected; write a loop, "

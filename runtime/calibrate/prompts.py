@@ -60,6 +60,11 @@ def check_jobs(lines: Sequence[PromptLine], path: Path, manifest: Manifest) -> l
     jobs = plain_jobs(lines, path, "which fb-calibrate is to find out")
     first = None
     for line, job in zip(lines, jobs, strict=True):
+        if job.video is not None:
+            raise UsageError(
+                f"Line {line.number} of {path} begins from a video, but fb-calibrate measures whole runs; leave its "
+                "video and its strength out."
+            )
         program = compile_job(dataclasses.replace(job, schedule=manifest.models[0].letter, cache="off"), manifest)
         video = geometry_of(manifest.pipeline, program.latent_shape)
         scale = f"{program.guidance:g}"

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from flowblending.contracts.graph import TEXT_ENCODER, VAE
 from flowblending.contracts.program import Program
 from flowblending.runtime.events import FinishedEvent, FramesEvent, LatentsEvent, SamplingEvent, WarningEvent
+from flowblending.runtime.jobs import job_geometry
 from flowblending.runtime.measures.networks import Frames
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
@@ -169,5 +170,6 @@ def warm_up(pipeline: Pipeline, job: Job, *, letters: Sequence[str], warn: Calla
         letters: of the models that will run.
     """
     runs = [f"{letter}{1 if len(letters) > 1 else 2}" for letter in letters]
-    brief = dataclasses.replace(job, seed=0, steps=None, schedule=" ".join(runs), cache="off", guidance_rescale=None)
+    whole = dataclasses.replace(job, size=job_geometry(job, pipeline.bundle.manifest).size, video=None, strength=None)
+    brief = dataclasses.replace(whole, seed=0, steps=None, schedule=" ".join(runs), cache="off", guidance_rescale=None)
     sample(pipeline, brief, warn=warn, on_step=lambda _done, _of: None)

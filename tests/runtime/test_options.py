@@ -21,11 +21,12 @@ from flowblending.runtime.calibrate import cli as calibrate_cli
 from flowblending.runtime.compare import cli as compare_cli
 from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.option import CALIBRATE, CLIENT, COMPARE, PROGRAMS, RUN, Option
-from flowblending.runtime.option_values import COMMAND_LINE, PROMPT_FILE, PYTHON, TRITON, make_job, read_options
+from flowblending.runtime.option_values import COMMAND_LINE, HTTP, PROMPT_FILE, PYTHON, TRITON, make_job, read_options
 from flowblending.runtime.options import HOW, Job, JobOptions
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.solvers.registry import SOLVERS
 from flowblending.runtime.prompt_file import parse_jobs
+from flowblending.runtime.serve.http.schema import request_schema
 from flowblending.runtime.serve.triton import client_cli
 from flowblending.runtime.serve.triton.config import Placement, QueuePolicy, video_config
 from flowblending.runtime.serve.triton.request import read_request
@@ -130,9 +131,28 @@ def test_every_option_can_be_told_about_and_its_example_is_allowed() -> None:
     for option in options.options():
         assert option.help
         for front in (COMMAND_LINE, PROMPT_FILE, PYTHON, TRITON):
+            if not front.offers(option):
+                with pytest.raises(UsageError, match=f"Unknown input '{option.name}'"):
+                    read_options({option.name: option.example}, front)
+                continue
             assert read_options({option.name: option.example}, front) == {option.name: option.example}
             assert front.give(option).count(front.call(option)) == 1
     assert next(each.registry for each in options.options() if each.name == "solver") is SOLVERS
+
+
+def test_servers_offer_nothing_that_names_a_file_of_their_machine(tmp_path: Path) -> None:
+    manifest = manifests.write(tmp_path / "bundle")
+    kept = {option.name for option in options.options() if not option.served}
+    assert {option.name for option in options.options() if option.file} <= kept
+    assert "video" in kept
+    config = video_config("wan", manifest, QueuePolicy(), Placement())
+    schema = request_schema()["properties"]
+    for name in kept:
+        assert f'input {{ name: "{name}"' not in config
+        assert name not in schema
+        for front in (TRITON, HTTP):
+            with pytest.raises(UsageError, match=f"^Unknown (input|field) '{name}'"):
+                read_options({name: "/etc/passwd"}, front)
 
 
 def test_what_a_program_offers() -> None:

@@ -12,12 +12,16 @@ import pytest
 import torch
 from diffusers import LTXConditionPipeline, LTXPipeline, WanVideoToVideoPipeline
 from PIL import Image
+from safetensors import safe_open
 
+import flowblending
 from flowblending.contracts.conditions import Source
 from flowblending.engine.bundle.bundle import Bundle
+from flowblending.runtime.cli import main
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.generate import generate
 from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.media.noise import draw_latents
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.system.console import Console
@@ -31,11 +35,9 @@ TOLERANCE = 1e-4
 JOB = Job(prompt="A cat walks on the grass.", negative_prompt="blurry", seed=3, steps=6, strength=0.7, fit="stretch")
 CASES = [
     {"schedule": "LLL"},
-    {"schedule": "SSS", "guidance": 1.0},
+    {"schedule": "SSS", "guidance": 1.0, "strength": 1.0},
     {"schedule": "LSL"},
     {"schedule": "L2 S1 L3", "guidance": 1.0, "strength": 0.5},
-    {"schedule": "LSL", "strength": 1.0},
-    {"schedule": "LSL", "strength": 0.17},
 ]
 KINDS = {"wan": 9, "ltx-condition": 17}
 
@@ -123,3 +125,45 @@ def test_latents_equal_diffusers(
     # And not what text alone gives.
     alone = dataclasses.replace(JOB, strength=None, fit="crop")
     assert relative_error(ours(bundle, alone), expected) > 0.1
+
+
+def test_from_the_command_line_and_from_python(
+    build: Build, folders: Callable[[int], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, video = build("wan", conditions=(Source.VIDEO,)), folders(12)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        line = [str(bundle.folder), "--prompt", "x", "--video", str(video), "--steps", "4", "--device", "cpu", *words]
+        with pytest.raises(SystemExit) as ended:
+            main(line)
+        told = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, told.out, " ".join(told.err.split())
+
+    out, latents, inputs = tmp_path / "a.npy", tmp_path / "z.npy", tmp_path / "inputs.safetensors"
+    code, _, told = run("--strength", "0.5", "--out", str(out), "--save-latents", str(latents))
+    assert code == 0, told
+    assert np.load(out).shape == (9, 48, 32, 3)
+    assert "63% of it is cut off; --fit letterbox would keep all of it." in told
+    assert "12 frames is longer than 9 frames; its first 9 are taken." in told
+    with flowblending.open(bundle.folder, device="cpu") as sampler, pytest.warns(UserWarning, match="its first 9"):
+        made = sampler.generate("x", video=str(video), strength=0.5, steps=4)
+        assert np.array_equal(np.from_dlpack(made.latents()), np.load(latents))
+
+    code, shown, _ = run("--strength", "0.5", "--dry-run")
+    assert code == 0
+    assert "strength  0.5: begins with step 3 of 4, at sigma" in shown
+    assert run("--strength", "0.5", "--emit-inputs", str(inputs))[0] == 0
+    job = Job(prompt="x", video=str(video), strength=0.5, steps=4)
+    with safe_open(inputs, "np") as written:
+        begun = written.get_tensor("latents")
+    sigma = compile_job(job, bundle.manifest).steps[0].sigma
+    noise, _ = draw_latents(0, begun.shape[1:])
+    # What is left without the noise is the video, whatever the seed.
+    assert abs(np.corrcoef((begun - np.float32(sigma) * noise).ravel(), noise.ravel())[0, 1]) < 0.1
+
+    video = folders(5)
+    code, _, told = run("--strength", "0.5", "--out", str(tmp_path / "b.npy"))
+    assert code == 2
+    assert "5 frames has 5 frames, but the video that is made has 9; give a longer one" in told
+    assert not (tmp_path / "b.npy").exists()
