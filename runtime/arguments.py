@@ -148,6 +148,8 @@ def _add(group: Group, option: Option, program: str, *, required: bool = False) 
             settings["choices"] = option.choices
         elif option.metavar is not None:
             settings["metavar"] = option.metavar
+        if option.several:
+            settings["action"] = "append"
     if option in (DEVICE, MEMORY, CUDA_GRAPH):
         settings["default"] = option.default
     group.add_argument(option.option, **settings)

@@ -181,7 +181,7 @@ def _run_one(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
         pipeline.close()
         pipeline.device.close()
     show_times(outcome.program, outcome.sample, outcome.seconds, console)
-    console.result(f"{out}: {geometry_of(bundle.manifest.pipeline, outcome.program.latent_shape)}")
+    console.result(f"{out}: {geometry_of(bundle.manifest.pipeline, outcome.latents.shape[1:])}")
     files = {"video": out, "latents": arguments.save_latents, "emitted_program": arguments.emit_program}
     sample = outcome.sample
     made = {"calls": dict(sample.calls), "graph_launches": sample.graphs.launches, "seconds": dict(outcome.seconds)}

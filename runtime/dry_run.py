@@ -19,7 +19,7 @@ from flowblending.engine.bundle.vae_tiling import choose_tiling
 from flowblending.runtime.authors import authors_line
 from flowblending.runtime.devices.open import device_kind
 from flowblending.runtime.job_facts import cost_facts, job_facts, stage_facts, stages_of
-from flowblending.runtime.jobs import calibrated_schedule, compile_job, job_levels, job_steps, job_strength
+from flowblending.runtime.jobs import calibrated_schedule, compile_job, job_images, job_levels, job_steps, job_strength
 from flowblending.runtime.media.read_clip import shown_size
 from flowblending.runtime.memory.describe import Told, memory_facts, memory_lines, tell_memory
 from flowblending.runtime.memory.needs import run_memory
@@ -50,6 +50,7 @@ def plan_lines(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True
         f"bundle    {bundle.folder} ({manifest.id}), {manifest.pipeline.family}",
         *([f"lora      {manifest.loras}"] if manifest.loras else []),
         *_begins(job, manifest, program),
+        *(f"image     {given}, {job.fit}" for given in job_images(job, manifest)),
         f"video     {geometry}, latents {list(geometry.latent_shape)}",
         f"schedule  {program.schedule}{_origin(job, manifest)}, {len(program.steps)} steps, {program.solver}, "
         f"guidance {program.guidance:g}{_rescaled(program)}, {_shift(job, manifest, program)}",

@@ -11,6 +11,7 @@ from typing import Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from flowblending import UsageError
 from flowblending.contracts.program import LATENTS, Program
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.events import (
@@ -154,6 +155,11 @@ def write_inputs(
         FlowBlendingError: a job that makes no program, latents that do not fit, or a file that cannot be written.
     """
     check_file(out)
+    if job.image:
+        raise UsageError(
+            "What sampling starts from was asked for, but images are held on the way, too, which such a file does not "
+            "say; leave the images out."
+        )
     run = VideoRun(pipeline, job, latents=latents, decode=False)
     for sentence in run.doubts():
         console.warn(sentence)

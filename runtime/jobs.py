@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flowblending import UsageError
-from flowblending.contracts.conditions import starts_from_video
+from flowblending.contracts.conditions import Source, starts_from_video
 from flowblending.contracts.graph import PipelineSpec, SigmaGrid
 from flowblending.contracts.manifest import CalibratedSchedule, Geometry, Manifest
 from flowblending.contracts.models import check_letters, default_schedule
@@ -16,6 +16,8 @@ from flowblending.contracts.program import Program, Run
 from flowblending.engine.bundle.plan_profiles import most_latents
 from flowblending.engine.bundle.vae_tiling import choose_tiling
 from flowblending.engine.bundle.video_choice import choose_geometry, nearest_shape
+from flowblending.runtime.conditions.given import Given, read_given
+from flowblending.runtime.conditions.registry import check_taken
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.media.read_clip import shown_size
 from flowblending.runtime.options import AUTO, Job
@@ -90,6 +92,22 @@ def job_geometry(job: Job, manifest: Manifest) -> Geometry:
             f"{manifest.geometry.size}, or leave it out."
         )
     return nearest_shape(manifest, shown_size(Path(job.video)), job.frames)
+
+
+def job_images(job: Job, manifest: Manifest) -> tuple[Given, ...]:
+    """The images and clips that a job names, none of which has been read.
+
+    Raises:
+        UsageError: a name or a strength that is none, a bundle that takes no images, or a video to begin from beside.
+    """
+    images = tuple(map(read_given, job.image))
+    if images:
+        check_taken(manifest, Source.IMAGE)
+    if images and job.video is not None:
+        raise UsageError(
+            "An image was given, and a video to begin from, but a run takes one of the two; leave one out."
+        )
+    return images
 
 
 def job_strength(job: Job, manifest: Manifest) -> float:
@@ -172,6 +190,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
     pipeline = manifest.pipeline
     job_conditioning(job, manifest)
     strength = job_strength(job, manifest)
+    job_images(job, manifest)
     schedule = asked_schedule(job, manifest)
     check_letters(StageSchedule.letters_in(schedule), manifest.models, schedule)
     steps = job_steps(job, manifest)

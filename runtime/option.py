@@ -43,6 +43,7 @@ class Option:
         blank: what to say of a text without a visible letter; empty where it may be blank.
         aliases: names that other programs have for it, which messages know.
         programs: the command lines that offer it. Prompt files and the Python API offer all.
+        several: whether it may be given several times; its value is a tuple of them.
         file: whether it names a file or a folder of this machine; in prompt files, from where they lie.
         served: whether servers offer it: not what names files of the machine, and what is said of those.
     """
@@ -66,6 +67,7 @@ class Option:
     blank: str = ""
     aliases: tuple[str, ...] = ()
     programs: frozenset[str] = PROGRAMS
+    several: bool = False
     file: bool = False
     served: bool = True
 

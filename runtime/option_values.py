@@ -109,6 +109,10 @@ def read_value(value: object, option: Option, front: FrontEnd) -> Any:
     """
     if value is None and option.nullable:
         return None
+    if option.several:
+        values = value if isinstance(value, list | tuple) else [value]
+        one = dataclasses.replace(option, several=False, blank=f"{front.call(option)} is empty; give a file's name.")
+        return tuple(read_value(each, one, front) for each in values)
     found = _converted(os.fspath(value) if option.file and isinstance(value, os.PathLike) else value, option.kind)
     if found is None and front.several and _are_several(value, option.kind):
         raise UsageError(

@@ -13,6 +13,7 @@ import functools
 import json
 import re
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypedDict, get_args, get_origin, get_type_hints
 
@@ -60,6 +61,8 @@ class Job:
         size: such as ``832x480``, and
         frames: of the video: one that the bundle was built for. The size ``auto`` is the one whose shape is nearest to
             that of ``video``.
+        image: files of images and clips that the video keeps to: ``cat.png`` from its first frame on,
+            ``end.png@120:0.8`` from another one and with a strength from 0 to 1.
         video: the name of a video, an animated image, a folder of images or an image to begin from, with ``strength``.
         strength: how much of the noise it gets: the share of the steps that is made, the last ones.
         fit: how its frames come to the size: ``crop`` and ``letterbox`` keep their shape, ``stretch`` does not, as
@@ -149,6 +152,20 @@ class Job:
             aliases=("num_frames", "frame_num", "video_length", "length", "n_frames"),
         ),
     ] = None
+    image: Annotated[
+        tuple[str, ...],
+        Option(
+            section=WHAT,
+            help="an image or a clip that the video keeps to from a frame on, with a strength up to 1: cat.png, "
+            "end.png@120:0.8; may be given several times",
+            metavar="FILE[@FRAME[:S]]",
+            example="cat.png",
+            aliases=("images", "init_image", "input_image", "image_path", "first_frame", "conditions"),
+            programs=_FROM_FILES,
+            file=True,
+            served=False,
+        ),
+    ] = ()
     video: Annotated[
         str | None,
         Option(
@@ -403,6 +420,7 @@ class JobOptions(TypedDict, total=False):
     seed: int
     size: str | None
     frames: int | None
+    image: str | Sequence[str]
     video: str | None
     strength: float | None
     fit: str
@@ -498,7 +516,9 @@ def _option(one: dataclasses.Field[Any], hint: Any) -> Option:
     """What the annotation tells, completed by what the field does."""
     told: Option
     kind, told = get_args(hint)
-    kinds = get_args(kind) if get_origin(kind) is types.UnionType else (kind,)
-    (plain,) = (each for each in kinds if each is not type(None))
+    several = get_origin(kind) is tuple
+    kinds = get_args(kind) if several or get_origin(kind) is types.UnionType else (kind,)
+    (plain,) = (each for each in kinds if each not in (type(None), Ellipsis))
     default = None if one.default is dataclasses.MISSING else one.default
-    return dataclasses.replace(told, name=one.name, kind=plain, nullable=type(None) in kinds, default=default)
+    nullable = type(None) in kinds
+    return dataclasses.replace(told, name=one.name, kind=plain, nullable=nullable, several=several, default=default)

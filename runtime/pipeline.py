@@ -34,7 +34,7 @@ from flowblending.runtime.memory.needs import run_memory
 from flowblending.runtime.memory.plan import AUTO, PHASES, SLACK, MemoryPlan, Phase
 from flowblending.runtime.memory.staged import StagedEngine, Stages
 from flowblending.runtime.options import Job
-from flowblending.runtime.sampler.binding import Conditions
+from flowblending.runtime.sampler.binding import Conditions, Given
 from flowblending.runtime.sampler.loop import Sampler, SampleResult, StepEvent, Trajectory
 
 
@@ -175,18 +175,25 @@ class Pipeline:
         return self.bundle.manifest.pipeline.frame_rate if job.frame_rate is None else job.frame_rate
 
     def encode(
-        self, job: Job, program: Program, warn: Callable[[str], None], given: Conditions | None = None
+        self,
+        job: Job,
+        program: Program,
+        warn: Callable[[str], None],
+        given: Conditions | None = None,
+        times: Sequence[float] | None = None,
     ) -> Conditions:
         """What the transformers take beside latents and timestep, for every branch that the program has.
 
         Args:
             warn: told when a prompt is longer than the text encoder takes, and is cut.
             given: embeddings as `embed` gives them, of the branches whose text is not to be encoded.
+            times: of the latent frames, where they are not those of the video alone.
         """
         given, pipeline = given or {}, self.bundle.manifest.pipeline
         negative = pipeline.negative_prompt if job.negative_prompt is None else job.negative_prompt
         prompts = {COND: job.prompt, UNCOND: negative}
-        times = frame_times(program.latent_shape[1], pipeline.temporal_factor)
+        if times is None:
+            times = frame_times(program.latent_shape[1], pipeline.temporal_factor)
         shared: dict[str, Tensor] = {
             Source.FRAME_RATE: self.device.upload(np.array([self.frame_rate(job)], np.float32)),
             Source.FRAME_TIMES: self.device.upload(np.array(times, np.float32)),
@@ -268,23 +275,26 @@ class Pipeline:
         """Run a program from initial latents float32 [1, C, F, H, W]."""
         return self.prepare(program, conditions).run(latents, on_step=on_step)
 
-    def prepare(self, program: Program, conditions: Conditions, stages: Stages | None = None) -> Trajectory:
+    def prepare(
+        self, program: Program, conditions: Conditions, stages: Stages | None = None, given: Given | None = None
+    ) -> Trajectory:
         """Bind a program to the engines that it runs and to memory of its own.
 
         Args:
             program: to run.
             conditions: see `encode`.
             stages: opens and closes the engines while it runs; None has all of them open.
+            given: what the program's given slots hold.
         """
         models = sorted({step.model for step in program.steps})
         if stages is None:
             opened = {name: self.engine(name) for name in models}
-            return Sampler(opened, self.device, cuda_graph=self.cuda_graph).prepare(program, conditions)
+            return Sampler(opened, self.device, cuda_graph=self.cuda_graph).prepare(program, conditions, given)
         specs = {name: self.bundle.manifest.components[name].spec for name in models}
         engines = {name: StagedEngine(spec, partial(self.engine, name)) for name, spec in specs.items()}
         # What is captured holds addresses of engines, which go with them.
         sampler = Sampler(engines, self.device, cuda_graph=self.cuda_graph, before=stages.before)
-        return sampler.prepare(program, conditions)
+        return sampler.prepare(program, conditions, given)
 
     def decoders(self) -> list[str]:
         """The components that decoding takes."""
@@ -294,8 +304,13 @@ class Pipeline:
         """The components that encoding frames takes; none in bundles without."""
         return [name for name in ENCODERS if name in self.bundle.manifest.components]
 
-    def encode_frames(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """The latents of frames, uint8 [F, H, W, 3] of a video that the bundle makes: the mode of the VAE's.
+    def encode_frames(
+        self, frames: npt.NDArray[np.uint8], noise: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """The latents of frames, uint8 [F, H, W, 3] of a video that the bundle makes.
+
+        Args:
+            noise: standard normal, like the latents, for a draw from the encoder's distribution; None for its mode.
 
         Returns:
             float32 [1, C, F, H, W], normalised as the transformers see them.
@@ -307,7 +322,7 @@ class Pipeline:
             factors=(pipeline.temporal_factor, pipeline.spatial_factor),
             channels=pipeline.latent_channels,
         )
-        return encoder.encode(frames)
+        return encoder.encode(frames, noise)
 
     def decode(
         self,

@@ -263,7 +263,9 @@ def _line(number: int, entry: str | dict[str, Any], defaults: Job, folder: Path)
             raise UsageError('The line has no prompt; write {"prompt": "..."}.')
         for option in options():
             if option.file and fields.get(option.name) is not None:
-                fields[option.name] = str(folder / fields[option.name])
+                named = fields[option.name]
+                beside = tuple(str(folder / each) for each in named) if option.several else str(folder / named)
+                fields[option.name] = beside
     except UsageError as error:
         return PromptLine(number=number, error=str(error))
     job = make_job({each.name: getattr(defaults, each.name) for each in dataclasses.fields(defaults)} | fields)

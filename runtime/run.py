@@ -7,6 +7,7 @@ stopping takes: steps under way are waited for, memory is given back, and what i
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Generator, Sequence
 from functools import cached_property, partial
 from hashlib import sha256
@@ -22,6 +23,8 @@ from flowblending.contracts.program import Program
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import check_outside
 from flowblending.engine.bundle.geometry import geometry_of
+from flowblending.runtime.conditions.given import GivenClip, open_given
+from flowblending.runtime.conditions.registry import plan_given
 from flowblending.runtime.conditions.start import check_length, doubts, noised
 from flowblending.runtime.decode_run import decoded, opened, written
 from flowblending.runtime.devices.arrays import Array
@@ -45,7 +48,7 @@ from flowblending.runtime.memory.staged import Stages
 from flowblending.runtime.options import CUDA_GRAPH, NO_GRAPHS, Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.caches.parse import OFF
-from flowblending.runtime.sampler.binding import Conditions
+from flowblending.runtime.sampler.binding import Conditions, Given
 from flowblending.runtime.sampler.loop import AHEAD, SampleResult
 from flowblending.runtime.stage_times import LOADING, Clock
 from flowblending.runtime.unused import unused_options
@@ -60,6 +63,7 @@ class VideoRun:
             a tensor of the device, which is taken as it is.
         noise: what a decoder that adds noise draws it from where initial latents are given; None for the seed's stream.
         embeddings: as `Pipeline.embed` gives them, of the branches whose text is not to be encoded.
+        clips: images and clips that were given, at the video's size.
         outputs: where to write the video (see `open_writer`).
         latents_out: where to write the final latents (.npy).
         decode: whether frames are wanted; there are no outputs without.
@@ -87,6 +91,7 @@ class VideoRun:
         latents: npt.NDArray[np.generic] | Tensor | None = None,
         noise: Normal | None = None,
         embeddings: Conditions | None = None,
+        clips: Sequence[GivenClip] = (),
         outputs: Sequence[Path] = (),
         latents_out: Path | None = None,
         decode: bool = True,
@@ -96,12 +101,15 @@ class VideoRun:
     ) -> None:
         self._pipeline = pipeline
         self._job = job
-        self.program: Final[Program] = compile_job(job, pipeline.bundle.manifest)
+        program = compile_job(job, pipeline.bundle.manifest)
+        self._clips = self._read_clips(program, clips)
+        self._held = plan_given(pipeline.bundle.manifest, program, self._clips)
+        self.program: Final[Program] = program if self._held is None else self._held.program
         self._conditioning = job_conditioning(job, pipeline.bundle.manifest)
         self.frame_rate: Final[float] = pipeline.frame_rate(job)
-        self.geometry: Final[Geometry] = geometry_of(pipeline.bundle.manifest.pipeline, self.program.latent_shape)
+        self.geometry: Final[Geometry] = geometry_of(pipeline.bundle.manifest.pipeline, program.latent_shape)
         if latents is not None and not isinstance(latents, Tensor):
-            latents = pipeline.check_latents(latents, self.program.latent_shape)
+            latents = pipeline.check_latents(latents, program.latent_shape)
         self._given = latents
         self._noise = noise
         self._embeddings = embeddings or {}
@@ -140,6 +148,19 @@ class VideoRun:
         if self._given is not None:
             return self._given, self._noise or TorchNormal(self._job.seed)
         return draw_latents(self._job.seed, self.program.latent_shape)
+
+    def _read_clips(self, program: Program, clips: Sequence[GivenClip]) -> Sequence[GivenClip]:
+        """The images and clips of the run: those that were given as frames, and those that the job names.
+
+        Raises:
+            FlowBlendingError: one cannot be read, or is out of place.
+        """
+        video = geometry_of(self._pipeline.bundle.manifest.pipeline, program.latent_shape)
+        return (*clips, *open_given(self._job.image, (video.width, video.height), video.frames, fit=self._job.fit))
+
+    def _notes(self) -> list[str]:
+        """What a user should know of how images and clips were read."""
+        return [note for clip in self._clips for note in clip.notes]
 
     def clip(self) -> Clip | None:
         """The frames of the video that the run begins from, if it does.
@@ -193,22 +214,28 @@ class VideoRun:
         """
         clock, pipeline = Clock(), self._pipeline
         self._check_files()  # again: they may have come to be since
-        latents, generator = self.start()
         clip = self.clip()
-        for line in (*self._unused, *self.doubts(), *([] if clip is None else doubts(clip, self.frame_rate))):
+        for line in (
+            *self._unused,
+            *self.doubts(),
+            *([] if clip is None else doubts(clip, self.frame_rate)),
+            *self._notes(),
+        ):
             yield WarningEvent(message=line)
         plan = self._plan()
-        if clip is not None:
+        if clip is not None or self._held is not None:
             encoders = pipeline.vae_encoders()
             pipeline.make_room(encoders)
             yield from opened(pipeline, encoders, clock)
-            latents = self.begun(latents, clip, clock)
+        latents, generator, held = self._initial(clip, clock)
+        if clip is not None or self._held is not None:
             plan = self._plan()  # with what is open now
         by_phases = plan.mode == PHASES
         first, *_, last = (plan.phases[0], *plan.phases)
         pipeline.enter(first, alone=by_phases)
         yield from opened(pipeline, first.runs if by_phases else self._needed(), clock)
-        result = yield from self._sampled(latents, plan, clock)
+        sampled = yield from self._sampled(latents, held, plan, clock)
+        result = self._own(sampled)
         pipeline.device.trim()
         if by_phases:
             pipeline.enter(last, alone=True) if self._decode else pipeline.keep_only(())
@@ -241,8 +268,26 @@ class VideoRun:
         decoders = self._pipeline.decoders() if self._decode and self._open_first else []
         return [*([TEXT_ENCODER] if self._texts() else []), *models, *decoders]
 
+    def _initial(self, clip: Clip | None, clock: Clock) -> tuple[npt.NDArray[np.float32] | Tensor, Normal, Given]:
+        """The latents to start from, the generator that a decoder draws on from, and what the program's slots hold."""
+        if self._held is None:
+            latents, drawn = self.start()
+            return latents if clip is None else self.begun(latents, clip, clock), drawn, {}
+        given = self._pipeline.device.download(self._given) if isinstance(self._given, Tensor) else self._given
+        generator = self._noise or TorchNormal(self._job.seed)
+        with clock.measure(VAE_ENCODER):
+            made, slots = self._held.make(given, generator, self._pipeline.encode_frames)
+        return made, generator, slots
+
+    def _own(self, result: SampleResult) -> SampleResult:
+        """A result without the latent frames that were put before the video's own."""
+        if self._held is None or not self._held.extra:
+            return result
+        device = self._pipeline.device
+        return dataclasses.replace(result, latents=device.upload(self._held.own(device.download(result.latents))))
+
     def _sampled(
-        self, latents: npt.NDArray[np.float32] | Tensor, plan: MemoryPlan, clock: Clock
+        self, latents: npt.NDArray[np.float32] | Tensor, held: Given, plan: MemoryPlan, clock: Clock
     ) -> Generator[RunEvent, None, SampleResult]:
         """Encode and sample. Conditions and slots are this generator's, and go before anything is decoded."""
         pipeline, device = self._pipeline, self._pipeline.device
@@ -252,7 +297,8 @@ class VideoRun:
         # Marks and not the clock: on a GPU, encoding has only been enqueued when it returns.
         began, ended = device.mark(), device.mark()
         began.record()
-        conditions = pipeline.encode(self._job, self.program, warnings.append, self._embeddings)
+        times = None if self._held is None else self._held.times
+        conditions = pipeline.encode(self._job, self.program, warnings.append, self._embeddings, times)
         ended.record()
         for line in warnings:
             yield WarningEvent(message=line)
@@ -261,7 +307,7 @@ class VideoRun:
             stages = Stages(pipeline, self.program, plan, partial(clock.measure, LOADING))
             pipeline.enter(plan.stages[0], alone=True)
             yield from opened(pipeline, plan.stages[0].runs, clock)
-        trajectory = pipeline.prepare(self.program, conditions, stages)
+        trajectory = pipeline.prepare(self.program, conditions, stages, held)
         yield SamplingEvent(trajectory=trajectory)
         result = yield from trajectory.follow(latents, ahead=self._ahead)
         if result.graphs.failed:
@@ -316,6 +362,7 @@ def video_metadata(
         **({"lora": manifest.loras} if manifest.loras else {}),
         **({"guidance_rescale": f"{program.guidance_rescale:g}"} if program.guidance_rescale else {}),
         **({} if job.shift is None else {"shift": f"{job.shift:g}"}),
+        **({"image": " ".join(job.image)} if job.image else {}),
         **({} if job.strength is None else {"strength": f"{job.strength:g}"}),
         **({} if job.cache == OFF else {"cache": job.cache}),
         **({} if job.decode_timestep is None else {"decode_timestep": f"{job.decode_timestep:g}"}),

@@ -60,11 +60,11 @@ def unused_options(
             f"the frame rate {job.frame_rate:g} does nothing, because these models take none and no file is written "
             "that has one."
         )
-    if job.video is None and job.fit != CROP:
+    if job.video is None and not job.image and job.fit != CROP:
         found.append(f"the fit {job.fit} does nothing, because no video is given.")
     if job.video is None and job.resample_fps is not None:
         found.append(f"resampling to {job.resample_fps:g} frames per second does nothing, because no video is given.")
-    if job.seed and latents_given and not _draws(manifest):
+    if job.seed and latents_given and not job.image and not _draws(manifest):
         found.append(f"the seed {job.seed} does nothing, because the initial latents were given.")
     return found
 

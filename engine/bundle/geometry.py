@@ -160,6 +160,10 @@ def _symbols(component: str, pipeline: PipelineSpec, profile: VideoProfile, tili
         return {"batch": Range.fixed(1)}
     if component in (VAE_FIRST, VAE_NEXT, VAE_ENCODER_FIRST, VAE_ENCODER_NEXT):
         return {"height": height, "width": width}
+    if is_transformer(component):
+        # Latent frames of what is given may be put before the video's own.
+        room = max((each.room for each in pipeline.conditions), default=0)
+        frames = Range(min=frames.min, opt=frames.opt, max=frames.max + room)
     if component == VAE_ENCODER:
         # An image is a clip of one frame.
         frames = Range(min=1, opt=1, max=frames.max)

@@ -71,6 +71,7 @@ class Condition:
         shape: in symbols, as the input has it: ``batch``, ``frames``, ``height``, ``width`` of the latents.
         dtype: numpy's name.
         recipe: how the runtime makes it, if it is not the source itself; conditions of one recipe are made together.
+        room: of held latents: the latent frames that may be put before the video's own.
         required: whether there is no video without one of its sources.
     """
 
@@ -80,6 +81,7 @@ class Condition:
     shape: tuple[int | str, ...]
     dtype: str = "float32"
     recipe: str = ""
+    room: int = 0
     required: bool = False
 
     @property

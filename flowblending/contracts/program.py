@@ -1,8 +1,9 @@
-"""The sampling program: schedule x solver x guidance x step cache, compiled to a list of three kinds of instruction.
+"""The sampling program: schedule x solver x guidance x step cache, compiled to a list of four kinds of instruction.
 
 File contract 3. Everything clever happens here, once, in float64, before the first step: what a
 sampler executes is a list of `Run` (call an engine), `Mix` (a linear combination of latent-sized
-slots, in fp32) and `Rescale` (the one step of guidance that is not linear). A program knows neither engines nor
+slots, in fp32), `Rescale` (the one step of guidance that is not linear) and `Place` (a Mix with a mask: latents
+that are held). A program knows neither engines nor
 devices, and is tested with closed-form functions.
 What cannot be known before the first step is a `Choice`, and rare.
 """
@@ -13,7 +14,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts import upgrade
@@ -84,7 +85,19 @@ class Rescale:
             )
 
 
-Instruction = Run | Mix | Rescale
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """``out`` becomes ``source`` in some latent frames, and stays as it is in all others: a Mix with a mask.
+
+    Attributes:
+        source: a slot of those latent frames alone, as `Program.partial` says.
+    """
+
+    out: str
+    source: str
+
+
+Instruction = Run | Mix | Rescale | Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +162,8 @@ class Program:
         guidance_rescale: phi of its `Rescale` instructions, 0 where there are none; for people.
         latent_shape: [C, F, H, W] of every slot; noise levels may depend on it.
         choice: what is decided while it runs, if anything; without it every step executes its instructions.
+        partial: slots that hold some latent frames alone, and which, from 0 on; all others hold every frame.
+        given: those of them that are filled before the first step, and keep what they hold.
     """
 
     FORMAT = upgrade.PROGRAM.number
@@ -160,6 +175,13 @@ class Program:
     steps: tuple[Step, ...]
     choice: Choice | None = None
     guidance_rescale: float = 0.0
+    partial: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    given: tuple[str, ...] = ()
+
+    def slot_shape(self, slot: str) -> tuple[int, int, int, int]:
+        """[C, F, H, W] of a slot."""
+        channels, frames, height, width = self.latent_shape
+        return channels, len(self.partial.get(slot, range(frames))), height, width
 
     def instructions(self) -> Iterator[Instruction]:
         """Every instruction in order, as if no step were left out by a choice."""
@@ -175,6 +197,8 @@ class Program:
                 names.update(dict.fromkeys(instruction.out))
             elif isinstance(instruction, Mix):
                 names.update(dict.fromkeys([*(slot for _, slot in instruction.terms), instruction.out]))
+            elif isinstance(instruction, Place):
+                names.update(dict.fromkeys([instruction.source, instruction.out]))
             else:
                 names.update(dict.fromkeys([instruction.reference, instruction.out]))
         return tuple(names)
@@ -214,6 +238,9 @@ class Program:
                 elif isinstance(each, Rescale):
                     ratio = f"std({each.reference}) / std({each.out})"
                     lines.append(f"    {each.out} *= {each.share:g} {ratio} + {1 - each.share:g}")
+                elif isinstance(each, Place):
+                    frames = ", ".join(map(str, self.partial[each.source]))
+                    lines.append(f"    {each.out} = {each.source} in the latent frames {frames}")
                 else:
                     terms = " ".join(f"{coefficient:+.6g} {slot}" for coefficient, slot in each.terms)
                     lines.append(f"    {each.out} = {terms}")
@@ -225,8 +252,13 @@ class Program:
         An instruction with ``terms`` is a mix, one with a ``share`` a rescaling, and the others are runs.
 
         Raises:
-            UsageError: it has a choice, which the format does not know.
+            UsageError: it has a choice or holds latents that were given, which the format does not know.
         """
+        if self.partial:
+            raise UsageError(
+                "This program keeps latents of images that were given, which a program file cannot say; run it with "
+                "fb-run or from Python, or leave the images out."
+            )
         if self.choice is not None:
             raise UsageError(
                 "The cache easycache decides while a program runs, which a program file cannot say; give --cache "
@@ -234,7 +266,7 @@ class Program:
                 "another cache that decides beforehand, such as magcache or scm:slow."
             )
         content = dataclasses.asdict(self)
-        del content["choice"]
+        del content["choice"], content["partial"], content["given"]
         for step in content["steps"]:
             del step["frame_timesteps"]
         return {"format": self.FORMAT, **content}
@@ -253,7 +285,7 @@ class Program:
         except ValueError as error:
             raise FlowBlendingError(f"The sampling program is damaged ({error}); write it again.") from None
         try:
-            known = {name: value for name, value in content.items() if name != "choice"}
+            known = {name: value for name, value in content.items() if name not in ("choice", "partial", "given")}
             return TypeAdapter(cls).validate_python(known)
         except ValidationError as error:
             first = error.errors()[0]

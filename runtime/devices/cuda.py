@@ -6,6 +6,7 @@ caller must belong to it (pycuda: ``pycuda.autoprimaryctx``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -190,6 +191,18 @@ class CudaDevice:
         """What makes CUDA graphs of the stream's work."""
         return CudaGraphs(self, self._driver, self._context, self._handle)
 
+    def hold(self, out: Tensor, source: Tensor, frames: Sequence[int]) -> None:
+        """Enqueue a kernel for each run of neighbouring frames."""
+        pixels, total, given = math.prod(out.shape[3:]), out.shape[2], source.shape[2]
+        taken = 0
+        for first, count in _stretches(frames):
+            sizes = (pixels * count, pixels * given, pixels * taken, pixels * total, pixels * first)
+            values = out.shape[1] * pixels * count
+            self._launch(
+                "hold", values, [out.address, source.address, np.uint64(values), *(np.uint64(each) for each in sizes)]
+            )
+            taken += count
+
     def mark(self) -> CudaMark:
         """An event, not yet recorded."""
         options = self._core.EventOptions(timing_enabled=True, blocking_sync=True)
@@ -261,6 +274,17 @@ class CudaDevice:
 
     def _check(self, result: tuple[Any, ...]) -> None:
         self._context.check(result)
+
+
+def _stretches(frames: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbouring numbers as the first of them and how many there are."""
+    found: list[tuple[int, int]] = []
+    for frame in frames:
+        if found and frame == sum(found[-1]):
+            found[-1] = found[-1][0], found[-1][1] + 1
+        else:
+            found.append((frame, 1))
+    return found
 
 
 class CudaMark:

@@ -36,19 +36,32 @@ extern "C" __global__ void watch_told(const float* values, unsigned long long co
 """
 
 
+_HOLD_SOURCE: Final = """
+extern "C" __global__ void hold(float* out, const float* source, unsigned long long count, unsigned long long width,
+                                unsigned long long pitch, unsigned long long start, unsigned long long out_pitch,
+                                unsigned long long out_start) {
+  for (unsigned long long i = blockIdx.x * (unsigned long long)blockDim.x + threadIdx.x; i < count;
+       i += gridDim.x * (unsigned long long)blockDim.x) {
+    unsigned long long row = i / width, column = i % width;
+    out[row * out_pitch + out_start + column] = source[row * pitch + start + column];
+  }
+}
+"""
+
+
 def kernel_names() -> list[str]:
     """Of the kernels in `kernel_source`: ``mix1`` to ``mix8``, and those of other files.
 
     Those with ``_told`` in their name read their numbers from memory, where each launch of a graph finds others.
     """
     mixes = [f"mix{count}{told}" for told in ("", "_told") for count in range(1, MAX_TERMS + 1)]
-    return [*mixes, "watch", "watch_told", "probe", "moments", "rescale", "pictures", "place"]
+    return [*mixes, "watch", "watch_told", "probe", "moments", "rescale", "pictures", "place", "hold"]
 
 
 def kernel_source() -> str:
     """CUDA C++: mix kernels for every number of terms, whose sum is not fused; then those of other files."""
     mixes = "".join(source(count) for source in (_mix_source, _told_source) for count in range(1, MAX_TERMS + 1))
-    return mixes + _WATCH_SOURCE + PROBE_SOURCE + RESCALE_SOURCE + PICTURES_SOURCE + TILES_SOURCE
+    return mixes + _WATCH_SOURCE + PROBE_SOURCE + RESCALE_SOURCE + PICTURES_SOURCE + TILES_SOURCE + _HOLD_SOURCE
 
 
 def chained(terms: Sequence[_Term], again: _Term) -> list[list[_Term]]:

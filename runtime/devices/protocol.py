@@ -226,6 +226,10 @@ class Device(Protocol):
         """What makes graphs; None where there are none."""
         ...
 
+    def hold(self, out: Tensor, source: Tensor, frames: Sequence[int]) -> None:
+        """``out[:, :, frames] = source``, for tensors [1, C, F, H, W] of float32; the frames rise."""
+        ...
+
     def mark(self) -> Mark:
         """A mark, not yet recorded."""
         ...

@@ -16,8 +16,9 @@ from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from flowblending import FlowBlendingError
+from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts import upgrade
+from flowblending.contracts.conditions import Entry
 from flowblending.contracts.graph import Dim, GraphSpec
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import LATENTS, TIMESTEP, Program
@@ -83,7 +84,16 @@ class ProgramFile:
 
     @classmethod
     def for_bundle(cls, program: Program, manifest: Manifest) -> ProgramFile:
-        """Bind a program to a bundle's engines."""
+        """Bind a program to a bundle's engines.
+
+        Raises:
+            UsageError: its models take a timestep for every latent frame, which the format does not know.
+        """
+        if any(each.enters is Entry.TIMESTEPS for each in manifest.pipeline.conditions):
+            raise UsageError(
+                "The models of this bundle take images, and so a timestep for every latent frame, which a program file "
+                "cannot say; run it with fb-run, from Python or in Triton, or build one without --conditions."
+            )
         return cls.of(
             program,
             bundle=manifest.id,

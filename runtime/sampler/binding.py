@@ -6,19 +6,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import TensorSpec
-from flowblending.contracts.program import LATENTS, TIMESTEP, VELOCITY, Mix, Program, Run, Step
+from flowblending.contracts.program import LATENTS, TIMESTEP, VELOCITY, Mix, Place, Program, Run, Step
 from flowblending.engine.backends.protocol import Engine, ScratchEngine
 from flowblending.engine.backends.tensor import ALIGNMENT, CPU, Tensor
 from flowblending.runtime.devices.protocol import Device, Mark
 from flowblending.runtime.refusals import non_finite_velocity
 from flowblending.runtime.sampler.numbers import StepNumbers, ToldSum
-from flowblending.runtime.sampler.online import Chooser, Rescaling, Sum
+from flowblending.runtime.sampler.online import Chooser, Placing, Rescaling, Sum
 
 Conditions = Mapping[str, Mapping[str, Tensor]]
 """Per branch (``cond``, ``uncond``): what the engines take beside latents and timestep, by input name, [1, ...]."""
+
+Given = Mapping[str, npt.NDArray[np.float32]]
+"""By slot, what was made before the first step, float32 [1, C, f, H, W]."""
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -42,7 +46,7 @@ class EngineCall:
     stop: Mark
 
 
-BoundInstruction = EngineCall | Sum | ToldSum | Rescaling
+BoundInstruction = EngineCall | Sum | ToldSum | Rescaling | Placing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,17 +82,22 @@ def bind(
     engines: Mapping[str, Engine],
     device: Device,
     conditions: Conditions,
+    *,
     numbers: StepNumbers | None = None,
+    given: Given | None = None,
 ) -> Binding:
     """Allocate and bind everything that running a program takes.
 
     Args:
         numbers: of the program, if instructions are to read them from memory, so that a graph of one step runs others.
+        given: what the program's given slots hold.
 
     Raises:
         FlowBlendingError: an engine asks for an input that is not there, or of another shape or type.
     """
-    memory = _ProgramMemory(engines=engines, device=device, program=program, conditions=conditions, numbers=numbers)
+    memory = _ProgramMemory(
+        engines=engines, device=device, program=program, conditions=conditions, numbers=numbers, given=given or {}
+    )
     complaints: list[str] = []
     steps = []
     for number, step in enumerate(program.steps, start=1):
@@ -101,6 +110,8 @@ def bind(
                 complaints.append(non_finite_velocity(each.model, precision, step=number, steps=len(program.steps)))
             elif isinstance(each, Mix):
                 instructions.append(memory.sum(each, place))
+            elif isinstance(each, Place):
+                instructions.append(Placing.of(each, memory.slots, program.partial))
             else:
                 instructions.append(Rescaling.of(each, memory.slots))
         steps.append(BoundStep(model=step.model, instructions=tuple(instructions), stop=device.mark()))
@@ -124,6 +135,7 @@ class _ProgramMemory:
         program: Program,
         conditions: Conditions,
         numbers: StepNumbers | None,
+        given: Given,
     ) -> None:
         self._engines = engines
         self._numbers = numbers
@@ -138,9 +150,10 @@ class _ProgramMemory:
         self.slots = {LATENTS: device.rows(self._latents, 0, 1)}
         for run in sorted(runs, key=lambda run: -len(run.out)):
             self._place(run.out, program.latent_shape)
+        self.slots |= {name: device.upload(given[name]) for name in program.given}
         for name in program.slots():
             if name not in self.slots:
-                self._place((name,), program.latent_shape)
+                self._place((name,), program.slot_shape(name))
         self._timesteps: dict[tuple[tuple[float, ...], tuple[int, ...]], Tensor] = {}
         self._inputs: dict[tuple[tuple[str, ...], str], Tensor] = {}
         self._copied: dict[int, Tensor] = {}

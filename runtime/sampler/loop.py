@@ -23,7 +23,7 @@ from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.program.graph_plan import plan_graphs
-from flowblending.runtime.sampler.binding import Conditions, bind
+from flowblending.runtime.sampler.binding import Conditions, Given, bind
 from flowblending.runtime.sampler.executor import Executor
 from flowblending.runtime.sampler.numbers import StepNumbers
 from flowblending.runtime.sampler.step_graphs import GraphUse, StepGraphs, uncapturable
@@ -113,19 +113,20 @@ class Sampler:
         """Run a program once; see `prepare` and `Trajectory.run`."""
         return self.prepare(program, conditions).run(latents, on_step=on_step)
 
-    def prepare(self, program: Program, conditions: Conditions) -> Trajectory:
+    def prepare(self, program: Program, conditions: Conditions, given: Given | None = None) -> Trajectory:
         """Allocate and bind everything that running a program takes.
 
         Args:
             program: what to run.
             conditions: per branch of the program; inputs that no engine asks for are left alone. Their memory must
                 live as long as the trajectory.
+            given: by slot, what the program's given slots hold, float32 [1, C, f, H, W].
 
         Raises:
             FlowBlendingError: an engine asks for an input that is not there, or of another shape or type.
         """
         return Trajectory(
-            self._engines, self._device, program, conditions, cuda_graph=self._cuda_graph, before=self._before
+            self._engines, self._device, program, conditions, given, cuda_graph=self._cuda_graph, before=self._before
         )
 
 
@@ -138,6 +139,7 @@ class Trajectory:
         device: Device,
         program: Program,
         conditions: Conditions,
+        given: Given | None = None,
         *,
         cuda_graph: bool,
         before: Callable[[int], None] | None = None,
@@ -148,7 +150,7 @@ class Trajectory:
         graphs = device.graphs if cuda_graph else None
         self._use = GraphUse(off=plan.why_not if graphs is not None else "")
         numbers = None if graphs is None or plan.why_not else StepNumbers(program, device, graphs)
-        self._binding = bind(program, engines, device, conditions, numbers)
+        self._binding = bind(program, engines, device, conditions, numbers=numbers, given=given)
         self._start = device.mark()
         self._executor = Executor(self._binding, device, self._binding.complaints)
         self._graphs = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flowblending.contracts.program import Choice, Distance, Mix, Rescale
+from flowblending.contracts.program import Choice, Distance, Mix, Place, Rescale
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.devices.protocol import Device, Probe, Term
 from flowblending.runtime.program.caches.easycache import predicted_change
@@ -47,6 +47,24 @@ class Rescaling:
     def enqueue(self, device: Device) -> None:
         """Compute it."""
         device.rescale(self.out, self.reference, self.share)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Placing:
+    """A `Place` of bound tensors."""
+
+    out: Tensor
+    source: Tensor
+    frames: tuple[int, ...]
+
+    @classmethod
+    def of(cls, each: Place, slots: Mapping[str, Tensor], partial: Mapping[str, tuple[int, ...]]) -> Placing:
+        """A placing on tensors."""
+        return cls(out=slots[each.out], source=slots[each.source], frames=partial[each.source])
+
+    def enqueue(self, device: Device) -> None:
+        """Copy the latent frames."""
+        device.hold(self.out, self.source, self.frames)
 
 
 class Chooser:

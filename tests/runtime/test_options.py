@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, get_type_hints
@@ -123,7 +123,11 @@ def test_one_more_option_is_in_prompt_files_the_api_and_triton(tmp_path: Path) -
 
 def test_keywords_of_the_api_are_the_fields_of_a_job() -> None:
     fields = get_type_hints(Job)
-    assert get_type_hints(JobOptions) == {name: kind for name, kind in fields.items() if "prompt" not in name}
+    # Of what may be given several times, one alone is taken, too.
+    several = {option.name: str | Sequence[str] for option in options.options() if option.several}
+    assert get_type_hints(JobOptions) == {
+        name: several.get(name, kind) for name, kind in fields.items() if "prompt" not in name
+    }
     assert {option.name for option in options.options()} == fields.keys()
 
 
@@ -135,7 +139,8 @@ def test_every_option_can_be_told_about_and_its_example_is_allowed() -> None:
                 with pytest.raises(UsageError, match=f"Unknown input '{option.name}'"):
                     read_options({option.name: option.example}, front)
                 continue
-            assert read_options({option.name: option.example}, front) == {option.name: option.example}
+            read = (option.example,) if option.several else option.example
+            assert read_options({option.name: option.example}, front) == {option.name: read}
             assert front.give(option).count(front.call(option)) == 1
     assert next(each.registry for each in options.options() if each.name == "solver") is SOLVERS
 

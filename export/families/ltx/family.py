@@ -53,6 +53,9 @@ DECODE_TIMESTEP, DECODE_NOISE_SCALE = 0.05, 0.025
 """What the authors run a timestep-conditioned decoder with, and the examples of diffusers' documentation (0.9.1 and
 later). The pipelines' own defaults, 0.0 and None, leave the decoder's last denoising step out."""
 
+_ROOM = 4
+"""Latent frames that images and clips of later frames may take: one each for images, two for clips."""
+
 _ARCHITECTURES: Mapping[tuple[object, ...], str] = {(28, 32, 64): LTX_2B}
 """By number of layers, number of heads, and width of a head."""
 
@@ -196,6 +199,7 @@ def _held(checkpoint: Checkpoint) -> tuple[Condition, ...]:
         enters=Entry.HELD,
         shape=(1, channels, "frames", "height", "width"),
         recipe="held-frames" if causal else "held-first",
+        room=_ROOM if causal else 0,
     )
     return (held, FRAME_TIMESTEPS, *((FRAME_TIMES,) if causal else ()), start_from(channels))
 

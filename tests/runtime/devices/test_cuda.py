@@ -112,6 +112,19 @@ def test_mix_of_a_video(device: CudaDevice) -> None:
     np.testing.assert_array_equal(device.download(out), x + np.float32(-0.02) * v)
 
 
+@pytest.mark.parametrize("frames", [(0,), (2, 3), (0, 2, 4), (1, 2, 4), (0, 1, 2, 3, 4)])
+@pytest.mark.cuda
+def test_latent_frames_are_held_as_on_the_cpu(device: CudaDevice, frames: tuple[int, ...]) -> None:
+    whole, some = random(0, (1, 16, 5, 30, 52)), random(1, (1, 16, len(frames), 30, 52))
+    expected = whole.copy()
+    expected[:, :, list(frames)] = some
+    for each in (HostDevice(), device):
+        out, source = each.upload(whole), each.upload(some)
+        each.hold(out, source, frames)
+        np.testing.assert_array_equal(each.download(out), expected)
+        np.testing.assert_array_equal(each.download(source), some)
+
+
 @pytest.mark.parametrize("shape", [(1, 3, 1, 1, 1), SHAPE, (1, 16, 5, 30, 52)])
 @pytest.mark.parametrize("share", [0.7, 1.0])
 @pytest.mark.cuda

@@ -88,6 +88,7 @@ def execute(program: Program, model: Model) -> tuple[Array, int]:
             elif isinstance(each, Rescale):
                 slots[each.out] = rescaled(slots[each.out], slots[each.reference], each.share)
             else:
+                assert isinstance(each, Mix)
                 slots[each.out] = sum((c * slots[name] for c, name in each.terms), np.zeros(()))
     return slots[LATENTS], calls
 

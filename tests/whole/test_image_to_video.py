@@ -1,0 +1,177 @@
+"""LTX image-to-video against diffusers: same files, same seed, same latents, for every schedule."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import LTXConditionPipeline, LTXImageToVideoPipeline
+from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+from PIL import Image
+
+import flowblending
+from flowblending import UsageError
+from flowblending.contracts.conditions import Source
+from flowblending.engine.bundle.bundle import Bundle
+from flowblending.runtime.conditions.given import read_given
+from flowblending.runtime.devices.open import open_device
+from flowblending.runtime.generate import generate
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.options import Job
+from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.program.program_file import ProgramFile
+from flowblending.runtime.prompt_file import parse_jobs
+from flowblending.system.console import Console
+from tests.conftest import Build
+from tests.support import diffusers_reference
+from tests.support.diffusers_reference import Floats, relative_error
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 1e-4
+JOB = Job(prompt="A cat walks on the grass.", negative_prompt="blurry", seed=3, steps=5, fit="stretch")
+TAKEN = (Source.IMAGE,)
+CASES: list[tuple[str, str, float, tuple[str, ...]]] = [
+    ("ltx", "LLL", 3.0, ("cat.png",)),
+    ("ltx", "SSS", 1.0, ("cat.png",)),
+    ("ltx", "LSL", 3.0, ("cat.png",)),
+    ("ltx-condition", "LLL", 3.0, ("cat.png",)),
+    ("ltx-condition", "SSS", 1.0, ("cat.png:0.6",)),
+    ("ltx-condition", "LSL", 3.0, ("cat.png", "end.png@16:0.8")),
+    ("ltx-condition", "LSL", 1.0, ("clip@0:0.9", "end.png@16")),
+    ("ltx-condition", "LSL", 3.0, ("cat.png@8", "clip@8:0.7")),
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two images and a clip of ten frames, of another size and shape than the bundles'."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "clip").mkdir()
+    random = np.random.default_rng(0)
+    for name in ("cat.png", "end.png", *(f"clip/{index}.png" for index in range(10))):
+        Image.fromarray(random.integers(0, 256, (50, 90, 3)).astype(np.uint8)).save(folder / name)
+    return folder
+
+
+def ours(bundle: Bundle, job: Job) -> Floats:
+    pipeline = Pipeline(bundle=bundle, device=open_device("cpu", bundle.manifest))
+    try:
+        return generate(pipeline, job, None, Console(quiet=True)).latents
+    finally:
+        pipeline.close()
+
+
+def reference(checkpoints: Path, bundle: Bundle, job: Job) -> Floats:
+    """Final latents, of a pipeline whose transformer is swapped between the steps."""
+    loaded, transformers = diffusers_reference.load(checkpoints)
+    condition = bundle.manifest.pipeline.pipeline == "LTXConditionPipeline"
+    pipe = (LTXConditionPipeline if condition else LTXImageToVideoPipeline)(**loaded.components)
+    models = [step.model for step in compile_job(job, bundle.manifest).steps]
+    pipe.register_modules(transformer=transformers[models[0]])
+
+    def swap(pipe: Any, step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        if step + 1 < len(models):
+            pipe.register_modules(transformer=transformers[models[step + 1]])
+        return values
+
+    found: dict[str, Any] = {}
+    given = [read_given(text) for text in job.image]
+    if condition:
+        found["conditions"] = [
+            LTXVideoCondition(
+                image=None if each.path.is_dir() else Image.open(each.path),
+                video=[Image.open(each.path / f"{index}.png") for index in range(10)] if each.path.is_dir() else None,
+                frame_index=each.frame,
+                strength=each.strength,
+            )
+            for each in given
+        ]
+    else:
+        found["image"] = Image.open(given[0].path)
+    geometry = bundle.manifest.geometry
+    latents = pipe(
+        **found,
+        prompt=job.prompt,
+        negative_prompt=job.negative_prompt,
+        width=geometry.width,
+        height=geometry.height,
+        num_frames=geometry.frames,
+        frame_rate=bundle.manifest.pipeline.frame_rate,
+        num_inference_steps=job.steps,
+        guidance_scale=job.guidance,
+        generator=torch.Generator("cpu").manual_seed(job.seed),
+        callback_on_step_end=swap,
+        output_type="latent",
+    ).frames
+    if latents.dim() == 3:
+        latents = LTXImageToVideoPipeline._unpack_latents(latents, *geometry.latent_shape[1:])
+    return np.asarray(latents.numpy(), np.float32)
+
+
+@pytest.mark.parametrize(("kind", "schedule", "guidance", "images"), CASES)
+def test_latents_equal_diffusers(
+    kind: str,
+    schedule: str,
+    guidance: float,
+    images: tuple[str, ...],
+    build: Build,
+    checkpoints: Callable[[str], Path],
+    files: Path,
+) -> None:
+    bundle = build(kind, conditions=TAKEN)
+    named = tuple(f"{files}/{each}" for each in images)
+    job = dataclasses.replace(JOB, schedule=schedule, guidance=guidance, image=named)
+    made = ours(bundle, job)
+    assert relative_error(made, reference(checkpoints(kind), bundle, job)) < TOLERANCE
+    assert relative_error(ours(bundle, dataclasses.replace(job, image=())), made) > 100 * TOLERANCE
+
+
+def test_every_front_end_takes_them(build: Build, files: Path) -> None:
+    """Python, fb-run and a prompt file, whose images lie beside it, make the same latents."""
+    bundle = build("ltx-condition", conditions=TAKEN)
+    expected = ours(bundle, dataclasses.replace(JOB, image=(f"{files}/cat.png", f"{files}/end.png@16")))
+    options: dict[str, Any] = {"negative_prompt": "blurry", "seed": 3, "steps": 5, "fit": "stretch"}
+    with flowblending.open(bundle.folder, device="cpu") as sampler:
+        images = [f"{files}/cat.png", f"{files}/end.png@16"]
+        made = sampler.generate(JOB.prompt, image=images, **options)
+        assert np.array_equal(np.asarray(made.latents()), expected)
+    line = json.dumps({"prompt": JOB.prompt, "image": ["cat.png", "end.png@16"], **options})
+    prompts = files / "prompts.jsonl"
+    prompts.write_text(line + "\n")
+    (read,) = parse_jobs(prompts.read_text(), prompts, Job(prompt=""))
+    assert read.job is not None
+    assert np.array_equal(ours(bundle, read.job), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "images", "message"),
+    [
+        (
+            "ltx-condition",
+            ["cat.png@15"],
+            r"cat.png is given for frame 15, but latents of ltx begin at every 8th frame",
+        ),
+        ("ltx-condition", ["cat.png@8"] * 5, "take 5 latent frames, but the models of this bundle have room for 4"),
+        ("ltx", ["cat.png@8"], "takes one image, whole, as the first frame"),
+        ("ltx", ["cat.png", "end.png"], "2 images were given, but LTXImageToVideoPipeline takes one image"),
+        ("wan", ["cat.png"], r"An image was given, but this bundle takes .* --conditions image"),
+    ],
+)
+def test_what_is_refused(kind: str, images: list[str], message: str, build: Build, files: Path) -> None:
+    bundle = build(kind, conditions=() if kind == "wan" else TAKEN)
+    with pytest.raises(UsageError, match=message):
+        ours(bundle, dataclasses.replace(JOB, image=tuple(f"{files}/{each}" for each in images)))
+
+
+def test_a_program_file_is_refused_by_name(build: Build) -> None:
+    bundle = build("ltx-condition", conditions=TAKEN)
+    with pytest.raises(UsageError, match=re.escape("take images, and so a timestep for every latent frame")):
+        ProgramFile.for_bundle(compile_job(JOB, bundle.manifest), bundle.manifest)
