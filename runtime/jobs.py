@@ -81,17 +81,18 @@ def job_geometry(job: Job, manifest: Manifest) -> Geometry:
 
     Raises:
         UsageError: the bundle was built for no such video; the message names the nearest that it makes. Or the size is
-            to be that of a video that is not given.
-        FlowBlendingError: the size is to be that of a video that cannot be read.
+            to be that of an image or a video, and none is given.
+        FlowBlendingError: the size is to be that of a file that cannot be read.
     """
     if str(job.size).strip().lower() != AUTO:
         return choose_geometry(manifest, job.size, job.frames)
-    if job.video is None:
+    given = [Path(job.video)] if job.video is not None else [read_given(each).path for each in job.image]
+    if not given:
         raise UsageError(
-            "The size auto is the one nearest in shape to a video that is given, and none is; give a size such as "
-            f"{manifest.geometry.size}, or leave it out."
+            "The size auto is the one nearest in shape to an image or a video that is given, and none is; give a size "
+            f"such as {manifest.geometry.size}, or leave it out."
         )
-    return nearest_shape(manifest, shown_size(Path(job.video)), job.frames)
+    return nearest_shape(manifest, shown_size(given[0]), job.frames)
 
 
 def job_images(job: Job, manifest: Manifest) -> tuple[Given, ...]:

@@ -41,7 +41,7 @@ FAMILY_HELP: Final = (
 
 AUTO: Final = "auto"
 """Of the schedule: what a bundle was calibrated to, else the second model between two stages of the first. Of tiles:
-those that it was built for. Of the size: the one that is nearest in shape to the video that is given."""
+those that it was built for. Of the size: the one nearest in shape to the video or the image that is given."""
 DEVICES: Final = ("auto", "cpu", "cuda")
 
 MOST_SEED: Final = 2**64 - 1
@@ -132,7 +132,7 @@ class Job:
         str | None,
         Option(
             section=WHAT,
-            help="of the video, if the bundle has several; auto: the one that is nearest in shape to the video given",
+            help="of the video, if the bundle has several; auto: the one nearest in shape to the video or image given",
             usual="its first",
             metavar="WxH",
             example="832x480",

@@ -103,9 +103,13 @@ def test_the_size_nearest_in_shape(manifest: Manifest, tmp_path: Path) -> None:
         job = Job(prompt="x", size="auto", video=image(tmp_path / f"{number}.png", shown), strength=0.5)
         assert job_geometry(job, manifest).size == size, shown
         assert job_geometry(replace(job, frames=13, size="Auto"), manifest).frames == 13
+        held = Job(prompt="x", size="auto", image=(f"{job.video}@0:0.5", "none.png@8"))
+        assert job_geometry(held, manifest).size == size
     with pytest.raises(UsageError, match=r"17 frames .*; the nearest is --size .* --frames 13"):
         job_geometry(replace(job, frames=17), manifest)
-    with pytest.raises(UsageError, match=r"size auto is the one nearest in shape to a video .* such as 832x480"):
+    with pytest.raises(
+        UsageError, match=r"size auto is the one nearest in shape to an image or a video .* such as 832x480"
+    ):
         job_geometry(Job(prompt="x", size="auto"), manifest)
 
 
