@@ -19,6 +19,7 @@ from PIL import Image
 import flowblending
 from flowblending import UsageError
 from flowblending.contracts.conditions import Source
+from flowblending.contracts.graph import VAE_ENCODER, Precision
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.conditions.given import read_given
 from flowblending.runtime.devices.open import open_device
@@ -32,6 +33,7 @@ from flowblending.system.console import Console
 from tests.conftest import Build
 from tests.support import diffusers_reference
 from tests.support.diffusers_reference import Floats, relative_error
+from tests.support.plans import RTX, needs_rtx
 
 pytestmark = pytest.mark.slow
 
@@ -175,3 +177,15 @@ def test_a_program_file_is_refused_by_name(build: Build) -> None:
     bundle = build("ltx-condition", conditions=TAKEN)
     with pytest.raises(UsageError, match=re.escape("take images, and so a timestep for every latent frame")):
         ProgramFile.for_bundle(compile_job(JOB, bundle.manifest), bundle.manifest)
+
+
+@pytest.mark.long
+@needs_rtx
+def test_real_plans_of_every_graph(build: Build) -> None:
+    """The transformers with a timestep for every latent frame, and the encoder, are what the compiler takes."""
+    bundle = build("ltx-condition", precision="fp16", backend=RTX, targets=("sm89",), conditions=TAKEN)
+    components = bundle.manifest.components
+    for name in ("large", "small", VAE_ENCODER):
+        assert (components[name].backend, components[name].targets) == (RTX, ("sm89",))
+    assert components[VAE_ENCODER].spec.precision is Precision.FP32
+    assert components["large"].spec.timestep_shape(bundle.manifest.geometry.latent_shape, 2) == (2, 3)
