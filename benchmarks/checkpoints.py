@@ -26,6 +26,8 @@ from diffusers import (
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
+    WanVACEPipeline,
+    WanVACETransformer3DModel,
 )
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import T5Config, T5EncoderModel, T5Tokenizer, UMT5Config, UMT5EncoderModel
@@ -97,6 +99,17 @@ def wan_transformer(
         "rope_max_seq_len": 64,
     }
     return _spread(WanTransformer3DModel(**settings | overrides), seed)
+
+
+def wan_vace_transformer(
+    seed: int, *, layers: int = 2, control: tuple[int, ...] = (0,), **overrides: Any
+) -> WanVACETransformer3DModel:
+    """As `wan_transformer`, with hints for the layers in ``control``."""
+    plain = wan_transformer(seed, layers=layers, **overrides)
+    settings = {name: value for name, value in plain.config.items() if not name.startswith("_")}
+    settings |= {"vace_layers": list(control), "vace_in_channels": 96}
+    torch.manual_seed(seed)
+    return _spread(WanVACETransformer3DModel(**settings), seed)
 
 
 def ltx_transformer(
@@ -229,11 +242,21 @@ def wan_experts(folder: Path) -> None:
     wan_transformer(4, layers=1, heads=2, ffn=64).save_pretrained(folder / "draft")
 
 
+def wan_vace_pair(folder: Path) -> None:
+    """``folder``/large (a whole VACE pipeline) and ``folder``/small, whose control has another number of hints."""
+    plain = wan_pipeline(1, wan_transformer(1))
+    parts = {name: part for name, part in plain.components.items() if name not in ("transformer", "transformer_2")}
+    large = wan_vace_transformer(1, layers=4, control=(0, 2, 3), heads=4, ffn=256)
+    WanVACEPipeline(**parts, transformer=large).save_pretrained(folder / "large")
+    wan_vace_transformer(2, layers=2, control=(0,), heads=2, ffn=96).save_pretrained(folder / "small")
+
+
 PAIRS: Mapping[str, Callable[[Path], None]] = {
     "wan": wan_pair,
     "ltx": ltx_pair,
     "wan-experts": wan_experts,
     "wan-other": wan_other_pair,
+    "wan-vace": wan_vace_pair,
     "ltx-0.9.0": lambda folder: ltx_pair(folder, "0.9.0"),
     "ltx-condition": lambda folder: ltx_pair(folder, "0.9.5"),
 }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from flowblending.contracts.conditions import takes_control
 from flowblending.contracts.graph import TEXT_ENCODER, VAE
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.models import Model
@@ -120,10 +121,13 @@ def _memory(job: Job, program: Program, manifest: Manifest, device: str, memory:
 
 
 def _begins(job: Job, manifest: Manifest, program: Program) -> list[str]:
-    """Which steps of the whole run a strength leaves."""
+    """Which steps of the whole run a strength leaves, or what the models are shown."""
     strength = job_strength(job, manifest)
     if job.video is None:
         return []
+    if takes_control(manifest.pipeline.conditions):
+        masked = "all of it to be made" if job.mask is None else f"what {printable(job.mask)} shows white to be made"
+        return [f"control   {printable(job.video)}, {job.fit}, {masked}"]
     width, height = shown_size(Path(job.video))
     steps, first = job_steps(job, manifest), program.steps[0]
     left = steps_left_out(steps, strength)

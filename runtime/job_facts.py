@@ -24,6 +24,8 @@ def job_facts(job: Job, program: Program, manifest: Manifest) -> dict[str, objec
         "frame_rate": pipeline.frame_rate if job.frame_rate is None else job.frame_rate,
         "input_video": job.video,
         "strength": job.strength,
+        "mask": job.mask,
+        "control_scale": job.control_scale,
         "fit": job.fit,
         "resample_fps": job.resample_fps,
         "latent_shape": program.latent_shape,

@@ -7,8 +7,11 @@ import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from flowblending import UsageError
-from flowblending.contracts.conditions import Source, starts_from_video
+from flowblending.contracts.conditions import CONTROL_SCALE, Source, starts_from_video, takes_control
 from flowblending.contracts.graph import PipelineSpec, SigmaGrid
 from flowblending.contracts.manifest import CalibratedSchedule, Geometry, Manifest
 from flowblending.contracts.models import check_letters, default_schedule
@@ -18,6 +21,7 @@ from flowblending.engine.bundle.vae_tiling import choose_tiling
 from flowblending.engine.bundle.video_choice import choose_geometry, nearest_shape
 from flowblending.runtime.conditions.given import Given, read_given
 from flowblending.runtime.conditions.registry import check_taken
+from flowblending.runtime.conditions.vace import read_scales
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.media.read_clip import shown_size
 from flowblending.runtime.options import AUTO, Job
@@ -117,6 +121,13 @@ def job_strength(job: Job, manifest: Manifest) -> float:
     Raises:
         UsageError: of video and strength, one is missing, or the bundle begins from no video.
     """
+    if takes_control(manifest.pipeline.conditions):
+        if job.strength is not None:
+            raise UsageError(
+                f"A strength of {job.strength:g} was given, but this bundle takes a video as its control, and begins "
+                "from none; leave it out, or give --control-scale."
+            )
+        return 1.0
     if job.video is None and job.strength is None:
         return 1.0
     if job.video is None:
@@ -134,6 +145,31 @@ def job_strength(job: Job, manifest: Manifest) -> float:
             "steps."
         )
     return job.strength
+
+
+def job_scales(job: Job, manifest: Manifest) -> dict[str, npt.NDArray[np.float32]]:
+    """What the control's hints are multiplied by in every transformer that takes one, by component.
+
+    Raises:
+        UsageError: a mask without a video, scales that are none, or either for a bundle that takes no control.
+    """
+    if not takes_control(manifest.pipeline.conditions):
+        for name, given in (("mask", job.mask), ("control scale", job.control_scale)):
+            if given is not None:
+                raise UsageError(
+                    f"A {name} was given, but the models of this bundle take no control; leave it out, or build a "
+                    "bundle of a VACE checkpoint."
+                )
+        return {}
+    if job.mask is not None and job.video is None:
+        raise UsageError("A mask was given, but no video that it belongs to; give one, or leave the mask out.")
+    hints = {
+        name: int(spec.shape[0])
+        for name in manifest.transformers
+        for spec in manifest.components[name].spec.inputs
+        if spec.name == CONTROL_SCALE
+    }
+    return read_scales("1" if job.control_scale is None else job.control_scale, hints)
 
 
 def job_steps(job: Job, manifest: Manifest) -> int:
@@ -192,6 +228,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
     job_conditioning(job, manifest)
     strength = job_strength(job, manifest)
     job_images(job, manifest)
+    job_scales(job, manifest)
     schedule = asked_schedule(job, manifest)
     check_letters(StageSchedule.letters_in(schedule), manifest.models, schedule)
     steps = job_steps(job, manifest)

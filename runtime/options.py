@@ -64,6 +64,8 @@ class Job:
         image: files of images and clips that the video keeps to: ``cat.png`` from its first frame on,
             ``end.png@120:0.8`` from another one and with a strength from 0 to 1.
         video: the name of a video, an animated image, a folder of images or an image to begin from, with ``strength``.
+        mask: likewise of its mask, where the models take the video as a control: white where it is to be made anew.
+        control_scale: how much that control counts: a number, or for each hint of a model one.
         strength: how much of the noise it gets: the share of the steps that is made, the last ones.
         fit: how its frames come to the size: ``crop`` and ``letterbox`` keep their shape, ``stretch`` does not, as
             diffusers.
@@ -170,13 +172,45 @@ class Job:
         str | None,
         Option(
             section=WHAT,
-            help="a video (MP4, MOV, WebM, GIF, ...) or a folder of images to begin from, with --strength",
+            help="a video (MP4, MOV, WebM, GIF, ...) or a folder of images to begin from, with --strength; of a bundle "
+            "that takes a control (VACE), that control",
             metavar="FILE",
             example="in.mp4",
             blank="The name of the video is empty; give that of a file.",
             aliases=("input_video", "init_video", "source_video", "video_path"),
             programs=_FROM_FILES,
             file=True,
+            served=False,
+        ),
+    ] = None
+    mask: Annotated[
+        str | None,
+        Option(
+            section=WHAT,
+            help="of such a bundle: a video or a folder of images, white where it is to be made anew, black where the "
+            "video stays",
+            usual="everywhere",
+            metavar="FILE",
+            example="white.mp4",
+            blank="The name of the mask is empty; give that of a file.",
+            aliases=("mask_video", "video_mask", "inpaint_mask", "src_mask"),
+            programs=_FROM_FILES,
+            file=True,
+            served=False,
+        ),
+    ] = None
+    control_scale: Annotated[
+        str | None,
+        Option(
+            section=WHAT,
+            help="of such a bundle: how much the control counts; one number, or one for each hint of a model: "
+            '"large=1,1,0.9,0.9,0.8,0.8,0.7,0.7 small=0.9"',
+            usual="1",
+            metavar="S",
+            example="0.8",
+            blank="The control scale is empty; give a number.",
+            aliases=("conditioning_scale", "control_strength", "vace_scale", "context_scale"),
+            programs=_FROM_FILES,
             served=False,
         ),
     ] = None
@@ -422,6 +456,8 @@ class JobOptions(TypedDict, total=False):
     frames: int | None
     image: str | Sequence[str]
     video: str | None
+    mask: str | None
+    control_scale: str | None
     strength: float | None
     fit: str
     resample_fps: float | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import DeviceError, FlowBlendingError, UsageError
-from flowblending.contracts.conditions import Source, frame_times, inputs_from
+from flowblending.contracts.conditions import (
+    CONTROL,
+    CONTROL_SCALE,
+    Source,
+    frame_times,
+    inputs_from,
+    own_input,
+    takes_control,
+)
 from flowblending.contracts.graph import DECODERS, ENCODERS, TEXT_ENCODER
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.contracts.tiling import Tiling
@@ -19,12 +27,15 @@ from flowblending.engine.backends.protocol import Engine, ScratchEngine
 from flowblending.engine.backends.registry import open_engine
 from flowblending.engine.backends.tensor import CUDA, Tensor
 from flowblending.engine.bundle.bundle import Bundle
+from flowblending.engine.bundle.geometry import geometry_of
 from flowblending.engine.bundle.video_choice import check_latent_shape
-from flowblending.runtime.conditions.encoder import VaeEncoder
+from flowblending.runtime.conditions.control_clip import read_control
+from flowblending.runtime.conditions.encoder import Frames, VaeEncoder
+from flowblending.runtime.conditions.vace import control
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.devices.arena import Arena
 from flowblending.runtime.devices.protocol import Device
-from flowblending.runtime.jobs import job_conditioning
+from flowblending.runtime.jobs import job_conditioning, job_scales
 from flowblending.runtime.media.decode import Decoder
 from flowblending.runtime.media.noise import Normal, draw_latents
 from flowblending.runtime.media.prompt import Tokenizer
@@ -181,6 +192,8 @@ class Pipeline:
         warn: Callable[[str], None],
         given: Conditions | None = None,
         times: Sequence[float] | None = None,
+        *,
+        shown: Mapping[str, Tensor] | None = None,
     ) -> Conditions:
         """What the transformers take beside latents and timestep, for every branch that the program has.
 
@@ -188,7 +201,9 @@ class Pipeline:
             warn: told when a prompt is longer than the text encoder takes, and is cut.
             given: embeddings as `embed` gives them, of the branches whose text is not to be encoded.
             times: of the latent frames, where they are not those of the video alone.
+            shown: what `control` gives, if that has been asked already.
         """
+        shown = self.control(job, program, warn) if shown is None else shown
         given, pipeline = given or {}, self.bundle.manifest.pipeline
         negative = pipeline.negative_prompt if job.negative_prompt is None else job.negative_prompt
         prompts = {COND: job.prompt, UNCOND: negative}
@@ -203,7 +218,36 @@ class Pipeline:
                 pipeline.conditions,
                 {**(given.get(branch) or self.embed(prompts[branch], warn)), **shared},
             )
+            | dict(shown)
             for branch in program.branches()
+        }
+
+    def control(self, job: Job, program: Program, warn: Callable[[str], None]) -> dict[str, Tensor]:
+        """What transformers with a control are given of a job's video and mask, by input; nothing for others.
+
+        Args:
+            warn: told what a user should know of how the files are taken.
+
+        Raises:
+            FlowBlendingError: a file cannot be read, or does not fit the video.
+        """
+        pipeline = self.bundle.manifest.pipeline
+        if not takes_control(pipeline.conditions):
+            return {}
+        values, mask = read_control(
+            job.video,
+            job.mask,
+            geometry_of(pipeline, program.latent_shape),
+            fit=job.fit,
+            resample=job.resample_fps,
+            frame_rate=self.frame_rate(job),
+            warn=warn,
+        )
+        made = control(values, mask, (), self.encode_frames, (pipeline.temporal_factor, pipeline.spatial_factor))
+        scales = job_scales(job, self.bundle.manifest)
+        return {
+            CONTROL: self.device.upload(made),
+            **{own_input(model, CONTROL_SCALE): self.device.upload(scale) for model, scale in scales.items()},
         }
 
     def embed(self, text: str, warn: Callable[[str], None]) -> dict[str, Tensor]:
@@ -304,10 +348,8 @@ class Pipeline:
         """The components that encoding frames takes; none in bundles without."""
         return [name for name in ENCODERS if name in self.bundle.manifest.components]
 
-    def encode_frames(
-        self, frames: npt.NDArray[np.uint8], noise: npt.NDArray[np.float32] | None = None
-    ) -> npt.NDArray[np.float32]:
-        """The latents of frames, uint8 [F, H, W, 3] of a video that the bundle makes.
+    def encode_frames(self, frames: Frames, noise: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
+        """The latents of frames, as `VaeEncoder.encode` takes them, of a video that the bundle makes.
 
         Args:
             noise: standard normal, like the latents, for a draw from the encoder's distribution; None for its mode.

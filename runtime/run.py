@@ -8,7 +8,7 @@ stopping takes: steps under way are waited for, memory is given back, and what i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from flowblending.contracts.conditions import takes_control
 from flowblending.contracts.graph import TEXT_ENCODER, VAE_ENCODER
 from flowblending.contracts.manifest import Geometry, Manifest
 from flowblending.contracts.program import Program
@@ -119,6 +120,7 @@ class VideoRun:
         self._floats = floats
         self._open_first = open_first
         self._ahead = ahead
+        self._controlled = takes_control(pipeline.bundle.manifest.pipeline.conditions)
         self._unused = unused_options(
             job,
             self.program,
@@ -127,8 +129,9 @@ class VideoRun:
             latents_given=latents is not None,
         )
         self._check_files()
-        if job.video is not None:
-            shown_size(Path(job.video))  # that it is there, and can be read
+        for file in (job.video, job.mask):
+            if file is not None:
+                shown_size(Path(file))  # that it is there, and can be read
 
     @cached_property
     def metadata(self) -> dict[str, str]:
@@ -169,7 +172,7 @@ class VideoRun:
             FlowBlendingError: it cannot be read, or is too short.
         """
         job = self._job
-        if job.video is None:
+        if job.video is None or self._controlled:
             return None
         size = self.geometry.width, self.geometry.height
         clip = read_clip(Path(job.video), size, fit=job.fit, most=self.geometry.frames, resample=job.resample_fps)
@@ -223,18 +226,21 @@ class VideoRun:
         ):
             yield WarningEvent(message=line)
         plan = self._plan()
-        if clip is not None or self._held is not None:
+        if clip is not None or self._held is not None or self._controlled:
             encoders = pipeline.vae_encoders()
             pipeline.make_room(encoders)
             yield from opened(pipeline, encoders, clock)
         latents, generator, held = self._initial(clip, clock)
-        if clip is not None or self._held is not None:
+        shown, told = self._shown(clock)
+        for line in told:
+            yield WarningEvent(message=line)
+        if clip is not None or self._held is not None or self._controlled:
             plan = self._plan()  # with what is open now
         by_phases = plan.mode == PHASES
         first, *_, last = (plan.phases[0], *plan.phases)
         pipeline.enter(first, alone=by_phases)
         yield from opened(pipeline, first.runs if by_phases else self._needed(), clock)
-        sampled = yield from self._sampled(latents, held, plan, clock)
+        sampled = yield from self._sampled(latents, held, shown, plan, clock)
         result = self._own(sampled)
         pipeline.device.trim()
         if by_phases:
@@ -279,6 +285,14 @@ class VideoRun:
             made, slots = self._held.make(given, generator, self._pipeline.encode_frames)
         return made, generator, slots
 
+    def _shown(self, clock: Clock) -> tuple[dict[str, Tensor], list[str]]:
+        """What models with a control are given of the job's video and mask, and what to tell of these."""
+        if not self._controlled:
+            return {}, []
+        told: list[str] = []
+        with clock.measure(VAE_ENCODER):
+            return self._pipeline.control(self._job, self.program, told.append), told
+
     def _own(self, result: SampleResult) -> SampleResult:
         """A result without the latent frames that were put before the video's own."""
         if self._held is None or not self._held.extra:
@@ -287,7 +301,12 @@ class VideoRun:
         return dataclasses.replace(result, latents=device.upload(self._held.own(device.download(result.latents))))
 
     def _sampled(
-        self, latents: npt.NDArray[np.float32] | Tensor, held: Given, plan: MemoryPlan, clock: Clock
+        self,
+        latents: npt.NDArray[np.float32] | Tensor,
+        held: Given,
+        shown: Mapping[str, Tensor],
+        plan: MemoryPlan,
+        clock: Clock,
     ) -> Generator[RunEvent, None, SampleResult]:
         """Encode and sample. Conditions and slots are this generator's, and go before anything is decoded."""
         pipeline, device = self._pipeline, self._pipeline.device
@@ -298,7 +317,7 @@ class VideoRun:
         began, ended = device.mark(), device.mark()
         began.record()
         times = None if self._held is None else self._held.times
-        conditions = pipeline.encode(self._job, self.program, warnings.append, self._embeddings, times)
+        conditions = pipeline.encode(self._job, self.program, warnings.append, self._embeddings, times, shown=shown)
         ended.record()
         for line in warnings:
             yield WarningEvent(message=line)
@@ -364,6 +383,7 @@ def video_metadata(
         **({} if job.shift is None else {"shift": f"{job.shift:g}"}),
         **({"image": " ".join(job.image)} if job.image else {}),
         **({} if job.strength is None else {"strength": f"{job.strength:g}"}),
+        **({} if job.control_scale is None else {"control_scale": job.control_scale}),
         **({} if job.cache == OFF else {"cache": job.cache}),
         **({} if job.decode_timestep is None else {"decode_timestep": f"{job.decode_timestep:g}"}),
         **({} if job.decode_noise_scale is None else {"decode_noise_scale": f"{job.decode_noise_scale:g}"}),

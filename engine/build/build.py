@@ -18,7 +18,7 @@ from flowblending.engine.build.components import ComponentBuilder
 from flowblending.engine.build.fp8_middle import with_fp8_middle
 from flowblending.engine.build.lora import describe_loras
 from flowblending.engine.build.plan import Plan, check_plan, make_plan
-from flowblending.engine.build.precision import choose_precisions, fp8_models
+from flowblending.engine.build.precision import check_calibrated, choose_precisions, fp8_models
 from flowblending.engine.build.proof.report_build import add_report
 from flowblending.engine.build.request import BuildRequest, rebuild_command
 from flowblending.engine.build.sources import Sources, find_sources
@@ -69,6 +69,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
             sources = find_sources(request, looked_at)
             plan = make_plan(request, sources.folders)
             left_out = check_plan(request, plan, sources)
+            check_calibrated(plan.pipeline, fp8_models(precisions, precisions))
         for line in (*plan.advice, *left_out):
             console.warn(line)
         for line in describe_loras(plan.loras):

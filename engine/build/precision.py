@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from flowblending import UsageError
-from flowblending.contracts.graph import TEXT_ENCODER, Precision
+from flowblending.contracts.conditions import takes_control
+from flowblending.contracts.graph import TEXT_ENCODER, PipelineSpec, Precision
 from flowblending.contracts.models import EXPERTS
 from flowblending.engine.backends.gpu import gpu_architecture
 from flowblending.engine.backends.registry import BACKENDS
@@ -63,6 +64,23 @@ def choose_precisions(text: str | None, backend: str, models: Sequence[str]) -> 
                 f"--precision {named}{_either(fitting)}, or --backend {_either(_with(precision))}."
             )
     return chosen
+
+
+def check_calibrated(pipeline: PipelineSpec, in_fp8: Sequence[str]) -> None:
+    """Refuse fp8 of models that take a control: a calibration samples from text alone, whose ranges would be too small.
+
+    Args:
+        pipeline: of the bundle.
+        in_fp8: the components that are to be in fp8.
+
+    Raises:
+        UsageError: there are some.
+    """
+    if in_fp8 and takes_control(pipeline.conditions):
+        raise UsageError(
+            f"--precision asks for {in_fp8[0]}=fp8, but models that take a control cannot be calibrated for it; "
+            "use bf16."
+        )
 
 
 def base_precision(backend: str) -> Precision:

@@ -53,7 +53,16 @@ def _compared(
 ) -> Iterator[tuple[str, object, object]]:
     """Fields that must agree, with the value of each side."""
     ours, theirs = (read_json(folder / "config.json") for folder in (large_transformer, small_transformer))
-    for field in ("_class_name", "in_channels", "patch_size", "patch_size_t", "text_dim", "caption_channels"):
+    fields = (
+        "_class_name",
+        "in_channels",
+        "patch_size",
+        "patch_size_t",
+        "text_dim",
+        "caption_channels",
+        "vace_in_channels",
+    )
+    for field in fields:
         yield f"the transformer's {field.strip('_')}", ours.get(field), theirs.get(field)
     # The classes take no out_channels for as many as in_channels.
     of_ours, of_theirs = (config.get("out_channels") or config.get("in_channels") for config in (ours, theirs))

@@ -26,7 +26,7 @@ from flowblending.export.graph.trace import TracedGraph
 LARGEST = 448.0
 """The largest number of E4M3 (OCP 8-bit floating point specification, table 1)."""
 
-BLOCK = re.compile(r"(?:transformer_)?blocks\.(?P<number>\d+)\..+")
+BLOCK = re.compile(r"(?:transformer_|vace_)?blocks\.(?P<number>\d+)\..+")
 _KEPT_SHARE = 0.075
 _ROWS = 512
 

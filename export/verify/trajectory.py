@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from flowblending.contracts.conditions import Condition, Source, inputs_from
+from flowblending.contracts.conditions import Condition, Source, input_key, inputs_from
 from flowblending.export.graph.exportable import Exportable
 from flowblending.export.graph.stored import weights_on_demand
 
@@ -25,6 +25,7 @@ def encode(
     tokens: Tokens,
     declared: Sequence[Condition],
     shared: Mapping[str, npt.NDArray[np.float32]],
+    shown: Mapping[str, npt.NDArray[np.float32]] | None = None,
 ) -> Conditions:
     """What the runtime makes of prompts, by the stock text encoder.
 
@@ -33,6 +34,7 @@ def encode(
         tokens: of every branch.
         declared: the family's conditions.
         shared: what is the same for every branch, by source, such as the frame rate.
+        shown: likewise, by input, what has a recipe.
     """
     names = [tensor.name for tensor in text_encoder.spec.inputs]
     conditions = {}
@@ -42,7 +44,8 @@ def encode(
             (text,) = text_encoder.reference(*(given[name] for name in names))
         alike = {source: torch.from_numpy(values) for source, values in shared.items()}
         made: dict[str, torch.Tensor] = {Source.TEXT: text, Source.TEXT_MASK: given["mask"], **alike}
-        conditions[branch] = inputs_from(declared, made)
+        made_of = {name: torch.from_numpy(values) for name, values in (shown or {}).items()}
+        conditions[branch] = inputs_from(declared, made) | made_of
     return conditions
 
 
@@ -69,6 +72,7 @@ class TorchPair:
             "timestep": torch.full(spec.timestep_shape(latents.shape[1:], 1), timestep, dtype=torch.float32),
             **self._conditions[branch],
         }
+        taken = [given[input_key(given, model, each.name)] for each in spec.inputs]
         with torch.no_grad(), weights_on_demand(*self._streamed[model]):
-            (velocity,) = self._calls[model](*(given[each.name] for each in spec.inputs))
+            (velocity,) = self._calls[model](*taken)
         return np.asarray(velocity.float().numpy())

@@ -10,7 +10,7 @@ Standard library only, as everything that `--help` needs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeVar
@@ -146,6 +146,37 @@ def start_from(channels: int) -> Condition:
     """The latents of a video, from which a run may begin at a noise level."""
     shape = (1, channels, "frames", "height", "width")
     return Condition(name="start", sources=(Source.VIDEO,), enters=Entry.START, shape=shape, recipe="strength")
+
+
+CONTROL = "control"
+CONTROL_SCALE = "control_scale"
+"""Inputs of a transformer with a control: its latents and masks, and what each hint is multiplied by, [hints]."""
+
+
+def control_conditions(channels: int) -> tuple[Condition, ...]:
+    """What a video keeps and what is made anew, and how much it counts; models may have different numbers of hints."""
+    shape = ("batch", channels, "frames", "height", "width")
+    sources = (Source.VIDEO, Source.MASK)
+    return (
+        Condition(name=CONTROL, sources=sources, enters=Entry.CHANNELS, shape=shape, recipe=CONTROL),
+        Condition(name=CONTROL_SCALE, sources=sources, enters=Entry.INPUT, shape=("hints",), recipe=CONTROL),
+    )
+
+
+def takes_control(conditions: Iterable[Condition]) -> bool:
+    """Whether videos are given as a control, and no run begins from one."""
+    return any(each.recipe == CONTROL for each in conditions)
+
+
+def own_input(model: str, name: str) -> str:
+    """The name under which a model is given an input that has another shape or value in other models."""
+    return f"{model}.{name}"
+
+
+def input_key(given: Collection[str], model: str, name: str) -> str:
+    """Under which name a model finds what it is given for an input: its own, if it has one of its own."""
+    own = own_input(model, name)
+    return own if own in given else name
 
 
 def starts_from_video(conditions: Iterable[Condition]) -> bool:

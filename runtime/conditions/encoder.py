@@ -27,6 +27,7 @@ LATENTS = "latents"
 _NEXT = "_next"
 
 Floats = npt.NDArray[np.float32]
+Frames = npt.NDArray[np.uint8] | Floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +46,12 @@ class VaeEncoder:
     factors: tuple[int, int]
     channels: int
 
-    def encode(self, frames: npt.NDArray[np.uint8], noise: Floats | None = None) -> Floats:
+    def encode(self, frames: Frames, noise: Floats | None = None) -> Floats:
         """The latents of a clip.
 
         Args:
-            frames: uint8 [F, H, W, 3], of which the first is a latent frame by itself: F - 1 is a multiple of the
-                frames per latent frame.
+            frames: uint8 [F, H, W, 3], or fp32 [1, 3, F, H, W] in [-1, 1] as `pixels` gives them, of which the first is
+                a latent frame by itself: F - 1 is a multiple of the frames per latent frame.
             noise: standard normal, like the latents, for a draw from the encoder's distribution; None for its mode.
 
         Raises:
@@ -68,19 +69,19 @@ class VaeEncoder:
             )
         return latents
 
-    def _shape(self, frames: npt.NDArray[np.uint8]) -> tuple[int, int, int, int, int]:
-        count, height, width, _ = frames.shape
+    def _shape(self, frames: Frames) -> tuple[int, int, int, int, int]:
+        count, height, width = frames.shape[:3] if frames.dtype == np.uint8 else frames.shape[2:]
         time, space = self.factors
         if (count - 1) % time or height % space or width % space:
             raise ValueError(f"{count} frames of {width}x{height} do not make whole latents")
         return 1, self.channels, (count - 1) // time + 1, height // space, width // space
 
-    def _whole(self, frames: npt.NDArray[np.uint8], noise: Floats) -> Floats:
+    def _whole(self, frames: Frames, noise: Floats) -> Floats:
         engine = self.engines[VAE_ENCODER]
-        tensors = {PIXELS: self.device.upload(pixels(frames)), NOISE: self.device.upload(noise)}
+        tensors = {PIXELS: self.device.upload(_pixels(frames)), NOISE: self.device.upload(noise)}
         return self._called(engine, tensors)[0]
 
-    def _stepwise(self, frames: npt.NDArray[np.uint8], noise: Floats) -> Floats:
+    def _stepwise(self, frames: Frames, noise: Floats) -> Floats:
         """The caches that one step gives are what the next one takes; pixels go up step by step."""
         time = self.factors[0]
         found: list[Floats] = []
@@ -88,9 +89,9 @@ class VaeEncoder:
         for index in range(noise.shape[2]):
             engine = self.engines[VAE_ENCODER_NEXT if index else VAE_ENCODER_FIRST]
             first = (index - 1) * time + 1 if index else 0
-            taken = frames[first : first + (time if index else 1)]
+            taken = slice(first, first + (time if index else 1))
             inputs = {
-                PIXELS: self.device.upload(pixels(taken)),
+                PIXELS: self.device.upload(_pixels(frames, taken)),
                 NOISE: self.device.upload(np.ascontiguousarray(noise[:, :, index : index + 1])),
                 **caches,
             }
@@ -109,3 +110,10 @@ class VaeEncoder:
         latents: npt.NDArray[Any] = self.device.download(outputs[LATENTS])
         caches = {name.removesuffix(_NEXT): each for name, each in outputs.items() if name.endswith(_NEXT)}
         return latents, caches
+
+
+def _pixels(frames: Frames, taken: slice = slice(None)) -> Floats:
+    """Some of the frames, fp32 [1, 3, F, H, W] in [-1, 1]."""
+    if frames.dtype == np.uint8:
+        return pixels(np.asarray(frames[taken], np.uint8))
+    return np.ascontiguousarray(frames[:, :, taken], np.float32)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import FlowBlendingError
+from flowblending.contracts.conditions import input_key
 from flowblending.contracts.graph import TensorSpec
 from flowblending.contracts.program import LATENTS, TIMESTEP, VELOCITY, Mix, Place, Program, Run, Step
 from flowblending.engine.backends.protocol import Engine, ScratchEngine
@@ -241,12 +242,13 @@ class _ProgramMemory:
         parts = []
         for branch in run.branches:
             given = self._conditions.get(branch, {})
-            if spec.name not in given:
+            name = input_key(given, run.model, spec.name)
+            if name not in given:
                 raise FlowBlendingError(
                     f"Engine {engine} asks for the input {spec.name}, which was not given for the branch {branch} "
                     f"(given: {', '.join(sorted(given)) or 'nothing'}); build the bundle with this version."
                 )
-            parts.append(given[spec.name])
+            parts.append(given[name])
         if any(part.shape != parts[0].shape for part in parts):
             raise FlowBlendingError(
                 f"Input {spec.name} of engine {engine} has the shapes {[list(part.shape) for part in parts]} for the "

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.contracts.conditions import Source, frame_times
+from flowblending.contracts.conditions import (
+    CONTROL,
+    CONTROL_SCALE,
+    Source,
+    frame_times,
+    input_key,
+    own_input,
+    takes_control,
+)
 from flowblending.contracts.graph import TEXT_ENCODER, PipelineSpec, Precision
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import COND, TIMESTEP, UNCOND
@@ -29,8 +37,11 @@ from flowblending.engine.build.proof.pair import (
     unmeasured,
 )
 from flowblending.engine.bundle.bundle import TRAJECTORY, Bundle
+from flowblending.runtime.conditions.vace import plain
+from flowblending.runtime.jobs import job_scales
 from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.media.prompt import Tokenizer
+from flowblending.runtime.options import Job
 
 if TYPE_CHECKING:
     from flowblending.export.graph.exportable import Part
@@ -81,7 +92,8 @@ def measure_pair(
     noise, tokens = initial_latents(manifest), tokens_of(bundle, prompt)
     progress("encoding the prompt")
     pipeline, text_encoder = manifest.pipeline, parts[TEXT_ENCODER].load(Precision.FP32)
-    conditions = encode(text_encoder, tokens, pipeline.conditions, plain_conditions(pipeline, noise.shape[1:]))
+    shared, shown = plain_conditions(pipeline, noise.shape[1:]), plain_control(manifest, noise.shape[1:])
+    conditions = encode(text_encoder, tokens, pipeline.conditions, shared, shown)
     progress("sampling it in torch in fp32")
     # Where the schedule leaves an engine out, there is nothing to compare it by.
     names = sorted({each["model"] for each in _runs(program)})
@@ -105,6 +117,17 @@ def plain_conditions(pipeline: PipelineSpec, latent_shape: Sequence[int]) -> dic
     return {
         Source.FRAME_RATE: np.array([pipeline.frame_rate], np.float32),
         Source.FRAME_TIMES: np.array(frame_times(latent_shape[1], pipeline.temporal_factor), np.float32),
+    }
+
+
+def plain_control(manifest: Manifest, latent_shape: Sequence[int]) -> dict[str, Floats]:
+    """What transformers with a control are given of a run from text alone, by input; see `plain`."""
+    if not takes_control(manifest.pipeline.conditions):
+        return {}
+    scales = job_scales(Job(prompt=""), manifest)
+    return {
+        CONTROL: plain(latent_shape, manifest.pipeline.spatial_factor),
+        **{own_input(model, CONTROL_SCALE): scale for model, scale in scales.items()},
     }
 
 
@@ -153,7 +176,10 @@ class EnginePair:
         given = {LATENTS: latents, TIMESTEP: timesteps, **self._conditions[branch]}
         output = np.empty_like(latents)
         (spec,) = engine.spec.outputs
-        tensors = {each.name: Tensor.of(np.ascontiguousarray(given[each.name])) for each in engine.spec.inputs}
+        tensors = {
+            each.name: Tensor.of(np.ascontiguousarray(given[input_key(given, model, each.name)]))
+            for each in engine.spec.inputs
+        }
         engine.run({**tensors, spec.name: Tensor.of(output)}, 0)
         return output
 

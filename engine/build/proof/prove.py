@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 import flowblending
 from flowblending import FlowBlendingError
+from flowblending.contracts.conditions import input_key
 from flowblending.contracts.program import TIMESTEP
 from flowblending.contracts.proof import Sizes
 from flowblending.engine.backends.gpu import check_architecture, gpu_architecture
@@ -247,12 +248,20 @@ def _follow(pipeline: Pipeline, device: Device, trajectory: Path, where: str, li
         )
     ]
 
+    conditions: dict[str, dict[str, npt.NDArray[Any]]] = {}
+    for key, array in arrays.items():
+        kind, _, rest = key.partition("/")
+        if kind == "conditions":
+            branch, _, name = rest.partition("/")
+            conditions.setdefault(branch, {})[name] = array
+
     def velocity(model: str, latents: Floats, timestep: float, branch: str) -> Floats:
         engine = pipeline.engine(model)
         timesteps = np.full(engine.spec.timestep_shape(latents.shape[1:], 1), timestep, np.float32)
         own = {LATENTS: latents, TIMESTEP: timesteps}
+        of = conditions[branch]
         given = {
-            each.name: own[each.name] if each.name in own else arrays[f"conditions/{branch}/{each.name}"]
+            each.name: own[each.name] if each.name in own else of[input_key(of, model, each.name)]
             for each in engine.spec.inputs
         }
         (found,) = _run(engine, device, given).values()

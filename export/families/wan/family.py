@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers import WanTransformer3DModel
+import torch
+from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 
-from flowblending import FlowBlendingError
-from flowblending.contracts.conditions import Source, start_from, text_conditions
+from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts.conditions import Condition, Source, control_conditions, start_from, text_conditions
 from flowblending.contracts.graph import WAN_T2V_1_3B, WAN_T2V_14B, PipelineSpec, SigmaGrid
 from flowblending.export.checkpoint.checkpoint import (
     TRANSFORMER,
@@ -23,6 +24,7 @@ from flowblending.export.checkpoint.checkpoint import (
 from flowblending.export.checkpoint.experts import expert_boundary
 from flowblending.export.checkpoint.naming import shown
 from flowblending.export.families.t5 import text_encoder_part
+from flowblending.export.families.wan import vace
 from flowblending.export.families.wan.authors import authors_sampling
 from flowblending.export.families.wan.names import authors_name
 from flowblending.export.families.wan.row import WAN
@@ -30,7 +32,7 @@ from flowblending.export.families.wan.transformer import REVISION, load_signal, 
 from flowblending.export.families.wan.vae import check_decoder, decoder_parts
 from flowblending.export.families.wan.vae_encoder import encoder_parts
 from flowblending.export.graph.exportable import Part
-from flowblending.export.graph.load import check_model, parameter_shapes
+from flowblending.export.graph.load import ModelClass, check_model, parameter_shapes
 from flowblending.export.lora.file import LoraFile
 from flowblending.export.lora.fit import Lora, fit_lora
 
@@ -138,7 +140,7 @@ class Wan:
             late=0.2,
             conditions=(
                 *text_conditions(TEXT_LENGTH, transformer.get("text_dim", 4096), mask=False),
-                *((start_from(transformer["in_channels"]),) if Source.VIDEO in checkpoint.takes else ()),
+                *_conditions(checkpoint, transformer),
             ),
             authors=authors_sampling(_architecture(transformer), experts=expert_boundary(checkpoint) is not None),
         )
@@ -155,22 +157,36 @@ class Wan:
                 f"{shown(folder)} is an image-to-video transformer, but only text-to-video is supported; "
                 "give a Wan T2V checkpoint."
             )
+        kind = _kind(folder)
+        if _has_control(folder):
+            load, revision = vace.load_transformer, f"wan vace transformer {vace.REVISION}.{REVISION}"
+        else:
+            load, revision = load_transformer, f"wan transformer {REVISION}"
         return Part(
             name=name,
             sources=model_files(folder),
-            load=lambda precision: load_transformer(folder, name, TEXT_LENGTH, precision, loras),
-            revision=f"wan transformer {REVISION}",
-            check=lambda: check_model(WanTransformer3DModel, folder),
+            load=lambda precision: load(folder, name, TEXT_LENGTH, precision, loras),
+            revision=revision,
+            check=lambda: check_model(kind, folder),
             architecture=_architecture(config),
             loras=tuple(loras),
         )
 
     def fit_lora(self, folder: Path, file: LoraFile, strength: float) -> Lora:
         """What a LoRA file changes in a transformer; raises a UsageError where it was made for another one."""
-        return fit_lora(file, parameter_shapes(WanTransformer3DModel, folder), authors_name, strength)
+        return fit_lora(file, parameter_shapes(_kind(folder), folder), authors_name, strength)
 
     def signal(self, folder: Path, name: str, loras: Sequence[Lora] = ()) -> Part:
-        """The timestep's embedding, of which every block's modulation is made: timestep fp32 [B] -> signal [B, 6 D]."""
+        """The timestep's embedding, of which every block's modulation is made: timestep fp32 [B] -> signal [B, 6 D].
+
+        Raises:
+            UsageError: a VACE transformer, for which nobody has published constants.
+        """
+        if _has_control(folder):
+            raise UsageError(
+                f"--teacache was given, but {shown(folder)} is a VACE transformer, for which there is none; leave it "
+                "out, and choose another cache."
+            )
         return Part(
             name=name,
             sources=model_files(folder),
@@ -185,7 +201,27 @@ class Wan:
         return (text_encoder_part(checkpoint, TEXT_LENGTH, zero_padding=True), *decoder_parts(checkpoint), *encoder)
 
 
+def _kind(folder: Path) -> ModelClass[torch.nn.Module]:
+    """The class of a transformer."""
+    found: ModelClass[torch.nn.Module] = WanVACETransformer3DModel if _has_control(folder) else WanTransformer3DModel
+    return found
+
+
+def _has_control(folder: Path) -> bool:
+    named: object = read_json(folder / "config.json").get("_class_name")
+    return named == "WanVACETransformer3DModel"
+
+
+def _conditions(checkpoint: Checkpoint, transformer: Mapping[str, Any]) -> tuple[Condition, ...]:
+    """What is taken beside text."""
+    if checkpoint.pipeline == "WanVACEPipeline":
+        return control_conditions(transformer.get("vace_in_channels", 96))
+    return (start_from(transformer["in_channels"]),) if Source.VIDEO in checkpoint.takes else ()
+
+
 def _architecture(config: Mapping[str, Any]) -> str | None:
+    if config.get("vace_layers") is not None:
+        return None
     return _ARCHITECTURES.get(
         (config.get("num_layers"), config.get("num_attention_heads"), config.get("attention_head_dim"))
     )

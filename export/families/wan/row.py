@@ -32,8 +32,9 @@ def _original(shapes: Shapes, base: Mapping[str, Any]) -> Original:
 
 WAN = ModelFamily(
     name="wan",
-    pipelines=("WanPipeline",),
-    takes={"WanPipeline": (Source.VIDEO,)},
+    pipelines=("WanPipeline", "WanVACEPipeline"),
+    takes={"WanPipeline": (Source.VIDEO,), "WanVACEPipeline": (Source.VIDEO, Source.MASK)},
+    always=frozenset({"WanVACEPipeline"}),
     vae_factors=_vae_factors,
     load=_load,
     original=_original,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from diffusers import WanTransformer3DModel
+from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention, WanRotaryPosEmbed
 
 from flowblending.contracts.graph import GraphSpec, Precision, TensorSpec
@@ -16,6 +17,8 @@ from flowblending.export.graph.exportable import Exportable, Tensors
 from flowblending.export.graph.load import load_model, twin
 from flowblending.export.graph.mixed import narrow_layers, normalise, project
 from flowblending.export.lora.fit import Lora
+
+Model = TypeVar("Model", WanTransformer3DModel, WanVACETransformer3DModel)
 
 REVISION = 1
 """Raised when this file makes other graphs."""
@@ -66,7 +69,7 @@ def load_transformer(
         counts = {"frames": frames * patch[0], "height": height * patch[1], "width": width * patch[2]}
         return {"batch": batch, **counts}
 
-    module = _mixed(stock) if precision is Precision.FP16_MIXED else _Call(_rewritten(stock), stock.dtype)
+    module = _Call(*rewritten(stock, precision))
     return Exportable(
         spec=spec,
         module=module,
@@ -120,21 +123,20 @@ class _WanSignal(torch.nn.Module):
         return (self.embedder.time_proj(self.embedder.act_fn(embedded)),)
 
 
-def _rewritten(stock: WanTransformer3DModel) -> WanTransformer3DModel:
-    """A copy with other positions and attention, over the same weights."""
+def rewritten(stock: Model, precision: Precision) -> tuple[Model, torch.dtype]:
+    """A copy with other positions and attention, over the same weights; and the type that it computes between layers.
+
+    That is the type of its weights, and in fp16-mixed fp32: blocks go on in the type of what they are given.
+    """
     model = twin(stock)
     model.rope = _Rotary(stock.rope)
-    model.set_attn_processor(_Attention())
-    return model
-
-
-def _mixed(stock: WanTransformer3DModel) -> _Call:
-    """The transformer in fp16-mixed. Blocks compute between their layers in the type of what they are given."""
-    model = _rewritten(stock)
+    if precision is not Precision.FP16_MIXED:
+        model.set_attn_processor(_Attention())
+        return model, stock.dtype
     narrow_layers(model)
     model.patch_embedding.register_forward_hook(lambda _layer, _inputs, tokens: tokens.float())
     model.set_attn_processor(_MixedAttention(normalised=stock.config.cross_attn_norm))
-    return _Call(model, torch.float32)
+    return model, torch.float32
 
 
 class _Rotary(torch.nn.Module):
