@@ -118,6 +118,7 @@ def reference(checkpoints: Path, bundle: Bundle, job: Job) -> Floats:
     return final[0].numpy()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)) + f"-{case['schedule']}")
 def test_latents_equal_diffusers(
     case: dict[str, Any], files: dict[str, Path], build: Build, checkpoints: Callable[[str], Path]
@@ -126,6 +127,7 @@ def test_latents_equal_diffusers(
     assert relative_error(ours(bundle, job), reference(checkpoints("wan-vace"), bundle, job)) < TOLERANCE
 
 
+@pytest.mark.long
 def test_the_control_matters(files: dict[str, Path], build: Build) -> None:
     """By far more than the tolerance, each of video, mask and scale."""
     bundle = build("wan-vace")
@@ -135,6 +137,7 @@ def test_the_control_matters(files: dict[str, Path], build: Build) -> None:
         assert relative_error(ours(bundle, dataclasses.replace(job, **change)), found) > 10 * TOLERANCE, change
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "said"),
     [

@@ -42,13 +42,14 @@ def part(folder: Path) -> Part:
     )
 
 
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16_MIXED])
+@pytest.mark.parametrize("precision", [Precision.FP32, pytest.param(Precision.FP16_MIXED, marks=pytest.mark.long)])
 def test_it_equals_the_stock_class(precision: Precision, folder: Path, tmp_path: Path) -> None:
     """At two sizes, with scales that differ from layer to layer; fp16-mixed against the class in fp32."""
     _, parity = export_and_verify(part(folder), precision, tmp_path, "", ignore)
     assert parity.shapes == 2
 
 
+@pytest.mark.long
 @needs_rtx
 def test_a_real_plan_with_fp8_layers(folder: Path, tmp_path: Path) -> None:
     plain = export_graph(part(folder).load(Precision.BF16), tmp_path / "bf16", "")
