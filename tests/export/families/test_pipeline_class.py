@@ -80,19 +80,23 @@ def test_images_are_taken_by_the_class_that_takes_them() -> None:
     for nothing in (text, condition):
         assert with_conditions(nothing, ()) is nothing
     images = with_conditions(text, [Source.IMAGE])
-    assert (images.pipeline, images.published, images.takes) == ("LTXImageToVideoPipeline", "LTXPipeline", ("image",))
+    assert (images.pipeline, images.published, images.takes) == (
+        "LTXImageToVideoPipeline",
+        "LTXPipeline",
+        ("image", "video"),
+    )
     assert describe_class(images).startswith("LTXImageToVideoPipeline, as --conditions says; ")
     clips = with_conditions(condition, [Source.VIDEO])
     assert (clips.pipeline, clips.published, clips.takes) == ("LTXConditionPipeline", None, ("image", "video"))
     asked_by_itself = with_conditions(Checkpoint(folder=Path("x"), pipeline="LTXImageToVideoPipeline"), ())
-    assert asked_by_itself.takes == ("image",)
+    assert asked_by_itself.takes == ("image", "video")
 
 
 @pytest.mark.parametrize(
     ("pipeline", "asked", "what"),
     [
-        ("WanPipeline", Source.MASK, "takes text alone"),
-        ("LTXPipeline", Source.VIDEO, "takes image beside text"),
+        ("WanPipeline", Source.MASK, "takes video beside text"),
+        ("LTXPipeline", Source.MASK, "takes image and video beside text"),
         ("LTXConditionPipeline", Source.MASK, "takes image and video beside text"),
     ],
 )
