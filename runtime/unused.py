@@ -61,7 +61,7 @@ def unused_options(
             "that has one."
         )
     if job.video is None and not job.image and job.fit != CROP:
-        found.append(f"the fit {job.fit} does nothing, because no video is given.")
+        found.append(f"the fit {job.fit} does nothing, because no image or video is given.")
     if job.video is None and job.resample_fps is not None:
         found.append(f"resampling to {job.resample_fps:g} frames per second does nothing, because no video is given.")
     if job.seed and latents_given and not job.image and not _draws(manifest):

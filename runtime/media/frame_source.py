@@ -81,7 +81,7 @@ def opened_frames(path: Path) -> Iterator[FrameSource]:
         if os.path.isdir(path):  # noqa: PTH112  a name that is too long is no error to this one
             yield _folder(path)
             return
-        image = stack.enter_context(opened_image(path, "video"))
+        image = stack.enter_context(opened_image(path, "image or video"))
         yield _image(path, image) if image is not None else stack.enter_context(_video(path))
 
 

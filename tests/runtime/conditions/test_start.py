@@ -84,7 +84,7 @@ def test_a_dry_run_says_which_stages_are_left(manifest: Manifest, tmp_path: Path
         "crop",
         None,
     )
-    with pytest.raises(FlowBlendingError, match=r"There is no video none\.mp4; give"):
+    with pytest.raises(FlowBlendingError, match=r"There is no image or video none\.mp4; give"):
         plan_lines(bundle, replace(job, video="none.mp4"), "cpu")
 
 
@@ -159,7 +159,7 @@ def test_what_is_said_of_no_video_does_nothing(manifest: Manifest) -> None:
     job = Job(prompt="x", fit="letterbox", resample_fps=8.0)
     told = unused_options(job, compile_job(job, manifest), manifest, timed=True)
     assert told == [
-        "the fit letterbox does nothing, because no video is given.",
+        "the fit letterbox does nothing, because no image or video is given.",
         "resampling to 8 frames per second does nothing, because no video is given.",
     ]
 

@@ -316,7 +316,7 @@ def test_what_is_no_video_is_a_sentence(tmp_path: Path, clip: Pictures) -> None:
     cases = {
         "truncated.mp4": "cannot be read as a video",
         "text.mp4": "cannot be read as a video",
-        "none.mp4": "There is no video .*; give the name of a file that is there",
+        "none.mp4": "There is no image or video .*; give the name of a file that is there",
         "empty": r"folder .*empty holds no images \(\.png, \.jpg",
         "no images": "holds no images",
         "broken": r"broken/a\.png is no image that can be read",
