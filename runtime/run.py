@@ -64,7 +64,7 @@ class VideoRun:
             a tensor of the device, which is taken as it is.
         noise: what a decoder that adds noise draws it from where initial latents are given; None for the seed's stream.
         embeddings: as `Pipeline.embed` gives them, of the branches whose text is not to be encoded.
-        clips: images and clips that were given, at the video's size.
+        clips: images and clips that were given, at the video's size; the metadata has their names.
         outputs: where to write the video (see `open_writer`).
         latents_out: where to write the final latents (.npy).
         decode: whether frames are wanted; there are no outputs without.
@@ -103,6 +103,7 @@ class VideoRun:
         self._pipeline = pipeline
         self._job = job
         program = compile_job(job, pipeline.bundle.manifest)
+        self._named = dataclasses.replace(job, image=(*(clip.name for clip in clips), *job.image))
         self._clips = self._read_clips(program, clips)
         self._held = plan_given(pipeline.bundle.manifest, program, self._clips)
         self.program: Final[Program] = program if self._held is None else self._held.program
@@ -138,7 +139,7 @@ class VideoRun:
         """What the video's file says about how it was made."""
         given = self._given
         array = self._pipeline.device.download(given) if isinstance(given, Tensor) else given
-        told = video_metadata(self._pipeline.bundle.manifest, self._job, self.program, array)
+        told = video_metadata(self._pipeline.bundle.manifest, self._named, self.program, array)
         tiling = self._conditioning.tiling
         return told if tiling is None else {**told, "vae_tiling": str(tiling)}
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, StreamingResponse
 
@@ -23,7 +24,8 @@ from flowblending.runtime.serve.http.events import server_sent, wait_for_end
 from flowblending.runtime.serve.http.gate import MOST_BODY, Gate
 from flowblending.runtime.serve.http.operations import operations
 from flowblending.runtime.serve.http.record import COMPLETED, JobRecord
-from flowblending.runtime.serve.http.request import no_model, read_form, read_json, read_request
+from flowblending.runtime.serve.http.reference import Upload, shown_name
+from flowblending.runtime.serve.http.request import no_model, read_form, read_json
 from flowblending.runtime.serve.http.schema import (
     Deleted,
     Error,
@@ -45,7 +47,10 @@ _FIELDS: Final = 100
 _BODY: Final[dict[str, Any]] = {
     "requestBody": {
         "required": True,
-        "content": {kind: {"schema": request_schema()} for kind in ("application/json", "multipart/form-data")},
+        "content": {
+            "application/json": {"schema": request_schema()},
+            "multipart/form-data": {"schema": request_schema(upload=True)},
+        },
     }
 }
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
@@ -68,7 +73,7 @@ async def _accepted(request: Request, service: Service, owner: str) -> JobRecord
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         try:
             async with request.form(max_files=1, max_fields=_FIELDS, max_part_size=MOST_BODY) as form:
-                values = read_form(form.multi_items())
+                values = read_form([(name, await _received(value)) for name, value in form.multi_items()])
         except HTTPException as error:
             raise bad_request(f"The form cannot be read ({error.detail}); send one with a prompt.") from None
     elif kind in ("application/json", ""):
@@ -77,10 +82,14 @@ async def _accepted(request: Request, service: Service, owner: str) -> JobRecord
         message = f"The body is {kind[:60]!r}, but application/json or multipart/form-data was expected."
         raise ApiError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message)
 
-    def accept() -> JobRecord:
-        return service.accept(read_request(values, service.models), owner)
+    return await run_in_threadpool(service.ask, values, owner)
 
-    return await run_in_threadpool(accept)
+
+async def _received(value: UploadFile | str) -> Upload | str:
+    """A field of a form; what was uploaded is no larger than a body may be."""
+    if isinstance(value, str):
+        return value
+    return Upload(name=shown_name(value.filename), content=await value.read())
 
 
 @router.post("/videos", openapi_extra=_BODY)

@@ -29,6 +29,7 @@ from flowblending.runtime.serve.http.messages import LOADING, Cancelled, Made, P
 from flowblending.runtime.serve.http.metrics import Metrics
 from flowblending.runtime.serve.http.process import ServiceWorker
 from flowblending.runtime.serve.http.record import JobRecord
+from flowblending.runtime.serve.http.request import REFERENCE
 from flowblending.runtime.serve.http.store import JobStore
 
 _TICK: Final = 1.0
@@ -186,7 +187,9 @@ class Dispatcher:
 
     def _task(self, job: JobRecord) -> Work:
         video, thumbnail = self._data.video(job.id), self._data.thumbnail(job.id)
-        return Work(id=job.id, model=job.model, fields=job.fields, video=video, thumbnail=thumbnail)
+        name = job.about.get(REFERENCE)
+        upload = None if name is None else (self._data.upload(job.id), name)
+        return Work(id=job.id, model=job.model, fields=job.fields, video=video, thumbnail=thumbnail, upload=upload)
 
     def _cancel(self) -> None:
         with self._lock:
@@ -290,7 +293,10 @@ class Dispatcher:
 
         def settle() -> None:
             job = self._store.get(id)
-            self._data.remove(id)
+            if job is None:  # deleted in the meantime
+                self._data.remove(id)
+            else:
+                self._data.remove_results(id)
             if job is not None and job.crashes:
                 self._fail(id, "worker_crashed", f"The process that made it ended twice ({how}); change the video.")
             elif job is not None:
@@ -308,7 +314,7 @@ class Dispatcher:
         for worker in self.workers:
             worker.end(deadline)
             if worker.task is not None:
-                self._data.remove(worker.done().id)
+                self._data.remove_results(worker.done().id)
         with contextlib.suppress(sqlite3.Error):  # or the next service finds it so
             self._settle()
             self._store.recover()

@@ -11,10 +11,11 @@ from flowblending import UsageError
 from flowblending.system.lock import exclusive_if_free
 from flowblending.system.output import cannot_write, check_folder
 from flowblending.system.temporary import sweep
+from flowblending.system.whole_file import flush
 
 
 class DataFolder:
-    """The jobs' database, and two files per video."""
+    """The jobs' database, two files per video, and the image that it begins with if one was uploaded."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -37,12 +38,37 @@ class DataFolder:
         """An image of its middle frame."""
         return self.videos / f"{id}.png"
 
+    def upload(self, id: str) -> Path:
+        """An image that was uploaded for a video."""
+        return self.videos / f"{id}.upload"
+
+    def keep_upload(self, id: str, content: bytes) -> Path:
+        """Keep such an image; it is on the disk then. What a kill leaves of it is no job's, and `tidy` removes it.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path = self.upload(id)
+        path.write_bytes(content)
+        flush(path)
+        with contextlib.suppress(OSError):  # of file systems that have no names to wait for
+            flush(self.videos)
+        return path
+
     def size(self, id: str) -> int:
         """Bytes of a video's files."""
-        return sum(path.stat().st_size for path in (self.video(id), self.thumbnail(id)))
+        upload = self.upload(id)
+        kept = (self.video(id), self.thumbnail(id), *([upload] if upload.exists() else []))
+        return sum(path.stat().st_size for path in kept)
 
     def remove(self, id: str) -> None:
-        """Remove a video's files, and what a worker that was killed left of them."""
+        """Remove all of a video's files."""
+        self.remove_results(id)
+        with contextlib.suppress(OSError):
+            self.upload(id).unlink(missing_ok=True)
+
+    def remove_results(self, id: str) -> None:
+        """Remove what was made of a video, and what a worker that was killed left of it."""
         for path in (self.video(id), self.thumbnail(id)):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
@@ -51,7 +77,7 @@ class DataFolder:
     def tidy(self, known: Collection[str]) -> None:
         """Remove the files of jobs that are not known."""
         for path in self.videos.iterdir():
-            if path.suffix in (".mp4", ".png") and path.stem not in known:
+            if path.suffix in (".mp4", ".png", ".upload") and path.stem not in known:
                 self.remove(path.stem)
 
 

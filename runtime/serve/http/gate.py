@@ -20,7 +20,7 @@ from flowblending.runtime.serve.http.errors import ApiError
 from flowblending.runtime.serve.http.service import Service
 
 MOST_BODY: Final = 2**20
-"""Bytes of a request: a prompt and some numbers take a hundredth of it."""
+"""Bytes of a request: a prompt and some numbers take a hundredth of it, the rest is for an image."""
 
 _MOST_DRAINED: Final = 2**26
 _PATIENCE: Final = 10.0
@@ -122,7 +122,7 @@ def _name(host: str) -> str:
 
 
 def _too_large() -> ApiError:
-    message = f"The body is larger than {MOST_BODY} bytes; send a prompt and options alone."
+    message = f"The body is larger than {MOST_BODY} bytes; shorten the prompt, or send a smaller image."
     return ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, code="body_too_large")
 
 

@@ -25,6 +25,7 @@ class Work:
         fields: of the job, as they were read from the request.
         video: where the MP4 goes.
         thumbnail: where a PNG of its middle frame goes.
+        upload: the file of the image that it begins with, and the name that it came with.
     """
 
     id: str
@@ -32,6 +33,7 @@ class Work:
     fields: Mapping[str, Any]
     video: Path
     thumbnail: Path
+    upload: tuple[Path, str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

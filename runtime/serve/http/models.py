@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from flowblending.contracts.conditions import Source, takes
 from flowblending.contracts.manifest import Manifest
 from flowblending.engine.bundle.bundle import Bundle
 
@@ -38,6 +39,7 @@ class ServedModel:
         return {
             "family": pipeline.family,
             "videos": [{"size": each.sizes, "frames": each.lengths} for each in self.manifest.profiles],
+            "input_reference": takes(pipeline.conditions, Source.IMAGE),
             "defaults": {
                 "size": first.size,
                 "frames": first.frames,

@@ -2,6 +2,7 @@
 // The page of fb-serve. Everything that a user or the service wrote becomes text, never markup.
 
 const USUAL = ["model", "size", "frames", "schedule", "steps", "guidance", "seed", "cache", "solver", "negative_prompt"];
+const REFERENCE = "input_reference";
 const byId = (id) => document.getElementById(id);
 const cards = new Map();
 let models = [];
@@ -69,6 +70,13 @@ function drawFields() {
     label.append(input);
     byId(USUAL.includes(name) ? "usual" : "more").append(label);
   }
+  const label = element("label", "begin with an image");
+  const file = element("input");
+  file.type = "file";
+  file.accept = "image/*";
+  file.name = REFERENCE;
+  label.append(file);
+  byId("usual").append(label);
   byId("form").elements.model.addEventListener("change", bounds);
   bounds();
 }
@@ -77,6 +85,7 @@ function drawFields() {
 function bounds() {
   const elements = byId("form").elements;
   const model = models.find((each) => each.id === elements.model.value);
+  elements[REFERENCE].parentElement.hidden = !model.input_reference;
   for (const [name, value] of Object.entries(model.defaults)) {
     if (elements[name]) elements[name].placeholder = value;
   }
@@ -97,12 +106,24 @@ function bounds() {
 function request() {
   const fields = {};
   for (const input of byId("form").elements) {
-    if (!input.name || input.value === "") continue;
+    if (!input.name || input.name === REFERENCE || input.value === "") continue;
     const about = schema.properties[input.name];
     const kind = kindOf(about);
     fields[input.name] = kind === "boolean" ? input.value === "true" : kind === "string" ? input.value : Number(input.value);
   }
   return fields;
+}
+
+// JSON, or a form where an image goes with it.
+function body() {
+  const input = byId("form").elements[REFERENCE];
+  if (input.parentElement.hidden || !input.files.length) {
+    return { headers: { "content-type": "application/json" }, body: JSON.stringify(request()) };
+  }
+  const form = new FormData();
+  for (const [name, value] of Object.entries(request())) form.append(name, String(value));
+  form.append(REFERENCE, input.files[0]);
+  return { body: form };
 }
 
 // Runs of steps of one transformer, each as wide as it has steps and filled as far as it is.
@@ -145,7 +166,8 @@ function cardOf(video, first) {
   remove.addEventListener("click", () => ask(`v1/videos/${video.id}`, { method: "DELETE" }).then(() => forget(video.id)).catch(say));
   const buttons = element("div", undefined, "row");
   buttons.append(compare, remove);
-  const options = Object.entries(video.options).map(([name, value]) => `${name} ${value}`).join(", ");
+  const image = video.input_reference ? [[REFERENCE, video.input_reference]] : [];
+  const options = [...Object.entries(video.options), ...image].map(([name, value]) => `${name} ${value}`).join(", ");
   root.append(media, element("p", video.prompt), element("p", [video.model, options].filter(Boolean).join(": "), "quiet"), bar, state, buttons);
   card = { root, bar, state, media, compare, url: null, loading: false };
   cards.set(video.id, card);
@@ -258,8 +280,7 @@ byId("form").addEventListener("submit", async (event) => {
   say();
   byId("make").disabled = true;
   try {
-    const headers = { "content-type": "application/json" };
-    const video = await json("v1/videos", { method: "POST", headers, body: JSON.stringify(request()) });
+    const video = await json("v1/videos", { method: "POST", ...body() });
     await show(video, true);
     follow(video.id).catch(say);
   } catch (error) {

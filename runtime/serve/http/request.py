@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final
 
-from flowblending import UsageError
+from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts.conditions import Source
 from flowblending.contracts.manifest import Manifest
+from flowblending.runtime.conditions.registry import check_taken
 from flowblending.runtime.jobs import compile_job, job_geometry
 from flowblending.runtime.option import Option
 from flowblending.runtime.option_values import HTTP, make_job, read_options, read_value, shown, unknown
-from flowblending.runtime.options import Job, served_options
+from flowblending.runtime.options import AUTO, Job, options, served_options
 from flowblending.runtime.serve.http.errors import ApiError, bad_request
 from flowblending.runtime.serve.http.models import ServedModel
+from flowblending.runtime.serve.http.reference import Upload, check_reference, check_still, hidden
 
 MODEL: Final = Option(name="model", section="", help="name of one of the service's models", example="wan")
 SECONDS: Final = Option(
@@ -50,6 +56,10 @@ START_WITHIN: Final = Option(
 BESIDE: Final = (MODEL, SECONDS, PRIORITY, START_WITHIN)
 """Fields that are no options of the job."""
 REFERENCE: Final = "input_reference"
+"""The field of an image that the video begins with: a file of a form."""
+
+_FILES: Final = frozenset(each.name for each in options() if each.file and not each.served)
+"""Options that name files of the machine that makes the video."""
 
 MOST_CHARACTERS: Final = 32768
 """Of a prompt. Text encoders take 512 tokens, and tell of what they leave out."""
@@ -61,7 +71,7 @@ class VideoRequest:
 
     Attributes:
         fields: of the job that were given, and what ``seconds`` came to.
-        about: size, frames and seconds of the video.
+        about: size, frames and seconds of the video, and the name of the image that was uploaded, if one was.
         start_within: seconds; None for any.
     """
 
@@ -118,21 +128,26 @@ def _plain(text: str, kind: type) -> object:
         return text
 
 
-def read_request(values: Mapping[str, object], models: Mapping[str, ServedModel]) -> VideoRequest:
+def read_request(
+    values: Mapping[str, object], models: Mapping[str, ServedModel], file: Path | None = None
+) -> VideoRequest:
     """What the fields of a request ask for.
 
     Args:
         models: by name; the first is that of requests that name none.
+        file: where the image that was uploaded is kept, if one was.
 
     Raises:
         ApiError: a field is unknown or wrong, or the model makes no such video.
     """
     given = {name: value for name, value in values.items() if value is not None or name not in _names()}
     model = _model(given.get(MODEL.name), models)
-    if REFERENCE in given or f"{REFERENCE}[image_url]" in given or f"{REFERENCE}[file_id]" in given:
-        raise bad_request(f"The model {model.name} makes videos of text alone; leave {REFERENCE} out.", param=REFERENCE)
+    reference = _reference(given)
     fields: dict[str, Any] = {}
     for name, value in given.items():
+        if name in _FILES:
+            message = f"{name} names a file, and the service reads none of its machine's; "
+            raise bad_request(f"{message}upload an image as {REFERENCE}, or leave it out.", param=name)
         if name not in _names():
             known = sorted(_names())
             raise bad_request(str(unknown(name[:60], HTTP, known)), code="unknown_parameter", param=name[:60])
@@ -146,7 +161,10 @@ def read_request(values: Mapping[str, object], models: Mapping[str, ServedModel]
     try:
         if beside[SECONDS.name] is not None:
             fields["frames"] = _frames(beside[SECONDS.name], fields, model.manifest)
-        about = describe(make_job(fields), model.manifest)
+        if reference is None or file is None:
+            about = describe(make_job(fields), model.manifest)
+        else:
+            about = _begun(fields, reference.name, file, model.manifest)
     except UsageError as error:
         raise bad_request(str(error)) from None
     return VideoRequest(
@@ -168,6 +186,54 @@ def describe(job: Job, manifest: Manifest) -> dict[str, Any]:
     geometry = job_geometry(job, manifest)
     rate = manifest.pipeline.frame_rate if job.frame_rate is None else job.frame_rate
     return {"size": geometry.size, "frames": geometry.frames, "seconds": f"{geometry.frames / rate:.4g}"}
+
+
+def _reference(given: dict[str, object]) -> Upload | None:
+    """The image that was uploaded, taken out of the fields.
+
+    Raises:
+        ApiError: something else was given for it.
+    """
+    found = given.pop(REFERENCE, None)
+    if found is None:
+        kinds = (f"{REFERENCE}[image_url]", f"{REFERENCE}[file_id]")
+        found = next(({kind: given[kind]} for kind in kinds if kind in given), None)
+    if found is None or isinstance(found, Upload):
+        return found
+    raise bad_request(
+        f"{REFERENCE} is {shown(found)}, but an image in the request was expected; upload its file in a form.",
+        param=REFERENCE,
+    )
+
+
+def _begun(fields: dict[str, Any], name: str, file: Path, manifest: Manifest) -> dict[str, Any]:
+    """What `describe` tells of a video that begins with an image, and the image's name.
+
+    Args:
+        fields: of the job, whose size is a plain one afterwards.
+
+    Raises:
+        ApiError: the image is none, or the bundle takes none.
+        UsageError: the bundle cannot make the video.
+    """
+    with _wrong_reference():
+        check_taken(manifest, Source.IMAGE)
+        check_still(file, name)
+    with hidden(file, name):
+        about = describe(dataclasses.replace(make_job(fields), image=(str(file),)), manifest)
+    if str(fields.get("size")).strip().lower() == AUTO:
+        fields |= {"size": about["size"], "frames": about["frames"]}
+    with _wrong_reference():
+        check_reference(file, name, make_job(fields), manifest)
+    return {**about, REFERENCE: name}
+
+
+@contextmanager
+def _wrong_reference() -> Iterator[None]:
+    try:
+        yield
+    except FlowBlendingError as error:
+        raise bad_request(str(error), param=REFERENCE) from None
 
 
 def _names() -> set[str]:

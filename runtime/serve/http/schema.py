@@ -11,7 +11,7 @@ from flowblending.runtime.options import served_options
 from flowblending.runtime.serve.http.messages import Progress
 from flowblending.runtime.serve.http.models import ServedModel
 from flowblending.runtime.serve.http.record import COMPLETED, IN_PROGRESS, QUEUED, JobRecord
-from flowblending.runtime.serve.http.request import BESIDE, MOST_CHARACTERS
+from flowblending.runtime.serve.http.request import BESIDE, MOST_CHARACTERS, REFERENCE
 
 
 class VideoError(BaseModel):
@@ -38,6 +38,7 @@ class Video(BaseModel):
     error: VideoError | None = None
     remixed_from_video_id: None = None
     frames: int
+    input_reference: str | None = Field(None, description="Name of the image that was uploaded to begin with.")
     options: dict[str, Any] = Field(description="The fields that were given, beside the prompt.")
     queue_position: int | None = Field(None, description="0 is next among the videos of the same API key.")
     stage: str | None = Field(None, description="loading, encoding, sampling or decoding.")
@@ -77,6 +78,7 @@ class Model(BaseModel):
     owned_by: Literal["flowblending"] = "flowblending"
     family: str
     videos: list[dict[str, str]] = Field(description="Sizes and frames that it makes.")
+    input_reference: bool = Field(description="Whether an image may be uploaded for a video to begin with.")
     defaults: dict[str, Any] = Field(description="Of the fields that depend on the model.")
 
 
@@ -134,6 +136,7 @@ def video_of(job: JobRecord, live: Progress | None, ahead: int | None) -> Video:
         seconds=job.about["seconds"],
         size=job.about["size"],
         frames=job.about["frames"],
+        input_reference=job.about.get(REFERENCE),
         error=None if job.code is None else VideoError(code=job.code, message=job.message or ""),
         options={name: value for name, value in job.fields.items() if name != "prompt"},
         queue_position=ahead if job.status == QUEUED else None,
@@ -166,11 +169,23 @@ def _property(option: Option) -> dict[str, Any]:
     return found | {"examples": [option.example]}
 
 
-def request_schema() -> dict[str, Any]:
-    """The schema of a request for a video, from the table of options."""
+_UPLOAD: Final[dict[str, Any]] = {
+    "type": "string",
+    "format": "binary",
+    "description": "image file that the video begins with, of models that say input_reference",
+}
+
+
+def request_schema(*, upload: bool = False) -> dict[str, Any]:
+    """The schema of a request for a video, from the table of options.
+
+    Args:
+        upload: whether it may have a file, as forms may.
+    """
+    properties = {each.name: _property(each) for each in (*served_options(), *BESIDE)}
     return {
         "type": "object",
         "required": ["prompt"],
         "additionalProperties": False,
-        "properties": {each.name: _property(each) for each in (*served_options(), *BESIDE)},
+        "properties": properties | ({REFERENCE: _UPLOAD} if upload else {}),
     }

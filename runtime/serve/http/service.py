@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from pathlib import Path
 from typing import Final
 
 from flowblending.runtime.serve.http.dispatcher import Dispatcher
@@ -20,9 +21,10 @@ from flowblending.runtime.serve.http.log import Log
 from flowblending.runtime.serve.http.metrics import Metrics
 from flowblending.runtime.serve.http.models import ServedModel
 from flowblending.runtime.serve.http.record import QUEUED, JobRecord
-from flowblending.runtime.serve.http.request import VideoRequest
+from flowblending.runtime.serve.http.reference import Upload
+from flowblending.runtime.serve.http.request import REFERENCE, VideoRequest, read_request
 from flowblending.runtime.serve.http.schema import Video, video_of
-from flowblending.runtime.serve.http.store import JobStore, QueueFullError
+from flowblending.runtime.serve.http.store import JobStore, QueueFullError, new_id
 
 _ID: Final = re.compile(r"video_[0-9a-f]{32}")
 _MINUTE: Final = 60.0
@@ -94,8 +96,32 @@ class Service:
     def __post_init__(self) -> None:
         object.__setattr__(self, "rates", RateLimit(self.limits.rate))
 
-    def accept(self, request: VideoRequest, owner: str) -> JobRecord:
-        """Put a video into the queue.
+    def ask(self, values: Mapping[str, object], owner: str) -> JobRecord:
+        """Accept the video that the fields of a request ask for; the image among them is kept before its job is.
+
+        Raises:
+            ApiError: it cannot be accepted; nothing of it is kept.
+        """
+        upload = values.get(REFERENCE)
+        if not isinstance(upload, Upload):
+            return self.accept(read_request(values, self.models), owner)
+        id = new_id()
+        try:
+            file = self._kept(id, upload)
+            return self.accept(read_request(values, self.models, file), owner, id)
+        except BaseException:
+            self.data.remove(id)
+            raise
+
+    def _kept(self, id: str, upload: Upload) -> Path:
+        try:
+            return self.data.keep_upload(id, upload.content)
+        except OSError as error:
+            message = f"The service cannot keep the image ({error.strerror}); whoever runs it has to free some space."
+            raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, message, code="storage") from None
+
+    def accept(self, request: VideoRequest, owner: str, id: str | None = None) -> JobRecord:
+        """Put a video into the queue, under an id if it has one already.
 
         Raises:
             ApiError: the queue is full, the owner asks too often, or the service ends.
@@ -107,6 +133,7 @@ class Service:
         self.rates.take(owner)
         try:
             job = self.store.add(
+                id=id,
                 owner=owner,
                 model=request.model,
                 fields=request.fields,

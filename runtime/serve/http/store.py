@@ -52,6 +52,11 @@ _COLUMNS: Final = (
 )
 
 
+def new_id() -> str:
+    """The id of a job that is to be added."""
+    return f"video_{secrets.token_hex(16)}"
+
+
 class QueueFullError(FlowBlendingError):
     """As many jobs wait as may."""
 
@@ -122,6 +127,7 @@ class JobStore:
     def add(
         self,
         *,
+        id: str | None = None,
         owner: str,
         model: str,
         fields: Mapping[str, Any],
@@ -132,10 +138,13 @@ class JobStore:
     ) -> JobRecord:
         """Accept a job.
 
+        Args:
+            id: of `new_id`, if it is known already.
+
         Raises:
             QueueFullError: ``most_waiting`` jobs wait already.
         """
-        id = f"video_{secrets.token_hex(16)}"
+        id = new_id() if id is None else id
         with self._transaction() as connection:
             (waiting,) = connection.execute("SELECT count(*) FROM jobs WHERE status = ?", (QUEUED,)).fetchone()
             if waiting >= most_waiting:

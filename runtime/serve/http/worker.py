@@ -12,15 +12,18 @@ from pathlib import Path
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import TEXT_ENCODER
+from flowblending.contracts.manifest import Manifest
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.runtime.batch.messages import Failed, Ready, Unable
 from flowblending.runtime.batch.process import WorkerConfig, receive, run_worker, tell
 from flowblending.runtime.batch.tasks import Cause, cause_of
+from flowblending.runtime.conditions.given import GivenClip
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.events import EncodeEvent, FinishedEvent, FramesEvent, LoadEvent, SamplingEvent, WarningEvent
-from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.jobs import compile_job, job_geometry
 from flowblending.runtime.media.video import png_bytes
 from flowblending.runtime.option_values import make_job
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.run import VideoRun, warm_up
 from flowblending.runtime.sampler.loop import StepEvent
@@ -37,6 +40,7 @@ from flowblending.runtime.serve.http.messages import (
     Told,
     Work,
 )
+from flowblending.runtime.serve.http.reference import read_reference
 from flowblending.runtime.serve.http.texts import Texts
 from flowblending.runtime.stage_times import TOTAL
 from flowblending.system.whole_file import whole_file
@@ -149,7 +153,8 @@ def _made(maker: Maker, task: Work, tell: Callable[[Told], None], cancelled: Cal
     ended.record()
     for line in texts.warnings:
         tell(Told(id=task.id, warning=line))
-    run = VideoRun(pipeline, job, embeddings=texts.conditions, outputs=[task.video])
+    clips = _uploaded(task, job, pipeline.bundle.manifest)
+    run = VideoRun(pipeline, job, embeddings=texts.conditions, clips=clips, outputs=[task.video])
     told.begin(run)
     middle, thumbnail = run.geometry.frames // 2, b""
     with contextlib.closing(run.events()) as events:
@@ -172,6 +177,14 @@ def _made(maker: Maker, task: Work, tell: Callable[[Told], None], cancelled: Cal
                     seconds = {**event.seconds, TEXT_ENCODER: encoding, TOTAL: event.seconds[TOTAL] + encoding}
                     return Made(id=task.id, seconds=seconds, calls=event.sample.calls, full=full, texts=texts.counts)
     raise AssertionError("a run ends with its last event")
+
+
+def _uploaded(task: Work, job: Job, manifest: Manifest) -> tuple[GivenClip, ...]:
+    """The image that was uploaded for a video, if one was."""
+    if task.upload is None:
+        return ()
+    (file, name), video = task.upload, job_geometry(job, manifest)
+    return (read_reference(file, name, (video.width, video.height), fit=job.fit),)
 
 
 class _Teller:

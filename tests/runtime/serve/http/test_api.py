@@ -18,7 +18,7 @@ import openai
 import pytest
 
 from flowblending.engine.bundle.bundle import Bundle
-from flowblending.runtime.options import options
+from flowblending.runtime.options import served_options
 from tests.support.documents import blocks
 from tests.support.video_server import VideoServer, wait_until
 
@@ -218,7 +218,11 @@ WRONG = {
     "priority": ({"prompt": "x", "priority": 10}, "priority is 10, but a whole number from 0 to 9 was expected"),
     "deadline": ({"prompt": "x", "start_within": -1}, "start_within is -1"),
     "another's name": ({"prompt": "x", "num_inference_steps": 3}, "'num_inference_steps'; steps"),
-    "an image": ({"prompt": "x", "input_reference": {"image_url": "data:,"}}, "makes videos of text alone"),
+    "an image": (
+        {"prompt": "x", "input_reference": {"image_url": "data:,"}},
+        "but an image in the request was expected",
+    ),
+    "a file's name": ({"prompt": "x", "image": "/etc/passwd"}, "image names a file, and the service reads none"),
     "no object": ([1], "The body is [1], but a JSON object was expected"),
 }
 
@@ -238,7 +242,7 @@ def test_openais_client_raises_its_own_errors(server: VideoServer) -> None:
     with pytest.raises(openai.NotFoundError, match="The model 'sora-2' is not served here; there is wan") as caught:
         client.videos.create(model="sora-2", prompt="x")
     assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
-    with pytest.raises(openai.BadRequestError, match="makes videos of text alone; leave input_reference out") as wrong:
+    with pytest.raises(openai.BadRequestError, match="this bundle takes text alone") as wrong:
         client.videos.create(prompt="x", input_reference=("cat.png", b"\x89PNG", "image/png"))
     assert wrong.value.param == "input_reference"
     with pytest.raises(openai.BadRequestError, match="steps is 'few', but a whole number"):
@@ -328,11 +332,13 @@ def test_the_openapi_document_is_true(server: VideoServer) -> None:
     document = server.ask("/openapi.json")[1]
     create = document["paths"]["/v1/videos"]["post"]["requestBody"]["content"]
     schema = create["application/json"]["schema"]
-    assert schema == create["multipart/form-data"]["schema"]
-    assert {each.name for each in options()} <= schema["properties"].keys()
+    properties = dict(create["multipart/form-data"]["schema"]["properties"])
+    assert properties.pop("input_reference")["format"] == "binary"
+    assert schema["properties"] == properties
+    assert {each.name for each in served_options()} <= schema["properties"].keys()
     for fields, _ in WRONG.values():
         for name in fields if isinstance(fields, dict) else ():
-            assert name in schema["properties"] or name in ("num_inference_steps", "input_reference")
+            assert name in schema["properties"] or name in ("num_inference_steps", "input_reference", "image")
     examples = {name: about["examples"][0] for name, about in schema["properties"].items()}
     jsonschema.validate(examples, schema)
 

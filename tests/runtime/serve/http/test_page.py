@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from flowblending.contracts.conditions import Source
 from flowblending.engine.bundle.bundle import Bundle
+from tests.conftest import Build
 from tests.support.browser import Browser, find_browser
 from tests.support.required import unavailable
 from tests.support.video_server import VideoServer, serving, wait_until
@@ -43,6 +47,7 @@ def test_videos_are_made_seen_compared_and_deleted(browser: Browser, server: Vid
     browser.wait("document.forms[0].elements.steps !== undefined")
     assert browser.evaluate("document.forms[0].elements.steps.min") == "1"
     assert browser.evaluate("document.forms[0].elements.steps.placeholder") == "50"
+    assert browser.evaluate("document.forms[0].elements.input_reference.checkVisibility()") is False
     assert browser.evaluate("document.getElementById('frames-list').options[0].value") == "9"
     for seed in (1, 2):
         make(browser, "<b>a cat</b>", steps=150, seed=seed)
@@ -62,6 +67,27 @@ def test_videos_are_made_seen_compared_and_deleted(browser: Browser, server: Vid
     wait_until(lambda: len(server.client().videos.list().data) == 1, "the deletion")
     assert not browser.complaints
     clean(server)
+
+
+def test_an_image_goes_with_the_form(browser: Browser, build: Build, tmp_path: Path) -> None:
+    ltx = build("ltx-condition", conditions=(Source.IMAGE,))
+    with serving(ltx.folder, data=tmp_path / "data") as server:
+        browser.open(f"{server.address}/", width=360)
+        browser.wait("document.forms[0].elements.input_reference?.checkVisibility()")
+        assert browser.evaluate("document.documentElement.scrollWidth") <= 360
+        picture = io.BytesIO()
+        Image.new("RGB", (96, 64), (200, 30, 30)).save(picture, "PNG")
+        browser.evaluate(
+            f"const files = new DataTransfer(); const bytes = new Uint8Array({list(picture.getvalue())});"
+            "files.items.add(new File([bytes], 'red.png', {type: 'image/png'}));"
+            "document.forms[0].elements.input_reference.files = files.files"
+        )
+        make(browser, "x", steps=2)
+        browser.wait(f"{CARDS}[0]?.querySelector('video')?.readyState >= 2")
+        (video,) = server.client().videos.list().data
+        assert (video.model_extra or {})["input_reference"] == "red.png"
+        assert (video.model_extra or {})["options"]["steps"] == 2
+        assert not browser.complaints
 
 
 def test_what_is_wrong_is_told_and_a_phone_has_room(browser: Browser, server: VideoServer) -> None:
