@@ -24,6 +24,7 @@ from diffusers import (
     LTXPipeline,
     LTXVideoTransformer3DModel,
     UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
     WanVACEPipeline,
@@ -251,12 +252,23 @@ def wan_vace_pair(folder: Path) -> None:
     wan_vace_transformer(2, layers=2, control=(0,), heads=2, ffn=96).save_pretrained(folder / "small")
 
 
+def wan_image_pair(folder: Path) -> None:
+    """As Wan 2.2 I2V A14B: ``folder``/large with two experts that take an image's channels; and ``folder``/small."""
+    plain = wan_pipeline(1, wan_transformer(1))
+    parts = {name: part for name, part in plain.components.items() if name not in ("transformer", "transformer_2")}
+    high, low = (wan_transformer(seed, layers=2, heads=4, ffn=128, in_channels=36) for seed in (1, 3))
+    pipe = WanImageToVideoPipeline(**parts, transformer=high, transformer_2=low, boundary_ratio=0.9)
+    pipe.save_pretrained(folder / "large")
+    wan_transformer(2, layers=1, heads=2, ffn=96, in_channels=36).save_pretrained(folder / "small")
+
+
 PAIRS: Mapping[str, Callable[[Path], None]] = {
     "wan": wan_pair,
     "ltx": ltx_pair,
     "wan-experts": wan_experts,
     "wan-other": wan_other_pair,
     "wan-vace": wan_vace_pair,
+    "wan-image": wan_image_pair,
     "ltx-0.9.0": lambda folder: ltx_pair(folder, "0.9.0"),
     "ltx-condition": lambda folder: ltx_pair(folder, "0.9.5"),
 }

@@ -20,7 +20,15 @@ from flowblending.engine.bundle.vae_tiling import choose_tiling
 from flowblending.runtime.authors import authors_line
 from flowblending.runtime.devices.open import device_kind
 from flowblending.runtime.job_facts import cost_facts, job_facts, stage_facts, stages_of
-from flowblending.runtime.jobs import calibrated_schedule, compile_job, job_images, job_levels, job_steps, job_strength
+from flowblending.runtime.jobs import (
+    calibrated_schedule,
+    check_given,
+    compile_job,
+    job_images,
+    job_levels,
+    job_steps,
+    job_strength,
+)
 from flowblending.runtime.media.read_clip import shown_size
 from flowblending.runtime.memory.describe import Told, memory_facts, memory_lines, tell_memory
 from flowblending.runtime.memory.needs import run_memory
@@ -43,6 +51,7 @@ def plan_lines(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True
     """
     manifest = bundle.manifest
     program = compile_job(job, manifest)
+    check_given(job, manifest)
     first = manifest.models[0]
     geometry, cost = geometry_of(manifest.pipeline, program.latent_shape), cost_of(program, manifest)
     kind = device_kind(device, manifest)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import UsageError
+from flowblending.contracts.conditions import takes_image_channels
 from flowblending.contracts.program import LATENTS, Program
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.events import (
@@ -155,7 +156,7 @@ def write_inputs(
         FlowBlendingError: a job that makes no program, latents that do not fit, or a file that cannot be written.
     """
     check_file(out)
-    if job.image:
+    if job.image and not takes_image_channels(pipeline.bundle.manifest.pipeline.conditions):
         raise UsageError(
             "What sampling starts from was asked for, but images are held on the way, too, which such a file does not "
             "say; leave the images out."

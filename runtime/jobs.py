@@ -11,7 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import UsageError
-from flowblending.contracts.conditions import CONTROL_SCALE, Source, starts_from_video, takes_control
+from flowblending.contracts.conditions import (
+    CONTROL_SCALE,
+    Source,
+    starts_from_video,
+    takes_control,
+    takes_image_channels,
+)
 from flowblending.contracts.graph import PipelineSpec, SigmaGrid
 from flowblending.contracts.manifest import CalibratedSchedule, Geometry, Manifest
 from flowblending.contracts.models import check_letters, default_schedule
@@ -20,6 +26,7 @@ from flowblending.engine.bundle.plan_profiles import most_latents
 from flowblending.engine.bundle.vae_tiling import choose_tiling
 from flowblending.engine.bundle.video_choice import choose_geometry, nearest_shape
 from flowblending.runtime.conditions.given import Given, read_given
+from flowblending.runtime.conditions.image_channels import check_places
 from flowblending.runtime.conditions.registry import check_taken
 from flowblending.runtime.conditions.vace import read_scales
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
@@ -115,6 +122,18 @@ def job_images(job: Job, manifest: Manifest) -> tuple[Given, ...]:
     return images
 
 
+def check_given(job: Job, manifest: Manifest) -> None:
+    """Refuse a job that names no image where the bundle makes no video without, or one in another place.
+
+    `compile_job` does not: images may be given beside a job, as arrays.
+
+    Raises:
+        UsageError: it is so.
+    """
+    if takes_image_channels(manifest.pipeline.conditions):
+        check_places(job_images(job, manifest), job_geometry(job, manifest).frames)
+
+
 def job_strength(job: Job, manifest: Manifest) -> float:
     """The share of its steps that a job makes: all, or where it begins from a video, the last ones.
 
@@ -134,6 +153,8 @@ def job_strength(job: Job, manifest: Manifest) -> float:
         raise UsageError(
             f"A strength of {job.strength:g} was given, but no video to begin from; give one, or leave it out."
         )
+    if takes_image_channels(manifest.pipeline.conditions):
+        check_taken(manifest, Source.VIDEO)
     if not starts_from_video(manifest.pipeline.conditions):
         raise UsageError(
             "A video was given to begin from, but this bundle has no VAE encoder to read one with; build it in with "
@@ -206,6 +227,7 @@ def job_check(manifest: Manifest) -> Callable[[Job], None]:
     def compiled(job: Job) -> str:
         try:
             compile_job(job, manifest)
+            check_given(job, manifest)
         except UsageError as error:
             return str(error)
         return ""

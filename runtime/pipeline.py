@@ -13,11 +13,13 @@ from flowblending import DeviceError, FlowBlendingError, UsageError
 from flowblending.contracts.conditions import (
     CONTROL,
     CONTROL_SCALE,
+    IMAGE_CHANNELS,
     Source,
     frame_times,
     inputs_from,
     own_input,
     takes_control,
+    takes_image_channels,
 )
 from flowblending.contracts.graph import DECODERS, ENCODERS, TEXT_ENCODER
 from flowblending.contracts.program import COND, UNCOND, Program
@@ -31,6 +33,8 @@ from flowblending.engine.bundle.geometry import geometry_of
 from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.conditions.control_clip import read_control
 from flowblending.runtime.conditions.encoder import Frames, VaeEncoder
+from flowblending.runtime.conditions.given import GivenClip, open_given
+from flowblending.runtime.conditions.image_channels import check_places, image_channels
 from flowblending.runtime.conditions.vace import control
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.devices.arena import Arena
@@ -201,9 +205,9 @@ class Pipeline:
             warn: told when a prompt is longer than the text encoder takes, and is cut.
             given: embeddings as `embed` gives them, of the branches whose text is not to be encoded.
             times: of the latent frames, where they are not those of the video alone.
-            shown: what `control` gives, if that has been asked already.
+            shown: what `shown` gives, if that has been asked already.
         """
-        shown = self.control(job, program, warn) if shown is None else shown
+        shown = self.shown(job, program, warn) if shown is None else shown
         given, pipeline = given or {}, self.bundle.manifest.pipeline
         negative = pipeline.negative_prompt if job.negative_prompt is None else job.negative_prompt
         prompts = {COND: job.prompt, UNCOND: negative}
@@ -222,18 +226,32 @@ class Pipeline:
             for branch in program.branches()
         }
 
-    def control(self, job: Job, program: Program, warn: Callable[[str], None]) -> dict[str, Tensor]:
-        """What transformers with a control are given of a job's video and mask, by input; nothing for others.
+    def shown(
+        self,
+        job: Job,
+        program: Program,
+        warn: Callable[[str], None],
+        clips: Sequence[GivenClip] | None = None,
+    ) -> dict[str, Tensor]:
+        """What transformers are given of images or videos, by input; nothing for those that take text alone.
 
         Args:
-            warn: told what a user should know of how the files are taken.
+            warn: told what a user should know of how a control's files are taken.
+            clips: images at the video's size; None for those that the job names.
 
         Raises:
             FlowBlendingError: a file cannot be read, or does not fit the video.
         """
+        conditions = self.bundle.manifest.pipeline.conditions
+        if takes_control(conditions):
+            return self._control(job, program, warn)
+        if takes_image_channels(conditions):
+            return self._image_channels(job, program, clips)
+        return {}
+
+    def _control(self, job: Job, program: Program, warn: Callable[[str], None]) -> dict[str, Tensor]:
+        """Of a job's video and mask."""
         pipeline = self.bundle.manifest.pipeline
-        if not takes_control(pipeline.conditions):
-            return {}
         values, mask = read_control(
             job.video,
             job.mask,
@@ -249,6 +267,16 @@ class Pipeline:
             CONTROL: self.device.upload(made),
             **{own_input(model, CONTROL_SCALE): self.device.upload(scale) for model, scale in scales.items()},
         }
+
+    def _image_channels(self, job: Job, program: Program, clips: Sequence[GivenClip] | None) -> dict[str, Tensor]:
+        """Of the first frame, and perhaps the last."""
+        pipeline = self.bundle.manifest.pipeline
+        video = geometry_of(pipeline, program.latent_shape)
+        if clips is None:
+            clips = open_given(job.image, (video.width, video.height), video.frames, fit=job.fit)
+        check_places(clips, video.frames)
+        factors = pipeline.temporal_factor, pipeline.spatial_factor
+        return {IMAGE_CHANNELS: self.device.upload(image_channels(clips, video.frames, self.encode_frames, factors))}
 
     def embed(self, text: str, warn: Callable[[str], None]) -> dict[str, Tensor]:
         """Run the text encoder: ``text`` float32 [1, tokens, width] and ``text_mask`` int64 [1, tokens].

@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from flowblending.contracts.conditions import takes_control
+from flowblending.contracts.conditions import is_shown, takes_control
 from flowblending.contracts.graph import TEXT_ENCODER, VAE_ENCODER
 from flowblending.contracts.manifest import Geometry, Manifest
 from flowblending.contracts.program import Program
@@ -122,6 +122,7 @@ class VideoRun:
         self._open_first = open_first
         self._ahead = ahead
         self._controlled = takes_control(pipeline.bundle.manifest.pipeline.conditions)
+        self._is_shown = is_shown(pipeline.bundle.manifest.pipeline.conditions)
         self._unused = unused_options(
             job,
             self.program,
@@ -227,7 +228,7 @@ class VideoRun:
         ):
             yield WarningEvent(message=line)
         plan = self._plan()
-        if clip is not None or self._held is not None or self._controlled:
+        if clip is not None or self._held is not None or self._is_shown:
             encoders = pipeline.vae_encoders()
             pipeline.make_room(encoders)
             yield from opened(pipeline, encoders, clock)
@@ -235,7 +236,7 @@ class VideoRun:
         shown, told = self._shown(clock)
         for line in told:
             yield WarningEvent(message=line)
-        if clip is not None or self._held is not None or self._controlled:
+        if clip is not None or self._held is not None or self._is_shown:
             plan = self._plan()  # with what is open now
         by_phases = plan.mode == PHASES
         first, *_, last = (plan.phases[0], *plan.phases)
@@ -287,12 +288,12 @@ class VideoRun:
         return made, generator, slots
 
     def _shown(self, clock: Clock) -> tuple[dict[str, Tensor], list[str]]:
-        """What models with a control are given of the job's video and mask, and what to tell of these."""
-        if not self._controlled:
+        """What models are given that are shown images or videos, and what to tell of these."""
+        if not self._is_shown:
             return {}, []
         told: list[str] = []
         with clock.measure(VAE_ENCODER):
-            return self._pipeline.control(self._job, self.program, told.append), told
+            return self._pipeline.shown(self._job, self.program, told.append, self._clips), told
 
     def _own(self, result: SampleResult) -> SampleResult:
         """A result without the latent frames that were put before the video's own."""

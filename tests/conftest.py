@@ -68,6 +68,7 @@ SMALLEST = {
     "ltx": Geometry("96x64", 17),
     "wan-experts": Geometry("32x48", 9),
     "wan-vace": Geometry("32x48", 9),
+    "wan-image": Geometry("32x48", 9),
     "ltx-0.9.0": Geometry("64x96", 9),
     "ltx-condition": Geometry("96x64", 17),
 }

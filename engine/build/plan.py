@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts.conditions import channels_beside
 from flowblending.contracts.graph import PipelineSpec
 from flowblending.contracts.manifest import VideoProfile
 from flowblending.contracts.models import Model
@@ -124,7 +125,7 @@ def check_plan(request: BuildRequest, plan: Plan, sources: Sources) -> tuple[str
     from flowblending.export.families.tokenizer import token_ids
 
     first = open_models(request, sources.folders).first
-    check_together(first, token_ids(plan.tokenizer.content))
+    check_together(first, token_ids(plan.tokenizer.content), beside=channels_beside(plan.pipeline.conditions))
     _check_scheduler(first, plan.pipeline)
     return tuple(line for part in plan.parts for line in part.check())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from flowblending import UsageError
-from flowblending.contracts.conditions import takes_control
+from flowblending.contracts.conditions import is_shown
 from flowblending.contracts.graph import TEXT_ENCODER, PipelineSpec, Precision
 from flowblending.contracts.models import EXPERTS
 from flowblending.engine.backends.gpu import gpu_architecture
@@ -67,7 +67,9 @@ def choose_precisions(text: str | None, backend: str, models: Sequence[str]) -> 
 
 
 def check_calibrated(pipeline: PipelineSpec, in_fp8: Sequence[str]) -> None:
-    """Refuse fp8 of models that take a control: a calibration samples from text alone, whose ranges would be too small.
+    """Refuse fp8 of models that are shown images or a control: a calibration samples from text alone.
+
+    Its ranges would be too small.
 
     Args:
         pipeline: of the bundle.
@@ -76,10 +78,10 @@ def check_calibrated(pipeline: PipelineSpec, in_fp8: Sequence[str]) -> None:
     Raises:
         UsageError: there are some.
     """
-    if in_fp8 and takes_control(pipeline.conditions):
+    if in_fp8 and is_shown(pipeline.conditions):
         raise UsageError(
-            f"--precision asks for {in_fp8[0]}=fp8, but models that take a control cannot be calibrated for it; "
-            "use bf16."
+            f"--precision asks for {in_fp8[0]}=fp8, but models that take images or a control cannot be "
+            "calibrated for it; use bf16."
         )
 
 

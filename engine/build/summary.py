@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flowblending.contracts.conditions import takes_image_channels
 from flowblending.contracts.models import listed as listed_models
 from flowblending.engine.build.proof.report import read_report
 from flowblending.engine.build.proof.table import proof_document, show_report
@@ -37,7 +38,8 @@ def show_bundle(bundle: Bundle, console: Console) -> None:
         show_report(report, console)
         if report.left and any(component.targets for component in manifest.components.values()):
             console.result(f"Finish the proof on the GPU: {command('fb-build-engines', '--prove', bundle.folder)}")
-    console.result(f'Run it: {command("fb-run", bundle.folder)} --prompt "..."')
+    image = " --image cat.png" if takes_image_channels(manifest.pipeline.conditions) else ""
+    console.result(f'Run it: {command("fb-run", bundle.folder)} --prompt "..."{image}')
     content = {**_described(bundle), "proof": None if report is None else proof_document(report)}
     console.document("fb-build-engines", content)
 

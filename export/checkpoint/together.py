@@ -25,17 +25,18 @@ class TokenIds:
     pad: int | None
 
 
-def check_together(checkpoint: Checkpoint, ids: TokenIds) -> None:
+def check_together(checkpoint: Checkpoint, ids: TokenIds, *, beside: int = 0) -> None:
     """Compare what each component gives with what the next one takes, from configurations and the tokenizer.
 
     Args:
         ids: that the tokenizer gives.
+        beside: channels that the transformer takes beside those of the latents.
 
     Raises:
         FlowBlendingError: names two components, and both numbers.
     """
     text = checkpoint.config("text_encoder")
-    for given, count, taken, wanted in _joints(checkpoint):
+    for given, count, taken, wanted in _joints(checkpoint, beside):
         if count is not None and wanted is not None and count != wanted:
             raise _apart(checkpoint, f"{given} {count}, but {taken} {wanted}")
     rows = text.get("vocab_size")
@@ -59,10 +60,12 @@ def _apart(checkpoint: Checkpoint, how: str) -> FlowBlendingError:
     )
 
 
-def _joints(checkpoint: Checkpoint) -> Iterator[tuple[str, int | None, str, int | None]]:
+def _joints(checkpoint: Checkpoint, beside: int) -> Iterator[tuple[str, int | None, str, int | None]]:
     """What gives how much, and what takes how much; None where a configuration leaves it to the class."""
     transformer, vae = checkpoint.config(TRANSFORMER), checkpoint.config("vae")
     channels = transformer.get("in_channels")
+    if isinstance(channels, int):
+        channels -= beside
     text = transformer.get("text_dim", transformer.get("caption_channels"))
     latents = vae.get("z_dim", vae.get("latent_channels"))
     yield (

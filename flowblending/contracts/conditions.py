@@ -168,6 +168,38 @@ def takes_control(conditions: Iterable[Condition]) -> bool:
     return any(each.recipe == CONTROL for each in conditions)
 
 
+IMAGE_CHANNELS = "image_channels"
+"""Input of a transformer that is shown the first frame: a mask of the frames that are given, and latents."""
+
+
+def image_channels_condition(channels: int) -> Condition:
+    """The first frame, without which there is no video, and perhaps the last, as channels beside the latents."""
+    shape = ("batch", channels, "frames", "height", "width")
+    return Condition(
+        name=IMAGE_CHANNELS,
+        sources=(Source.IMAGE,),
+        enters=Entry.CHANNELS,
+        shape=shape,
+        recipe=IMAGE_CHANNELS,
+        required=True,
+    )
+
+
+def takes_image_channels(conditions: Iterable[Condition]) -> bool:
+    """Whether the first frame is given as channels beside the latents."""
+    return any(each.recipe == IMAGE_CHANNELS for each in conditions)
+
+
+def channels_beside(conditions: Iterable[Condition]) -> int:
+    """How many channels the graph puts beside those of the latents, in the transformer's own input."""
+    return sum(int(each.shape[1]) for each in conditions if each.recipe == IMAGE_CHANNELS)
+
+
+def is_shown(conditions: Iterable[Condition]) -> bool:
+    """Whether models have inputs that are made of images or videos before the first step."""
+    return any(each.is_input and each.recipe for each in conditions)
+
+
 def own_input(model: str, name: str) -> str:
     """The name under which a model is given an input that has another shape or value in other models."""
     return f"{model}.{name}"

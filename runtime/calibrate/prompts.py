@@ -9,7 +9,7 @@ from pathlib import Path
 from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
 from flowblending.engine.bundle.geometry import geometry_of
-from flowblending.runtime.jobs import compile_job, job_levels
+from flowblending.runtime.jobs import check_given, compile_job, job_levels
 from flowblending.runtime.options import MOST_SEED, Job
 from flowblending.runtime.program.shifts import describe_shift
 from flowblending.runtime.prompt_file import PromptLine, plain_jobs, read_jobs
@@ -66,6 +66,7 @@ def check_jobs(lines: Sequence[PromptLine], path: Path, manifest: Manifest) -> l
                 "video and its strength out."
             )
         program = compile_job(dataclasses.replace(job, schedule=manifest.models[0].letter, cache="off"), manifest)
+        check_given(job, manifest)
         video = geometry_of(manifest.pipeline, program.latent_shape)
         scale = f"{program.guidance:g}"
         if program.guidance_rescale:

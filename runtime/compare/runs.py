@@ -14,7 +14,7 @@ from pathlib import Path
 from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.models import default_schedule
-from flowblending.runtime.jobs import calibrated_schedule, compile_job, job_geometry, job_steps
+from flowblending.runtime.jobs import calibrated_schedule, check_given, compile_job, job_geometry, job_steps
 from flowblending.runtime.options import AUTO, Job
 from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.prompt_file import PromptLine, plain_jobs
@@ -109,6 +109,7 @@ def check_jobs(jobs: Sequence[Job], variants: Sequence[Variant], manifest: Manif
     for job, variant in itertools.product(jobs, variants):
         try:
             compile_job(variant.job(job), manifest)
+            check_given(variant.job(job), manifest)
         except UsageError as error:
             raise UsageError(f"{variant.label}: {error}") from None
     for job in jobs:

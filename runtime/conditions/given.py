@@ -54,6 +54,10 @@ class GivenClip:
     more: bool = False
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        """Its name."""
+        return self.name
+
 
 def read_given(text: str) -> Given:
     """Read ``PATH[@FRAME[:STRENGTH]]``, or ``PATH:STRENGTH``.

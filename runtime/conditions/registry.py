@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowblending import UsageError
-from flowblending.contracts.conditions import PIXELS, Condition, Source, pixel_sources
+from flowblending.contracts.conditions import PIXELS, Condition, Source, pixel_sources, takes_image_channels
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import Program
 from flowblending.runtime.conditions.given import GivenClip
 from flowblending.runtime.conditions.held import FIRST, FRAMES, Held, plan_held
+from flowblending.runtime.conditions.image_channels import check_places
 
 _PLANS = {FIRST: plan_held, FRAMES: plan_held}
 """By recipe."""
@@ -37,11 +38,15 @@ def check_taken(manifest: Manifest, source: Source) -> None:
 
 
 def plan_given(manifest: Manifest, program: Program, clips: Sequence[GivenClip]) -> Held | None:
-    """What becomes of a program where images and clips are given; None where there are none.
+    """What becomes of a program where images and clips are given; None where there are none, or nothing is held.
 
     Raises:
-        UsageError: the bundle does not take them, or not so.
+        UsageError: the bundle does not take them, or not so, or makes no video without.
     """
+    pipeline = manifest.pipeline
+    if takes_image_channels(pipeline.conditions):
+        check_places(clips, (program.latent_shape[1] - 1) * pipeline.temporal_factor + 1)
+        return None
     if not clips:
         return None
     for clip in clips:

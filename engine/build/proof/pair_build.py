@@ -13,11 +13,13 @@ import numpy.typing as npt
 from flowblending.contracts.conditions import (
     CONTROL,
     CONTROL_SCALE,
+    IMAGE_CHANNELS,
     Source,
     frame_times,
     input_key,
     own_input,
     takes_control,
+    takes_image_channels,
 )
 from flowblending.contracts.graph import TEXT_ENCODER, PipelineSpec, Precision
 from flowblending.contracts.manifest import Manifest
@@ -37,6 +39,7 @@ from flowblending.engine.build.proof.pair import (
     unmeasured,
 )
 from flowblending.engine.bundle.bundle import TRAJECTORY, Bundle
+from flowblending.runtime.conditions.image_channels import plain_image
 from flowblending.runtime.conditions.vace import plain
 from flowblending.runtime.jobs import job_scales
 from flowblending.runtime.media.noise import TorchNormal
@@ -92,7 +95,7 @@ def measure_pair(
     noise, tokens = initial_latents(manifest), tokens_of(bundle, prompt)
     progress("encoding the prompt")
     pipeline, text_encoder = manifest.pipeline, parts[TEXT_ENCODER].load(Precision.FP32)
-    shared, shown = plain_conditions(pipeline, noise.shape[1:]), plain_control(manifest, noise.shape[1:])
+    shared, shown = plain_conditions(pipeline, noise.shape[1:]), plain_shown(manifest, noise.shape[1:])
     conditions = encode(text_encoder, tokens, pipeline.conditions, shared, shown)
     progress("sampling it in torch in fp32")
     # Where the schedule leaves an engine out, there is nothing to compare it by.
@@ -120,8 +123,10 @@ def plain_conditions(pipeline: PipelineSpec, latent_shape: Sequence[int]) -> dic
     }
 
 
-def plain_control(manifest: Manifest, latent_shape: Sequence[int]) -> dict[str, Floats]:
-    """What transformers with a control are given of a run from text alone, by input; see `plain`."""
+def plain_shown(manifest: Manifest, latent_shape: Sequence[int]) -> dict[str, Floats]:
+    """What transformers that are shown images or videos are given where there are none, by input."""
+    if takes_image_channels(manifest.pipeline.conditions):
+        return {IMAGE_CHANNELS: plain_image(latent_shape, manifest.pipeline.temporal_factor)}
     if not takes_control(manifest.pipeline.conditions):
         return {}
     scales = job_scales(Job(prompt=""), manifest)

@@ -12,7 +12,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from flowblending import FlowBlendingError, OutOfMemoryError, UsageError
+from flowblending.contracts.conditions import takes_image_channels
 from flowblending.contracts.graph import VAE_NEXT
 from flowblending.contracts.manifest import Geometry, Manifest, count_frames
 from flowblending.contracts.models import Model
@@ -23,9 +26,10 @@ from flowblending.engine.backends.tensor import CPU
 from flowblending.engine.build.proof.claims import FAILED, OPEN, PROVED, Claim
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.engine.bundle.geometry import plan_geometry
+from flowblending.runtime.conditions.given import GivenClip
 from flowblending.runtime.devices.open import AUTO, open_device
 from flowblending.runtime.events import FramesEvent
-from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.jobs import compile_job, job_geometry
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.run import VideoRun
@@ -126,7 +130,7 @@ def run_bundle(pipeline: Pipeline, job: Job, where: str) -> RunFacts:
     """
     facts = planned(job, compile_job(job, pipeline.bundle.manifest), where)
     try:
-        run = VideoRun(pipeline, job, open_first=True)
+        run = VideoRun(pipeline, job, clips=_needed(pipeline.bundle.manifest, job), open_first=True)
         with closing(run.events()) as events:
             decoded = sum(event.count for event in events if isinstance(event, FramesEvent))
     except OutOfMemoryError as error:
@@ -137,6 +141,14 @@ def run_bundle(pipeline: Pipeline, job: Job, where: str) -> RunFacts:
         fault = f"The VAE decoder gave {count_frames(str(decoded))} of {run.geometry.frames}; check its checkpoint."
         return facts.model_copy(update={"fault": fault})
     return facts
+
+
+def _needed(manifest: Manifest, job: Job) -> tuple[GivenClip, ...]:
+    """A grey image, where there is no video without one."""
+    if not takes_image_channels(manifest.pipeline.conditions):
+        return ()
+    video = job_geometry(job, manifest)
+    return (GivenClip(name="a grey image", frames=np.full((1, video.height, video.width, 3), 128, np.uint8)),)
 
 
 def planned(job: Job, program: Program, where: str) -> RunFacts:

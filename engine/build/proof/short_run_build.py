@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.graph import ENCODERS, TEXT_ENCODER, VAE_FIRST, VAE_NEXT, Precision
+from flowblending.contracts.conditions import is_shown
+from flowblending.contracts.graph import (
+    ENCODERS,
+    TEXT_ENCODER,
+    VAE_ENCODER_FIRST,
+    VAE_ENCODER_NEXT,
+    VAE_FIRST,
+    VAE_NEXT,
+    Precision,
+)
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import Program
 from flowblending.contracts.proof import Proof, read_proof
@@ -93,10 +102,12 @@ def run_while_built(bundle: Bundle, out: Path, prompt: str, progress: Progress) 
 def load_of(program: Program, manifest: Manifest, proofs: Mapping[str, Proof]) -> RunLoad:
     """What a program takes on a CPU, from the text encoder to the decoder."""
     branches, tokens = len(program.branches()), manifest.pipeline.tokens(program.latent_shape)
-    # The run is of text alone.
-    others = [name for name in manifest.components if name not in (*manifest.transformers, *ENCODERS)]
+    # The run is of text alone, where there is one.
+    unused = () if is_shown(manifest.pipeline.conditions) else ENCODERS
+    others = [name for name in manifest.components if name not in (*manifest.transformers, *unused)]
     a_call = {name: _a_call(name, program, manifest, proofs[name]) for name in others}
-    calls = {TEXT_ENCODER: branches, VAE_NEXT: program.latent_shape[1] - 1}
+    following = program.latent_shape[1] - 1
+    calls = {TEXT_ENCODER: branches, VAE_NEXT: following, VAE_ENCODER_NEXT: following}
     operations = cost_of(program, manifest).flops + sum(count * calls.get(name, 1) for name, count in a_call.items())
     # Both guidance branches may be in one call.
     largest = max(*a_call.values(), *(branches * flops_at(manifest, model, tokens) for model in manifest.transformers))
@@ -105,12 +116,12 @@ def load_of(program: Program, manifest: Manifest, proofs: Mapping[str, Proof]) -
 
 
 def _a_call(name: str, program: Program, manifest: Manifest, proof: Proof) -> float:
-    """Operations of a call of a text encoder or of a decoder."""
+    """Operations of a call of a text encoder, or of the VAE."""
     counted = float(sum(proof.graph.flops.values()))
     if name == TEXT_ENCODER:
         return counted
-    # Counted at the largest sizes, and alike for every place; some decoders take one latent frame at a time.
-    first = 2 if name in (VAE_FIRST, VAE_NEXT) else 1
+    # Counted at the largest sizes, and alike for every place; some take one latent frame at a time.
+    first = 2 if name in (VAE_FIRST, VAE_NEXT, VAE_ENCODER_FIRST, VAE_ENCODER_NEXT) else 1
     # The largest sizes may be those of a tile.
     profiles = component_profiles(manifest, name)
     most = max(math.prod(size.max for size in profile.symbols.values()) for profile in profiles)

@@ -1,4 +1,4 @@
-"""The family Wan text-to-video (2.1, 2.2 A14B), as diffusers' WanPipeline runs it (pipelines/wan/pipeline_wan.py)."""
+"""The family Wan (2.1, 2.2 A14B), as diffusers' pipelines run it (pipelines/wan)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import torch
 from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 
 from flowblending import FlowBlendingError, UsageError
-from flowblending.contracts.conditions import Condition, Source, control_conditions, start_from, text_conditions
+from flowblending.contracts.conditions import (
+    Condition,
+    Source,
+    control_conditions,
+    image_channels_condition,
+    start_from,
+    text_conditions,
+)
 from flowblending.contracts.graph import WAN_T2V_1_3B, WAN_T2V_14B, PipelineSpec, SigmaGrid
 from flowblending.export.checkpoint.checkpoint import (
     TRANSFORMER,
@@ -27,7 +34,7 @@ from flowblending.export.families.t5 import text_encoder_part
 from flowblending.export.families.wan import vace
 from flowblending.export.families.wan.authors import authors_sampling
 from flowblending.export.families.wan.names import authors_name
-from flowblending.export.families.wan.row import WAN
+from flowblending.export.families.wan.row import IMAGE_TO_VIDEO, WAN
 from flowblending.export.families.wan.transformer import REVISION, load_signal, load_transformer
 from flowblending.export.families.wan.vae import check_decoder, decoder_parts
 from flowblending.export.families.wan.vae_encoder import encoder_parts
@@ -117,7 +124,7 @@ class Wan:
         return PipelineSpec(
             family=WAN.name,
             pipeline=checkpoint.pipeline,
-            latent_channels=transformer["in_channels"],
+            latent_channels=_latent_channels(checkpoint, transformer),
             temporal_factor=temporal,
             spatial_factor=spatial,
             patch=(patch_frames, patch_height, patch_width),
@@ -154,8 +161,8 @@ class Wan:
         config = read_json(folder / "config.json")
         if config.get("image_dim") is not None or config.get("added_kv_proj_dim") is not None:
             raise FlowBlendingError(
-                f"{shown(folder)} is an image-to-video transformer, but only text-to-video is supported; "
-                "give a Wan T2V checkpoint."
+                f"{shown(folder)} is a transformer that looks at an image through CLIP, as that of Wan 2.1 I2V does, "
+                "which is not supported; give a checkpoint of Wan T2V, or Wan 2.2 I2V A14B."
             )
         kind = _kind(folder)
         if _has_control(folder):
@@ -180,12 +187,12 @@ class Wan:
         """The timestep's embedding, of which every block's modulation is made: timestep fp32 [B] -> signal [B, 6 D].
 
         Raises:
-            UsageError: a VACE transformer, for which nobody has published constants.
+            UsageError: a transformer of VACE or of image to video, for which nobody has published constants.
         """
-        if _has_control(folder):
+        if _has_control(folder) or _channels_beside(read_json(folder / "config.json")):
             raise UsageError(
-                f"--teacache was given, but {shown(folder)} is a VACE transformer, for which there is none; leave it "
-                "out, and choose another cache."
+                f"--teacache was given, but {shown(folder)} is a transformer that is shown images or a control, for "
+                "which there is none; leave it out, and choose another cache."
             )
         return Part(
             name=name,
@@ -216,11 +223,39 @@ def _conditions(checkpoint: Checkpoint, transformer: Mapping[str, Any]) -> tuple
     """What is taken beside text."""
     if checkpoint.pipeline == "WanVACEPipeline":
         return control_conditions(transformer.get("vace_in_channels", 96))
+    if checkpoint.pipeline == IMAGE_TO_VIDEO:
+        return (image_channels_condition(_channels_beside(transformer)),)
     return (start_from(transformer["in_channels"]),) if Source.VIDEO in checkpoint.takes else ()
 
 
+def _channels_beside(transformer: Mapping[str, Any]) -> int:
+    """Channels that a transformer takes beside those of the latents that it gives."""
+    taken = int(transformer["in_channels"])
+    return taken - int(transformer.get("out_channels") or taken)
+
+
+def _latent_channels(checkpoint: Checkpoint, transformer: Mapping[str, Any]) -> int:
+    """Of the latents, which need not be all that the transformer takes.
+
+    Raises:
+        FlowBlendingError: it takes other channels beside them than WanImageToVideoPipeline gives it.
+    """
+    taken = int(transformer["in_channels"])
+    if checkpoint.pipeline != IMAGE_TO_VIDEO:
+        return taken
+    latents = taken - _channels_beside(transformer)
+    expected = 2 * latents + WAN.vae_factors(checkpoint.config("vae"))[0]
+    if taken != expected:
+        raise FlowBlendingError(
+            f"The transformer of {shown(checkpoint.folder)} takes {taken} channels and gives {latents}, but an "
+            f"{IMAGE_TO_VIDEO} gives it {expected}: those of the latents and of an image's, and a mask; give a "
+            "checkpoint such as Wan 2.2 I2V A14B."
+        )
+    return latents
+
+
 def _architecture(config: Mapping[str, Any]) -> str | None:
-    if config.get("vace_layers") is not None:
+    if config.get("vace_layers") is not None or _channels_beside(config):
         return None
     return _ARCHITECTURES.get(
         (config.get("num_layers"), config.get("num_attention_heads"), config.get("attention_head_dim"))

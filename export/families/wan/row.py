@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from flowblending.export.graph.exportable import Family
 
 
+IMAGE_TO_VIDEO = "WanImageToVideoPipeline"
+
+
 def _vae_factors(config: Mapping[str, Any]) -> tuple[int, int]:
     # The published configurations predate these two settings.
     return int(config.get("scale_factor_temporal", 4)), int(config.get("scale_factor_spatial", 8))
@@ -32,9 +35,13 @@ def _original(shapes: Shapes, base: Mapping[str, Any]) -> Original:
 
 WAN = ModelFamily(
     name="wan",
-    pipelines=("WanPipeline", "WanVACEPipeline"),
-    takes={"WanPipeline": (Source.VIDEO,), "WanVACEPipeline": (Source.VIDEO, Source.MASK)},
-    always=frozenset({"WanVACEPipeline"}),
+    pipelines=("WanPipeline", "WanVACEPipeline", IMAGE_TO_VIDEO),
+    takes={
+        "WanPipeline": (Source.VIDEO,),
+        "WanVACEPipeline": (Source.VIDEO, Source.MASK),
+        IMAGE_TO_VIDEO: (Source.IMAGE,),
+    },
+    always=frozenset({"WanVACEPipeline", IMAGE_TO_VIDEO}),
     vae_factors=_vae_factors,
     load=_load,
     original=_original,

@@ -11,6 +11,7 @@ import torch
 from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanAttention, WanRotaryPosEmbed
 
+from flowblending.contracts.conditions import IMAGE_CHANNELS
 from flowblending.contracts.graph import GraphSpec, Precision, TensorSpec
 from flowblending.export.graph.attention import attend, rotate
 from flowblending.export.graph.exportable import Exportable, Tensors
@@ -29,8 +30,11 @@ def load_transformer(
 ) -> Exportable:
     """The graph: latents fp32 [B, C, F, H, W], timestep fp32 [B], text fp32 [B, L, D] -> velocity fp32 like latents.
 
+    One that takes more channels than it gives has a fourth input, ``image_channels`` fp32 [B, X, F, H, W], for those
+    behind the latents'.
+
     Args:
-        folder: of a text-to-video transformer.
+        folder: of a transformer for text, or for text and channels beside the latents.
         name: of the component.
         text_length: L, fixed in the graph.
         precision: of everything that diffusers does not keep in fp32.
@@ -39,30 +43,27 @@ def load_transformer(
     stock: WanTransformer3DModel = load_model(WanTransformer3DModel, folder, precision, streamed=True, loras=loras)
     config = stock.config
     patch = config.patch_size
-    shape = ("batch", config.in_channels, "frames", "height", "width")
+    size = ("frames", "height", "width")
+    channels = config.out_channels or config.in_channels
+    beside = (TensorSpec(name=IMAGE_CHANNELS, dtype="float32", shape=("batch", config.in_channels - channels, *size)),)
     spec = GraphSpec(
         name=name,
         precision=precision,
         inputs=(
-            TensorSpec(name="latents", dtype="float32", shape=shape),
+            TensorSpec(name="latents", dtype="float32", shape=("batch", channels, *size)),
             TensorSpec(name="timestep", dtype="float32", shape=("batch",)),
             TensorSpec(name="text", dtype="float32", shape=("batch", text_length, config.text_dim)),
+            *(beside if config.in_channels > channels else ()),
         ),
-        outputs=(
-            TensorSpec(
-                name="velocity",
-                dtype="float32",
-                shape=("batch", config.out_channels or config.in_channels, *shape[2:]),
-            ),
-        ),
+        outputs=(TensorSpec(name="velocity", dtype="float32", shape=("batch", channels, *size)),),
     )
 
     def inputs(sizes: Mapping[str, int], generator: torch.Generator) -> Tensors:
-        latents, timestep, text = (torch.empty(tensor.resolve(sizes)) for tensor in spec.inputs)
+        latents, timestep, *others = (torch.empty(tensor.resolve(sizes)) for tensor in spec.inputs)
         return (
             latents.normal_(generator=generator),
             timestep.random_(0, 1000, generator=generator),
-            text.normal_(generator=generator),
+            *(each.normal_(generator=generator) for each in others),
         )
 
     def sizes(batch: int, frames: int, height: int, width: int) -> dict[str, int]:
@@ -223,13 +224,22 @@ class _MixedAttention:
 
 
 class _Call(torch.nn.Module):
-    """A transformer called as WanPipeline calls it: latents and text in its own type ``dtype``; all else is fp32."""
+    """A transformer called as its pipeline calls it: latents and text in its own type ``dtype``; all else is fp32."""
 
     def __init__(self, model: WanTransformer3DModel, dtype: torch.dtype) -> None:
         super().__init__()
         self.model = model
         self.dtype = dtype
 
-    def forward(self, latents: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> Tensors:
+    def forward(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        text: torch.Tensor,
+        image_channels: torch.Tensor | None = None,
+    ) -> Tensors:
+        """Velocity, fp32, like ``latents``, behind which the channels of an image are put."""
+        if image_channels is not None:
+            latents = torch.cat([latents, image_channels], dim=1)
         velocity = self.model(latents.to(self.dtype), timestep, text.to(self.dtype), return_dict=False)[0]
         return (velocity.float(),)

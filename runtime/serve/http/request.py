@@ -15,7 +15,7 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.conditions import Source
 from flowblending.contracts.manifest import Manifest
 from flowblending.runtime.conditions.registry import check_taken
-from flowblending.runtime.jobs import compile_job, job_geometry
+from flowblending.runtime.jobs import check_given, compile_job, job_geometry
 from flowblending.runtime.option import Option
 from flowblending.runtime.option_values import HTTP, make_job, read_options, read_value, shown, unknown
 from flowblending.runtime.options import AUTO, Job, options, served_options
@@ -163,6 +163,8 @@ def read_request(
             fields["frames"] = _frames(beside[SECONDS.name], fields, model.manifest)
         if reference is None or file is None:
             about = describe(make_job(fields), model.manifest)
+            if reference is None:
+                check_given(make_job(fields), model.manifest)
         else:
             about = _begun(fields, reference.name, file, model.manifest)
     except UsageError as error:

@@ -39,9 +39,8 @@ def test_a_class_of_another_family_is_refused(pipeline: str, asked: str, able: t
 def test_an_unknown_class_is_refused_at_once() -> None:
     check_class(None)
     check_class("WanPipeline")
-    with pytest.raises(
-        UsageError, match="--pipeline ltx was given, but one of WanPipeline, WanVACEPipeline, LTXPipeline, LTXCondition"
-    ):
+    classes = "WanPipeline, WanVACEPipeline, WanImageToVideoPipeline, LTXPipeline, LTXCondition"
+    with pytest.raises(UsageError, match=f"--pipeline ltx was given, but one of {classes}"):
         check_class("ltx")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import shutil
@@ -12,10 +13,11 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, WanPipeline
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
 
 from benchmarks.checkpoints import TEXT_DIM, wan_transformer
-from flowblending import FlowBlendingError
+from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts.conditions import Source, channels_beside
 from flowblending.contracts.graph import LARGE, SMALL, Precision, SigmaGrid
 from flowblending.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from flowblending.export.families.wan.family import Wan
@@ -126,9 +128,40 @@ def test_a_boundary_without_a_second_transformer_means_nothing(
     )
 
 
-def test_image_to_video_is_refused(altered: Callable[..., Checkpoint]) -> None:
+def test_channels_beside_the_latents(altered: Callable[..., Checkpoint], tmp_path: Path) -> None:
+    """Those that a transformer takes and does not give: an input of their own, in the order of the pipeline."""
+    wan_transformer(1, in_channels=36).save_pretrained(tmp_path / "image")
+    graph = load_transformer(tmp_path / "image", LARGE, 24, Precision.FP32)
+    assert [(each.name, each.shape[1:2]) for each in graph.spec.inputs[::3]] == [
+        ("latents", (16,)),
+        ("image_channels", (20,)),
+    ]
+    given = graph.inputs(graph.verify_sizes[0], torch.Generator().manual_seed(0))
+    stock = WanTransformer3DModel.from_pretrained(tmp_path / "image")
+    latents, timestep, text, channels = given
+    with torch.no_grad():
+        (found,) = graph.module(*given)
+        expected = stock(torch.cat([latents, channels], dim=1), timestep, text, return_dict=False)[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+    config = {"in_channels": 36, "out_channels": 16}
+    checkpoint = altered("transformer/config.json", **config)
+    image = dataclasses.replace(checkpoint, pipeline="WanImageToVideoPipeline", takes=(Source.IMAGE,))
+    spec = WAN.describe(image)
+    assert (spec.latent_channels, spec.authors) == (16, None)
+    assert [each.name for each in spec.conditions if each.required] == ["image_channels"]
+    assert channels_beside(spec.conditions) == 20
+    with pytest.raises(UsageError, match="is shown images or a control, for which there is none"):
+        WAN.signal(image.folder / "transformer", "signal")
+    path = image.folder / "transformer/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"in_channels": 33}))
+    with pytest.raises(FlowBlendingError, match="takes 33 channels and gives 16, but"):
+        WAN.describe(image)
+
+
+def test_an_image_through_clip_is_refused(altered: Callable[..., Checkpoint]) -> None:
     checkpoint = altered("transformer/config.json", image_dim=1280, added_kv_proj_dim=64)
-    with pytest.raises(FlowBlendingError, match="image-to-video transformer, but only text-to-video"):
+    with pytest.raises(FlowBlendingError, match="looks at an image through CLIP, as that of Wan"):
         WAN.transformer(checkpoint, checkpoint.folder / "transformer", LARGE)
 
 
