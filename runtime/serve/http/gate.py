@@ -19,8 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from flowblending.runtime.serve.http.errors import ApiError
 from flowblending.runtime.serve.http.service import Service
 
-MOST_BODY: Final = 2**20
-"""Bytes of a request: a prompt and some numbers take a hundredth of it, the rest is for an image."""
+MOST_BODY: Final = 2**24
+"""Bytes of a request: a prompt and some numbers take little of it, the rest is for an image."""
 
 _MOST_DRAINED: Final = 2**26
 _PATIENCE: Final = 10.0

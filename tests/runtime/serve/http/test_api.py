@@ -261,8 +261,8 @@ def test_openais_client_raises_its_own_errors(server: VideoServer) -> None:
         (b"[" * 100000, "application/json", 400, "The body is no JSON object"),
         (b"\xff\xfe{", "application/json", 400, "The body is no JSON object"),
         (b'{"prompt": "x", "guidance": NaN}', "application/json", 400, "guidance is nan"),
-        (b"x" * (2**20 + 1), "application/json", 413, "The body is larger than 1048576 bytes"),
-        (b"x" * 2**25, "application/json", 413, "The body is larger than 1048576 bytes"),
+        (b"x" * (2**24 + 1), "application/json", 413, "The body is larger than 16777216 bytes"),
+        (b"x" * 2**25, "application/json", 413, "The body is larger than 16777216 bytes"),
         (b"<a/>", "text/xml", 415, "'text/xml', but application/json or multipart/form-data"),
         (b"nonsense", "multipart/form-data", 400, "The form cannot be read"),
         (b"nonsense", "multipart/form-data; boundary=x", 400, "The"),
@@ -281,7 +281,7 @@ def test_a_body_that_tells_no_length_is_limited_as_well(server: VideoServer) -> 
     connection.request("POST", "/v1/videos", parts, {"content-type": "application/json"})
     response = connection.getresponse()
     assert response.status == 413
-    assert "The body is larger than 1048576 bytes" in json.load(response)["error"]["message"]
+    assert "The body is larger than 16777216 bytes" in json.load(response)["error"]["message"]
     connection.close()
 
 

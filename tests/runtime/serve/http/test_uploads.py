@@ -162,7 +162,7 @@ def test_only_uploads_are_taken_and_only_where_the_model_takes_them(images: Vide
     with pytest.raises(openai.BadRequestError, match=r"(?i)easycache"):
         client.videos.create(prompt="x", input_reference=picture(), extra_body={"cache": "easycache:0.1"})
     with pytest.raises(openai.APIStatusError, match="or send a smaller image") as large:
-        client.videos.create(prompt="x", input_reference=("cat.bmp", picture(700, 700, kind="BMP")))
+        client.videos.create(prompt="x", input_reference=("cat.bmp", picture(2400, 2400, kind="BMP")))
     assert large.value.status_code == 413
     assert not list((data / "videos").iterdir())
     taken = {each.id: (each.model_extra or {})["input_reference"] for each in client.models.list()}
