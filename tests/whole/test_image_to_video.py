@@ -40,10 +40,9 @@ pytestmark = pytest.mark.slow
 TOLERANCE = 1e-4
 JOB = Job(prompt="A cat walks on the grass.", negative_prompt="blurry", seed=3, steps=5, fit="stretch")
 TAKEN = (Source.IMAGE,)
-CASES: list[tuple[str, str, float, tuple[str, ...]]] = [
-    ("ltx", "LLL", 3.0, ("cat.png",)),
-    ("ltx", "SSS", 1.0, ("cat.png",)),
-    ("ltx", "LSL", 3.0, ("cat.png",)),
+_IMAGE_ALONE = [("ltx", "LLL", 3.0, ("cat.png",)), ("ltx", "SSS", 1.0, ("cat.png",)), ("ltx", "LSL", 3.0, ("cat.png",))]
+CASES = [
+    *(pytest.param(*case, marks=pytest.mark.long) for case in _IMAGE_ALONE),
     ("ltx-condition", "LLL", 3.0, ("cat.png",)),
     ("ltx-condition", "SSS", 1.0, ("cat.png:0.6",)),
     ("ltx-condition", "LSL", 3.0, ("cat.png", "end.png@16:0.8")),
@@ -162,8 +161,10 @@ def test_every_front_end_takes_them(build: Build, files: Path) -> None:
             r"cat.png is given for frame 15, but latents of ltx begin at every 8th frame",
         ),
         ("ltx-condition", ["cat.png@8"] * 5, "take 5 latent frames, but the models of this bundle have room for 4"),
-        ("ltx", ["cat.png@8"], "takes one image, whole, as the first frame"),
-        ("ltx", ["cat.png", "end.png"], "2 images were given, but LTXImageToVideoPipeline takes one image"),
+        pytest.param("ltx", ["cat.png@8"], "takes one image, whole, as the first frame", marks=pytest.mark.long),
+        pytest.param(
+            "ltx", ["cat.png"] * 2, "2 images were given, but LTXImageToVideoPipeline", marks=pytest.mark.long
+        ),
         ("wan", ["cat.png"], r"An image was given, but this bundle takes .* --conditions image"),
     ],
 )

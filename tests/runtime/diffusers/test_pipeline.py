@@ -23,7 +23,7 @@ from tests.support.diffusers_reference import relative_error
 
 FRAME_TOLERANCE = 1e-3
 LATENT_TOLERANCE = 1e-4
-KINDS = ["wan", "ltx-0.9.0", "ltx-condition"]
+KINDS = ["wan", pytest.param("ltx-0.9.0", marks=pytest.mark.long), "ltx-condition"]
 """Without LTX 0.9.1, whose decoder draws from torch's global generator (see tests/whole/test_parity.py)."""
 CALL = {"prompt": "A cat walks on the grass.", "negative_prompt": "blurry, 静态", "num_inference_steps": 3}
 
