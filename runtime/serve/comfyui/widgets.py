@@ -1,7 +1,8 @@
 """A job's options as ComfyUI's widgets, made from the one table, and back.
 
 A widget always has a value. Where an option may be left to the bundle, a text is empty, a choice is ``default``, and a
-number is one that the option cannot have: 0, or -1 where it can be 0.
+number is one that the option cannot have: 0, or -1 where it can be 0. An option that may be given several times is a
+text of as many lines.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _widget(option: Option) -> Widget:
         return choices, {**about, "default": choices[0]}
     if option.kind is str:
         text = option.default if isinstance(option.default, str) else ""
-        return "STRING", {**about, "default": text, "multiline": option.name in _MULTILINE}
+        return "STRING", {**about, "default": text, "multiline": option.several or option.name in _MULTILINE}
     default: Any = _absent(option) if option.nullable else option.default
     low = min(default, option.least) if option.least is not None else default
     most = _MOST if option.most is None else option.most
@@ -75,6 +76,8 @@ def _absent(option: Option) -> Any:
 
 def _tooltip(option: Option) -> str:
     text = option.help.replace("%%", "%")
+    if option.several:
+        return f"{text}: one a line"
     usual = option.usual or ("the bundle's" if option.nullable else "")
     if option.nullable and option.kind in (int, float):
         return f"{text} ({_absent(option):g} for the default: {usual})"
@@ -82,6 +85,8 @@ def _tooltip(option: Option) -> str:
 
 
 def _read(option: Option, value: Any) -> Any:
+    if option.several:
+        return tuple(line.strip() for line in value.splitlines() if line.strip()) or None
     if option.nullable and (value in ("", DEFAULT) or (option.kind in (int, float) and value == _absent(option))):
         return None
     return value == "true" if option.kind is bool else value

@@ -79,9 +79,11 @@ def test_every_option_is_a_widget_and_an_untouched_one_says_nothing() -> None:
     assert list(shown) == [*FIRST, *(each.name for each in options() if each.name not in FIRST)]
     untouched = {name: about["default"] for name, (_, about) in shown.items()}
     read = job_options(untouched)
-    assert read == {each.name: each.default for each in options() if not each.nullable} | {"prompt": ""}
+    told = {each.name: each.default for each in options() if not each.nullable and not each.several}
+    assert read == told | {"prompt": ""}
     given = {"steps": 7, "guidance": 0.0, "solver": "euler", "batched_guidance": "false", "size": "32x48"}
     assert job_options(given) == {**given, "batched_guidance": False}
+    assert job_options({"image": " cat.png\n\nend.png@16:0.8\n"}) == {"image": ("cat.png", "end.png@16:0.8")}
     assert job_options({"guidance": -1.0, "solver": DEFAULT, "batched_guidance": DEFAULT, "size": "", "steps": 0}) == {}
 
 
