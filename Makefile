@@ -16,7 +16,7 @@ demo: $(INSTALLED)
 # Two processes of one thread each: most of what the tests wait for is a single thread.
 # Without Chromium, the tests that look at fb-compare's page are skipped, and say so.
 test: $(INSTALLED) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 60
 
 # Needs cmake, g++, nlohmann-json3-dev, libssl-dev and libpython3.11 from the distribution beside, and fails without.
 test-embedding: $(EMBEDDING)

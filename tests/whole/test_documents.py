@@ -116,7 +116,7 @@ def shape_of(lines: list[str]) -> list[str]:
     return [re.sub(r"\s+", " ", line).strip() for line in text]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_the_readme_shows_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
     monkeypatch.chdir(tmp_path)

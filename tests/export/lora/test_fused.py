@@ -160,7 +160,10 @@ def test_weights_are_fused_in_fp32_and_rounded_once(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.BF16])
+@pytest.mark.parametrize(
+    "precision",
+    [Precision.FP32, *(pytest.param(each, marks=pytest.mark.long) for each in (Precision.FP16, Precision.BF16))],
+)
 def test_the_graph_computes_what_diffusers_with_the_merged_adapter_computes(
     precision: Precision, base: Base, tmp_path: Path
 ) -> None:

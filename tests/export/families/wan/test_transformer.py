@@ -205,8 +205,10 @@ CONFIGURATIONS = [
 @pytest.mark.parametrize(
     ("settings", "precision"),
     [
-        *((settings, Precision.FP32) for settings in CONFIGURATIONS),
-        *((settings, Precision.FP16) for settings in CONFIGURATIONS[:2]),
+        (CONFIGURATIONS[0], Precision.FP32),
+        (CONFIGURATIONS[1], Precision.FP16),
+        *(pytest.param(settings, Precision.FP32, marks=pytest.mark.long) for settings in CONFIGURATIONS[1:]),
+        pytest.param(CONFIGURATIONS[0], Precision.FP16, marks=pytest.mark.long),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value['head_dim']}",
 )
