@@ -111,12 +111,12 @@ static void bundles(const std::string& bundle, const std::string& scratch) {
   for (const char* name : {"large.json", "small.json", "duo_high.json", "duo_low.json"})
     write(scratch + "/" + name, text_of(bundle + "/" + name));
   expect(open(manifest).ok(), "a copy is a bundle");
-  refused(open(with(manifest, R"("format":3)", R"("format":4)")), fb::Code::bad_file,
-          "has format 4, but this library reads formats up to 3");
-  expect(open(with(manifest, R"("format":3)", R"("format":2)")).ok(), "a bundle of the format before is read");
-  refused(open(with(manifest, R"("format":3)", R"("format":0)")), fb::Code::bad_file, "damaged at format");
+  refused(open(with(manifest, R"("format":4)", R"("format":5)")), fb::Code::bad_file,
+          "has format 5, but this library reads formats up to 4");
+  expect(open(with(manifest, R"("format":4)", R"("format":3)")).ok(), "a bundle of the format before is read");
+  refused(open(with(manifest, R"("format":4)", R"("format":0)")), fb::Code::bad_file, "damaged at format");
   // The first format had one size in place of profiles.
-  const std::string first = with(manifest, R"("format":3)", R"("format":1)");
+  const std::string first = with(manifest, R"("format":4)", R"("format":1)");
   refused(open(first), fb::Code::bad_file, "at geometry (it is missing)");
   const std::string one = R"("geometry":{"width":40,"height":16,"frames":9,"latent_shape":[4,3,2,5]},"profiles":[)";
   write(scratch + "/manifest.json", with(first, R"("profiles":[)", one));
