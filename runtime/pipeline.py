@@ -10,17 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import DeviceError, FlowBlendingError, UsageError
-from flowblending.contracts.conditions import (
-    CONTROL,
-    CONTROL_SCALE,
-    IMAGE_CHANNELS,
-    Source,
-    frame_times,
-    inputs_from,
-    own_input,
-    takes_control,
-    takes_image_channels,
-)
+from flowblending.contracts.conditions import Source, frame_times, inputs_from
 from flowblending.contracts.graph import DECODERS, ENCODERS, TEXT_ENCODER
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.contracts.tiling import Tiling
@@ -31,15 +21,12 @@ from flowblending.engine.backends.tensor import CUDA, Tensor
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.geometry import geometry_of
 from flowblending.engine.bundle.video_choice import check_latent_shape
-from flowblending.runtime.conditions.control_clip import read_control
 from flowblending.runtime.conditions.encoder import Frames, VaeEncoder
-from flowblending.runtime.conditions.given import GivenClip, open_given
-from flowblending.runtime.conditions.image_channels import check_places, image_channels
-from flowblending.runtime.conditions.vace import control
+from flowblending.runtime.conditions.given import GivenClip
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.devices.arena import Arena
 from flowblending.runtime.devices.protocol import Device
-from flowblending.runtime.jobs import job_conditioning, job_scales
+from flowblending.runtime.jobs import job_conditioning
 from flowblending.runtime.media.decode import Decoder
 from flowblending.runtime.media.noise import Normal, draw_latents
 from flowblending.runtime.media.prompt import Tokenizer
@@ -51,6 +38,7 @@ from flowblending.runtime.memory.staged import StagedEngine, Stages
 from flowblending.runtime.options import Job
 from flowblending.runtime.sampler.binding import Conditions, Given
 from flowblending.runtime.sampler.loop import Sampler, SampleResult, StepEvent, Trajectory
+from flowblending.runtime.shown_inputs import shown_inputs
 
 
 @dataclass(kw_only=True)
@@ -242,41 +230,17 @@ class Pipeline:
         Raises:
             FlowBlendingError: a file cannot be read, or does not fit the video.
         """
-        conditions = self.bundle.manifest.pipeline.conditions
-        if takes_control(conditions):
-            return self._control(job, program, warn)
-        if takes_image_channels(conditions):
-            return self._image_channels(job, program, clips)
-        return {}
-
-    def _control(self, job: Job, program: Program, warn: Callable[[str], None]) -> dict[str, Tensor]:
-        """Of a job's video and mask."""
-        pipeline = self.bundle.manifest.pipeline
-        values, mask = read_control(
-            job.video,
-            job.mask,
-            geometry_of(pipeline, program.latent_shape),
-            fit=job.fit,
-            resample=job.resample_fps,
+        manifest = self.bundle.manifest
+        made = shown_inputs(
+            job,
+            manifest,
+            geometry_of(manifest.pipeline, program.latent_shape),
+            self.encode_frames,
             frame_rate=self.frame_rate(job),
             warn=warn,
+            clips=clips,
         )
-        made = control(values, mask, (), self.encode_frames, (pipeline.temporal_factor, pipeline.spatial_factor))
-        scales = job_scales(job, self.bundle.manifest)
-        return {
-            CONTROL: self.device.upload(made),
-            **{own_input(model, CONTROL_SCALE): self.device.upload(scale) for model, scale in scales.items()},
-        }
-
-    def _image_channels(self, job: Job, program: Program, clips: Sequence[GivenClip] | None) -> dict[str, Tensor]:
-        """Of the first frame, and perhaps the last."""
-        pipeline = self.bundle.manifest.pipeline
-        video = geometry_of(pipeline, program.latent_shape)
-        if clips is None:
-            clips = open_given(job.image, (video.width, video.height), video.frames, fit=job.fit)
-        check_places(clips, video.frames)
-        factors = pipeline.temporal_factor, pipeline.spatial_factor
-        return {IMAGE_CHANNELS: self.device.upload(image_channels(clips, video.frames, self.encode_frames, factors))}
+        return {name: self.device.upload(value) for name, value in made.items()}
 
     def embed(self, text: str, warn: Callable[[str], None]) -> dict[str, Tensor]:
         """Run the text encoder: ``text`` float32 [1, tokens, width] and ``text_mask`` int64 [1, tokens].

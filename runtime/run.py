@@ -384,6 +384,8 @@ def video_metadata(
         **({"guidance_rescale": f"{program.guidance_rescale:g}"} if program.guidance_rescale else {}),
         **({} if job.shift is None else {"shift": f"{job.shift:g}"}),
         **({"image": " ".join(job.image)} if job.image else {}),
+        **({} if job.video is None else {"video": job.video}),
+        **({} if job.mask is None else {"mask": job.mask}),
         **({} if job.strength is None else {"strength": f"{job.strength:g}"}),
         **({} if job.control_scale is None else {"control_scale": job.control_scale}),
         **({} if job.cache == OFF else {"cache": job.cache}),

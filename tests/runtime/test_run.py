@@ -30,13 +30,15 @@ from flowblending.runtime.events import (
     WarningEvent,
 )
 from flowblending.runtime.generate import generate
+from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.decode import Decoder
 from flowblending.runtime.media.noise import Normal, TorchNormal
 from flowblending.runtime.media.read_ahead import Chunk
 from flowblending.runtime.options import Job
-from flowblending.runtime.run import VideoRun
+from flowblending.runtime.run import VideoRun, video_metadata
 from flowblending.runtime.sampler.loop import StepEvent, Trajectory
 from flowblending.system.console import Console
+from tests.support import manifests
 from tests.support.toy_pipeline import FRAMES, NO_TEXT, ToyPipeline, toy_pipeline
 
 JOB = Job(prompt="a cat", steps=4, schedule="L1 S2 L1", seed=7)
@@ -290,3 +292,13 @@ def test_every_consumer_tells_the_decoder_what_the_job_says(
     assert told == [expected] * 5
     metadata = VideoRun(pipeline, job, embeddings=NO_TEXT).metadata
     assert metadata.get("decode_timestep") == (None if timestep is None else f"{timestep:g}")
+
+
+def test_the_metadata_names_what_a_video_was_made_from(tmp_path: Path) -> None:
+    manifest = manifests.write(tmp_path / "bundle")
+    program = compile_job(Job(prompt="x", steps=4), manifest)
+    plain = video_metadata(manifest, Job(prompt="x", steps=4), program)
+    given = Job(prompt="x", steps=4, video="street.mp4", mask="car.png", strength=0.5, image=("cat.png", "end.png@8"))
+    more = video_metadata(manifest, given, program)
+    expected = {"video": "street.mp4", "mask": "car.png", "strength": "0.5", "image": "cat.png end.png@8"}
+    assert more == plain | expected

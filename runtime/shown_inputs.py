@@ -1,0 +1,66 @@
+"""What transformers are shown of images and videos, beside latents and text: VACE's control, or image channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from flowblending.contracts.conditions import (
+    CONTROL,
+    CONTROL_SCALE,
+    IMAGE_CHANNELS,
+    own_input,
+    takes_control,
+    takes_image_channels,
+)
+from flowblending.contracts.manifest import Geometry, Manifest
+from flowblending.runtime.conditions.control_clip import read_control
+from flowblending.runtime.conditions.encoder import Frames
+from flowblending.runtime.conditions.given import GivenClip, open_given
+from flowblending.runtime.conditions.image_channels import check_places, image_channels
+from flowblending.runtime.conditions.vace import control
+from flowblending.runtime.jobs import job_scales
+from flowblending.runtime.options import Job
+
+Inputs = dict[str, npt.NDArray[np.float32]]
+"""By input, the same for every branch."""
+
+
+def shown_inputs(
+    job: Job,
+    manifest: Manifest,
+    video: Geometry,
+    encode: Callable[[Frames], npt.NDArray[np.float32]],
+    *,
+    frame_rate: float,
+    warn: Callable[[str], None],
+    clips: Sequence[GivenClip] | None = None,
+) -> Inputs:
+    """The inputs of images and videos that a bundle's transformers take; nothing for those that take text alone.
+
+    Args:
+        video: that is made.
+        encode: gives the latents float32 [1, C, F, H, W] of frames; see `VaeEncoder.encode`.
+        frame_rate: of the video.
+        warn: told what a user should know of how a control's files are taken.
+        clips: images at the video's size; None for those that the job names.
+
+    Raises:
+        FlowBlendingError: a file cannot be read, or does not fit the video.
+    """
+    pipeline = manifest.pipeline
+    factors = pipeline.temporal_factor, pipeline.spatial_factor
+    if takes_control(pipeline.conditions):
+        values, mask = read_control(
+            job.video, job.mask, video, fit=job.fit, resample=job.resample_fps, frame_rate=frame_rate, warn=warn
+        )
+        scales = {own_input(model, CONTROL_SCALE): scale for model, scale in job_scales(job, manifest).items()}
+        return {CONTROL: control(values, mask, (), encode, factors), **scales}
+    if takes_image_channels(pipeline.conditions):
+        if clips is None:
+            clips = open_given(job.image, (video.width, video.height), video.frames, fit=job.fit)
+        check_places(clips, video.frames)
+        return {IMAGE_CHANNELS: image_channels(clips, video.frames, encode, factors)}
+    return {}
