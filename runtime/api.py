@@ -156,7 +156,7 @@ class VideoSampler:
             UsageError: it is no text.
         """
         text = read_value(text, TEXT, _ENCODE)
-        self._pipeline.make_room([TEXT_ENCODER])
+        self._pipeline.engines.make_room([TEXT_ENCODER])
         tensors, device = self._pipeline.embed(text, _warn), self._pipeline.device
         device.close()  # waits: what is handed out is complete
         return Embedding(text=Array(tensors[Source.TEXT], device), mask=Array(tensors[Source.TEXT_MASK], device))

@@ -159,7 +159,7 @@ def decoded(
         FlowBlendingError: a pixel that is not finite, or an engine that failed.
     """
     clock = clock or Clock()
-    pipeline.make_room(pipeline.decoders())
+    pipeline.engines.make_room(pipeline.decoders())
     yield from opened(pipeline, pipeline.decoders(), clock)
     first = 0
     with contextlib.closing(pipeline.decode(latents, generator, conditioning, floats=floats)) as chunks:
@@ -172,7 +172,7 @@ def decoded(
 def opened(pipeline: Pipeline, names: Sequence[str], clock: Clock) -> Generator[LoadEvent, None, None]:
     """Open engines that are not open yet, naming each before."""
     for name in names:
-        if not pipeline.is_open(name):
+        if not pipeline.engines.is_open(name):
             yield LoadEvent(component=name)
             with clock.measure(LOADING):
-                pipeline.engine(name)
+                pipeline.engines.get(name)

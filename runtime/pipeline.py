@@ -2,38 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
-from flowblending import DeviceError, FlowBlendingError, UsageError
+from flowblending import UsageError
 from flowblending.contracts.conditions import Source, frame_times, inputs_from
 from flowblending.contracts.graph import DECODERS, ENCODERS, TEXT_ENCODER
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.contracts.tiling import Tiling
-from flowblending.engine.backends.gpu import free_memory
-from flowblending.engine.backends.protocol import Engine, ScratchEngine
-from flowblending.engine.backends.registry import open_engine
-from flowblending.engine.backends.tensor import CUDA, Tensor
+from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.geometry import geometry_of
 from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.conditions.encoder import Frames, VaeEncoder
 from flowblending.runtime.conditions.given import GivenClip
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
-from flowblending.runtime.devices.arena import Arena
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.jobs import job_conditioning
 from flowblending.runtime.media.decode import Decoder
 from flowblending.runtime.media.noise import Normal, draw_latents
 from flowblending.runtime.media.prompt import Tokenizer
 from flowblending.runtime.media.read_ahead import Chunk
-from flowblending.runtime.memory.choose import choose_plan
+from flowblending.runtime.memory.engines import Engines
 from flowblending.runtime.memory.needs import run_memory
-from flowblending.runtime.memory.plan import AUTO, PHASES, SLACK, MemoryPlan, Phase
+from flowblending.runtime.memory.plan import AUTO, MemoryPlan
 from flowblending.runtime.memory.staged import StagedEngine, Stages
 from flowblending.runtime.options import Job
 from flowblending.runtime.sampler.binding import Conditions, Given
@@ -53,6 +49,7 @@ class Pipeline:
         threads: of ONNX Runtime on the CPU; None leaves the choice to it.
         cuda_graph: whether steps that come again are launched as CUDA graphs, where that can be.
         memory: ``auto``, ``resident`` or ``phases``; see `flowblending.runtime.memory.plan`.
+        engines: those that are open.
     """
 
     bundle: Bundle
@@ -60,45 +57,15 @@ class Pipeline:
     threads: int | None = None
     cuda_graph: bool = True
     memory: str = AUTO
-    _engines: dict[str, Engine] = field(default_factory=dict)
-    _arena: Arena = field(init=False)
+    engines: Engines = field(init=False)
     _tokenizer: Tokenizer | None = None
-    _closed: bool = False
 
     def __post_init__(self) -> None:
-        self._arena = Arena(self.device)
+        self.engines = Engines(bundle=self.bundle, device=self.device, threads=self.threads, memory=self.memory)
 
-    def is_open(self, name: str) -> bool:
-        """Whether a component's engine is open."""
-        return name in self._engines
-
-    def engine(self, name: str) -> Engine:
-        """An engine of the bundle by its component's name, opened if it is not yet.
-
-        Raises:
-            DeviceError: the engine cannot be opened.
-            FlowBlendingError: the pipeline has been closed.
-        """
-        if self._closed:
-            raise FlowBlendingError(f"The bundle {self.bundle.folder} has been closed; open it again.")
-        if name not in self._engines:
-            component = self.bundle.manifest.components[name]
-            try:
-                with self.device.current():
-                    engine = open_engine(
-                        backend=component.backend,
-                        path=self.bundle.path(name),
-                        spec=component.spec,
-                        device=self.device.kind,
-                        stream=self.device.stream,
-                        threads=self.threads,
-                    )
-                if isinstance(engine, ScratchEngine):
-                    engine.use_scratch(self._arena)
-                self._engines[name] = engine
-            except FlowBlendingError as error:
-                raise DeviceError(str(error)) from None
-        return self._engines[name]
+    def close(self) -> None:
+        """Close every engine, for good, and give their memory back. Twice is harmless."""
+        self.engines.close()
 
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer, read if it has not been."""
@@ -120,58 +87,7 @@ class Pipeline:
         Raises:
             OutOfMemoryError: it does not fit.
         """
-        run = run_memory(self.bundle.manifest, program, texts=texts, decode=decode, tiling=tiling)
-        free = free_memory(self.device.index) if self.device.kind == CUDA else None
-        if free is not None:
-            free += self._arena.size + sum(run.engines[name].weights for name in self._engines)
-        return choose_plan(run, self.memory, free, tuple(self._engines))
-
-    def enter(self, phase: Phase, *, alone: bool) -> None:
-        """Have a phase's scratch memory, and with ``alone`` no engine open that it does not need."""
-        if alone:
-            self.keep_only(phase.resident)
-        if self._arena.size < phase.arena or (alone and self._arena.size > phase.arena):
-            # Freed, and given back, before what takes its place comes.
-            self._arena.release()
-            self.device.trim()
-        if phase.arena:
-            self._arena.at_least(phase.arena)
-
-    def make_room(self, names: Collection[str]) -> None:
-        """Close all engines but these where they go by phases, or do not fit beside the others.
-
-        For what runs by itself, and not as a phase of a run that was planned.
-        """
-        components = self.bundle.manifest.components
-        new = [name for name in names if name not in self._engines]
-        weights = sum(components[name].weights_bytes or components[name].engine_bytes for name in new)
-        stated = [each.scratch_bytes or 0 for name in names for each in components[name].profiles]
-        needed = weights + max(0, max(stated, default=0) - self._arena.size)
-        free = free_memory(self.device.index) if self.device.kind == CUDA else None
-        tight = self.memory == AUTO and free is not None and round(needed * (1 + SLACK)) > free
-        if self.memory == PHASES or tight:
-            self.keep_only(names)
-
-    def keep_only(self, names: Collection[str]) -> None:
-        """Close all engines but these, when what they were given has finished."""
-        others = [name for name in self._engines if name not in names]
-        if not others:
-            return
-        self.device.close()
-        with self.device.current():
-            for name in others:
-                self._engines.pop(name).close()
-
-    def close(self) -> None:
-        """Close every engine, for good, and give their memory back. Twice is harmless."""
-        if self._closed:
-            return
-        self._closed = True
-        with self.device.current():
-            while self._engines:
-                self._engines.popitem()[1].close()
-        self._arena.release()
-        self.device.trim()
+        return self.engines.plan(run_memory(self.bundle.manifest, program, texts=texts, decode=decode, tiling=tiling))
 
     def frame_rate(self, job: Job) -> float:
         """Frames per second of a job's video."""
@@ -255,7 +171,7 @@ class Pipeline:
                 f"the prompt is {pipeline.text_length + tokens.dropped} tokens long, but the text encoder takes "
                 f"{pipeline.text_length}; the last {tokens.dropped} were left out."
             )
-        engine = self.engine(TEXT_ENCODER)
+        engine = self.engines.get(TEXT_ENCODER)
         inputs = {"ids": self.device.upload(tokens.ids), "mask": self.device.upload(tokens.mask)}
         # Some reference pipelines do not tell the text encoder what is padding.
         taken = {spec.name: inputs[spec.name] for spec in engine.spec.inputs}
@@ -324,10 +240,10 @@ class Pipeline:
         """
         models = sorted({step.model for step in program.steps})
         if stages is None:
-            opened = {name: self.engine(name) for name in models}
+            opened = {name: self.engines.get(name) for name in models}
             return Sampler(opened, self.device, cuda_graph=self.cuda_graph).prepare(program, conditions, given)
         specs = {name: self.bundle.manifest.components[name].spec for name in models}
-        engines = {name: StagedEngine(spec, partial(self.engine, name)) for name, spec in specs.items()}
+        engines = {name: StagedEngine(spec, partial(self.engines.get, name)) for name, spec in specs.items()}
         # What is captured holds addresses of engines, which go with them.
         sampler = Sampler(engines, self.device, cuda_graph=self.cuda_graph, before=stages.before)
         return sampler.prepare(program, conditions, given)
@@ -351,7 +267,7 @@ class Pipeline:
         """
         pipeline = self.bundle.manifest.pipeline
         encoder = VaeEncoder(
-            engines={name: self.engine(name) for name in self.vae_encoders()},
+            engines={name: self.engines.get(name) for name in self.vae_encoders()},
             device=self.device,
             factors=(pipeline.temporal_factor, pipeline.spatial_factor),
             channels=pipeline.latent_channels,
@@ -372,7 +288,7 @@ class Pipeline:
             conditioning: of a timestep-conditioned decoder, and the tiles; None for the bundle's.
             floats: whether float32 frames are wanted beside the pictures.
         """
-        engines = {name: self.engine(name) for name in self.decoders()}
+        engines = {name: self.engines.get(name) for name in self.decoders()}
         manifest = self.bundle.manifest
         told = conditioning or decode_conditioning(manifest.pipeline, tiling=manifest.vae_tiling)
         decoder = Decoder(engines=engines, device=self.device, conditioning=told)

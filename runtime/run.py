@@ -230,7 +230,7 @@ class VideoRun:
         plan = self._plan()
         if clip is not None or self._held is not None or self._is_shown:
             encoders = pipeline.vae_encoders()
-            pipeline.make_room(encoders)
+            pipeline.engines.make_room(encoders)
             yield from opened(pipeline, encoders, clock)
         latents, generator, held = self._initial(clip, clock)
         shown, told = self._shown(clock)
@@ -240,13 +240,13 @@ class VideoRun:
             plan = self._plan()  # with what is open now
         by_phases = plan.mode == PHASES
         first, *_, last = (plan.phases[0], *plan.phases)
-        pipeline.enter(first, alone=by_phases)
+        pipeline.engines.enter(first, alone=by_phases)
         yield from opened(pipeline, first.runs if by_phases else self._needed(), clock)
         sampled = yield from self._sampled(latents, held, shown, plan, clock)
         result = self._own(sampled)
         pipeline.device.trim()
         if by_phases:
-            pipeline.enter(last, alone=True) if self._decode else pipeline.keep_only(())
+            pipeline.engines.enter(last, alone=True) if self._decode else pipeline.engines.keep_only(())
         if self._latents_out is not None:
             save_latents(self._latents_out, pipeline.device.download(result.latents))
         yield LatentsEvent(latents=Array(result.latents, pipeline.device), seconds=result.loop_seconds)
@@ -325,8 +325,8 @@ class VideoRun:
             yield WarningEvent(message=line)
         stages = None
         if plan.mode == PHASES:
-            stages = Stages(pipeline, self.program, plan, partial(clock.measure, LOADING))
-            pipeline.enter(plan.stages[0], alone=True)
+            stages = Stages(pipeline.engines, self.program, plan, partial(clock.measure, LOADING))
+            pipeline.engines.enter(plan.stages[0], alone=True)
             yield from opened(pipeline, plan.stages[0].runs, clock)
         trajectory = pipeline.prepare(self.program, conditions, stages, held)
         yield SamplingEvent(trajectory=trajectory)
@@ -365,7 +365,7 @@ def warm_up(pipeline: Pipeline) -> None:
     plan = pipeline.plan(program, texts=len(program.branches()), decode=True, tiling=manifest.vae_tiling)
     stay = manifest.components if plan.mode == RESIDENT else plan.phases[0].resident
     for name in stay:
-        pipeline.engine(name)
+        pipeline.engines.get(name)
 
 
 def video_metadata(

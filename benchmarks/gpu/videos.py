@@ -213,7 +213,7 @@ def _expected_now(measured: Measured, schedule: str, cache: str, results: Result
     """Seconds of a video, with what is opened for it."""
     if measured.work.tiny or "calls" not in results or not measured.bundle.built(measured.bundle.components[-1]):
         return 0.0  # it will say at once that it cannot run
-    opened = any(measured.pipeline.is_open(name) for name in measured.transformers)
+    opened = any(measured.pipeline.engines.is_open(name) for name in measured.transformers)
     seconds = _expected(measured, schedule, cache, _steps(measured, results), results)
     return seconds if opened else seconds + _OPEN
 
@@ -242,8 +242,8 @@ def _memory(measured: Measured, peak: Peak) -> dict[str, Any]:
     from flowblending.engine.backends.protocol import InspectedEngine
 
     pipeline, components = measured.pipeline, measured.manifest.components
-    opened = [name for name in components if pipeline.is_open(name)]
-    engines = [pipeline.engine(name) for name in opened]
+    opened = [name for name in components if pipeline.engines.is_open(name)]
+    engines = [pipeline.engines.get(name) for name in opened]
     return {
         "peak bytes": peak.bytes,
         "engine bytes": sum(components[name].weights_bytes or components[name].engine_bytes for name in opened),

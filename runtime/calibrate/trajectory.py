@@ -96,7 +96,7 @@ class StepTrajectory:
         engines = dict.fromkeys(step.model for program in programs.values() for step in program.steps)
         return cls(
             programs=programs,
-            engines={model: pipeline.engine(model) for model in engines},
+            engines={model: pipeline.engines.get(model) for model in engines},
             device=pipeline.device,
             conditions=pipeline.encode(job, programs[letters[0]], warn),
             signals=open_signals(pipeline.bundle, pipeline.threads),

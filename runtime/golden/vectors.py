@@ -115,7 +115,7 @@ def write_for_bundle(folder: Path, bundle: Path, job: Job) -> None:
     try:
         manifest = pipeline.bundle.manifest
         program = compile_job(job, manifest)
-        engines = {name: pipeline.engine(name) for name in manifest.transformers if program.calls(name)}
+        engines = {name: pipeline.engines.get(name) for name in manifest.transformers if program.calls(name)}
         conditions = {
             branch: {name: tensor.numpy() for name, tensor in inputs.items()}
             for branch, inputs in pipeline.encode(job, program, warn=print).items()
@@ -281,7 +281,7 @@ def _check_all(folder: Path, bundle: Path | None) -> None:
         engines, name = closed_form.engines(), closed_form.bundle_id()
     else:
         manifest = pipeline.bundle.manifest
-        engines, name = {each: pipeline.engine(each) for each in manifest.transformers}, manifest.id
+        engines, name = {each: pipeline.engines.get(each) for each in manifest.transformers}, manifest.id
     for case in cases:
         print(f"{case}: largest difference {check(case, engines, name):.2e}")
 

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from flowblending.contracts.graph import GraphSpec
 from flowblending.contracts.program import Program
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
+from flowblending.runtime.memory.engines import Engines
 from flowblending.runtime.memory.plan import MemoryPlan
-
-
-class OpenEngines(Protocol):
-    """What opens and closes engines: a `flowblending.runtime.pipeline.Pipeline`."""
-
-    def engine(self, name: str) -> Engine:
-        """The engine of a component, opened if it is not."""
-        ...
-
-    def keep_only(self, names: Collection[str]) -> None:
-        """Wait, and close all others."""
-        ...
 
 
 class StagedEngine:
@@ -57,7 +45,7 @@ class Stages:
 
     def __init__(
         self,
-        engines: OpenEngines,
+        engines: Engines,
         program: Program,
         plan: MemoryPlan,
         measured: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
@@ -78,7 +66,7 @@ class Stages:
             self._engines.keep_only(keep)
         with self._measured():
             for name in names:
-                self._engines.engine(name)
+                self._engines.get(name)
 
     @staticmethod
     def _planned(program: Program, plan: MemoryPlan) -> Iterator[tuple[int, tuple[Sequence[str], Sequence[str]]]]:

@@ -136,7 +136,7 @@ def test_graphs_are_made_anew_where_scratch_memory_has_moved(pipeline: Pipeline)
         assert (result.graphs.captures, result.graphs.launches) == (captures, launches)
         found.append(pipeline.device.download(result.latents))
         if captures == 0:
-            pipeline._arena.release()
+            pipeline.engines.arena.release()
     np.testing.assert_array_equal(found[1], found[0])
     np.testing.assert_array_equal(found[2], found[0])
 

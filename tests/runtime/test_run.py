@@ -188,7 +188,7 @@ def test_nothing_is_written_or_opened_of_a_job_that_is_refused(pipeline: ToyPipe
     with pytest.raises(UsageError, match="infinite or undefined numbers"):
         VideoRun(pipeline, JOB, latents=np.full((1, 16, 3, 4, 8), np.nan, np.float32))
     assert not list(out.iterdir())
-    assert not pipeline.is_open("large")
+    assert not pipeline.engines.is_open("large")
 
 
 def test_latents_that_are_given_are_known_by_their_digest(pipeline: ToyPipeline) -> None:

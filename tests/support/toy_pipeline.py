@@ -16,6 +16,7 @@ from flowblending.engine.backends.function import Arrays, FunctionEngine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
 from flowblending.runtime.devices.host import HostDevice
+from flowblending.runtime.memory.engines import Engines
 from flowblending.runtime.pipeline import Pipeline
 from tests.support import manifests
 
@@ -50,6 +51,16 @@ class CountingDevice(HostDevice):
 
 
 @dataclass(kw_only=True)
+class ToyEngines(Engines):
+    """Engines that are ``made`` and not opened."""
+
+    made: Callable[[str], FunctionEngine]
+
+    def _opened(self, name: str) -> FunctionEngine:
+        return self.made(name)
+
+
+@dataclass(kw_only=True)
 class ToyPipeline(Pipeline):
     """The toy bundle's engines as formulas, and as many of them open as were asked for.
 
@@ -62,14 +73,12 @@ class ToyPipeline(Pipeline):
     spoiled: dict[str, int] = field(default_factory=dict)
     precision: Precision = Precision.FP32
 
-    def engine(self, name: str) -> FunctionEngine:
-        """A formula in place of a component's engine."""
-        if name not in self._engines:
-            spec = _spec(name, self.precision)
-            self._engines[name] = engine = FunctionEngine(spec, lambda arrays: self._outputs(engine, arrays))
-        found = self._engines[name]
-        assert isinstance(found, FunctionEngine)
-        return found
+    def __post_init__(self) -> None:
+        self.engines = ToyEngines(bundle=self.bundle, device=self.device, memory=self.memory, made=self._made)
+
+    def _made(self, name: str) -> FunctionEngine:
+        engine = FunctionEngine(_spec(name, self.precision), lambda arrays: self._outputs(engine, arrays))
+        return engine
 
     def embed(self, text: str, warn: Callable[[str], None]) -> dict[str, Tensor]:  # noqa: ARG002 - there is no text
         """Nothing: the formulas take no text."""

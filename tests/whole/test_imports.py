@@ -63,7 +63,7 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/decode_conditioning": GROUND,
     "runtime/option": GROUND,
     "runtime/devices": {*GROUND, "engine/backends"},
-    "runtime/memory": {*GROUND, "engine/backends", "runtime/devices"},
+    "runtime/memory": {*ENGINE, "runtime/devices"},
     "runtime/options": {*GROUND, "runtime/memory", "runtime/option", "runtime/program"},
     "runtime/option_values": {"runtime/option", "runtime/options"},
     "runtime/arguments": {*OPTIONS, "system"},

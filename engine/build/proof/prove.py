@@ -169,7 +169,7 @@ def _inspected(
     layers: dict[str, tuple[str, ...]] = {}
     for name in manifest.components:
         progress(f"running {name}")
-        engine = pipeline.engine(name)
+        engine = pipeline.engines.get(name)
         if isinstance(engine, InspectedEngine):
             device_bytes[name], layers[name] = engine.device_bytes(), engine.layers()
         reference = request.reference_outputs.get(name)
@@ -256,7 +256,7 @@ def _follow(pipeline: Pipeline, device: Device, trajectory: Path, where: str, li
             conditions.setdefault(branch, {})[name] = array
 
     def velocity(model: str, latents: Floats, timestep: float, branch: str) -> Floats:
-        engine = pipeline.engine(model)
+        engine = pipeline.engines.get(model)
         timesteps = np.full(engine.spec.timestep_shape(latents.shape[1:], 1), timestep, np.float32)
         own = {LATENTS: latents, TIMESTEP: timesteps}
         of = conditions[branch]

@@ -101,8 +101,8 @@ def test_phases_on_the_cpu(build: Build, options: dict[str, object]) -> None:
             if memory == "phases":
                 for event in sampler.generate("a", schedule="L1 S1"):
                     if isinstance(event, StepEvent):
-                        assert not any(sampler.pipeline.is_open(name) for name in ("text_encoder", "vae_next"))
-                assert [name for name in sampler.manifest.components if sampler.pipeline.is_open(name)] == [
+                        assert not any(sampler.pipeline.engines.is_open(name) for name in ("text_encoder", "vae_next"))
+                assert [name for name in sampler.manifest.components if sampler.pipeline.engines.is_open(name)] == [
                     "vae_first",
                     "vae_next",
                 ]

@@ -75,7 +75,7 @@ def test_latents_alone_decode_nothing(pipeline: ToyPipeline) -> None:
     client = Client()
     answer(pipeline, request("latents"), client.respond, client.gone)
     assert client.answers[-1].keys() == {"latents", "report", "last"}
-    assert not pipeline.is_open("vae_first")
+    assert not pipeline.engines.is_open("vae_first")
 
 
 @pytest.mark.parametrize("patience", range(10))
