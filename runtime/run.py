@@ -23,9 +23,7 @@ from flowblending.contracts.manifest import Geometry, Manifest
 from flowblending.contracts.program import Program
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import check_outside
-from flowblending.engine.bundle.geometry import geometry_of
-from flowblending.runtime.conditions.given import GivenClip, open_given
-from flowblending.runtime.conditions.registry import plan_given
+from flowblending.runtime.conditions.given import GivenClip
 from flowblending.runtime.conditions.start import check_length, doubts, noised
 from flowblending.runtime.decode_run import decoded, opened, written
 from flowblending.runtime.devices.arrays import Array
@@ -42,12 +40,13 @@ from flowblending.runtime.media.clip import Clip
 from flowblending.runtime.media.latents import save_latents
 from flowblending.runtime.media.noise import Normal, TorchNormal, draw_latents
 from flowblending.runtime.media.noise_check import noise_doubts
-from flowblending.runtime.media.read_clip import read_clip, shown_size
+from flowblending.runtime.media.read_clip import read_clip
 from flowblending.runtime.media.video import check_output
 from flowblending.runtime.memory.plan import PHASES, RESIDENT, MemoryPlan
 from flowblending.runtime.memory.staged import Stages
 from flowblending.runtime.options import CUDA_GRAPH, NO_GRAPHS, Job
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.planned_job import check_files, plan_job
 from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.sampler.binding import Conditions, Given
 from flowblending.runtime.sampler.loop import AHEAD, SampleResult
@@ -102,16 +101,15 @@ class VideoRun:
     ) -> None:
         self._pipeline = pipeline
         self._job = job
-        program = compile_job(job, pipeline.bundle.manifest)
+        planned = plan_job(job, pipeline.bundle.manifest, clips)
         self._named = dataclasses.replace(job, image=(*(clip.name for clip in clips), *job.image))
-        self._clips = self._read_clips(program, clips)
-        self._held = plan_given(pipeline.bundle.manifest, program, self._clips)
-        self.program: Final[Program] = program if self._held is None else self._held.program
+        self._clips, self._held = planned.clips, planned.held
+        self.program: Final[Program] = planned.program
         self._conditioning = job_conditioning(job, pipeline.bundle.manifest)
         self.frame_rate: Final[float] = pipeline.frame_rate(job)
-        self.geometry: Final[Geometry] = geometry_of(pipeline.bundle.manifest.pipeline, program.latent_shape)
+        self.geometry: Final[Geometry] = planned.geometry
         if latents is not None and not isinstance(latents, Tensor):
-            latents = pipeline.check_latents(latents, program.latent_shape)
+            latents = pipeline.check_latents(latents, planned.geometry.latent_shape)
         self._given = latents
         self._noise = noise
         self._embeddings = embeddings or {}
@@ -131,9 +129,7 @@ class VideoRun:
             latents_given=latents is not None,
         )
         self._check_files()
-        for file in (job.video, job.mask):
-            if file is not None:
-                shown_size(Path(file))  # that it is there, and can be read
+        check_files(job)
 
     @cached_property
     def metadata(self) -> dict[str, str]:
@@ -153,15 +149,6 @@ class VideoRun:
         if self._given is not None:
             return self._given, self._noise or TorchNormal(self._job.seed)
         return draw_latents(self._job.seed, self.program.latent_shape)
-
-    def _read_clips(self, program: Program, clips: Sequence[GivenClip]) -> Sequence[GivenClip]:
-        """The images and clips of the run: those that were given as frames, and those that the job names.
-
-        Raises:
-            FlowBlendingError: one cannot be read, or is out of place.
-        """
-        video = geometry_of(self._pipeline.bundle.manifest.pipeline, program.latent_shape)
-        return (*clips, *open_given(self._job.image, (video.width, video.height), video.frames, fit=self._job.fit))
 
     def _notes(self) -> list[str]:
         """What a user should know of how images and clips were read."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from flowblending.contracts.program import COND, UNCOND
 from flowblending.runtime.calibrate.signal import Signal
 from flowblending.runtime.calibrate.trajectory import Floats, StepTrajectory
+from flowblending.runtime.planned_job import Start
 from flowblending.runtime.program.caches.cache import Observer, View
 from flowblending.runtime.program.caches.registry import measured_caches
 
@@ -49,10 +50,12 @@ class DivergenceRecorder:
 
     Attributes:
         models: by letter, the engine of every step; the first model first.
+        extra: latent frames before the video's own, whose velocities are not compared.
     """
 
     guidance: float
     models: Mapping[str, Sequence[str]]
+    extra: int = 0
     signals: Mapping[str, Signal] = field(default_factory=dict)
     distances: Series = field(default_factory=dict)
     _series: Series = field(default_factory=dict)
@@ -78,7 +81,8 @@ class DivergenceRecorder:
         pairs = {branch: (small[branch], large[branch]) for branch in large}
         if UNCOND in large:
             pairs[GUIDED] = (guided(small, self.guidance), guided(large, self.guidance))
-        for name, (ours, theirs) in pairs.items():
+        for name, whole in pairs.items():
+            ours, theirs = (each[:, :, self.extra :] for each in whole)
             found = self.distances.setdefault(name, {COSINE: [], RELATIVE_L2: [], RMS: []})
             for measure, value in distances(ours, theirs).items():
                 found[measure].append(value)
@@ -107,10 +111,12 @@ def _observers(*, signals: bool) -> list[Observer]:
 
 def recorder_of(trajectory: StepTrajectory) -> DivergenceRecorder:
     """What collects a trajectory's steps."""
-    return DivergenceRecorder(guidance=trajectory.guidance, models=trajectory.models, signals=trajectory.signals)
+    return DivergenceRecorder(
+        guidance=trajectory.guidance, models=trajectory.models, extra=trajectory.extra, signals=trajectory.signals
+    )
 
 
-def measure(trajectory: StepTrajectory, noise: Floats, letters: Sequence[str], tick: Callable[[], None]) -> Divergence:
+def measure(trajectory: StepTrajectory, start: Start, letters: Sequence[str], tick: Callable[[], None]) -> Divergence:
     """Evaluate all models at every step of a schedule's trajectory.
 
     Args:
@@ -118,7 +124,7 @@ def measure(trajectory: StepTrajectory, noise: Floats, letters: Sequence[str], t
         tick: called after every step.
     """
     recorder = recorder_of(trajectory)
-    trajectory.start(noise)
+    trajectory.start(start)
     for index, letter in enumerate(letters):
         observe(trajectory, index, letter, recorder)
         tick()

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from flowblending.runtime.calibrate.divergence import Divergence, observe, recorder_of
 from flowblending.runtime.calibrate.features import Latents, Measure, similarity
-from flowblending.runtime.calibrate.trajectory import Floats, StepTrajectory
+from flowblending.runtime.calibrate.trajectory import StepTrajectory
 from flowblending.runtime.measures.networks import Features, Frames
+from flowblending.runtime.planned_job import Start
 
 Decode = Callable[[Latents], Frames]
 
@@ -71,9 +72,9 @@ class Late:
 
 def measure_early(
     trajectory: StepTrajectory,
-    noise: Floats,
+    start: Start,
     *,
-    other_noise: Floats,
+    other: Start,
     tried: Collection[int],
     measures: Measures,
     decode: Decode,
@@ -82,20 +83,20 @@ def measure_early(
     """The all-large trajectory with both models' velocities, and from each step tried on the small model's results.
 
     Args:
-        other_noise: what the reference starts from.
+        other: what the reference starts from.
         tried: numbers of large steps before the small ones.
         tick: called after every step of either model.
     """
     recorder = recorder_of(trajectory)
     results: dict[int, Latents] = {}
-    trajectory.start(noise)
+    trajectory.start(start)
     for index in range(trajectory.steps):
         if index in tried:
             results[index] = _continued(trajectory, index, trajectory.pair.second, tick)
         observe(trajectory, index, trajectory.pair.first, recorder)
         tick()
-    latents = trajectory.latents()
-    reference = _all_large(trajectory, other_noise, tick)
+    latents = trajectory.result()
+    reference = _all_large(trajectory, other, tick)
     own, large = measures.both(latents, decode)
     similarities = {trajectory.steps: 1.0}
     while results:
@@ -111,7 +112,7 @@ def measure_early(
 
 def measure_late(
     trajectory: StepTrajectory,
-    noise: Floats,
+    start: Start,
     *,
     early: int,
     tried: Collection[int],
@@ -129,7 +130,7 @@ def measure_late(
     """
     own, _ = measures.both(all_large.latents, decode)
     late = Late(similarities={}, features={})
-    trajectory.start(noise)
+    trajectory.start(start)
     for index in range(early):
         trajectory.step(index, trajectory.pair.first)
         tick()
@@ -162,7 +163,7 @@ def _returns(
         trajectory.step(index, trajectory.pair.second)
         tick()
     if early < trajectory.steps and 0 in tried:
-        yield 0, trajectory.latents()
+        yield 0, trajectory.result()
 
 
 def _continued(trajectory: StepTrajectory, index: int, letter: str, tick: Callable[[], None]) -> Latents:
@@ -171,17 +172,17 @@ def _continued(trajectory: StepTrajectory, index: int, letter: str, tick: Callab
     for later in range(index, trajectory.steps):
         trajectory.step(later, letter)
         tick()
-    result = trajectory.latents()
+    result = trajectory.result()
     trajectory.restore(state)
     return result
 
 
-def _all_large(trajectory: StepTrajectory, noise: Floats, tick: Callable[[], None]) -> Latents:
-    trajectory.start(noise)
+def _all_large(trajectory: StepTrajectory, start: Start, tick: Callable[[], None]) -> Latents:
+    trajectory.start(start)
     for index in range(trajectory.steps):
         trajectory.step(index, trajectory.pair.first)
         tick()
-    return trajectory.latents()
+    return trajectory.result()
 
 
 def by_count(values: Mapping[str, float]) -> dict[int, float]:

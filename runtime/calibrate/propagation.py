@@ -18,13 +18,14 @@ import numpy as np
 
 from flowblending.runtime.calibrate.divergence import Divergence, observe, recorder_of
 from flowblending.runtime.calibrate.features import Latents
-from flowblending.runtime.calibrate.trajectory import Floats, StepTrajectory
+from flowblending.runtime.calibrate.trajectory import StepTrajectory
 from flowblending.runtime.measures.networks import Frames
+from flowblending.runtime.planned_job import Start
 
 
 def measure_blocks(
     trajectory: StepTrajectory,
-    noise: Floats,
+    start: Start,
     starts: Sequence[int],
     decode: Callable[[Latents], Frames],
     tick: Callable[[], None],
@@ -41,25 +42,25 @@ def measure_blocks(
     recorder, pair = recorder_of(trajectory), trajectory.pair
     ends = dict(zip(starts, [*starts[1:], trajectory.steps], strict=True))
     results: list[Latents] = []
-    trajectory.start(noise)
+    trajectory.start(start)
     for index in range(trajectory.steps):
         if index in ends:
             state = trajectory.save()
             for later in range(index, trajectory.steps):
                 trajectory.step(later, pair.second if later < ends[index] else pair.first)
                 tick()
-            results.append(trajectory.latents())
+            results.append(trajectory.result())
             trajectory.restore(state)
         observe(trajectory, index, pair.first, recorder)
         tick()
-    latents = trajectory.latents()
+    latents = trajectory.result()
     reference = decode(latents)
     return recorder.result(), [mean_square(decode(result), reference) for result in results], latents
 
 
 def measure_schedules(
     trajectory: StepTrajectory,
-    noise: Floats,
+    start: Start,
     schedules: Mapping[str, Sequence[str]],
     *,
     all_large: Latents,
@@ -75,11 +76,11 @@ def measure_schedules(
     """
     reference, found = decode(all_large), {}
     for name, letters in schedules.items():
-        trajectory.start(noise)
+        trajectory.start(start)
         for index, letter in enumerate(letters):
             trajectory.step(index, letter)
             tick()
-        found[name] = mean_square(decode(trajectory.latents()), reference)
+        found[name] = mean_square(decode(trajectory.result()), reference)
     return found
 
 

@@ -45,11 +45,12 @@ from flowblending.runtime.calibrate.pair import ModelPair, pair_of
 from flowblending.runtime.calibrate.trajectory import StepTrajectory
 from flowblending.runtime.calibrate.under_budget import Propagation, by_divergence, by_propagation
 from flowblending.runtime.calibrate.work import Work
-from flowblending.runtime.jobs import compile_job, job_geometry
+from flowblending.runtime.given_files import given_digests
+from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.measures.networks import Frames
-from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.planned_job import Start, plan_job
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.system.console import Console
 
@@ -168,7 +169,8 @@ class Calibrator:
 
     def _key(self, job: Job) -> dict[str, object]:
         fields = dataclasses.asdict(dataclasses.replace(job, schedule="", cache=""))
-        return {"bundle": self._manifest.id, "job": fields}
+        given = given_digests(job)
+        return {"bundle": self._manifest.id, "job": fields, **({"given": given} if given else {})}
 
     def _divergence(
         self, job: Job, key: object, taken: Sequence[str], letters: Sequence[str], tick: Callable[[], None]
@@ -176,7 +178,7 @@ class Calibrator:
         known = self._known_divergence(key)
         if known is not None:
             return known
-        found = measure(self._trajectory(job, letters), self._noise(job), taken, tick)
+        found = measure(self._trajectory(job, letters), self._start(job), taken, tick)
         self.work.write("divergence", key, dataclasses.asdict(found))
         return found
 
@@ -216,8 +218,8 @@ class Calibrator:
         other = dataclasses.replace(job, seed=job.seed + OTHER_NOISE)
         divergence, early = measure_early(
             trajectory,
-            self._noise(job),
-            other_noise=self._noise(other),
+            self._start(job),
+            other=self._start(other),
             tried=tried,
             measures=self.request.measures,
             decode=self._decoder(job),
@@ -248,7 +250,7 @@ class Calibrator:
                 if known is None:
                     late = measure_late(
                         self._trajectory(job),
-                        self._noise(job),
+                        self._start(job),
                         early=early,
                         tried=tried,
                         all_large=one,
@@ -274,7 +276,7 @@ class Calibrator:
             parts=self.request.parts,
             key=self._key,
             trajectory=self._trajectory,
-            noise=self._noise,
+            start=self._start,
             decoder=self._decoder,
             pair=self.pair,
         )
@@ -289,9 +291,9 @@ class Calibrator:
         pair = letters or (self.pair.first, self.pair.second)
         return StepTrajectory.open(self.pipeline, job, pair, self.console.warn)
 
-    def _noise(self, job: Job) -> Latents:
-        shape = job_geometry(job, self.pipeline.bundle.manifest).latent_shape
-        return TorchNormal(job.seed).normal((1, *shape))
+    def _start(self, job: Job) -> Start:
+        planned = plan_job(dataclasses.replace(job, schedule=self.pair.first, cache="off"), self._manifest)
+        return planned.start(job.seed, self.pipeline.encode_frames)
 
     def _decoder(self, job: Job) -> Callable[[Latents], Frames]:
         return lambda latents: self.pipeline.pixels(latents, job)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from typing import Self
 
 import numpy as np
@@ -19,11 +20,11 @@ from flowblending.engine.backends.protocol import Engine
 from flowblending.runtime.calibrate.pair import ModelPair
 from flowblending.runtime.calibrate.signal import Signal, open_signals
 from flowblending.runtime.devices.protocol import Device
-from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.planned_job import Start, plan_job
 from flowblending.runtime.refusals import non_finite_velocity
-from flowblending.runtime.sampler.binding import BoundStep, Conditions, EngineCall, bind
+from flowblending.runtime.sampler.binding import BoundInstruction, BoundStep, Conditions, EngineCall, bind
 from flowblending.runtime.sampler.executor import Executor
 
 Floats = npt.NDArray[np.float32]
@@ -41,6 +42,7 @@ class StepTrajectory:
         device: where they are.
         conditions: per branch; their memory must live as long as this.
         signals: by engine, what TeaCache looks at; none unless the bundle can compute it.
+        extra: latent frames that are put before the video's own.
 
     Raises:
         FlowBlendingError: an engine asks for an input that is not there, or of another shape or type.
@@ -54,7 +56,9 @@ class StepTrajectory:
         device: Device,
         conditions: Conditions,
         signals: Mapping[str, Signal] | None = None,
+        extra: int = 0,
     ) -> None:
+        self.extra = extra
         self.letters = tuple(programs)
         self.models = {letter: tuple(step.model for step in program.steps) for letter, program in programs.items()}
         first = programs[self.letters[0]]
@@ -65,18 +69,24 @@ class StepTrajectory:
         self.signals = signals or {}
         self._device = device
         joined = dataclasses.replace(first, steps=tuple(step for each in programs.values() for step in each.steps))
-        self._binding = bind(joined, engines, device, conditions)
+        given = {name: np.zeros((1, *joined.slot_shape(name)), np.float32) for name in joined.given}
+        self._binding = bind(joined, engines, device, conditions, given=given)
         bound = {
             letter: self._binding.steps[number * self.steps : (number + 1) * self.steps]
             for number, letter in enumerate(programs)
         }
         self._calls = {letter: [_calls(step) for step in steps] for letter, steps in bound.items()}
+        first_bound = bound[self.letters[0]]
+        self._before = [_before(step) for step in first_bound]
         self._updates = [
-            [each for each in step.instructions if not isinstance(each, EngineCall)] for step in bound[self.letters[0]]
+            [each for each in step.instructions[len(before) :] if not isinstance(each, EngineCall)]
+            for step, before in zip(first_bound, self._before, strict=True)
         ]
         runs = [each for each in joined.instructions() if isinstance(each, Run)]
         self._velocities = {branch: slot for run in runs for branch, slot in zip(run.branches, run.out, strict=True)}
-        self._state = [name for name in self._binding.slots if name not in self._velocities.values()]
+        # What is given stays as it is from one start to the next.
+        constant = {*self._velocities.values(), *joined.given}
+        self._state = [name for name in self._binding.slots if name not in constant]
         self._executor = Executor(self._binding, device, self._complaints())
 
     @classmethod
@@ -89,22 +99,28 @@ class StepTrajectory:
         Raises:
             FlowBlendingError: a job that makes no program, or engines that cannot be opened.
         """
-        programs = {
-            letter: compile_job(dataclasses.replace(job, schedule=letter, cache="off"), pipeline.bundle.manifest)
+        planned = {
+            letter: plan_job(dataclasses.replace(job, schedule=letter, cache="off"), pipeline.bundle.manifest)
             for letter in letters
         }
+        first = planned[letters[0]]
+        programs = {letter: each.program for letter, each in planned.items()}
         engines = dict.fromkeys(step.model for program in programs.values() for step in program.steps)
+        conditions = pipeline.encode(job, first.program, warn, times=first.times)
         return cls(
             programs=programs,
             engines={model: pipeline.engines.get(model) for model in engines},
             device=pipeline.device,
-            conditions=pipeline.encode(job, programs[letters[0]], warn),
+            conditions=conditions,
             signals=open_signals(pipeline.bundle, pipeline.threads),
+            extra=first.extra,
         )
 
-    def start(self, noise: Floats) -> None:
-        """Begin at the first step with initial latents fp32 [1, C, F, H, W]."""
-        self._executor.start(self._device.upload(noise))
+    def start(self, start: Start) -> None:
+        """Begin at the first step."""
+        for name, values in start.slots.items():
+            self._device.copy(self._device.upload(values), self._binding.slots[name])
+        self._executor.start(self._device.upload(start.latents))
 
     @property
     def pair(self) -> ModelPair:
@@ -117,7 +133,7 @@ class StepTrajectory:
         Raises:
             FlowBlendingError: a velocity is not finite, or an engine failed.
         """
-        self._executor.execute(self._calls[letter][index])
+        self._call(index, letter)
         self._executor.raise_if_bad()
         return {branch: self._device.download(self._binding.slots[slot]) for branch, slot in self._velocities.items()}
 
@@ -127,7 +143,7 @@ class StepTrajectory:
 
     def step(self, index: int, letter: str) -> None:
         """Go on to the next step with a model."""
-        self._executor.execute(self._calls[letter][index])
+        self._call(index, letter)
         self.update(index)
 
     def latents(self) -> Floats:
@@ -139,6 +155,14 @@ class StepTrajectory:
         self._executor.raise_if_bad()
         return self._device.download(self._binding.latents)
 
+    def result(self) -> Floats:
+        """A copy of the video's own latents, fp32 [1, C, F, H, W].
+
+        Raises:
+            FlowBlendingError: a velocity on the way was not finite.
+        """
+        return np.ascontiguousarray(self.latents()[:, :, self.extra :])
+
     def save(self) -> State:
         """Everything that the next steps depend on."""
         return {name: self._device.download(self._binding.slots[name]) for name in self._state}
@@ -148,6 +172,11 @@ class StepTrajectory:
         for name, values in state.items():
             self._device.copy(self._device.upload(values), self._binding.slots[name])
 
+    def _call(self, index: int, letter: str) -> None:
+        """A model on the latents of a step, with the frames that are held in their place; any number of times."""
+        self._executor.execute(self._before[index])
+        self._executor.execute(self._calls[letter][index])
+
     def _complaints(self) -> list[str]:
         """Of every engine call, in the order in which they were bound."""
         return [
@@ -156,6 +185,11 @@ class StepTrajectory:
             for number, calls in enumerate(steps, start=1)
             for each in calls
         ]
+
+
+def _before(step: BoundStep) -> list[BoundInstruction]:
+    """What is done to the latents before a model sees them."""
+    return list(takewhile(lambda each: not isinstance(each, EngineCall), step.instructions))
 
 
 def _calls(step: BoundStep) -> list[EngineCall]:

@@ -24,6 +24,7 @@ from flowblending.runtime.calibrate.trajectory import StepTrajectory
 from flowblending.runtime.calibrate.work import Work
 from flowblending.runtime.measures.networks import Frames
 from flowblending.runtime.options import Job
+from flowblending.runtime.planned_job import Start
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.system.console import Console
 
@@ -39,7 +40,7 @@ class Propagation:
         parts: blocks that the steps are measured in.
         key: what a job's measurements depend on.
         trajectory: along a job's steps.
-        noise: what a job starts from.
+        start: what a job starts from.
         decoder: makes frames of a job's latents.
         pair: the models.
     """
@@ -49,7 +50,7 @@ class Propagation:
     parts: int
     key: Callable[[Job], object]
     trajectory: Callable[[Job], StepTrajectory]
-    noise: Callable[[Job], Latents]
+    start: Callable[[Job], Start]
     decoder: Callable[[Job], Callable[[Latents], Frames]]
     pair: ModelPair
 
@@ -94,7 +95,7 @@ class Propagation:
         if known is not None:
             return known
         trajectory = self.trajectory(job)
-        divergence, squares, latents = measure_blocks(trajectory, self.noise(job), starts, self.decoder(job), tick)
+        divergence, squares, latents = measure_blocks(trajectory, self.start(job), starts, self.decoder(job), tick)
         alone = f"{self.pair.first}{trajectory.steps}"
         self.work.write("divergence", [self.key(job), alone], dataclasses.asdict(divergence))
         self.work.write_array("blocks", key, latents)
@@ -108,7 +109,7 @@ class Propagation:
         assert latents is not None  # measured before
         letters = {each: StageSchedule.scaled(each, steps).letters for each in runs}
         found = measure_schedules(
-            self.trajectory(job), self.noise(job), letters, all_large=latents, decode=self.decoder(job), tick=tick
+            self.trajectory(job), self.start(job), letters, all_large=latents, decode=self.decoder(job), tick=tick
         )
         for each, square in found.items():
             self.work.write("budget", [self.key(job), each], square)

@@ -30,6 +30,7 @@ from flowblending.runtime.compare.report import (
     ComparedRun,
     ComparedVideo,
     ComparisonReport,
+    GivenPicture,
     Values,
     in_use,
 )
@@ -46,9 +47,14 @@ Scores = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class PromptResult:
-    """A bundle's runs of one prompt: the videos' files, from the report's folder, and figures, by variant's label."""
+    """A bundle's runs of one prompt: the videos' files, from the report's folder, and figures, by variant's label.
+
+    Attributes:
+        given: the images and videos of the prompt.
+    """
 
     job: Job
+    given: tuple[GivenPicture, ...] = ()
     videos: Mapping[str, str]
     figures: Mapping[str, Figures]
 
@@ -80,6 +86,7 @@ def of_runs(
         ComparedPrompt(
             title=each.job.prompt,
             note=f"seed {each.job.seed}",
+            given=each.given,
             clips={label: _clip(each.videos[label], figures) for label, figures in each.figures.items()},
         )
         for each in made

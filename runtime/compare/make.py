@@ -9,6 +9,7 @@ from flowblending import DeviceError, DiskError, FlowBlendingError
 from flowblending.runtime.compare.assemble import PromptResult, of_runs
 from flowblending.runtime.compare.calibrated import divergence_of
 from flowblending.runtime.compare.compare import Comparison
+from flowblending.runtime.compare.given import given_pictures
 from flowblending.runtime.compare.layout import write
 from flowblending.runtime.compare.report import ComparisonReport
 from flowblending.runtime.compare.runs import Variant
@@ -65,7 +66,7 @@ def make_all(
                         console.warn("its other runs are left out, since there is nothing to measure them against.")
                         break
                 board.left(total - number * len(variants) - index - 1)
-            made.append(PromptResult(job=job, videos=videos, figures=figures))
+            made.append(PromptResult(job=job, given=given_pictures(job), videos=videos, figures=figures))
             # Distances of sets are computed once, at the end.
             last = number + 1 == len(jobs)
             distances = _distances(comparison, made, variants, asked) if last else {}

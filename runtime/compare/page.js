@@ -22,6 +22,8 @@ function show(index) {
     note.textContent = chosen.note;
     at("prompt").append(note);
   }
+  at("given").hidden = !chosen.given.length;
+  at("given").replaceChildren(...chosen.given.map(given));
   for (const cell of cells) cell.video.removeAttribute("src");
   cells = [];
   grid.replaceChildren(...data.runs.map((run) => figure(run, chosen.clips[run.label])));
@@ -33,6 +35,15 @@ function loaded() {
   if (!eager || !cells.every(({ video }) => video.readyState >= 1 || video.error)) return;
   eager = false;
   play();
+}
+
+function given({ about, picture }) {
+  const made = document.createElement("figure");
+  made.append(
+    Object.assign(document.createElement("img"), { src: picture, alt: about }),
+    Object.assign(document.createElement("figcaption"), { textContent: about }),
+  );
+  return made;
 }
 
 function figure(run, clip) {

@@ -76,6 +76,7 @@ def _data(report: ComparisonReport) -> str:
             {
                 "title": case.title,
                 "note": case.note,
+                "given": [{"about": each.about, "picture": each.picture} for each in case.given],
                 "clips": {
                     label: {
                         "video": quote(clip.video),

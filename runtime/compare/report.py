@@ -48,11 +48,29 @@ class ComparedVideo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GivenPicture:
+    """An image or a video that a prompt gave beside its text.
+
+    Attributes:
+        option: ``image``, ``video`` or ``mask``.
+        file: as the prompt file names it, from where fb-compare was called.
+        about: what it is, for the page.
+        picture: its first frame, as an address that holds it.
+    """
+
+    option: str
+    file: str
+    about: str
+    picture: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ComparedPrompt:
     """A prompt, and its clips by the run's label; one that could not be made is missing."""
 
     title: str
     note: str = ""
+    given: tuple[GivenPicture, ...] = ()
     clips: Mapping[str, ComparedVideo] = field(default_factory=dict)
 
 
@@ -221,6 +239,7 @@ def as_json(report: ComparisonReport) -> dict[str, Any]:
             {
                 "prompt": case.title,
                 "note": case.note,
+                **({"given": [{each.option: each.file} for each in case.given]} if case.given else {}),
                 "videos": {
                     label: {
                         "file": clip.video,

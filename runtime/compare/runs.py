@@ -14,8 +14,10 @@ from pathlib import Path
 from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.models import default_schedule
-from flowblending.runtime.jobs import calibrated_schedule, check_given, compile_job, job_geometry, job_steps
+from flowblending.runtime.given_files import given_digests
+from flowblending.runtime.jobs import calibrated_schedule, job_geometry, job_steps
 from flowblending.runtime.options import AUTO, Job
+from flowblending.runtime.planned_job import check_prompt
 from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.prompt_file import PromptLine, plain_jobs
 
@@ -100,16 +102,16 @@ def prompts_of(lines: Sequence[PromptLine], path: Path) -> list[Job]:
 
 
 def check_jobs(jobs: Sequence[Job], variants: Sequence[Variant], manifest: Manifest) -> None:
-    """Compile everything before anything runs.
+    """Compile everything before anything runs, with the images and clips that are given.
 
     Raises:
-        UsageError: a prompt's options, a schedule or a cache make no program on this bundle, or the prompts ask for
-            videos of different sizes.
+        UsageError: a prompt's options, a schedule or a cache make no program on this bundle, a prompt lacks an image
+            without which there is no video, or the prompts ask for videos of different sizes.
+        FlowBlendingError: a file that a prompt names cannot be read.
     """
     for job, variant in itertools.product(jobs, variants):
         try:
-            compile_job(variant.job(job), manifest)
-            check_given(variant.job(job), manifest)
+            check_prompt(variant.job(job), manifest)
         except UsageError as error:
             raise UsageError(f"{variant.label}: {error}") from None
     for job in jobs:
@@ -137,6 +139,8 @@ def file_stem(job: Job, variant: Variant, manifest: Manifest, place: str) -> str
     chosen = calibrated_schedule(made, manifest)
     constants = None if calibration is None or variant.cache == OFF else calibration.caches or None
     parts = [manifest.id, place, dataclasses.asdict(made), None if chosen is None else chosen.runs, constants]
+    # Of files, a job has the names alone.
+    parts += [given] if (given := given_digests(job)) else []
     content = json.dumps(parts, sort_keys=True)
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     words = re.sub(r"[^\w]+", "-", f"{variant.label} {job.prompt.lower()}").strip("-")[:60]

@@ -20,6 +20,7 @@ from flowblending.runtime.jobs import job_geometry
 from flowblending.runtime.measures.networks import Frames
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.planned_job import begins_from_video
 from flowblending.runtime.program.cost import flops_of
 from flowblending.runtime.run import VideoRun
 from flowblending.runtime.sampler.loop import StepEvent, Trajectory
@@ -170,6 +171,9 @@ def warm_up(pipeline: Pipeline, job: Job, *, letters: Sequence[str], warn: Calla
         letters: of the models that will run.
     """
     runs = [f"{letter}{1 if len(letters) > 1 else 2}" for letter in letters]
-    whole = dataclasses.replace(job, size=job_geometry(job, pipeline.bundle.manifest).size, video=None, strength=None)
+    manifest = pipeline.bundle.manifest
+    whole = dataclasses.replace(job, size=job_geometry(job, manifest).size)
+    if begins_from_video(job, manifest):
+        whole = dataclasses.replace(whole, video=None, strength=None)
     brief = dataclasses.replace(whole, seed=0, steps=None, schedule=" ".join(runs), cache="off", guidance_rescale=None)
     sample(pipeline, brief, warn=warn, on_step=lambda _done, _of: None)

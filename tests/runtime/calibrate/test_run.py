@@ -45,6 +45,7 @@ from flowblending.runtime.devices.host import HostDevice
 from flowblending.runtime.golden import closed_form
 from flowblending.runtime.jobs import compile_job, passed_over
 from flowblending.runtime.options import Job
+from flowblending.runtime.planned_job import Start
 from flowblending.runtime.program.caches.magcache import CONSTANTS
 from flowblending.runtime.program.compile import compile_program
 from flowblending.runtime.program.cost import cost_of
@@ -111,7 +112,7 @@ def cosine(a: Floats, b: Floats) -> float:
 @pytest.mark.parametrize("batched", [False, True])
 def test_a_walk_is_the_sampler_step_by_step_and_back_again(solver: str, batched: bool) -> None:
     made, noise = trajectory(solver=solver, batched=batched), random(0)
-    made.start(noise)
+    made.start(Start(latents=noise))
     for index in range(3):
         made.evaluate(index, "S")  # the trajectory takes no notice of it
         made.step(index, "L")
@@ -128,7 +129,7 @@ def test_a_walk_is_the_sampler_step_by_step_and_back_again(solver: str, batched:
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 def test_divergence_and_ratios_are_those_of_the_formulas(guidance: float) -> None:
     noise, ticks = random(2), [0]
-    found = measure(trajectory(guidance=guidance), noise, ["L"] * STEPS, lambda: ticks.append(1))
+    found = measure(trajectory(guidance=guidance), Start(latents=noise), ["L"] * STEPS, lambda: ticks.append(1))
     assert sum(ticks) == STEPS
     assert list(found.distances) == (["cond"] if guidance == 1.0 else ["cond", "uncond", "guided"])
     # The first step, from the engines' formulas alone; and at the second, the latents of a run of one step.
@@ -156,7 +157,7 @@ def test_divergence_and_ratios_are_those_of_the_formulas(guidance: float) -> Non
         expected = float(np.sqrt(((both[0] - both[1]) ** 2).sum() / (both[1] ** 2).sum()))
         assert found.distances["guided"]["relative_l2"][0] == pytest.approx(expected, rel=1e-5)
     other = trajectory(guidance=guidance)
-    other.start(noise)
+    other.start(Start(latents=noise))
     other.step(0, "L")
     after = other.latents()
     other.step(1, "L")
@@ -190,7 +191,13 @@ def test_what_boundaries_are_tried_by_is_what_whole_runs_give() -> None:
     tried = [0, 2, 4]
     made = trajectory()
     divergence, early = measure_early(
-        made, noise, other_noise=other, tried=tried, measures=LATENT_MEASURES, decode=no_frames, tick=tick
+        made,
+        Start(latents=noise),
+        other=Start(latents=other),
+        tried=tried,
+        measures=LATENT_MEASURES,
+        decode=no_frames,
+        tick=tick,
     )
     assert ticks[0] == early_ticks(STEPS, tried) == 2 * STEPS + 6 + 4 + 2
     large = sampled("L1", noise)
@@ -198,11 +205,18 @@ def test_what_boundaries_are_tried_by_is_what_whole_runs_give() -> None:
     np.testing.assert_array_equal(early.reference, features.latent_statistics(sampled("L1", other)))
     runs = {0: "S6", 2: "L2 S4", 4: "L4 S2", 6: "L6"}
     assert early.similarities == pytest.approx({n: cosine(sampled(each, noise), large) for n, each in runs.items()})
-    assert divergence == measure(trajectory(), noise, ["L"] * STEPS, lambda: None)
+    assert divergence == measure(trajectory(), Start(latents=noise), ["L"] * STEPS, lambda: None)
 
     ticks[0] = 0
     late = measure_late(
-        made, noise, early=2, tried=[0, 1, 3, 4], all_large=early, measures=LATENT_MEASURES, decode=no_frames, tick=tick
+        made,
+        Start(latents=noise),
+        early=2,
+        tried=[0, 1, 3, 4],
+        all_large=early,
+        measures=LATENT_MEASURES,
+        decode=no_frames,
+        tick=tick,
     )
     assert ticks[0] == late_ticks(STEPS, 2, [0, 1, 3, 4]) == STEPS + 1 + 3
     runs = {0: "L2 S4", 1: "L2 S3 L1", 3: "L2 S1 L3", 4: "L6"}
@@ -225,9 +239,9 @@ def test_what_blocks_and_schedules_do_to_the_video_is_what_whole_runs_give() -> 
         return (decode(sampled(runs, noise)).astype(float) - decode(sampled("L1", noise))).ravel() / 255
 
     made = trajectory()
-    divergence, squares, latents = measure_blocks(made, noise, [0, 2, 3], decode, tick)
+    divergence, squares, latents = measure_blocks(made, Start(latents=noise), [0, 2, 3], decode, tick)
     assert ticks[0] == block_ticks(STEPS, [0, 2, 3]) == STEPS + 6 + 4 + 3
-    assert divergence == measure(trajectory(), noise, ["L"] * STEPS, lambda: None)
+    assert divergence == measure(trajectory(), Start(latents=noise), ["L"] * STEPS, lambda: None)
     np.testing.assert_array_equal(latents, sampled("L1", noise))
     runs = ("S2 L4", "L2 S1 L3", "L3 S3")
     assert squares == pytest.approx([float(np.mean(error(each) ** 2)) for each in runs])
@@ -235,7 +249,7 @@ def test_what_blocks_and_schedules_do_to_the_video_is_what_whole_runs_give() -> 
 
     schedules = {"L2 S1 L1 S2": "LLSLSS", "S6": "S" * 6}
     ticks[0] = 0
-    found = measure_schedules(made, noise, schedules, all_large=latents, decode=decode, tick=tick)
+    found = measure_schedules(made, Start(latents=noise), schedules, all_large=latents, decode=decode, tick=tick)
     assert ticks[0] == 2 * STEPS
     assert found == pytest.approx({each: float(np.mean(error(each) ** 2)) for each in schedules})
 
@@ -250,7 +264,7 @@ def test_a_model_that_gives_no_numbers_is_named_with_its_step() -> None:
         device=HostDevice(),
         conditions=conditions(),
     )
-    made.start(random(0))
+    made.start(Start(latents=random(0)))
     made.step(0, "L")
     with pytest.raises(FlowBlendingError, match="The small model gave a non-finite velocity at step 2 of 6"):
         made.evaluate(1, "S")
@@ -305,7 +319,7 @@ def test_constants_are_measured_of_every_model_and_an_experts_are_its_models() -
             device=HostDevice(),
             conditions=conditions(),
         )
-        return measure(made, random(1), letters[0] * STEPS, lambda: None)
+        return measure(made, Start(latents=random(1)), letters[0] * STEPS, lambda: None)
 
     every = measured("LSD")
     assert set(every.caches["magcache"]) == {"large", "small", "duo_high", "duo_low"}
