@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-EMBEDDING := $(VENV)/installed-embedding
+EMBEDDED := $(VENV)/installed-embedding
 # A path that type checkers follow, in place of an import hook that they do not.
 EDITABLE := --config-settings editable_mode=compat --editable
 
@@ -13,13 +13,15 @@ EDITABLE := --config-settings editable_mode=compat --editable
 demo: $(INSTALLED)
 	$(BIN)/python -m benchmarks.demo --out demo
 
-# Two processes of one thread each: most of what the tests wait for is a single thread.
+# One thread for each process: most of what the tests wait for is a single thread, or another process.
 # Without Chromium, the tests that look at fb-compare's page are skipped, and say so.
-test: $(INSTALLED) lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 60
+# `make test EMBEDDING=1` runs those of test-embedding as well, and builds once what both look at.
+test: $(INSTALLED) lint $(if $(EMBEDDING),$(EMBEDDED))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(if $(EMBEDDING),-m 'not long') \
+		--numprocesses 3 --dist loadfile --durations 60
 
 # Needs cmake, g++, nlohmann-json3-dev, libssl-dev and libpython3.11 from the distribution beside, and fails without.
-test-embedding: $(EMBEDDING)
+test-embedding: $(EMBEDDED)
 	FLOWBLENDING_REQUIRE_TOOLS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m embedding --numprocesses 2 --dist loadfile
 
 # Minutes of builds and benchmark programs: every night and before a release.
@@ -40,7 +42,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt $(EDITABLE) '.[build,calibrate,cpu,gguf,video,serve,tensorrt-rtx,dev]'
 	touch $@
 
-$(EMBEDDING): $(INSTALLED)
+$(EMBEDDED): $(INSTALLED)
 	$(BIN)/python -m pip install --constraint constraints.txt $(EDITABLE) '.[ray,client]'
 	touch $@
 

@@ -1,4 +1,4 @@
-"""The two programs as a user meets them: real processes, exit codes, one-sentence errors, files on disk."""
+"""The two programs as a user meets them: exit codes, one-sentence errors, files on disk."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import pytest
 
 from tests.conftest import Build
 from tests.support import manifests
+from tests.support.programs import MODULES, Result, run
 
-MODULES = {"fb-run": "flowblending.runtime.cli", "fb-build-engines": "flowblending.engine.cli"}
 PROMPT = "一只猫 walks 🐈 on the grass"
-Result = subprocess.CompletedProcess[str]
 
 
-def run(program: str, *arguments: object) -> Result:
+def process(program: str, *arguments: object) -> Result:
+    """The same as a process of its own."""
     command = [sys.executable, "-m", MODULES[program], *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
@@ -165,7 +165,7 @@ def test_dry_run_needs_no_engine(toy: Path) -> None:
 def test_a_video_with_its_metadata_and_the_same_latents_again(build: Build, tmp_path: Path) -> None:
     bundle = build("wan").folder
     options = ("--prompt", PROMPT, "--steps", 3, "--seed", 5, "--device", "cpu")
-    first = run("fb-run", bundle, *options, "--out", tmp_path / "a.mp4", "--save-latents", tmp_path / "a.npy")
+    first = process("fb-run", bundle, *options, "--out", tmp_path / "a.mp4", "--save-latents", tmp_path / "a.npy")
     assert first.returncode == 0, first.stderr
     for stage in ("text encoder", "large x 4", "small x 2", "VAE decoder", "video file", "total"):
         assert stage in first.stdout
@@ -293,14 +293,14 @@ def test_without_the_video_extra_images_are_written_and_mp4_is_refused_before_th
     monkeypatch.chdir(tmp_path)
     told = "warning: Writing MP4 needs PyAV, which is not installed; run pip install '.[video]' in a checkout of "
     for options in (("--prompt", "x"), ("--prompts", "prompts")):
-        result = run("fb-run", toy, *options, "--steps", 2)
+        result = process("fb-run", toy, *options, "--steps", 2)
         assert result.stderr.count(told) == 1, result.stderr
         assert "PNG images are written in place of MP4 files." in result.stderr
     index = json.loads((tmp_path / "videos" / "index.json").read_text())
     assert [Path(entry["video"]).suffix for entry in index] == ["", ""]
     for out in ("x.npy", "images"):
-        assert "PyAV" not in run("fb-run", toy, "--prompt", "x", "--steps", 2, "--out", out).stderr
-    assert_sentence(run("fb-run", toy, "--prompt", "x", "--out", "x.mp4"), 1, "run pip install '.[video]'")
+        assert "PyAV" not in process("fb-run", toy, "--prompt", "x", "--steps", 2, "--out", out).stderr
+    assert_sentence(process("fb-run", toy, "--prompt", "x", "--out", "x.mp4"), 1, "run pip install '.[video]'")
 
 
 @pytest.mark.slow

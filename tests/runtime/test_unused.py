@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,8 @@ from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
 from flowblending.runtime.unused import unused_cuda_graph, unused_options, unused_threads
 from tests.support import manifests
+from tests.support.programs import run
 
-RUN = "flowblending.runtime.cli"
 EVERY_STAGE = "L2:g1 S1:g1 L1:g1"
 
 
@@ -122,11 +120,16 @@ def test_threads_where_everything_runs_on_a_gpu(tmp_path: Path, manifest: Manife
     ],
 )
 def test_flags_beside_others(
-    tmp_path: Path, manifest: Manifest, options: list[str], flags: list[str], beside: str
+    tmp_path: Path,
+    manifest: Manifest,
+    options: list[str],
+    flags: list[str],
+    beside: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert manifest.components
-    command = [sys.executable, "-m", RUN, str(tmp_path / "toy"), "--device", "cpu", *options]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120)
+    monkeypatch.chdir(tmp_path)
+    result = run("fb-run", tmp_path / "toy", "--device", "cpu", *options)
     assert result.returncode == 0, result.stderr
     warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
     assert warnings == [f"warning: {flag} does nothing with {beside}." for flag in flags]
@@ -135,8 +138,7 @@ def test_flags_beside_others(
 def test_a_dry_run_tells_of_a_negative_prompt_that_nothing_looks_at(tmp_path: Path, manifest: Manifest) -> None:
     assert manifest.components
     options = ["--prompt", "x", "--negative-prompt", "y", "--guidance", "1", "--dry-run", "--device", "cpu"]
-    command = [sys.executable, "-m", RUN, str(tmp_path / "toy"), *options]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    result = run("fb-run", tmp_path / "toy", *options)
     assert f"warning: {NEGATIVE}" in result.stderr.splitlines()
 
 

@@ -25,7 +25,7 @@ from tests.conftest import Build
 from tests.support import diffusers_reference
 from tests.support.diffusers_reference import Floats
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 JOB = Job(prompt="A cat walks on the grass.", negative_prompt="blurry", seed=3, steps=6)
 STEPS = (999, 937, 857, 750, 600, 376)

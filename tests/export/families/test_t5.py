@@ -112,8 +112,8 @@ def test_bf16_is_nearer_to_fp32_than_the_stock_class_is(tmp_path: Path, kind: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["wan", "ltx", "ltx-condition"])
-@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+@pytest.mark.parametrize("kind", ["wan", "ltx", pytest.param("ltx-condition", marks=pytest.mark.long)])
+@pytest.mark.parametrize("precision", [Precision.FP32, pytest.param(Precision.FP16, marks=pytest.mark.long)])
 def test_graph_encodes_prompts_as_the_pipeline_does(
     checkpoints: Callable[[str], Path], tmp_path: Path, kind: str, precision: Precision
 ) -> None:

@@ -20,6 +20,7 @@ from flowblending.runtime.golden.closed_form import CASES, FORMS, bundle_id, eng
 from flowblending.runtime.media.tensor_file import write_tensors
 from flowblending.runtime.program.program_file import ProgramFile
 from tests.conftest import Build
+from tests.support.programs import Result, run
 
 ROOT = Path(__file__).parents[3]
 SCHEMA = json.loads((ROOT / "flowblending/contracts/schema/program.schema.json").read_text())
@@ -207,9 +208,8 @@ def test_tensor_files_are_safetensors(tmp_path: Path) -> None:
 def test_fb_run_writes_program_and_inputs(build: Build, tmp_path: Path) -> None:
     bundle = build("wan")
 
-    def fb_run(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "flowblending.runtime.cli", str(bundle.folder), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+    def fb_run(*arguments: object) -> Result:
+        return run("fb-run", bundle.folder, *arguments)
 
     assert fb_run("--steps", 3, "--emit-program", tmp_path / "p.json").returncode == 0
     assert problems(json.loads((tmp_path / "p.json").read_text())) == []

@@ -144,7 +144,7 @@ def test_decodes_as_the_end_of_a_pipeline_run(tmp_path: Path, version: str) -> N
 @pytest.mark.parametrize(
     ("version", "precision"),
     [
-        ("0.9.5", Precision.FP16),
+        pytest.param("0.9.5", Precision.FP16, marks=pytest.mark.long),
         *(pytest.param(each, Precision.FP32, marks=pytest.mark.long) for each in ("0.9.0", "0.9.1")),
     ],
 )

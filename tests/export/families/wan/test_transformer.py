@@ -206,7 +206,7 @@ CONFIGURATIONS = [
     ("settings", "precision"),
     [
         (CONFIGURATIONS[0], Precision.FP32),
-        (CONFIGURATIONS[1], Precision.FP16),
+        pytest.param(CONFIGURATIONS[1], Precision.FP16, marks=pytest.mark.long),
         *(pytest.param(settings, Precision.FP32, marks=pytest.mark.long) for settings in CONFIGURATIONS[1:]),
         pytest.param(CONFIGURATIONS[0], Precision.FP16, marks=pytest.mark.long),
     ],
