@@ -131,9 +131,12 @@ def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
 
 def _emit_program(arguments: argparse.Namespace, bundle: Bundle) -> None:
     from flowblending.runtime.jobs import compile_job
+    from flowblending.runtime.planned_job import plan_job
     from flowblending.runtime.program.program_file import ProgramFile
 
-    program = compile_job(_job(arguments), bundle.manifest)
+    job = _job(arguments)
+    # Of a program without a prompt, images that models cannot do without need not be told.
+    program = plan_job(job, bundle.manifest).program if job.image else compile_job(job, bundle.manifest)
     ProgramFile.for_bundle(program, bundle.manifest).write(arguments.emit_program)
 
 

@@ -11,9 +11,7 @@ from typing import Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from flowblending import UsageError
-from flowblending.contracts.conditions import takes_image_channels
-from flowblending.contracts.program import LATENTS, Program
+from flowblending.contracts.program import GIVEN, LATENTS, Program
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.runtime.events import (
     EncodeEvent,
@@ -145,36 +143,24 @@ def write_inputs(
     *,
     latents: npt.NDArray[np.generic] | None = None,
 ) -> None:
-    """Write what a job's sampling starts from, for an interpreter that has no text encoder.
+    """Write what a job's sampling starts from, for an interpreter that has neither text encoder nor VAE encoder.
 
     Args:
-        out: a safetensors file with ``latents`` float32 [1, C, F, H, W] and ``BRANCH.INPUT`` (``cond.text``) for
-            every condition of every branch.
+        out: a safetensors file with ``latents`` float32 [1, C, F, H, W], ``BRANCH.INPUT`` (``cond.text``) for every
+            condition of every branch, and ``given.SLOT`` for every slot that the program is given.
         latents: initial latents in place of the seed's noise, float32 [1, C, F, H, W].
 
     Raises:
         FlowBlendingError: a job that makes no program, latents that do not fit, or a file that cannot be written.
     """
     check_file(out)
-    if job.image and not takes_image_channels(pipeline.bundle.manifest.pipeline.conditions):
-        raise UsageError(
-            "What sampling starts from was asked for, but images are held on the way, too, which such a file does not "
-            "say; leave the images out."
-        )
     run = VideoRun(pipeline, job, latents=latents, decode=False)
-    for sentence in run.doubts():
-        console.warn(sentence)
-    initial, _ = run.start()
+    with console.phase("encoding what is given"):
+        initial, conditions, held = run.start_of_sampling(console.warn)
     assert not isinstance(initial, Tensor), "an array was given, or drawn"
-    clip = run.clip()
-    if clip is not None:
-        with console.phase("encoding the video"):
-            initial = run.begun(initial, clip)
-    with console.phase("encoding the prompt"):
-        conditions = pipeline.encode(job, run.program, console.warn)
     arrays: dict[str, npt.NDArray[np.generic]] = {
         f"{branch}.{name}": pipeline.device.download(tensor)
         for branch, inputs in conditions.items()
         for name, tensor in inputs.items()
     }
-    write_tensors(out, {LATENTS: initial, **arrays})
+    write_tensors(out, {LATENTS: initial, **arrays, **{f"{GIVEN}.{slot}": array for slot, array in held.items()}})

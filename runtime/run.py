@@ -8,7 +8,7 @@ stopping takes: steps under way are waited for, memory is given back, and what i
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
@@ -64,6 +64,7 @@ class VideoRun:
         noise: what a decoder that adds noise draws it from where initial latents are given; None for the seed's stream.
         embeddings: as `Pipeline.embed` gives them, of the branches whose text is not to be encoded.
         clips: images and clips that were given, at the video's size; the metadata has their names.
+        named: the job as the metadata tells it, where files are called otherwise; None for the job itself.
         outputs: where to write the video (see `open_writer`).
         latents_out: where to write the final latents (.npy).
         decode: whether frames are wanted; there are no outputs without.
@@ -92,6 +93,7 @@ class VideoRun:
         noise: Normal | None = None,
         embeddings: Conditions | None = None,
         clips: Sequence[GivenClip] = (),
+        named: Job | None = None,
         outputs: Sequence[Path] = (),
         latents_out: Path | None = None,
         decode: bool = True,
@@ -102,7 +104,8 @@ class VideoRun:
         self._pipeline = pipeline
         self._job = job
         planned = plan_job(job, pipeline.bundle.manifest, clips)
-        self._named = dataclasses.replace(job, image=(*(clip.name for clip in clips), *job.image))
+        named = named or job
+        self._named = dataclasses.replace(named, image=(*(clip.name for clip in clips), *named.image))
         self._clips, self._held = planned.clips, planned.held
         self.program: Final[Program] = planned.program
         self._conditioning = job_conditioning(job, pipeline.bundle.manifest)
@@ -241,6 +244,32 @@ class VideoRun:
             yield from self._written(result.latents, generator, clock)
         yield FinishedEvent(sample=result, seconds=clock.seconds())
 
+    def start_of_sampling(
+        self, warn: Callable[[str], None]
+    ) -> tuple[npt.NDArray[np.float32] | Tensor, Conditions, Given]:
+        """What the program starts from, for those who run it themselves: latents, conditions, and its given slots.
+
+        Args:
+            warn: told what `events` would tell.
+
+        Raises:
+            FlowBlendingError: as `events`.
+        """
+        clip = self.clip()
+        told = [] if clip is None else doubts(clip, self.frame_rate)
+        for line in (*self.doubts(), *told, *self._notes()):
+            warn(line)
+        latents, _, held = self._initial(clip, Clock())
+        shown, told = self._shown(Clock())
+        for line in told:
+            warn(line)
+        return latents, self._conditions(shown, warn), held
+
+    def _conditions(self, shown: Mapping[str, Tensor], warn: Callable[[str], None]) -> Conditions:
+        """What the models take beside latents and timestep."""
+        times = None if self._held is None else self._held.times
+        return self._pipeline.encode(self._job, self.program, warn, self._embeddings, times, shown=shown)
+
     def _check_files(self) -> None:
         for path in self._outputs:
             check_outside(Path(path))
@@ -284,7 +313,7 @@ class VideoRun:
 
     def _own(self, result: SampleResult) -> SampleResult:
         """A result without the latent frames that were put before the video's own."""
-        if self._held is None or not self._held.extra:
+        if self._held is None or not self.program.extra:
             return result
         device = self._pipeline.device
         return dataclasses.replace(result, latents=device.upload(self._held.own(device.download(result.latents))))
@@ -305,8 +334,7 @@ class VideoRun:
         # Marks and not the clock: on a GPU, encoding has only been enqueued when it returns.
         began, ended = device.mark(), device.mark()
         began.record()
-        times = None if self._held is None else self._held.times
-        conditions = pipeline.encode(self._job, self.program, warnings.append, self._embeddings, times, shown=shown)
+        conditions = self._conditions(shown, warnings.append)
         ended.record()
         for line in warnings:
             yield WarningEvent(message=line)

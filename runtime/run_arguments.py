@@ -79,8 +79,8 @@ def parser() -> argparse.ArgumentParser:
         "--emit-inputs",
         type=Path,
         metavar="FILE",
-        help="write the prompt's embeddings and the initial latents (.safetensors) for other interpreters, "
-        "and sample nothing",
+        help="write the prompt's embeddings, the initial latents and what is made of images (.safetensors) for other "
+        "interpreters, and sample nothing",
     )
     where.add_argument("--dry-run", action="store_true", help="print the plan and its cost; run nothing")
     add_console(where)

@@ -17,6 +17,9 @@ from typing import TypeVar
 
 _Value = TypeVar("_Value")
 
+LATENT_SIZES = ("batch", "frames", "height", "width")
+"""Symbols that shapes have in common."""
+
 
 class Source(StrEnum):
     """What of a job a condition is made from.
@@ -88,6 +91,11 @@ class Condition:
     def is_input(self) -> bool:
         """Whether the transformer has an input of this name that the sampler is given as a whole."""
         return self.enters in (Entry.INPUT, Entry.CHANNELS)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether every model is given a value of its own: one of sizes in which models differ; see `own_input`."""
+        return any(isinstance(size, str) and size not in LATENT_SIZES for size in self.shape)
 
 
 def text_conditions(length: int, width: int, *, mask: bool) -> tuple[Condition, ...]:

@@ -25,6 +25,8 @@ VELOCITY = "velocity"
 COND = "cond"
 UNCOND = "uncond"
 GUIDED = "guided"
+GIVEN = "given"
+"""What stands before the name of a slot that is given, as a branch does before that of a condition."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,7 @@ class Program:
         choice: what is decided while it runs, if anything; without it every step executes its instructions.
         partial: slots that hold some latent frames alone, and which, from 0 on; all others hold every frame.
         given: those of them that are filled before the first step, and keep what they hold.
+        extra: latent frames before the video's own, which its result is without.
     """
 
     FORMAT = upgrade.PROGRAM.number
@@ -177,6 +180,7 @@ class Program:
     guidance_rescale: float = 0.0
     partial: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     given: tuple[str, ...] = ()
+    extra: int = 0
 
     def slot_shape(self, slot: str) -> tuple[int, int, int, int]:
         """[C, F, H, W] of a slot."""
@@ -249,16 +253,12 @@ class Program:
     def to_json(self) -> dict[str, object]:
         """The program as plain data for ``json.dumps``.
 
-        An instruction with ``terms`` is a mix, one with a ``share`` a rescaling, and the others are runs.
+        An instruction with ``terms`` is a mix, one with a ``share`` a rescaling, one with a ``source`` a placing, and
+        the others are runs.
 
         Raises:
-            UsageError: it has a choice or holds latents that were given, which the format does not know.
+            UsageError: it has a choice, which the format does not know.
         """
-        if self.partial:
-            raise UsageError(
-                "This program keeps latents of images that were given, which a program file cannot say; run it with "
-                "fb-run or from Python, or leave the images out."
-            )
         if self.choice is not None:
             raise UsageError(
                 "The cache easycache decides while a program runs, which a program file cannot say; give --cache "
@@ -266,9 +266,10 @@ class Program:
                 "another cache that decides beforehand, such as magcache or scm:slow."
             )
         content = dataclasses.asdict(self)
-        del content["choice"], content["partial"], content["given"]
+        del content["choice"]
         for step in content["steps"]:
-            del step["frame_timesteps"]
+            if step["frame_timesteps"] is None:
+                del step["frame_timesteps"]
         return {"format": self.FORMAT, **content}
 
     @classmethod
@@ -285,7 +286,7 @@ class Program:
         except ValueError as error:
             raise FlowBlendingError(f"The sampling program is damaged ({error}); write it again.") from None
         try:
-            known = {name: value for name, value in content.items() if name not in ("choice", "partial", "given")}
+            known = {name: value for name, value in content.items() if name != "choice"}
             return TypeAdapter(cls).validate_python(known)
         except ValidationError as error:
             first = error.errors()[0]

@@ -184,8 +184,16 @@ def _without_sampling(content: Content) -> Content:
     return content
 
 
+def _held_latents(content: Content) -> Content:
+    """Sampling program 2 to 3: latent frames may be held, and an input may be a model's own."""
+    for engine in content.get("engines", {}).values():
+        for each in engine["inputs"]:
+            each["key"] = each["name"]
+    return content
+
+
 MANIFEST = Format(name="bundle manifest", upgrades=(_several_sizes, _named_models, _declared_conditions))
-PROGRAM = Format(name="sampling program", upgrades=(_rescaling,))
+PROGRAM = Format(name="sampling program", upgrades=(_rescaling, _held_latents))
 REPORT = Format(name="build report", upgrades=(_all_velocities, _short_run))
 PROOF = Format(name="component's proof")
 EVIDENCE = Format(name="calibration", upgrades=(_decided, _with_letters))

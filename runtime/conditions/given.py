@@ -82,6 +82,12 @@ def read_given(text: str) -> Given:
     return Given(path=Path(path), frame=frame, strength=value)
 
 
+def tail_of(text: str) -> str:
+    """What stands behind the name of the file, such as ``@120:0.8``; nothing if nothing does."""
+    match = _TAIL.search(text)
+    return "" if match is None else match[0]
+
+
 def open_given(texts: Sequence[str], size: tuple[int, int], frames: int, *, fit: str) -> tuple[GivenClip, ...]:
     """Read the files that a job names.
 

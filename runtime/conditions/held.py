@@ -50,12 +50,10 @@ class Held:
 
     Attributes:
         program: with the latent frames that are held.
-        extra: how many latent frames are put before the video's own.
         times: of every latent frame, in frames of the video.
     """
 
     program: Program
-    extra: int
     times: tuple[float, ...]
     items: tuple[_Item, ...]
     strengths: tuple[float, ...]
@@ -117,7 +115,7 @@ class Held:
 
     def own(self, latents: Floats) -> Floats:
         """The video's latent frames of a result."""
-        return np.ascontiguousarray(latents[:, :, self.extra :])
+        return np.ascontiguousarray(latents[:, :, self.program.extra :])
 
 
 def plan_held(condition: Condition, pipeline: PipelineSpec, program: Program, clips: Sequence[GivenClip]) -> Held:
@@ -149,8 +147,8 @@ def plan_held(condition: Condition, pipeline: PipelineSpec, program: Program, cl
             strengths,
             noise_scale=0.0 if first else _NOISE_SCALE,
             train_timesteps=pipeline.grid.train_timesteps,
+            extra=len(before),
         ),
-        extra=len(before),
         times=(*times, *frame_times(len(own), pipeline.temporal_factor)),
         items=tuple(items),
         strengths=strengths,

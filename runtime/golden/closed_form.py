@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 import flowblending
 from flowblending.contracts import upgrade
+from flowblending.contracts.conditions import own_input
 from flowblending.contracts.graph import GraphSpec, Precision, SigmaGrid, TensorSpec
 from flowblending.contracts.models import Model, by_letter
 from flowblending.contracts.program import COND, UNCOND
@@ -25,6 +26,7 @@ from flowblending.engine.backends.function import Arrays, FunctionEngine
 from flowblending.engine.backends.protocol import Engine
 from flowblending.runtime.program.caches.parse import parse_cache
 from flowblending.runtime.program.compile import compile_program
+from flowblending.runtime.program.held import hold
 from flowblending.runtime.program.program_file import ProgramFile
 from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.runtime.program.sigmas import sigma_grid
@@ -39,14 +41,20 @@ LARGEST: Latent = (4, 5, 4, 8)
 """The ends of the range of all the other sizes that the bundle makes."""
 
 _TEXT_LENGTH, _TEXT_WIDTH = 3, 6
+_SHARED = ("frame_rate", "frame_times", "scale")
+"""Inputs that all rows of a call have in common."""
+
+HOLDING = {"still": 2, "moving": 3}
+"""Models that take a timestep for every latent frame, and so many numbers of their own in ``scale``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedForm:
     """An engine that is a formula: ``gain * latents + drift * timestep / 1000 + condition * sum of means``.
 
-    The last sum runs over the conditions, each with the mean of the row's own elements. Everything that does not
-    depend on the latents is summed in float64 and rounded once.
+    The last sum runs over the conditions, each with the mean of the row's own elements, or of those that all rows
+    share. A timestep for every latent frame counts with their mean. Everything that does not depend on the latents is
+    summed in float64 and rounded once.
     """
 
     gain: float
@@ -56,10 +64,11 @@ class ClosedForm:
     def __call__(self, arrays: Arrays) -> dict[str, npt.NDArray[Any]]:
         """The velocity for a batch."""
         batch = len(arrays["latents"])
-        shift = self.drift * arrays["timestep"].astype(np.float64) / 1000.0
+        timestep = arrays["timestep"].reshape(batch, -1).mean(axis=1, dtype=np.float64)
+        shift = self.drift * timestep / 1000.0
         for name, array in arrays.items():
             if name not in ("latents", "timestep"):
-                rows = np.broadcast_to(array, (batch, *array.shape[1:])).reshape(batch, -1)
+                rows = array.reshape(1 if name in _SHARED else batch, -1)
                 shift = shift + self.condition * rows.mean(axis=1, dtype=np.float64)
         rounded = shift.astype(np.float32).reshape(-1, 1, 1, 1, 1)
         return {"velocity": np.float32(self.gain) * arrays["latents"] + rounded}
@@ -70,18 +79,25 @@ FORMS = {
     "small": ClosedForm(gain=-0.8, drift=0.1, condition=0.03),
     "duo_high": ClosedForm(gain=-0.7, drift=0.15, condition=0.02),
     "duo_low": ClosedForm(gain=-0.6, drift=0.05, condition=0.04),
+    "still": ClosedForm(gain=-0.75, drift=0.12, condition=0.06),
+    "moving": ClosedForm(gain=-0.85, drift=0.08, condition=0.05),
 }
 
 MODELS = (
     Model(name="large", letter="L", components=("large",)),
     Model(name="small", letter="S", components=("small",)),
     Model(name="duo", letter="D", components=("duo_high", "duo_low"), boundary=0.7, letters=("H", "W")),
+    Model(name="still", letter="T", components=("still",)),
+    Model(name="moving", letter="M", components=("moving",)),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedFormCase:
-    """A program for the formulas: ``batched`` takes both guidance branches in one call, ``latent`` is [C, F, H, W]."""
+    """A program for the formulas: ``batched`` takes both guidance branches in one call, ``latent`` is [C, F, H, W].
+
+    ``strengths`` are those of latent frames that are given, the first ``extra`` of them before the video's own.
+    """
 
     schedule: str
     solver: str
@@ -90,6 +106,8 @@ class ClosedFormCase:
     cache: str = "off"
     latent: Latent = LATENT
     rescale: float = 0.0
+    strengths: tuple[float, ...] = ()
+    extra: int = 0
 
     def program(self) -> ProgramFile:
         """The case's program, bound to the formulas."""
@@ -105,13 +123,20 @@ class ClosedFormCase:
             cache=parse_cache(self.cache),
             guidance_rescale=self.rescale,
         )
+        if self.strengths:
+            program = hold(program, self.strengths, noise_scale=0.15, train_timesteps=1000, extra=self.extra)
         specs = {name: _spec(name) for name in FORMS}
-        return ProgramFile.of(program, bundle=bundle_id(), specs=specs)
+        return ProgramFile.of(program, bundle=bundle_id(), specs=specs, own=["scale"])
 
     def conditions(self, random: np.random.Generator) -> dict[str, dict[str, npt.NDArray[Any]]]:
         """Numbers for every condition of every branch."""
         branches = [COND, UNCOND] if self.guidance > 1.0 else [COND]
-        return {branch: _conditions(random, length) for length, branch in enumerate(branches, start=1)}
+        found = {branch: _conditions(random, length) for length, branch in enumerate(branches, start=1)}
+        if self.strengths:
+            times = np.arange(len(self.strengths)).astype(np.float32)
+            scales = {own_input(name, "scale"): np.linspace(0.5, 1, n, dtype=np.float32) for name, n in HOLDING.items()}
+            found = {branch: {**inputs, "frame_times": times, **scales} for branch, inputs in found.items()}
+        return found
 
 
 CASES = {
@@ -135,6 +160,12 @@ CASES = {
     ),
     "unipc-experts": ClosedFormCase(schedule="L1 D3 W1 S1", solver="unipc", guidance=5.0, batched=False),
     "euler-largest": ClosedFormCase(schedule="L1 S1", solver="euler", guidance=3.0, batched=True, latent=LARGEST),
+    "euler-held": ClosedFormCase(
+        schedule="T2 M3", solver="euler", guidance=3.0, batched=True, strengths=(0.8, 0.6, 1.0, 1.0, 0.0), extra=2
+    ),
+    "unipc-held-first": ClosedFormCase(
+        schedule="T3 M2", solver="unipc", guidance=3.0, batched=False, strengths=(0.7, 0.0, 0.0)
+    ),
 }
 
 
@@ -202,13 +233,19 @@ def _spec(name: str) -> GraphSpec:
         precision=Precision.FP32,
         inputs=(
             TensorSpec(name="latents", dtype="float32", shape=latent),
-            TensorSpec(name="timestep", dtype="float32", shape=("batch",)),
+            TensorSpec(name="timestep", dtype="float32", shape=("batch", "frames") if name in HOLDING else ("batch",)),
             TensorSpec(name="text", dtype="float32", shape=("batch", _TEXT_LENGTH, _TEXT_WIDTH)),
             TensorSpec(name="text_mask", dtype="int64", shape=("batch", _TEXT_LENGTH)),
             TensorSpec(name="frame_rate", dtype="float32", shape=(1,)),
+            *(_held_inputs(name) if name in HOLDING else ()),
         ),
         outputs=(TensorSpec(name="velocity", dtype="float32", shape=latent),),
     )
+
+
+def _held_inputs(name: str) -> tuple[TensorSpec, ...]:
+    times = TensorSpec(name="frame_times", dtype="float32", shape=("frames",))
+    return times, TensorSpec(name="scale", dtype="float32", shape=(HOLDING[name],))
 
 
 def _conditions(random: np.random.Generator, length: int) -> dict[str, npt.NDArray[Any]]:

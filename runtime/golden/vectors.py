@@ -6,7 +6,8 @@
 
 Every case is a folder: ``program.json``, the initial latents and all conditions as ``.npy``, ``trace.npy`` float32
 [instructions, slots, C, F, H, W] with every slot after every instruction (NaN where nothing was written yet), and
-``golden.json``, which names them. The closed-form cases share ``bundle`` (see `closed_form`).
+``golden.json``, which names them; of a slot of some latent frames alone, its numbers come first, and NaN behind them.
+The closed-form cases share ``bundle`` (see `closed_form`).
 """
 
 from __future__ import annotations
@@ -23,24 +24,23 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.program import LATENTS, Program, Run
+from flowblending.contracts.program import GIVEN, LATENTS, Program, Run
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.runtime.devices.host import HostDevice, HostWatch
 from flowblending.runtime.devices.protocol import Term
 from flowblending.runtime.golden import closed_form
-from flowblending.runtime.jobs import compile_job
-from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.options import AUTO, Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.program_file import ProgramFile
-from flowblending.runtime.sampler.binding import Conditions
+from flowblending.runtime.run import VideoRun
+from flowblending.runtime.sampler.binding import Conditions, Given
 from flowblending.runtime.sampler.loop import Sampler
 from flowblending.system.console import run_program
 from flowblending.system.whole_file import whole_folder
 
-FORMAT = 1
+FORMAT = 2
 TOLERANCE = 1e-5
 """Largest difference allowed, as a share of a slot's largest value (fp32 sums in another order)."""
 
@@ -63,6 +63,10 @@ class _Recorder(HostDevice):
         super().rescale(out, reference, share)
         self.written.append(out.numpy().copy())
 
+    def hold(self, out: Tensor, source: Tensor, frames: Sequence[int]) -> None:
+        super().hold(out, source, frames)
+        self.written.append(out.numpy().copy())
+
     def watch(self, complaints: Sequence[str]) -> HostWatch:
         recorder = self
 
@@ -76,26 +80,39 @@ class _Recorder(HostDevice):
         return RecordingWatch(complaints)
 
 
-def trace(program: Program, engines: Mapping[str, Engine], latents: Array, conditions: Conditions) -> Array:
+def trace(
+    program: Program,
+    engines: Mapping[str, Engine],
+    latents: Array,
+    conditions: Conditions,
+    given: Given | None = None,
+) -> Array:
     """Run a program on the CPU, and keep every slot after every instruction.
 
     Args:
         latents: float32 [1, C, F, H, W].
+        given: what the program's given slots hold.
 
     Returns:
-        float32 [instructions, slots, C, F, H, W], NaN in slots that nothing was written to yet.
+        float32 [instructions, slots, C, F, H, W], NaN in slots that nothing was written to yet, and behind the numbers
+        of slots that hold some latent frames alone.
     """
     device = _Recorder()
-    Sampler(engines, device).sample(program, latents, conditions)
+    Sampler(engines, device).prepare(program, conditions, given).run(latents)
     names = program.slots()
-    state = np.full((len(names), *latents.shape[1:]), np.nan, np.float32)
-    state[names.index(LATENTS)] = latents[0]
+    state = np.full((len(names), latents[0].size), np.nan, np.float32)
+
+    def put(name: str, values: Array) -> None:
+        state[names.index(name), : values.size] = values.ravel()
+
+    for name, values in {LATENTS: latents, **(given or {})}.items():
+        put(name, values)
     states = []
     for instruction, written in zip(program.instructions(), device.written, strict=True):
         outs = instruction.out if isinstance(instruction, Run) else (instruction.out,)
         for name, row in zip(outs, written, strict=True):
-            state[names.index(name)] = row
-        states.append(state.copy())
+            put(name, row)
+        states.append(state.reshape(len(names), *latents.shape[1:]).copy())
     return np.stack(states)
 
 
@@ -105,45 +122,58 @@ def write_closed_form(folder: Path) -> None:
     random = np.random.default_rng(6)
     for name, case in closed_form.CASES.items():
         conditions = case.conditions(random)
-        latents = random.standard_normal((1, *case.latent)).astype(np.float32)
-        _write_case(folder / name, case.program(), closed_form.engines(), latents, conditions)
+        file = case.program()
+        latents = random.standard_normal((1, *file.program.latent_shape)).astype(np.float32)
+        given = {
+            slot: random.standard_normal((1, *file.program.slot_shape(slot))).astype(np.float32)
+            for slot in file.program.given
+        }
+        _write_case(folder / name, file, closed_form.engines(), latents, conditions, given=given)
 
 
 def write_for_bundle(folder: Path, bundle: Path, job: Job) -> None:
-    """Write a case for an ONNX Runtime bundle: the job's own noise, its prompt through the text encoder."""
+    """Write a case for an ONNX Runtime bundle: the job's own noise and images, its prompt through the text encoder."""
     pipeline = _pipeline(bundle)
     try:
         manifest = pipeline.bundle.manifest
-        program = compile_job(job, manifest)
+        run = VideoRun(pipeline, job, decode=False)
+        program = run.program
         engines = {name: pipeline.engines.get(name) for name in manifest.transformers if program.calls(name)}
-        conditions = {
-            branch: {name: tensor.numpy() for name, tensor in inputs.items()}
-            for branch, inputs in pipeline.encode(job, program, warn=print).items()
-        }
-        latents = TorchNormal(job.seed).normal((1, *program.latent_shape))
-        _write_case(folder, ProgramFile.for_bundle(program, manifest), engines, latents, conditions)
+        latents, conditions, given = run.start_of_sampling(print)
+        assert not isinstance(latents, Tensor), "an array is drawn"
+        inputs = {branch: {name: each.numpy() for name, each in some.items()} for branch, some in conditions.items()}
+        _write_case(folder, ProgramFile.for_bundle(program, manifest), engines, latents, inputs, given=given)
     finally:
         pipeline.close()
 
 
 def _write_case(
-    folder: Path, file: ProgramFile, engines: Mapping[str, Engine], latents: Array, conditions: Inputs
+    folder: Path,
+    file: ProgramFile,
+    engines: Mapping[str, Engine],
+    latents: Array,
+    conditions: Inputs,
+    *,
+    given: Given,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     file.write(folder / "program.json")
     np.save(folder / "latents.npy", latents)
-    np.save(folder / "trace.npy", trace(file.program, engines, latents, _tensors(conditions)))
+    np.save(folder / "trace.npy", trace(file.program, engines, latents, _tensors(conditions), given))
     names: dict[str, dict[str, str]] = {}
     for branch, inputs in conditions.items():
         names[branch] = {name: f"{branch}.{name}.npy" for name in inputs}
         for name, array in inputs.items():
             np.save(folder / names[branch][name], array)
+    for slot, array in given.items():
+        np.save(folder / f"{GIVEN}.{slot}.npy", array)
     golden = {
         "format": FORMAT,
         "bundle": file.bundle,
         "program": "program.json",
         "latents": "latents.npy",
         "conditions": names,
+        "given": {slot: f"{GIVEN}.{slot}.npy" for slot in given},
         "trace": "trace.npy",
         "tolerance": TOLERANCE,
     }
@@ -161,6 +191,7 @@ class Golden:
     file: ProgramFile
     latents: Array
     conditions: Inputs
+    given: Given
     trace: Array
     tolerance: float
 
@@ -180,6 +211,7 @@ class Golden:
                     branch: {name: np.load(case / path) for name, path in inputs.items()}
                     for branch, inputs in golden["conditions"].items()
                 },
+                given={slot: np.load(case / path) for slot, path in golden["given"].items()},
                 trace=np.load(case / golden["trace"]),
                 tolerance=float(golden["tolerance"]),
             )
@@ -208,16 +240,18 @@ def check(case: Path, engines: Mapping[str, Engine], bundle: str) -> float:
             "leave it out for closed-form cases."
         )
     expected = golden.trace
-    found = trace(golden.file.program, engines, golden.latents, _tensors(golden.conditions))
+    found = trace(golden.file.program, engines, golden.latents, _tensors(golden.conditions), golden.given)
     if found.shape != expected.shape or not np.array_equal(np.isnan(found), np.isnan(expected)):
         raise FlowBlendingError(
             f"{case} has a trace of {list(expected.shape)}, but the program gives {list(found.shape)}; make it again."
         )
     axes = tuple(range(2, found.ndim))
-    errors = np.abs(found - expected).max(axis=axes) / np.abs(expected).max(axis=axes)
-    worst = float(np.nanmax(errors))
+    errors, largest = (np.nan_to_num(np.abs(each)).max(axis=axes) for each in (found - expected, expected))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        errors = np.where(errors > 0, errors / largest, 0.0)
+    worst = float(errors.max())
     if not worst <= golden.tolerance:
-        instruction, slot = np.unravel_index(np.nanargmax(errors), errors.shape)
+        instruction, slot = np.unravel_index(np.argmax(errors), errors.shape)
         raise FlowBlendingError(
             f"{case}: slot {golden.file.slots[slot]} differs by {worst:.2e} after instruction {instruction}, but at "
             f"most {golden.tolerance:g} was expected; the engines or the sampler have changed."

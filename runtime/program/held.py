@@ -35,7 +35,9 @@ def groups_of(strengths: Sequence[float]) -> list[tuple[float, tuple[int, ...]]]
     return [(each, tuple(index for index, strength in enumerate(strengths) if strength == each)) for each in found]
 
 
-def hold(program: Program, strengths: Sequence[float], *, noise_scale: float, train_timesteps: int) -> Program:
+def hold(
+    program: Program, strengths: Sequence[float], *, noise_scale: float, train_timesteps: int, extra: int = 0
+) -> Program:
     """The program with latent frames that are given.
 
     A frame of strength s is held as long as the share of noise is 1 - s or more, and the models are told a timestep of
@@ -46,6 +48,7 @@ def hold(program: Program, strengths: Sequence[float], *, noise_scale: float, tr
         strengths: from 0 to 1, of every latent frame: of those put before the video's own, and then of these.
         noise_scale: of the noise on frames of strength 1; 0 for none.
         train_timesteps: the largest timestep.
+        extra: how many latent frames are put before the video's own.
 
     Raises:
         UsageError: the program decides while it runs.
@@ -83,6 +86,7 @@ def hold(program: Program, strengths: Sequence[float], *, noise_scale: float, tr
         steps=tuple(steps),
         partial=partial,
         given=tuple(given),
+        extra=extra,
     )
 
 

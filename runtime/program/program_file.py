@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from flowblending import FlowBlendingError, UsageError
+from flowblending import FlowBlendingError
 from flowblending.contracts import upgrade
-from flowblending.contracts.conditions import Entry
+from flowblending.contracts.conditions import own_input
 from flowblending.contracts.graph import Dim, GraphSpec
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import LATENTS, TIMESTEP, Program
@@ -34,17 +34,20 @@ class InputBinding:
     """An engine's input: what it is called, what it is, and where it comes from.
 
     Attributes:
-        name: of the input; a condition is given by the caller under this name, once for every branch.
+        name: of the input.
         dtype: numpy name.
         shape: sizes, ``batch`` first unless all rows of a call share the input.
         source: ``latents``: the slot of that name, repeated for each branch of a call; ``timestep``: the step's,
-            repeated alike; ``condition``: the branches' own, one row after the other.
+            repeated alike, or its timesteps of the latent frames; ``condition``: the branches' own, one row after the
+            other.
+        key: under which name the caller gives a condition, once for every branch.
     """
 
     name: str
     dtype: str
     shape: tuple[Dim, ...]
     source: Source
+    key: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,32 +75,33 @@ class ProgramFile:
     program: Program
 
     @classmethod
-    def of(cls, program: Program, *, bundle: str, specs: Mapping[str, GraphSpec]) -> ProgramFile:
-        """Bind a program to the engines that it runs; ``specs`` may hold more of them."""
+    def of(
+        cls, program: Program, *, bundle: str, specs: Mapping[str, GraphSpec], own: Collection[str] = ()
+    ) -> ProgramFile:
+        """Bind a program to the engines that it runs.
+
+        Args:
+            program: that runs them.
+            bundle: id of theirs.
+            specs: of engines, which may be more.
+            own: inputs of which every engine is given a value of its own.
+        """
         models = sorted(name for name in specs if program.calls(name))
         return cls(
             bundle=bundle,
             slots=program.slots(),
-            engines={name: _binding(specs[name]) for name in models},
+            engines={name: _binding(name, specs[name], own) for name in models},
             program=program,
         )
 
     @classmethod
     def for_bundle(cls, program: Program, manifest: Manifest) -> ProgramFile:
-        """Bind a program to a bundle's engines.
-
-        Raises:
-            UsageError: its models take a timestep for every latent frame, which the format does not know.
-        """
-        if any(each.enters is Entry.TIMESTEPS for each in manifest.pipeline.conditions):
-            raise UsageError(
-                "The models of this bundle take images, and so a timestep for every latent frame, which a program file "
-                "cannot say; run it with fb-run, from Python or in Triton, or build one without --conditions."
-            )
+        """Bind a program to a bundle's engines."""
         return cls.of(
             program,
             bundle=manifest.id,
             specs={name: component.spec for name, component in manifest.components.items()},
+            own=[each.name for each in manifest.pipeline.conditions if each.is_own],
         )
 
     def to_json(self) -> dict[str, object]:
@@ -156,12 +160,18 @@ class ProgramFile:
         return file
 
 
-def _binding(spec: GraphSpec) -> EngineBinding:
+def _binding(model: str, spec: GraphSpec, own: Collection[str]) -> EngineBinding:
     sources: dict[str, Source] = {LATENTS: "latents", TIMESTEP: "timestep"}
     (output,) = spec.outputs
     return EngineBinding(
         inputs=tuple(
-            InputBinding(name=each.name, dtype=each.dtype, shape=each.shape, source=sources.get(each.name, "condition"))
+            InputBinding(
+                name=each.name,
+                dtype=each.dtype,
+                shape=each.shape,
+                source=sources.get(each.name, "condition"),
+                key=own_input(model, each.name) if each.name in own else each.name,
+            )
             for each in spec.inputs
         ),
         output=output.name,

@@ -7,6 +7,7 @@ import pytest
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import LARGE, SMALL
 from flowblending.contracts.program import COND, GUIDED, LATENTS, UNCOND, Mix, Program, Rescale, Run, Step
+from flowblending.runtime.program.held import hold
 
 PROGRAM = Program(
     schedule="L1 S1",
@@ -89,6 +90,21 @@ def test_the_format_before_is_read() -> None:
     content = json.loads(json.dumps(PROGRAM.to_json()))
     del content["guidance_rescale"]
     assert Program.from_json(content | {"format": 1}) == PROGRAM
+    for name in ("partial", "given", "extra"):
+        del content[name]
+    assert Program.from_json(content | {"format": 2}) == PROGRAM
+
+
+HELD = hold(PROGRAM, (0.5, 1.0, 0.0, 0.0), noise_scale=0.15, train_timesteps=1000, extra=1)
+
+
+def test_latents_that_are_held_are_told_and_kept() -> None:
+    content = json.loads(json.dumps(HELD.to_json()))
+    assert Program.from_json(content) == HELD
+    assert (content["extra"], content["partial"]["held_0"], content["given"][:2]) == (1, [1], ["held_0", "held_1"])
+    assert content["steps"][0]["frame_timesteps"] == [500.0, 0.0, 1000.0, 1000.0]
+    assert {"out": "latents", "source": "held_noised"} in content["steps"][0]["instructions"]
+    assert "frame_timesteps" not in json.loads(json.dumps(PROGRAM.to_json()))["steps"][0]
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5, float("nan")])
@@ -103,8 +119,8 @@ def test_json_names_what_is_wrong() -> None:
     def damaged(**changes: Any) -> Any:
         return {**json.loads(json.dumps(PROGRAM.to_json())), **changes}
 
-    with pytest.raises(FlowBlendingError, match="is a sampling program of format 3, written by a later"):
-        Program.from_json(damaged(format=3))
+    with pytest.raises(FlowBlendingError, match="is a sampling program of format 4, written by a later"):
+        Program.from_json(damaged(format=4))
     with pytest.raises(
         FlowBlendingError,
         match=r"is damaged .a sampling program has a format, a number from 1 on, and this one's is None\.*",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,25 @@ import torch
 from diffusers import LTXConditionPipeline, LTXImageToVideoPipeline
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from PIL import Image
+from safetensors.numpy import load_file
 
 import flowblending
 from flowblending import UsageError
 from flowblending.contracts.conditions import Source
 from flowblending.contracts.graph import VAE_ENCODER, Precision
+from flowblending.contracts.program import GIVEN
+from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.conditions.given import read_given
 from flowblending.runtime.devices.open import open_device
-from flowblending.runtime.generate import generate
+from flowblending.runtime.generate import generate, write_inputs
+from flowblending.runtime.planned_job import plan_job
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.program.program_file import ProgramFile
 from flowblending.runtime.prompt_file import parse_jobs
+from flowblending.runtime.sampler.loop import Sampler
 from flowblending.system.console import Console
 from tests.conftest import Build
 from tests.support import diffusers_reference
@@ -174,10 +178,28 @@ def test_what_is_refused(kind: str, images: list[str], message: str, build: Buil
         ours(bundle, dataclasses.replace(JOB, image=tuple(f"{files}/{each}" for each in images)))
 
 
-def test_a_program_file_is_refused_by_name(build: Build) -> None:
+def test_a_program_file_and_its_inputs_say_all_that_a_run_takes(build: Build, files: Path, tmp_path: Path) -> None:
     bundle = build("ltx-condition", conditions=TAKEN)
-    with pytest.raises(UsageError, match=re.escape("take images, and so a timestep for every latent frame")):
-        ProgramFile.for_bundle(compile_job(JOB, bundle.manifest), bundle.manifest)
+    job = dataclasses.replace(JOB, image=(f"{files}/cat.png", f"{files}/end.png@16:0.8"), steps=3)
+    pipeline = Pipeline(bundle=bundle, device=open_device("cpu", bundle.manifest))
+    written, inputs = tmp_path / "program.json", tmp_path / "inputs.safetensors"
+    ProgramFile.for_bundle(plan_job(job, bundle.manifest).program, bundle.manifest).write(written)
+    write_inputs(pipeline, job, inputs, Console(quiet=True))
+    file, arrays = ProgramFile.read(written), load_file(inputs)
+    program, own = file.program, bundle.manifest.geometry.latent_shape
+    assert (program.extra, arrays["latents"].shape[2] - own[1]) == (1, 1)
+    assert {each.key for each in file.engines["large"].inputs} == {
+        "latents", "timestep", "text", "text_mask", "frame_rate", "frame_times"
+    }  # fmt: skip
+    conditions: dict[str, dict[str, Tensor]] = {}
+    for branch in program.branches():
+        names = [name for name in arrays if name.startswith(f"{branch}.")]
+        conditions[branch] = {name.partition(".")[2]: Tensor.of(arrays[name]) for name in names}
+    given = {slot: arrays[f"{GIVEN}.{slot}"] for slot in program.given}
+    engines = {name: pipeline.engine(name) for name in file.engines}
+    result = Sampler(engines, pipeline.device).prepare(program, conditions, given).run(arrays["latents"])
+    np.testing.assert_array_equal(result.latents.numpy()[:, :, program.extra :], ours(bundle, job))
+    pipeline.close()
 
 
 @pytest.mark.long

@@ -44,16 +44,17 @@ int main(int count, char** words) {
 
   const auto [channels, frames, height, width] = sampler->latent_shape();
   const std::vector<std::int64_t> shape = {1, channels, frames, height, width};
+  const std::vector<std::int64_t> own = {1, channels, sampler->result_shape()[1], height, width};
   const auto noise = arrays->find("latents");
   if (noise == arrays->end() || noise->second.dtype != fb::DType::float32 || noise->second.shape != shape) {
     std::fprintf(stderr, "%s holds no float32 latents of the program's size\n", words[3]);
     return 1;
   }
-  std::vector<float> latents(static_cast<std::size_t>(channels * frames * height * width));
+  std::vector<float> latents(static_cast<std::size_t>(channels * own[2] * height * width));
   check(sampler->sample(noise->second.floats(), latents.data(), [](const fb::StepEvent& step) {
     std::printf("step %d/%d  %s  %.3f s\n", step.index + 1, step.steps, step.model, step.seconds);
     return true;
   }));
-  check(fb::write_npy(words[4], latents.data(), shape));
+  check(fb::write_npy(words[4], latents.data(), own));
   return 0;
 }

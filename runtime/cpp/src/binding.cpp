@@ -45,6 +45,7 @@ class Binder {
         binding_(std::make_unique<Binding>()) {
     binding_->latent_shape = program.latent_shape;
     binding_->count = static_cast<std::size_t>(elements(program.latent_shape));
+    binding_->result_shape = program.result_shape();
   }
 
   std::unique_ptr<Binding> bind() {
@@ -57,12 +58,21 @@ class Binder {
         if (const auto* run = std::get_if<Run>(&each)) {
           bound.instructions.emplace_back(call(*run, step, number));
         } else if (const auto* rescale = std::get_if<Rescale>(&each)) {
-          bound.instructions.emplace_back(BoundRescale{slot(rescale->out), slot(rescale->reference), rescale->share});
+          bound.instructions.emplace_back(
+              BoundRescale{slot(rescale->out), slot(rescale->reference), count(rescale->out), rescale->share});
+        } else if (const auto* place = std::get_if<Place>(&each)) {
+          bound.instructions.emplace_back(placing(*place));
         } else {
           bound.instructions.emplace_back(mix(*std::get_if<Mix>(&each)));
         }
       }
       binding_->steps.push_back(std::move(bound));
+    }
+    for (const int given : program_.given) {
+      const auto [channels, frames, height, width] = program_.slot_shape(given);
+      const std::string& name = program_.slots[static_cast<std::size_t>(given)];
+      binding_->inputs.push_back(
+          {{kGiven, name, DType::float32, {1, channels, frames, height, width}}, {slot(given)}, false});
     }
     for (const BoundInput& each : binding_->inputs) binding_->infos.push_back(each.info);
     return std::move(binding_);
@@ -91,20 +101,38 @@ class Binder {
     binding_->slots.assign(program_.slots.size(), nullptr);
     binding_->slots[0] = allocate<float>(rows * binding_->count * sizeof(float));
     for (const auto* out : outs) place(*out);
-    for (std::size_t slot = 0; slot < program_.slots.size(); ++slot) place({static_cast<int>(slot)});
+    for (std::size_t number = 0; number < program_.slots.size(); ++number) place({static_cast<int>(number)});
   }
+
+  // Numbers in a slot.
+  std::size_t count(int number) const { return static_cast<std::size_t>(elements(program_.slot_shape(number))); }
 
   void place(const std::vector<int>& slots) {
     if (binding_->slots[static_cast<std::size_t>(slots.front())] != nullptr) return;
-    float* rows = allocate<float>(slots.size() * binding_->count * sizeof(float));
-    for (std::size_t row = 0; row < slots.size(); ++row) slot(slots[row]) = rows + row * binding_->count;
+    const std::size_t size = count(slots.front());
+    float* rows = allocate<float>(slots.size() * size * sizeof(float));
+    for (std::size_t row = 0; row < slots.size(); ++row) slot(slots[row]) = rows + row * size;
   }
 
   float*& slot(int number) { return binding_->slots[static_cast<std::size_t>(number)]; }
 
   BoundMix mix(const Mix& mix) {
-    BoundMix bound{slot(mix.out), {}};
+    BoundMix bound{slot(mix.out), count(mix.out), {}};
     for (const auto& [factor, from] : mix.terms) bound.terms.emplace_back(factor, slot(from));
+    return bound;
+  }
+
+  BoundPlace placing(const Place& place) {
+    const auto& frames = program_.partial.at(place.source);
+    const auto [channels, total, height, width] = program_.latent_shape;
+    const auto frame = static_cast<std::size_t>(height * width);
+    BoundPlace bound{{}, static_cast<std::size_t>(total) * frame, frames.size() * frame,
+                     static_cast<std::size_t>(channels)};
+    for (std::size_t first = 0, next = 0; first < frames.size(); first = next) {
+      for (next = first + 1; next < frames.size() && frames[next] == frames[next - 1] + 1;) ++next;
+      bound.stretches.push_back({slot(place.out) + static_cast<std::size_t>(frames[first]) * frame,
+                                 slot(place.source) + first * frame, (next - first) * frame});
+    }
     return bound;
   }
 
@@ -115,10 +143,10 @@ class Binder {
     std::vector<BoundTensor> tensors;
     for (std::size_t index = 0; index < spec.inputs.size(); ++index) {
       const TensorSpec& input = spec.inputs[index];
-      const Source source = sources[index].second;
-      void* data = source == Source::latents    ? slot(0)
-                   : source == Source::timestep ? timestep(step.timestep, run.branches.size())
-                                                : condition(run, input);
+      const InputBinding& from = sources[index];
+      void* data = from.source == Source::latents    ? slot(0)
+                   : from.source == Source::timestep ? timestep(step, input, run.branches.size())
+                                                     : condition(run, input, from.key);
       tensors.push_back({&input, resolve(input, batch, program_.latent_shape), data});
     }
     const TensorSpec& output = spec.outputs.front();
@@ -130,41 +158,44 @@ class Binder {
   }
 
   // One allocation each, not rows of a table: TensorRT wants its inputs aligned.
-  float* timestep(float value, std::size_t batch) {
-    float*& known = timesteps_[{value, batch}];
+  float* timestep(const Step& step, const TensorSpec& spec, std::size_t batch) {
+    std::vector<float> told(step.frame_timesteps);
+    if (told.empty()) told.assign(spec.shape.size() == 1 ? 1 : static_cast<std::size_t>(program_.latent_shape[1]), step.timestep);
+    float*& known = timesteps_[{told, batch}];
     if (known == nullptr) {
-      const std::vector<float> values(batch, value);
-      known = allocate<float>(batch * sizeof(float));
-      device_.copy(known, values.data(), batch * sizeof(float));
+      std::vector<float> values;
+      for (std::size_t row = 0; row < batch; ++row) values.insert(values.end(), told.begin(), told.end());
+      known = allocate<float>(values.size() * sizeof(float));
+      device_.copy(known, values.data(), values.size() * sizeof(float));
     }
     return known;
   }
 
   // Memory for a condition of a call: the branches' own rows one after the other, or what they share.
-  void* condition(const Run& run, const TensorSpec& spec) {
+  void* condition(const Run& run, const TensorSpec& spec, const std::string& key) {
     const Shape shape = resolve(spec, 1, program_.latent_shape);
     const std::size_t bytes = bytes_of(shape, spec.dtype);
-    void*& known = conditions_[{run.branches, spec.name}];
+    void*& known = conditions_[{run.branches, key}];
     const bool made = known == nullptr;
     if (made) known = allocate<void>(bytes * (spec.batched() ? run.branches.size() : 1));
     for (std::size_t row = 0; row < run.branches.size(); ++row) {
-      BoundInput& bound = input(run.branches[row], spec, shape);
+      BoundInput& bound = input(run.branches[row], key, spec, shape);
       if (made && (row == 0 || spec.batched())) bound.places.push_back(static_cast<char*>(known) + row * bytes);
     }
     return known;
   }
 
-  BoundInput& input(const std::string& branch, const TensorSpec& spec, const Shape& shape) {
+  BoundInput& input(const std::string& branch, const std::string& key, const TensorSpec& spec, const Shape& shape) {
     auto& inputs = binding_->inputs;
     auto found = std::find_if(inputs.begin(), inputs.end(), [&](const BoundInput& each) {
-      return each.info.branch == branch && each.info.name == spec.name;
+      return each.info.branch == branch && each.info.name == key;
     });
     if (found == inputs.end()) {
-      inputs.push_back({{branch, spec.name, spec.dtype, shape}, {}, false});
+      inputs.push_back({{branch, key, spec.dtype, shape}, {}, false});
       return inputs.back();
     }
     if (found->info.dtype != spec.dtype || found->info.shape != shape) {
-      fail(Code::bad_file, "The engines ask for the input ", spec.name, " as ", brackets(found->info.shape), " and as ",
+      fail(Code::bad_file, "The engines ask for the input ", key, " as ", brackets(found->info.shape), " and as ",
            brackets(shape), ", but both get the same; build the bundle again.");
     }
     return *found;
@@ -175,14 +206,14 @@ class Binder {
   const Engines& engines_;
   DeviceMemory& device_;
   std::unique_ptr<Binding> binding_;
-  std::map<std::pair<float, std::size_t>, float*> timesteps_;
+  std::map<std::pair<std::vector<float>, std::size_t>, float*> timesteps_;
   std::map<std::pair<std::vector<std::string>, std::string>, void*> conditions_;
 };
 
 void check_engine(const std::string& model, const GraphSpec& spec, const Program& program, const std::string& where) {
   const auto& bindings = program.engines.at(model);
   const bool same = std::equal(bindings.begin(), bindings.end(), spec.inputs.begin(), spec.inputs.end(),
-                               [](const auto& binding, const TensorSpec& input) { return binding.first == input; });
+                               [](const auto& binding, const TensorSpec& input) { return binding.spec == input; });
   if (!same) {
     fail(Code::bad_file, where, " gives engine ", model,
          " other inputs than the bundle's manifest; write it again with "
@@ -194,7 +225,10 @@ void check_engine(const std::string& model, const GraphSpec& spec, const Program
     return tensor.dtype == DType::float32 && tensor.batched() && resolve(tensor, 1, shape) == expected;
   };
   for (const TensorSpec& input : spec.inputs) {
-    if ((input.name == "latents" && !fits(input, latents)) || (input.name == "timestep" && !fits(input, {1}))) {
+    const bool good = input.name == "latents"    ? fits(input, latents)
+                      : input.name == "timestep" ? fits(input, {1}) || fits(input, {1, shape[1]})
+                                                 : true;
+    if (!good) {
       fail(Code::bad_file, "Input ", input.name, " of engine ", model, " is no float32 [batch, ...] of the size of ",
            where, "; build the bundle again.");
     }
@@ -204,20 +238,16 @@ void check_engine(const std::string& model, const GraphSpec& spec, const Program
              " has its batch behind; build the bundle again.");
       }
     }
-    if (input.batched() && input.shape.front() != Dim("batch")) {
-      fail(Code::bad_file, "Input ", input.name, " of engine ", model,
-           " does not start with its batch; build the bundle "
-           "again.");
-    }
   }
   if (spec.outputs.size() != 1 || spec.outputs[0].name != "velocity" || !fits(spec.outputs[0], latents)) {
     fail(Code::bad_file, "Engine ", model, " does not give one output velocity of the latents' shape in ", where,
          "; build the bundle again.");
   }
-  if (spec.outputs[0].shape.front() != Dim("batch")) {
-    fail(Code::bad_file, "Output velocity of engine ", model,
-         " does not start with its batch; build the bundle again.");
-  }
+}
+
+bool takes_frame_timesteps(const GraphSpec& spec) {
+  return std::any_of(spec.inputs.begin(), spec.inputs.end(),
+                     [](const TensorSpec& input) { return input.name == "timestep" && input.shape.size() == 2; });
 }
 
 }  // namespace
@@ -227,11 +257,24 @@ void enqueue(BoundInstruction& instruction, const Binding& binding, DeviceMemory
     for (float* copy : call->copies) device.copy(copy, binding.slots[0], binding.count * sizeof(float));
     call->call->enqueue();
   } else if (const auto* mix = std::get_if<BoundMix>(&instruction)) {
-    device.mix(mix->out, binding.count, mix->terms);
+    device.mix(mix->out, mix->count, mix->terms);
+  } else if (const auto* rescale = std::get_if<BoundRescale>(&instruction)) {
+    device.rescale(rescale->out, rescale->reference, rescale->count, rescale->share);
   } else {
-    const auto& rescale = *std::get_if<BoundRescale>(&instruction);
-    device.rescale(rescale.out, rescale.reference, binding.count, rescale.share);
+    const auto& place = *std::get_if<BoundPlace>(&instruction);
+    for (const auto& [out, source, count] : place.stretches) {
+      device.copy_rows(out, place.out_pitch * sizeof(float), source, place.source_pitch * sizeof(float),
+                       count * sizeof(float), place.channels);
+    }
   }
+}
+
+void copy_result(const Binding& binding, float* latents, DeviceMemory& device) {
+  const auto channels = static_cast<std::size_t>(binding.latent_shape[0]);
+  const std::size_t all = binding.count / channels;
+  const std::size_t own = static_cast<std::size_t>(elements(binding.result_shape)) / channels;
+  device.copy_rows(latents, own * sizeof(float), binding.slots[0] + (all - own), all * sizeof(float),
+                   own * sizeof(float), channels);
 }
 
 void check_program(const Program& program, const Manifest& manifest, const std::string& where) {
@@ -239,9 +282,9 @@ void check_program(const Program& program, const Manifest& manifest, const std::
     fail(Code::bad_file, where, " was written for bundle ", program.bundle, ", but this is bundle ", manifest.id,
          "; write it again with fb-run --emit-program.");
   }
-  if (!holds(manifest.profiles, program.latent_shape)) {
-    const Geometry near = nearest(manifest.profiles, program.latent_shape);
-    fail(Code::bad_file, where, " was written for latents ", brackets(program.latent_shape),
+  if (!holds(manifest.profiles, program.result_shape())) {
+    const Geometry near = nearest(manifest.profiles, program.result_shape());
+    fail(Code::bad_file, where, " was written for latents ", brackets(program.result_shape()),
          ", which none of the bundle's profiles holds; write it again for ", near.width, "x", near.height, " and ",
          near.frames, near.frames == 1 ? " frame" : " frames", ", whose latents ", brackets(near.latent_shape),
          " are the nearest that fit, or build the bundle for its size.");
@@ -252,6 +295,16 @@ void check_program(const Program& program, const Manifest& manifest, const std::
       fail(Code::bad_file, where, " runs the model ", model, ", which the bundle does not have; write it again.");
     }
     check_engine(model, found->second.spec, program, where);
+  }
+  for (const Step& step : program.steps) {
+    if (step.frame_timesteps.empty()) continue;
+    for (const auto& each : step.instructions) {
+      const auto* run = std::get_if<Run>(&each);
+      if (run != nullptr && !takes_frame_timesteps(manifest.models.at(run->model).spec)) {
+        fail(Code::bad_file, where, " tells a timestep for every latent frame, but engine ", run->model,
+             " takes one for all; write it again with fb-run --emit-program.");
+      }
+    }
   }
 }
 

@@ -47,6 +47,17 @@ void need(bool given, const char* what) {
                                " was expected, but the pointer is null or the number unknown.");
 }
 
+int tell_shape(const fb_sampler* sampler, int64_t shape[4],
+               std::array<std::int64_t, 4> (flowblending::Sampler::*which)() const noexcept) {
+  return call([&] {
+    need(sampler != nullptr && shape != nullptr, "A sampler and memory for four sizes");
+    const auto sizes = (sampler->sampler.*which)();
+    if (sizes[0] == 0)
+      flowblending::detail::fail(Code::invalid_argument, "No program was loaded; call fb_sampler_load first.");
+    std::copy(sizes.begin(), sizes.end(), shape);
+  });
+}
+
 }  // namespace
 
 int fb_abi_version(void) { return FB_ABI_VERSION; }
@@ -109,13 +120,11 @@ int fb_sampler_load(fb_sampler* sampler, const char* program) {
 }
 
 int fb_sampler_latent_shape(const fb_sampler* sampler, int64_t shape[4]) {
-  return call([&] {
-    need(sampler != nullptr && shape != nullptr, "A sampler and memory for four sizes");
-    const auto sizes = sampler->sampler.latent_shape();
-    if (sizes[0] == 0)
-      flowblending::detail::fail(Code::invalid_argument, "No program was loaded; call fb_sampler_load first.");
-    std::copy(sizes.begin(), sizes.end(), shape);
-  });
+  return tell_shape(sampler, shape, &flowblending::Sampler::latent_shape);
+}
+
+int fb_sampler_result_shape(const fb_sampler* sampler, int64_t shape[4]) {
+  return tell_shape(sampler, shape, &flowblending::Sampler::result_shape);
 }
 
 int fb_sampler_inputs(const fb_sampler* sampler) {

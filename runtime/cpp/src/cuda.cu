@@ -164,6 +164,11 @@ class Cuda : public DeviceMemory {
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "copying");
   }
 
+  void copy_rows(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t bytes,
+                 std::size_t rows) override {
+    check(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, rows, cudaMemcpyDefault, stream_), "copying");
+  }
+
   void mix(float* out, std::size_t count, const std::vector<std::pair<float, const float*>>& terms) override {
     Terms some{};
     int held = 0;

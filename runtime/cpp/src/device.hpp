@@ -44,6 +44,9 @@ class DeviceMemory {
   virtual Memory allocate(std::size_t bytes) = 0;
   // Either side may be on the host or on the device.
   virtual void copy(void* to, const void* from, std::size_t bytes) = 0;
+  // Rows of so many bytes, each `to_pitch` and `from_pitch` bytes behind the one before; either side as for copy.
+  virtual void copy_rows(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t bytes,
+                         std::size_t rows) = 0;
   // out = sum of coefficient * slot in fp32, in order, without fused multiply-adds. `out` may be the first slot.
   virtual void mix(float* out, std::size_t count, const std::vector<std::pair<float, const float*>>& terms) = 0;
   // out *= share * std(reference) / std(out) + 1 - share, in double until the factor; a constant `out` is left alone.

@@ -1,5 +1,6 @@
 // An engine that is a formula, for tests without a model:
-// velocity = gain * latents + drift * timestep / 1000 + condition * sum of the means of the row's conditions.
+// velocity = gain * latents + drift * timestep / 1000 + condition * sum of the means of the row's conditions, with the
+// mean of timesteps of the latent frames.
 #include "engine.hpp"
 #include "failure.hpp"
 #include "node.hpp"
@@ -32,16 +33,16 @@ class FakeCall : public Call {
 
   void enqueue() override {
     const float* latents = nullptr;
-    const float* timestep = nullptr;
+    const BoundTensor* timestep = nullptr;
     for (const BoundTensor& each : tensors_) {
       if (each.spec->name == "latents") latents = static_cast<const float*>(each.data);
-      if (each.spec->name == "timestep") timestep = static_cast<const float*>(each.data);
+      if (each.spec->name == "timestep") timestep = &each;
     }
     const BoundTensor& velocity = tensors_.back();
     std::int64_t count = 1;
     for (std::size_t axis = 1; axis < velocity.shape.size(); ++axis) count *= velocity.shape[axis];
     for (std::int64_t row = 0; row < velocity.shape[0]; ++row) {
-      double shift = static_cast<double>(formula_.drift) * static_cast<double>(timestep[row]) / 1000.0;
+      double shift = static_cast<double>(formula_.drift) * mean(*timestep, row) / 1000.0;
       for (std::size_t index = 0; index + 1 < tensors_.size(); ++index) {
         const std::string& name = tensors_[index].spec->name;
         if (name != "latents" && name != "timestep") shift += formula_.condition * mean(tensors_[index], row);

@@ -64,6 +64,12 @@ class Host : public DeviceMemory {
     if (to != from) std::memmove(to, from, bytes);
   }
 
+  void copy_rows(void* to, std::size_t to_pitch, const void* from, std::size_t from_pitch, std::size_t bytes,
+                 std::size_t rows) override {
+    for (std::size_t row = 0; row < rows; ++row)
+      copy(static_cast<char*>(to) + row * to_pitch, static_cast<const char*>(from) + row * from_pitch, bytes);
+  }
+
   void mix(float* out, std::size_t count, const std::vector<std::pair<float, const float*>>& terms) override {
     for (std::size_t start = 0; start < count; start += kBlock) {
       const std::size_t size = std::min(kBlock, count - start);

@@ -1,9 +1,11 @@
 // Reading manifest.json and program files. Both come from disks that others write to: everything is checked here, so
 // that no later code needs to doubt an index, a size or a name.
+#include <algorithm>
 #include <limits>
 #include <set>
 
 #include "failure.hpp"
+#include "instructions.hpp"
 #include "node.hpp"
 #include "profiles.hpp"
 #include "spec.hpp"
@@ -12,10 +14,9 @@ namespace flowblending::detail {
 namespace {
 
 constexpr std::int64_t kManifestFormat = 4;
-// Programs of format 1 had no rescaling, and are otherwise the same.
-constexpr std::int64_t kProgramFormat = 2;
+// Programs of format 1 had no rescaling, and those of format 2 held no latents.
+constexpr std::int64_t kProgramFormat = 3;
 constexpr std::int64_t kLargestFile = std::int64_t{1} << 50;
-constexpr std::size_t kMostBranches = 16;
 
 const std::map<std::string, DType> kTypes = {
     {"float32", DType::float32}, {"float16", DType::float16}, {"int64", DType::int64}, {"int32", DType::int32}};
@@ -59,12 +60,6 @@ TensorSpec tensor(const Node& node) {
   return spec;
 }
 
-std::vector<std::string> texts(const Node& node) {
-  std::vector<std::string> found;
-  node.each([&](const Node& each) { found.push_back(each.text()); });
-  return found;
-}
-
 // A word as a shell takes it, whatever it holds.
 std::string quoted(const std::string& word) {
   const char* const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789@%+=:,./_-";
@@ -103,121 +98,47 @@ Component component(const Node& node) {
   return found;
 }
 
-// The rows of one call have to lie side by side, so no slot may be wanted at two places.
-class Places {
- public:
-  void check(const std::vector<int>& out, const Node& node) {
-    if (out.size() == 1) return;
-    for (std::size_t row = 0; row < out.size(); ++row) {
-      const auto place = std::make_pair(out, row);
-      if (!places_.emplace(out[row], place).second && places_.at(out[row]) != place) {
-        node.damaged("its slots cannot lie side by side, because one lies beside others already");
-      }
-    }
-  }
-
- private:
-  std::map<int, std::pair<std::vector<int>, std::size_t>> places_;
-};
-
-class Instructions {
- public:
-  Instructions(const Program& program, const Node& slots) : program_(program) {
-    for (std::size_t index = 0; index < program.slots.size(); ++index) {
-      if (!numbers_.emplace(program.slots[index], static_cast<int>(index)).second)
-        slots[index].damaged("it occurs twice");
-    }
-    written_.insert(0);
-  }
-
-  Instruction read(const Node& node) {
-    if (node.has("terms")) return mix(node);
-    if (node.has("share")) return rescale(node);
-    if (node.has("branches")) return run(node);
-    node.damaged("a run, a mix or a rescaling was expected; a newer version may know others");
-  }
-
- private:
-  int slot(const Node& node) const {
-    const auto found = numbers_.find(node.text());
-    if (found == numbers_.end()) node.damaged("the slot is not in the list of slots");
-    return found->second;
-  }
-
-  Run run(const Node& node) {
-    Run run;
-    const Node model = node.at("model");
-    run.model = model.text();
-    if (program_.engines.count(run.model) == 0) model.damaged("the model is not in the list of engines");
-    run.branches = texts(node.at("branches"));
-    const Node out = node.at("out");
-    out.each([&](const Node& each) { run.out.push_back(slot(each)); });
-    const std::size_t count = run.branches.size();
-    if (count == 0 || count > kMostBranches || run.out.size() != count ||
-        std::set<std::string>(run.branches.begin(), run.branches.end()).size() != count ||
-        std::set<int>(run.out.begin(), run.out.end()).size() != count) {
-      node.damaged("different branches, and a different slot for each were expected");
-    }
-    if (std::set<int>(run.out.begin(), run.out.end()).count(0) != 0) out.damaged("a run may not write to latents");
-    places_.check(run.out, out);
-    written_.insert(run.out.begin(), run.out.end());
-    return run;
-  }
-
-  Mix mix(const Node& node) {
-    Mix mix;
-    const Node out = node.at("out");
-    mix.out = slot(out);
-    std::set<int> seen;
-    const Node terms = node.at("terms");
-    terms.each([&](const Node& term) {
-      if (term.size() != 2) term.damaged("a coefficient and a slot were expected");
-      const int from = slot(term[1]);
-      if (written_.count(from) == 0) term.damaged("the slot is read before anything was written to it");
-      if (!seen.insert(from).second) term.damaged("a slot may occur once");
-      if (from == mix.out && !mix.terms.empty()) term.damaged("the slot that is written has to come first");
-      mix.terms.emplace_back(term[0].single(), from);
-    });
-    if (mix.terms.empty()) terms.damaged("at least one term was expected");
-    written_.insert(mix.out);
-    return mix;
-  }
-
-  Rescale rescale(const Node& node) {
-    const Node out = node.at("out"), reference = node.at("reference"), share = node.at("share");
-    Rescale rescale{slot(out), slot(reference), share.number()};
-    for (const auto& [number, where] : {std::make_pair(rescale.out, &out), std::make_pair(rescale.reference, &reference)}) {
-      if (written_.count(number) == 0) where->damaged("the slot is read before anything was written to it");
-    }
-    if (rescale.out == rescale.reference) reference.damaged("another slot than the one that is written was expected");
-    if (!(rescale.share > 0 && rescale.share <= 1)) share.damaged("a number above 0 and at most 1 was expected");
-    return rescale;
-  }
-
-  const Program& program_;
-  std::map<std::string, int> numbers_;
-  std::set<int> written_;
-  Places places_;
-};
-
-std::vector<std::pair<TensorSpec, Source>> bindings(const Node& engine) {
+std::vector<InputBinding> bindings(const Node& engine, std::int64_t format) {
   const Node output = engine.at("output");
   if (output.text() != "velocity") output.damaged("the output velocity was expected");
-  std::vector<std::pair<TensorSpec, Source>> inputs;
+  std::vector<InputBinding> inputs;
   const Node node = engine.at("inputs");
   node.each([&](const Node& each) {
     const Node source = each.at("source");
     const auto found = kSources.find(source.text());
     if (found == kSources.end()) source.damaged("one of latents, timestep and condition was expected");
-    inputs.emplace_back(tensor(each), found->second);
-    const TensorSpec& spec = inputs.back().first;
+    TensorSpec spec = tensor(each);
+    const std::string key = format < 3 ? spec.name : each.at("key").text();
     // Back ends know the two by name, too.
     if ((found->second == Source::latents) != (spec.name == "latents") ||
         (found->second == Source::timestep) != (spec.name == "timestep")) {
       each.damaged("latents and timestep come from the source of their name, and nothing else does");
     }
+    inputs.push_back({std::move(spec), found->second, key});
   });
   return inputs;
+}
+
+// What programs say since the third format of latents that are held.
+void read_held(const Node& root, Program& program) {
+  const std::int64_t frames = program.latent_shape[1];
+  program.extra = root.at("extra").integer(0, frames - 1);
+  const auto slot = [&](const Node& where, const std::string& name) {
+    const auto found = std::find(program.slots.begin() + 1, program.slots.end(), name);
+    if (found == program.slots.end()) where.damaged("another slot of the list than latents was expected");
+    return static_cast<int>(found - program.slots.begin());
+  };
+  root.at("partial").members([&](const std::string& name, const Node& node) {
+    std::vector<std::int64_t> held;
+    node.each([&](const Node& each) { held.push_back(each.integer(held.empty() ? 0 : held.back() + 1, frames - 1)); });
+    if (held.empty()) node.damaged("at least one latent frame was expected");
+    program.partial[slot(node, name)] = std::move(held);
+  });
+  root.at("given").each([&](const Node& each) {
+    const int number = slot(each, each.text());
+    if (program.partial.count(number) == 0) each.damaged("a slot of some latent frames was expected");
+    program.given.insert(number);
+  });
 }
 
 // The components that models run: one each, or two experts. Before the third format there were two models.
@@ -258,7 +179,7 @@ Manifest parse_manifest(const std::string& text, const std::string& where) {
 Program parse_program(const std::string& text, const std::string& where) {
   const Document document(text, where);
   const Node root = document.root();
-  read_format(root, kProgramFormat, where);
+  const std::int64_t format = read_format(root, kProgramFormat, where);
   Program program;
   program.bundle = root.at("bundle").text();
   program.latent_shape = read_latent_shape(root.at("latent_shape"));
@@ -266,12 +187,19 @@ Program parse_program(const std::string& text, const std::string& where) {
   program.slots = texts(slots);
   if (program.slots.empty() || program.slots.front() != "latents") slots.damaged("the slot latents was expected first");
   root.at("engines").members(
-      [&](const std::string& name, const Node& node) { program.engines.emplace(name, bindings(node)); });
+      [&](const std::string& name, const Node& node) { program.engines.emplace(name, bindings(node, format)); });
+  if (format >= 3) read_held(root, program);
   Instructions instructions(program, slots);
   root.at("steps").each([&](const Node& node) {
     Step step;
     step.model = node.at("model").text();
     step.timestep = node.at("timestep").single();
+    if (node.has("frame_timesteps")) {
+      const Node each_frame = node.at("frame_timesteps");
+      each_frame.each([&](const Node& each) { step.frame_timesteps.push_back(each.single()); });
+      if (step.frame_timesteps.size() != static_cast<std::size_t>(program.latent_shape[1]))
+        each_frame.damaged("a timestep for every latent frame was expected");
+    }
     node.at("instructions").each([&](const Node& each) { step.instructions.push_back(instructions.read(each)); });
     program.steps.push_back(std::move(step));
   });

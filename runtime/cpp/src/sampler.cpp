@@ -55,6 +55,7 @@ class Sampling {
   }
 
   LatentShape latent_shape() const { return binding_ == nullptr ? LatentShape{} : binding_->latent_shape; }
+  LatentShape result_shape() const { return binding_ == nullptr ? LatentShape{} : binding_->result_shape; }
 
   void set_input(const std::string& branch, const std::string& name, const TensorView& tensor) {
     check_idle();
@@ -91,7 +92,7 @@ class Sampling {
         if (on_step) tell(on_step, index, told);
       }
       if (const auto bad = device_->bad(true)) complain(*bad);
-      device_->copy(latents, binding_->slots[0], bytes);
+      copy_result(*binding_, latents, *device_);
       device_->wait();
     } catch (...) {
       // The caller may free the noise as soon as this returns.
@@ -220,6 +221,8 @@ Status Sampler::load(const std::string& program) noexcept {
 const std::vector<InputInfo>& Sampler::inputs() const noexcept { return sampling_->inputs(); }
 
 std::array<std::int64_t, 4> Sampler::latent_shape() const noexcept { return sampling_->latent_shape(); }
+
+std::array<std::int64_t, 4> Sampler::result_shape() const noexcept { return sampling_->result_shape(); }
 
 Status Sampler::set_input(const std::string& branch, const std::string& name, const TensorView& tensor) noexcept {
   return detail::guarded([&] { sampling_->set_input(branch, name, tensor); });

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <variant>
 #include <vector>
@@ -21,6 +22,9 @@ using LatentShape = std::array<std::int64_t, 4>;
 constexpr std::int64_t kLargestSize = 1 << 20;
 constexpr std::int64_t kMostElements = std::int64_t{1} << 40;
 
+// What stands in the place of a branch where a slot is given.
+constexpr const char* kGiven = "given";
+
 // A size, or one of the symbols batch, frames, height, width.
 using Dim = std::variant<std::int64_t, std::string>;
 
@@ -30,7 +34,7 @@ struct TensorSpec {
   std::vector<Dim> shape;
 
   // Whether a call on several rows takes this tensor's rows one after the other; if not, all rows share it.
-  bool batched() const { return !shape.empty() && std::holds_alternative<std::string>(shape.front()); }
+  bool batched() const { return !shape.empty() && shape.front() == Dim(std::string("batch")); }
 };
 
 inline bool operator==(const TensorSpec& a, const TensorSpec& b) {
@@ -101,22 +105,52 @@ struct Rescale {
   double share = 0;
 };
 
-using Instruction = std::variant<Run, Mix, Rescale>;
+// out becomes source in the latent frames that source has
+struct Place {
+  int out = 0;
+  int source = 0;
+};
+
+using Instruction = std::variant<Run, Mix, Rescale, Place>;
 
 struct Step {
   std::string model;
   float timestep = 0;
+  std::vector<float> frame_timesteps;  // of every latent frame; empty where one counts for all
   std::vector<Instruction> instructions;
 };
 
 enum class Source { latents, timestep, condition };
 
+// Where an input comes from; a condition is given under the name `key`.
+struct InputBinding {
+  TensorSpec spec;
+  Source source = Source::condition;
+  std::string key;
+};
+
 struct Program {
   std::string bundle;
   LatentShape latent_shape{};
   std::vector<std::string> slots;  // the first is `latents`
-  std::map<std::string, std::vector<std::pair<TensorSpec, Source>>> engines;
+  // The latent frames of slots that hold some alone, rising; by slot, and others are not here.
+  std::map<int, std::vector<std::int64_t>> partial;
+  std::set<int> given;      // slots that are filled before the first step
+  std::int64_t extra = 0;   // latent frames before the video's own
+  std::map<std::string, std::vector<InputBinding>> engines;
   std::vector<Step> steps;
+
+  // [C, F, H, W] of a slot.
+  LatentShape slot_shape(int slot) const {
+    const auto found = partial.find(slot);
+    LatentShape shape = latent_shape;
+    if (found != partial.end()) shape[1] = static_cast<std::int64_t>(found->second.size());
+    return shape;
+  }
+  // [C, F, H, W] of the video's own latents.
+  LatentShape result_shape() const {
+    return {latent_shape[0], latent_shape[1] - extra, latent_shape[2], latent_shape[3]};
+  }
 };
 
 // Numbers in a slot.

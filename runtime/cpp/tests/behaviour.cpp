@@ -1,6 +1,7 @@
-// What the public interface promises beside numbers: behaviour BUNDLE CASE OTHER SCRATCH
+// What the public interface promises beside numbers: behaviour BUNDLE CASE OTHER SCRATCH RESCALED HELD
 //
-// CASE is of the bundle's default size, OTHER of another one of a profile that is a range.
+// CASE is of the bundle's default size, OTHER of another one of a profile that is a range, and HELD holds latents.
+#include <algorithm>
 #include <limits>
 #include <stdexcept>
 
@@ -108,7 +109,8 @@ static void bundles(const std::string& bundle, const std::string& scratch) {
     write(scratch + "/manifest.json", content);
     return fb::Bundle::open(scratch, fb::Verify::checksums).status();
   };
-  for (const char* name : {"large.json", "small.json", "duo_high.json", "duo_low.json"})
+  for (const char* name :
+       {"large.json", "small.json", "duo_high.json", "duo_low.json", "still.json", "moving.json"})
     write(scratch + "/" + name, text_of(bundle + "/" + name));
   expect(open(manifest).ok(), "a copy is a bundle");
   refused(open(with(manifest, R"("format":4)", R"("format":5)")), fb::Code::bad_file,
@@ -170,8 +172,8 @@ static void programs(const std::string& bundle_path, const std::string& folder, 
     return sampler->load(scratch + "/program.json");
   };
   expect(load(R"("solver")", R"("created_by":"x","solver")").ok(), "what is not known does no harm");
-  refused(load(R"("format":2)", R"("format":9)"), fb::Code::bad_file, "has format 9");
-  expect(load(R"("format":2)", R"("format":1)").ok(), "a program of the format before is read");
+  refused(load(R"("format":3)", R"("format":9)"), fb::Code::bad_file, "has format 9");
+  expect(load(R"("format":3)", R"("format":2)").ok(), "a program of the format before is read");
   refused(load(R"("bundle":")", R"("bundle":"other)"), fb::Code::bad_file, "was written for bundle other");
   const std::string size = R"("latent_shape":[4,3,2,5])";
   const auto sized = [&](const std::string& shape) { return load(size, R"("latent_shape":)" + shape); };
@@ -216,6 +218,54 @@ static void rescalings(const std::string& bundle_path, const std::string& folder
   refused(load(R"({"out":"guided","share":0.7})"), fb::Code::bad_file, "reference (it is missing)");
   write(scratch + "/program.json", with(program, R"("instructions":[)", R"("instructions":[)" + good + ","));
   refused(sampler->load(scratch + "/program.json"), fb::Code::bad_file, "before anything was written");
+}
+
+// What the folder's program, which holds latent frames, gives and asks for, and what it may not say.
+static void held(const std::string& bundle_path, const std::string& folder, const std::string& scratch) {
+  using Shape = std::array<std::int64_t, 4>;
+  auto bundle = fb::Bundle::open(bundle_path);
+  auto sampler = fb::Sampler::create(*bundle);
+  expect(sampler->result_shape() == Shape{}, "there is no size before a program");
+  expect(sampler->load(folder + "/program.json").ok(), "a program that holds latents is loaded");
+  expect(sampler->latent_shape() == Shape{4, 5, 2, 5} && sampler->result_shape() == Shape{4, 3, 2, 5},
+         "its result has fewer frames than its noise");
+  auto noise = fb::read_npy(folder + "/latents.npy");
+  std::vector<float> latents(numbers(sampler->result_shape()), 7.0f);
+  refused(sampler->sample(noise->floats(), latents.data()), fb::Code::invalid_argument, "was not given");
+  give_inputs(*sampler, folder);
+  refused(sampler->set_input("given", "held_0", {latents.data(), fb::DType::float32, {1, 4, 3, 2, 5}}),
+          fb::Code::invalid_argument, "float32 [1, 4, 2, 2, 5] was expected");
+  refused(sampler->set_input("given", "held_noised", {}), fb::Code::invalid_argument, "no input held_noised of branch");
+  expect(sampler->sample(noise->floats(), latents.data()).ok(), "it runs");
+  std::vector<float> again(noise->floats(), noise->floats() + numbers(sampler->latent_shape()));
+  expect(sampler->sample(again.data(), again.data()).ok(), "and runs in place");
+  expect(std::equal(latents.begin(), latents.end(), again.begin()), "with the same result");
+
+  const std::string program = compact(folder + "/program.json");
+  const auto load = [&](const std::string& words, const std::string& others) {
+    write(scratch + "/program.json", with(program, words, others));
+    return sampler->load(scratch + "/program.json");
+  };
+  const std::string extra = R"("extra":2)", partial = R"("held_0":[2,3])", given = R"("given":["held_0",)";
+  refused(load(extra, R"("extra":5)"), fb::Code::bad_file, "damaged at extra");
+  refused(load(extra, R"("extra":-1)"), fb::Code::bad_file, "damaged at extra");
+  refused(load(R"("latent_shape":[4,5,2,5])", R"("latent_shape":[4,8,2,5])"), fb::Code::bad_file,
+          "a timestep for every latent frame was expected");
+  refused(load(partial, R"("held_0":[3,2])"), fb::Code::bad_file, "damaged at partial.held_0.1");
+  refused(load(partial, R"("held_0":[2,5])"), fb::Code::bad_file, "damaged at partial.held_0.1");
+  refused(load(partial, R"("held_0":[])"), fb::Code::bad_file, "at least one latent frame");
+  refused(load(partial, R"("latents":[2,3])"), fb::Code::bad_file, "another slot of the list than latents");
+  refused(load(partial, R"("held_0":[1,3])"), fb::Code::bad_file, "other latent frames than the slot that is written");
+  refused(load(given, R"("given":["cond",)"), fb::Code::bad_file, "a slot of some latent frames was expected");
+  refused(load(given, R"("given":[)"), fb::Code::bad_file, "before anything was written");
+  refused(load(R"("out":"held_noised","terms")", R"("out":"held_0","terms")"), fb::Code::bad_file,
+          "a slot that is given may not be written");
+  refused(load(R"({"out":"latents","source":"held_noised"})", R"({"out":"latents","source":"latents"})"),
+          fb::Code::bad_file, "a slot of some latent frames was expected");
+  refused(load(R"("frame_timesteps":[)", R"("frame_timesteps":[1.0,)"), fb::Code::bad_file,
+          "a timestep for every latent frame was expected");
+  refused(load(R"("branches":["uncond",)", R"("branches":["given",)"), fb::Code::bad_file, "another branch than given");
+  refused(load(R"("key":"still.scale")", R"("key":"moving.scale")"), fb::Code::bad_file, "but both get the same");
 }
 
 static void files(const std::string& scratch) {
@@ -269,13 +319,14 @@ static void files(const std::string& scratch) {
 }
 
 int main(int count, char** words) {
-  if (count != 6) return 2;
+  if (count != 7) return 2;
   sampling(words[1], words[2]);
   sizes(words[1], words[2], words[3]);
   bundles(words[1], words[4]);
   profiles(words[1], words[4]);
   programs(words[1], words[2], words[4]);
   rescalings(words[1], words[5], words[4]);
+  held(words[1], words[6], words[4]);
   files(words[4]);
   std::printf("%d faults\n", faults);
   return faults == 0 ? 0 : 1;

@@ -105,20 +105,23 @@ static std::string mutate(const Original& source, Random& random) {
 }
 
 static bool small(const Manifest& manifest, const Program& program) {
+  const auto& [channels, frames, height, width] = program.latent_shape;
+  if (channels * frames * height * width >= 10000) return false;
+  const std::map<std::string, std::int64_t> sizes = {
+      {"batch", 16}, {"frames", frames}, {"height", height}, {"width", width}};
   std::size_t inputs = 0;
   for (const auto& [name, model] : manifest.models) {
     for (const TensorSpec& input : model.spec.inputs) {
       double size = 1;
       for (const Dim& dim : input.shape) {
         const auto* number = std::get_if<std::int64_t>(&dim);
-        size *= number == nullptr ? 64.0 : static_cast<double>(*number);
+        size *= static_cast<double>(number == nullptr ? sizes.at(*std::get_if<std::string>(&dim)) : *number);
       }
-      if (size > 1e5) return false;
+      if (size > 1e6) return false;
       ++inputs;
     }
   }
-  return elements(program.latent_shape) < 10000 && program.slots.size() < 100 && program.steps.size() < 100 &&
-         inputs < 100;
+  return program.slots.size() < 100 && program.steps.size() < 100 && inputs < 100;
 }
 
 // Whatever the files say: the default size is one that the bundle makes, and so is what is told as the nearest.
@@ -150,13 +153,8 @@ static void run(const Manifest& manifest, const Program& program) {
   device->copy(binding->slots[0], noise.data(), count * sizeof(float));
   for (BoundStep& step : binding->steps) {
     for (auto& each : step.instructions) {
-      if (auto* call = std::get_if<BoundCall>(&each)) {
-        for (float* copy : call->copies) device->copy(copy, binding->slots[0], count * sizeof(float));
-        call->call->enqueue();
-        device->look(call->velocity, call->count, 0);
-      } else {
-        device->mix(std::get_if<BoundMix>(&each)->out, count, std::get_if<BoundMix>(&each)->terms);
-      }
+      enqueue(each, *binding, *device);
+      if (const auto* call = std::get_if<BoundCall>(&each)) device->look(call->velocity, call->count, 0);
     }
   }
 }

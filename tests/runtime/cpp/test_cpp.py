@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from flowblending import FlowBlendingError
+from flowblending.contracts.conditions import Source
 from flowblending.contracts.graph import Precision
 from flowblending.engine.backends.function import FunctionEngine
 from flowblending.engine.backends.tensor import Tensor
@@ -35,7 +37,7 @@ from tests.support.required import unavailable
 pytestmark = [pytest.mark.slow, pytest.mark.embedding]
 
 CPP = Path(__file__).parents[3] / "runtime/cpp"
-CASE, OTHER, RESCALED = "unipc-two-calls", "unipc-another-size", "euler-rescale"
+CASE, OTHER, RESCALED, HELD = "unipc-two-calls", "unipc-another-size", "euler-rescale", "euler-held"
 OTHER_SIZES: dict[str, dict[str, Any]] = {
     "wan": {"size": "64x48", "frames": 13},
     "ltx": {"size": "64x128", "frames": 9},
@@ -155,7 +157,8 @@ def test_onnxruntime_equals_the_golden_vectors(built: Built, build: Build, tmp_p
 
 def test_what_the_interface_promises(built: Built, closed_form: Path, tmp_path: Path) -> None:
     cases = [closed_form / each for each in (CASE, OTHER)]
-    succeed(built.sanitized / "fb_behaviour", closed_form / "bundle", *cases, tmp_path, closed_form / RESCALED)
+    others = [closed_form / each for each in (RESCALED, HELD)]
+    succeed(built.sanitized / "fb_behaviour", closed_form / "bundle", *cases, tmp_path, *others)
 
 
 def test_mutated_files_are_refused(built: Built, closed_form: Path) -> None:
@@ -168,7 +171,7 @@ def test_mutated_files_are_refused(built: Built, closed_form: Path) -> None:
             text=True,
             env={**os.environ, "ASAN_OPTIONS": "allocator_may_return_null=1"},
         )
-        for case, seed in ((RESCALED, "1"), (OTHER, "2"))
+        for case, seed in ((RESCALED, "1"), (HELD, "2"))
     ]
     for half in halves:
         output, _ = half.communicate(timeout=300)
@@ -197,7 +200,8 @@ def library(built: Built) -> ctypes.CDLL:
     pointer, number, text = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
     library.fb_open.argtypes = [text, number]
     library.fb_bundle_id.argtypes = library.fb_close.argtypes = [pointer]
-    library.fb_latent_shape.argtypes = library.fb_sampler_latent_shape.argtypes = [pointer, pointer]
+    for shape in (library.fb_latent_shape, library.fb_sampler_latent_shape, library.fb_sampler_result_shape):
+        shape.argtypes = [pointer, pointer]
     library.fb_sampler_create.argtypes = [pointer, number, pointer, number]
     library.fb_sampler_load.argtypes = [pointer, text]
     library.fb_sampler_inputs.argtypes = library.fb_sampler_destroy.argtypes = [pointer]
@@ -226,7 +230,7 @@ def give_inputs(library: ctypes.CDLL, sampler: int, case: Path) -> int:
 
 
 def test_the_c_interface(library: ctypes.CDLL, closed_form: Path) -> None:
-    assert library.fb_abi_version() == 2
+    assert library.fb_abi_version() == 3
     bundle = library.fb_open(str(closed_form / "bundle").encode(), 1)
     assert bundle, library.fb_last_error()
     expected = np.load(closed_form / CASE / "trace.npy")[-1, 0]
@@ -280,6 +284,24 @@ def test_another_size_through_the_c_interface(library: ctypes.CDLL, closed_form:
     noise = np.load(closed_form / OTHER / "latents.npy")
     latents = np.full_like(noise, 7.0)
     assert library.fb_sample(sampler, noise.ctypes.data, latents.ctypes.data, OnStep(), None) == 0
+    assert np.abs(latents[0] - expected).max() <= 1e-5 * np.abs(expected).max()
+    library.fb_sampler_destroy(sampler)
+    library.fb_close(bundle)
+
+
+def test_held_latents_through_the_c_interface(library: ctypes.CDLL, closed_form: Path) -> None:
+    bundle = library.fb_open(str(closed_form / "bundle").encode(), 0)
+    sampler = library.fb_sampler_create(bundle, 0, None, 0)
+    assert library.fb_sampler_load(sampler, str(closed_form / HELD / "program.json").encode()) == 0
+    # Text, mask, frame rate and times of two branches, a scale for each model and branch, and the slots that are given.
+    assert give_inputs(library, sampler, closed_form / HELD) == 2 * 4 + 2 * 2 + 8
+    shape, own = (ctypes.c_int64 * 4)(), (ctypes.c_int64 * 4)()
+    assert library.fb_sampler_latent_shape(sampler, shape) == library.fb_sampler_result_shape(sampler, own) == 0
+    assert (tuple(shape), tuple(own)) == ((4, 5, 2, 5), (4, 3, 2, 5))
+    noise = np.load(closed_form / HELD / "latents.npy")
+    latents = np.full((1, *own), 7.0, np.float32)
+    assert library.fb_sample(sampler, noise.ctypes.data, latents.ctypes.data, OnStep(), None) == 0
+    expected = np.load(closed_form / HELD / "trace.npy")[-1, 0][:, 2:]
     assert np.abs(latents[0] - expected).max() <= 1e-5 * np.abs(expected).max()
     library.fb_sampler_destroy(sampler)
     library.fb_close(bundle)
@@ -399,6 +421,41 @@ def test_the_example_equals_fb_run(built: Built, build: Build, tmp_path: Path) -
     assert np.abs(pixels[0] - pixels[1]).max() <= 1
     lines = (CPP / "example/sample.cpp").read_text().splitlines()
     assert len(lines) < 80
+
+
+CONDITIONED: dict[str, tuple[tuple[Source, ...], tuple[object, ...]]] = {
+    "ltx-condition": ((Source.IMAGE,), ("--image", "cat.png", "--image", "end.png@16:0.8", "--guidance", 3.0)),
+    "wan-vace": ((), ("--video", "clip", "--mask", "mask.png", "--control-scale", "0.8")),
+    "wan-image": ((), ("--image", "cat.png", "--image", "end.png@8")),
+}
+
+
+@pytest.mark.usefixtures("onnxruntime")
+@pytest.mark.parametrize("kind", ["ltx-condition", "wan-vace", pytest.param("wan-image", marks=pytest.mark.long)])
+def test_conditioned_runs_equal_fb_run(built: Built, build: Build, tmp_path: Path, kind: str) -> None:
+    conditions, asked = CONDITIONED[kind]
+    bundle = build(kind, conditions=conditions).folder
+    random = np.random.default_rng(0)
+    (tmp_path / "clip").mkdir()
+    for name in ("cat.png", "end.png", *(f"clip/{index}.png" for index in range(9))):
+        Image.fromarray(random.integers(0, 256, (50, 90, 3)).astype(np.uint8)).save(tmp_path / name)
+    Image.fromarray(np.repeat(255 * (np.arange(90)[None] > 40), 50, axis=0).astype(np.uint8)).save(
+        tmp_path / "mask.png"
+    )
+
+    def fb_run(*options: object) -> None:
+        words = map(str, (bundle, "--prompt", "a cat", "--steps", 4, "--seed", 3, *asked, *options))
+        command = [sys.executable, "-m", "flowblending.runtime.cli", *words]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+
+    fb_run("--emit-program", "program.json", "--emit-inputs", "inputs.safetensors")
+    fb_run("--save-latents", "expected.npy", "--out", "video.npy")
+    files = [tmp_path / name for name in ("program.json", "inputs.safetensors", "latents.npy")]
+    succeed(built.plain / "fb_sample", bundle, *files)
+    expected, found = np.load(tmp_path / "expected.npy"), np.load(tmp_path / "latents.npy")
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_cuda_is_configured_without_being_told_architectures(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define FB_ABI_VERSION 2
+#define FB_ABI_VERSION 3
 
 enum fb_code {
   FB_OK = 0,
@@ -53,8 +53,10 @@ FB_API void fb_close(fb_bundle* bundle);
 /* `stream` is a cudaStream_t for FB_CUDA, else NULL; `threads` of ONNX Runtime on the CPU, 0 for all. */
 FB_API fb_sampler* fb_sampler_create(const fb_bundle* bundle, int device, void* stream, int threads);
 FB_API int fb_sampler_load(fb_sampler* sampler, const char* program);
-/* Writes [C, F, H, W] of the loaded program. */
+/* Writes [C, F, H, W] of the loaded program's noise. */
 FB_API int fb_sampler_latent_shape(const fb_sampler* sampler, int64_t shape[4]);
+/* Likewise of its latents, which may have fewer frames. */
+FB_API int fb_sampler_result_shape(const fb_sampler* sampler, int64_t shape[4]);
 /* How many inputs fb_sampler_set has to give; -1 if `sampler` is NULL. */
 FB_API int fb_sampler_inputs(const fb_sampler* sampler);
 /* Names live until the next fb_sampler_load. `shape` has room for 8 sizes. */
@@ -62,7 +64,8 @@ FB_API int fb_sampler_input(const fb_sampler* sampler, int index, const char** b
                             int64_t* shape, int* rank);
 FB_API int fb_sampler_set(fb_sampler* sampler, const char* branch, const char* name, const void* data, int dtype,
                           const int64_t* shape, int rank);
-/* `noise` and `latents` are float32 [1, C, F, H, W] of fb_sampler_latent_shape; `on_step` may be NULL. */
+/* `noise` is float32 [1, C, F, H, W] of fb_sampler_latent_shape, and `latents` of fb_sampler_result_shape; `on_step` may
+ * be NULL. */
 FB_API int fb_sample(fb_sampler* sampler, const float* noise, float* latents, fb_on_step on_step, void* user);
 /* NULL is ignored. */
 FB_API void fb_sampler_destroy(fb_sampler* sampler);

@@ -2,7 +2,7 @@
 //
 // Nothing here throws: what can fail returns a Status, or a Result, whose message is one plain sentence. An object is
 // used by one thread at a time; different objects by any. Video files and text encoders are not this library's
-// business: `fb-run --emit-inputs` writes a prompt's embeddings, and any VAE decodes the latents.
+// business: `fb-run --emit-inputs` writes a prompt's embeddings and what is made of images, and any VAE decodes the latents.
 #pragma once
 
 #include <array>
@@ -67,10 +67,10 @@ struct TensorView {
   std::vector<std::int64_t> shape;
 };
 
-// A condition that a program's engines ask for.
+// A condition that a program's engines ask for, or latent frames of images that the program holds.
 struct InputInfo {
-  std::string branch;  // "cond" or "uncond"
-  std::string name;    // "text"
+  std::string branch;  // "cond" or "uncond"; "given" for what is held
+  std::string name;    // "text", "large.control_scale" if each model has its own, "held_0"
   DType dtype = DType::float32;
   std::vector<std::int64_t> shape;  // of one branch: [1, ...], or what all rows share
 };
@@ -131,8 +131,12 @@ class Sampler {
   // may be loaded later: engines stay open, inputs have to be given again.
   Status load(const std::string& program) noexcept;
 
-  // [C, F, H, W] of the loaded program, which any of the bundle's profiles may hold; zeros before load().
+  // [C, F, H, W] of the noise of the loaded program; zeros before load().
   std::array<std::int64_t, 4> latent_shape() const noexcept;
+
+  // [C, F, H, W] of its latents, which one of the bundle's profiles holds. They have fewer frames than the noise where
+  // images were given for later frames: their latent frames are put before the video's own.
+  std::array<std::int64_t, 4> result_shape() const noexcept;
 
   // What set_input has to give before sample().
   const std::vector<InputInfo>& inputs() const noexcept;
@@ -140,8 +144,8 @@ class Sampler {
   // Copies a condition in. Device and page-locked memory must stay until sample() has returned.
   Status set_input(const std::string& branch, const std::string& name, const TensorView& tensor) noexcept;
 
-  // From noise to latents, both float32 [1, C, F, H, W] of latent_shape(), on the host or on the sampler's device; they
-  // may be the same. Everything is enqueued on the stream, and nothing waits until the end; with a callback, enqueuing
+  // From noise, float32 [1, C, F, H, W] of latent_shape(), to latents, likewise of result_shape(), on the host or on
+  // the sampler's device; they may be the same. Everything is enqueued on the stream, and nothing waits until the end; with a callback, enqueuing
   // stays at most two steps ahead of the GPU, so that a cancel is heard. Returns when the latents are there. If it
   // fails or is cancelled, `latents` is untouched, and the sampler may be used again.
   Status sample(const float* noise, float* latents, const OnStep& on_step = nullptr) noexcept;
