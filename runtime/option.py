@@ -45,7 +45,7 @@ class Option:
         programs: the command lines that offer it. Prompt files and the Python API offer all.
         several: whether it may be given several times; its value is a tuple of them.
         file: whether it names a file or a folder of this machine; in prompt files, from where they lie.
-        served: whether servers offer it: not what names files of the machine, and what is said of those.
+        served: whether servers take its value: not what names files of the machine, which are sent to them.
     """
 
     name: str = ""

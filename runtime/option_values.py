@@ -66,7 +66,7 @@ class FrontEnd:
 
 
 COMMAND_LINE: Final = FrontEnd(noun="option", name="{option}", given="{option} {text}")
-CLIENT_LINE: Final = dataclasses.replace(COMMAND_LINE, here=False, served=True)
+CLIENT_LINE: Final = dataclasses.replace(COMMAND_LINE, here=False)
 PROMPT_FILE: Final = FrontEnd(noun="option", name="{name}", given='"{name}": {json}')
 PYTHON: Final = FrontEnd(
     noun="argument",

@@ -25,8 +25,8 @@ from flowblending.runtime.program.caches.registry import cache_help
 from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
 
 _ONE_VIDEO: Final = frozenset({RUN, CLIENT})
-_FROM_FILES: Final = frozenset({RUN})
-"""What is said of files of this machine."""
+_FROM_FILES: Final = frozenset({RUN, CLIENT})
+"""Programs that read files of this machine, and what is said of these."""
 
 WHAT: Final = "what to generate"
 HOW: Final = "how to sample"
@@ -211,7 +211,6 @@ class Job:
             blank="The control scale is empty; give a number.",
             aliases=("conditioning_scale", "control_strength", "vace_scale", "context_scale"),
             programs=_FROM_FILES,
-            served=False,
         ),
     ] = None
     strength: Annotated[
@@ -225,7 +224,6 @@ class Job:
             example=0.6,
             aliases=("denoise", "denoise_strength", "denoising_strength", "noise_strength"),
             programs=_FROM_FILES,
-            served=False,
         ),
     ] = None
     fit: Annotated[
@@ -238,7 +236,6 @@ class Job:
             example=CROP,
             aliases=("resize_mode", "resize", "crop_mode"),
             programs=_FROM_FILES,
-            served=False,
         ),
     ] = CROP
     resample_fps: Annotated[
@@ -254,7 +251,6 @@ class Job:
             example=16.0,
             aliases=("resample", "force_rate", "input_fps"),
             programs=_FROM_FILES,
-            served=False,
         ),
     ] = None
     steps: Annotated[

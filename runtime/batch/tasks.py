@@ -106,6 +106,7 @@ class Batch:
         console: told of every line's end.
         check: raises UsageError for a job that the bundle cannot run; asked of every line before any is made.
         suffix: of the videos; empty for folders of PNG images.
+        program: whose result is told.
 
     Raises:
         FlowBlendingError: the folder cannot be made.
@@ -120,6 +121,7 @@ class Batch:
         *,
         check: Callable[[Job], object] = lambda _: None,
         suffix: str = SUFFIX,
+        program: str = RUN,
     ) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -128,6 +130,7 @@ class Batch:
                 f"Cannot make the folder {folder} ({error.strerror}); choose another --out."
             ) from None
         self._console = console
+        self._program = program
         self._counts = {"made": 0, "skipped": 0, "failed": 0}
         self._waiting: deque[Task] = deque()
         self._running = 0
@@ -233,7 +236,7 @@ class Batch:
         self._console.result(", ".join(f"{count} {what}" for what, count in self._counts.items()))
         lines = [{**entry, **self._states.get(int(entry["line"]), {})} for entry in self._entries]
         counts = {what.replace(" ", "_"): count for what, count in self._counts.items()}
-        self._console.document(RUN, {"folder": self._folder, **counts, "lines": lines})
+        self._console.document(self._program, {"folder": self._folder, **counts, "lines": lines})
         return 1 if self._counts["failed"] else 0
 
     def _fail(self, number: int, why: str) -> None:

@@ -192,7 +192,12 @@ def _first_again(first: Any, others: Iterator[Any]) -> Iterator[Any]:
     yield from others
 
 
-def _folder(path: Path) -> FrameSource:
+def folder_images(path: Path) -> list[Path]:
+    """The images of a folder in their order.
+
+    Raises:
+        UsageError: there are none, or the folder cannot be read.
+    """
     name = printable(path)
     try:
         found = [each for each in path.iterdir() if each.suffix.lower() in SUFFIXES and not each.name.startswith(".")]
@@ -200,7 +205,11 @@ def _folder(path: Path) -> FrameSource:
         raise UsageError(f"The folder {name} cannot be read ({error.strerror}); give another one.") from None
     if not found:
         raise UsageError(f"The folder {name} holds no images ({', '.join(SUFFIXES)}); give one with a video's frames.")
-    found.sort(key=_in_order)
+    return sorted(found, key=_in_order)
+
+
+def _folder(path: Path) -> FrameSource:
+    name, found = printable(path), folder_images(path)
     with opened_still(found[0]) as first:
         size = first.width, first.height
 

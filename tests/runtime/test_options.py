@@ -28,8 +28,10 @@ from flowblending.runtime.program.solvers.registry import SOLVERS
 from flowblending.runtime.prompt_file import parse_jobs
 from flowblending.runtime.serve.http.schema import request_schema
 from flowblending.runtime.serve.triton import client_cli
+from flowblending.runtime.serve.triton.client_request import request_inputs
 from flowblending.runtime.serve.triton.config import Placement, QueuePolicy, video_config
 from flowblending.runtime.serve.triton.request import read_request
+from flowblending.runtime.serve.triton.signature import MP4
 from tests.support import manifests
 
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
@@ -116,7 +118,7 @@ def test_one_more_option_is_in_prompt_files_the_api_and_triton(tmp_path: Path) -
     given = {"prompt": np.array([b"x"], np.object_), "shininess": np.array([5], np.int32)}
     assert read_request(given, manifest).job == ToyJob(prompt="x", shininess=5)
     parsed = client_cli.parser().parse_args([*LINES[CLIENT], "--shininess", "5"])
-    sent = client_cli._inputs(parsed)
+    sent = request_inputs(arguments.given(parsed, CLIENT), [MP4])
     assert sent["shininess"].dtype == np.dtype(np.int32)
     assert sent["shininess"].tolist() == [5]
 
@@ -153,7 +155,12 @@ def test_servers_offer_nothing_that_names_a_file_of_their_machine(tmp_path: Path
     config = video_config("wan", manifest, QueuePolicy(), Placement())
     schema = request_schema()["properties"]
     for name in kept:
-        assert f'input {{ name: "{name}"' not in config
+        # Triton takes a file's content.
+        assert f'input {{ name: "{name}" data_type: TYPE_STRING' in config
+        given = {"prompt": np.array([b"x"], np.object_), name: np.array([b"/etc/passwd"], np.object_)}
+        request = read_request(given, manifest)
+        assert not getattr(request.job, name)
+        assert [each.content for each in request.uploads[name]] == [b"/etc/passwd"]
         assert name not in schema
         for front in (TRITON, HTTP):
             with pytest.raises(UsageError, match=f"^Unknown (input|field) '{name}'"):

@@ -30,7 +30,7 @@ FOLDER = ROOT / ".venv" / "triton"
 SERVER = "nvidia-pytriton==0.7.0"
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
-MODEL_PACKAGES = ("numpy<2", "onnxruntime", "tokenizers", "ftfy", "av", "pydantic", "rich")
+MODEL_PACKAGES = ("numpy<2", "onnxruntime", "tokenizers", "ftfy", "av", "pillow", "pydantic", "rich")
 """What flowblending needs to run a bundle on a CPU; flowblending itself is found by PYTHONPATH."""
 
 START_SECONDS = 60.0

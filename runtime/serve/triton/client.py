@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from flowblending import FlowBlendingError, UsageError
+from flowblending import DeviceError, FlowBlendingError, UsageError
 from flowblending.system.extras import install
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _check_there(client: triton.InferenceServerClient, url: str) -> None:
     try:
         client.is_server_live(client_timeout=_CONNECT_SECONDS)
     except triton.InferenceServerException:
-        raise FlowBlendingError(
+        raise DeviceError(
             f"No Triton server answers at {url}; start it, or give the host and port of its gRPC service (8001)."
         ) from None
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,9 @@ from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
 from flowblending.runtime.option import Option
 from flowblending.runtime.option_values import TRITON, make_job, read_options, unknown
-from flowblending.runtime.options import Job, served_options
-from flowblending.runtime.serve.triton.signature import RESULTS, Port, inputs
+from flowblending.runtime.options import Job, options, served_options
+from flowblending.runtime.serve.triton.signature import AT, NAME, RESULTS, Port, file_ports, inputs
+from flowblending.runtime.serve.uploads import Upload, content_of, read_at, shown_name
 
 REQUEST_ID = "id"
 """What Triton's protocol lets every request over HTTP say."""
@@ -26,7 +27,8 @@ class VideoRequest:
     """What a client asks for.
 
     Attributes:
-        job: the video.
+        job: the video, without its files.
+        uploads: these, by the options that name them.
         latents: initial latents float32 [1, C, F, H, W] in place of the seed's noise.
         results: of ``RESULTS``, what to answer.
         progress: whether to tell of every step.
@@ -36,6 +38,7 @@ class VideoRequest:
     latents: npt.NDArray[np.generic] | None
     results: tuple[str, ...]
     progress: bool
+    uploads: Mapping[str, Sequence[Upload]] = field(default_factory=dict)
 
 
 def read_request(arrays: Arrays, manifest: Manifest, parameters: Iterable[str] = ()) -> VideoRequest:
@@ -68,7 +71,34 @@ def read_request(arrays: Arrays, manifest: Manifest, parameters: Iterable[str] =
         latents=arrays.get("latents"),
         results=_results(arrays.get("result")),
         progress=progress is not None and bool(progress.item()),
+        uploads={each.name: found for each in options() if each.file and (found := _uploads(each, arrays))},
     )
+
+
+def _uploads(option: Option, arrays: Arrays) -> tuple[Upload, ...]:
+    """The files that were sent for an option.
+
+    Raises:
+        UsageError: there are more or fewer names, or places, than files.
+    """
+    given = {each.name: arrays[each.name].tolist() for each in file_ports(option) if each.name in arrays}
+    contents: list[object] = given.get(option.name, [])
+    for name, values in given.items():
+        if len(values) != len(contents):
+            raise UsageError(
+                f"The input {name} has {len(values)} values, but {option.name} has {len(contents)} files; give one for "
+                "each."
+            )
+    names = [_text(option.name + NAME, each) for each in given.get(option.name + NAME, [""] * len(contents))]
+    places = [_text(option.name + AT, each) for each in given.get(option.name + AT, [""] * len(contents))]
+    return tuple(
+        Upload(name=shown_name(name, option.name), content=content_of(_bytes(content)), at=read_at(place))
+        for content, name, place in zip(contents, names, places, strict=True)
+    )
+
+
+def _bytes(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
 
 
 def _check_shape(port: Port, array: npt.NDArray[np.generic]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from flowblending.runtime.option import Option
-from flowblending.runtime.options import served_options
+from flowblending.runtime.options import options, served_options
 
 if TYPE_CHECKING:
     from flowblending.contracts.manifest import Manifest
@@ -31,6 +31,10 @@ MEMORY: Final = "memory"
 """The model's parameters in config.pbtxt."""
 
 STRING: Final = "string"
+
+NAME: Final = "_name"
+AT: Final = "_at"
+"""What stands behind the name of an input of files in those of their names, and of where images stand."""
 
 TYPES: Final = {
     "bool": "TYPE_BOOL",
@@ -62,17 +66,29 @@ class Port:
 
 
 def inputs(manifest: Manifest) -> tuple[Port, ...]:
-    """A job's options, the initial latents in place of the seed's noise, and what to answer.
+    """A job's options, files that come with it, the initial latents in place of the seed's noise, and what to answer.
 
-    ``result`` is one or more of ``RESULTS``, and the first unless told; ``progress`` asks for a response after every
-    step. Numbers are doubles where ``fb-run`` computes with doubles, so that both give the same bits.
+    Of a file, ``image``, ``video`` or ``mask``, the input is its content; see `file_ports`. ``result`` is one or more
+    of ``RESULTS``, and the first unless told; ``progress`` asks for a response after every step. Numbers are doubles
+    where ``fb-run`` computes with doubles, so that both give the same bits.
     """
     return (
         *(Port(name=each.name, dtype=dtype_of(each), optional=each.name != "prompt") for each in served_options()),
+        *(port for each in options() if each.file for port in file_ports(each)),
         Port(name="latents", dtype="float32", shape=(1, *_latents(manifest)), optional=True),
         Port(name="result", dtype=STRING, shape=(-1,), optional=True),
         Port(name="progress", dtype="bool", optional=True),
     )
+
+
+def file_ports(option: Option) -> tuple[Port, ...]:
+    """Contents of files, what their client calls them, and for each image where it stands: ``120``, or ``120:0.8``.
+
+    Every bundle has them, so that one that takes no images says so itself.
+    """
+    names = (option.name, option.name + NAME, *([option.name + AT] if option.several else []))
+    shape = (-1 if option.several else 1,)
+    return tuple(Port(name=each, dtype=STRING, shape=shape, optional=True) for each in names)
 
 
 def dtype_of(option: Option) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +19,8 @@ from flowblending.runtime.run import VideoRun
 from flowblending.runtime.sampler.loop import StepEvent
 from flowblending.runtime.serve.triton.request import Arrays, VideoRequest, read_request
 from flowblending.runtime.serve.triton.signature import FRAMES, LATENTS, MP4, MP4_BASE64
+from flowblending.runtime.serve.uploads import Kept, keep
+from flowblending.system.output import cannot_write
 from flowblending.system.scratch import scratch
 
 _VIDEO = "video.mp4"
@@ -56,23 +59,43 @@ def answer(
         FlowBlendingError: the request is wrong, or the work failed.
     """
     request = read_request(arrays, pipeline.bundle.manifest, parameters)
-    warnings: list[str] = []
     with scratch() as folder:
-        files = [folder / name for name in _files(request)]
-        run = VideoRun(pipeline, request.job, latents=request.latents, outputs=files, decode=bool(files))
-        with contextlib.closing(run.events()) as events:
-            for event in events:
-                if cancelled():
-                    raise Cancelled
-                match event:
-                    case WarningEvent():
-                        warnings.append(event.message)
-                    case StepEvent() if request.progress:
-                        respond(_step(event))
-                    case FinishedEvent():
-                        result = _result(request, pipeline.device.download(event.sample.latents), folder)
-                        report = {**run.metadata, "seconds": event.seconds, "warnings": warnings}
-                        respond({**result, "report": _string(json.dumps(report))}, last=True)
+        try:
+            uploads = keep(request.uploads, folder)
+        except OSError as error:
+            raise cannot_write(folder, error) from None
+        with uploads.told():
+            _answer(pipeline, request, uploads, folder, respond=respond, cancelled=cancelled)
+
+
+def _answer(
+    pipeline: Pipeline,
+    request: VideoRequest,
+    uploads: Kept,
+    folder: Path,
+    *,
+    respond: Respond,
+    cancelled: Callable[[], bool],
+) -> None:
+    """Make the video; of what it takes and gives, files are in a folder."""
+    warnings: list[str] = []
+    files = [folder / name for name in _files(request)]
+    job = dataclasses.replace(request.job, **uploads.fields)
+    named = uploads.named(job)
+    run = VideoRun(pipeline, job, latents=request.latents, named=named, outputs=files, decode=bool(files))
+    with contextlib.closing(run.events()) as events:
+        for event in events:
+            if cancelled():
+                raise Cancelled
+            match event:
+                case WarningEvent():
+                    warnings.append(uploads.tell(event.message))
+                case StepEvent() if request.progress:
+                    respond(_step(event))
+                case FinishedEvent():
+                    result = _result(request, pipeline.device.download(event.sample.latents), folder)
+                    report = {**run.metadata, "seconds": event.seconds, "warnings": warnings}
+                    respond({**result, "report": _string(json.dumps(report))}, last=True)
 
 
 def _step(event: StepEvent) -> Arrays:
