@@ -313,7 +313,7 @@ class VideoRun:
 
     def _own(self, result: SampleResult) -> SampleResult:
         """A result without the latent frames that were put before the video's own."""
-        if self._held is None or not self.program.extra:
+        if self._held is None or not self._held.extra:
             return result
         device = self._pipeline.device
         return dataclasses.replace(result, latents=device.upload(self._held.own(device.download(result.latents))))

@@ -60,6 +60,11 @@ class Held:
     latent_shape: tuple[int, int, int, int]
     first: bool
 
+    @property
+    def extra(self) -> int:
+        """How many latent frames are put before the video's own."""
+        return self.program.extra
+
     def make(self, given: Floats | None, noise: Normal, encode: Encode) -> tuple[Floats, dict[str, Floats]]:
         """Initial latents [1, C, F, H, W] of the program, and what its given slots hold.
 
@@ -115,7 +120,7 @@ class Held:
 
     def own(self, latents: Floats) -> Floats:
         """The video's latent frames of a result."""
-        return np.ascontiguousarray(latents[:, :, self.program.extra :])
+        return np.ascontiguousarray(latents[:, :, self.extra :])
 
 
 def plan_held(condition: Condition, pipeline: PipelineSpec, program: Program, clips: Sequence[GivenClip]) -> Held:

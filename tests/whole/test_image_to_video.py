@@ -26,10 +26,10 @@ from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.conditions.given import read_given
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.generate import generate, write_inputs
-from flowblending.runtime.planned_job import plan_job
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.planned_job import plan_job
 from flowblending.runtime.program.program_file import ProgramFile
 from flowblending.runtime.prompt_file import parse_jobs
 from flowblending.runtime.sampler.loop import Sampler
@@ -196,7 +196,7 @@ def test_a_program_file_and_its_inputs_say_all_that_a_run_takes(build: Build, fi
         names = [name for name in arrays if name.startswith(f"{branch}.")]
         conditions[branch] = {name.partition(".")[2]: Tensor.of(arrays[name]) for name in names}
     given = {slot: arrays[f"{GIVEN}.{slot}"] for slot in program.given}
-    engines = {name: pipeline.engine(name) for name in file.engines}
+    engines = {name: pipeline.engines.get(name) for name in file.engines}
     result = Sampler(engines, pipeline.device).prepare(program, conditions, given).run(arrays["latents"])
     np.testing.assert_array_equal(result.latents.numpy()[:, :, program.extra :], ours(bundle, job))
     pipeline.close()

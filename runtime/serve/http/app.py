@@ -24,7 +24,6 @@ from flowblending.runtime.serve.http.events import server_sent, wait_for_end
 from flowblending.runtime.serve.http.gate import MOST_BODY, Gate
 from flowblending.runtime.serve.http.operations import operations
 from flowblending.runtime.serve.http.record import COMPLETED, JobRecord
-from flowblending.runtime.serve.http.reference import Upload, shown_name
 from flowblending.runtime.serve.http.request import no_model, read_form, read_json
 from flowblending.runtime.serve.http.schema import (
     Deleted,
@@ -37,6 +36,7 @@ from flowblending.runtime.serve.http.schema import (
     request_schema,
 )
 from flowblending.runtime.serve.http.service import Service
+from flowblending.runtime.serve.uploads import Upload, shown_name
 
 _POLL: Final = {"openai-poll-after-ms": "500"}
 """How long OpenAI's clients wait between two looks."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,29 +18,8 @@ from flowblending.runtime.media.read_clip import read_still
 from flowblending.runtime.options import Job
 from flowblending.system.printable import printable
 
-_MOST_NAME: Final = 100
-_ODD: Final = re.compile(r"[^\w.-]+")
-
 _DECODING: Final = threading.Lock()
 """A small file may be a picture of hundreds of megabytes: the service has one of them in its memory at a time."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Upload:
-    """A file of a form.
-
-    Attributes:
-        name: for messages and the video's metadata; no file is opened by it.
-    """
-
-    name: str
-    content: bytes = dataclasses.field(repr=False)
-
-
-def shown_name(given: str | None) -> str:
-    """The last part of a name that a client gave, of letters, digits, dots and dashes alone."""
-    last = re.split(r"[/\\]", given or "")[-1]
-    return _ODD.sub("_", last)[-_MOST_NAME:] or "image"
 
 
 def read_reference(file: Path, name: str, size: tuple[int, int], *, fit: str) -> GivenClip:

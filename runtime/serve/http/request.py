@@ -21,7 +21,8 @@ from flowblending.runtime.option_values import HTTP, make_job, read_options, rea
 from flowblending.runtime.options import AUTO, Job, options, served_options
 from flowblending.runtime.serve.http.errors import ApiError, bad_request
 from flowblending.runtime.serve.http.models import ServedModel
-from flowblending.runtime.serve.http.reference import Upload, check_reference, check_still, hidden
+from flowblending.runtime.serve.http.reference import check_reference, check_still, hidden
+from flowblending.runtime.serve.uploads import Upload
 
 MODEL: Final = Option(name="model", section="", help="name of one of the service's models", example="wan")
 SECONDS: Final = Option(

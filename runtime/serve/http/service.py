@@ -21,10 +21,10 @@ from flowblending.runtime.serve.http.log import Log
 from flowblending.runtime.serve.http.metrics import Metrics
 from flowblending.runtime.serve.http.models import ServedModel
 from flowblending.runtime.serve.http.record import QUEUED, JobRecord
-from flowblending.runtime.serve.http.reference import Upload
 from flowblending.runtime.serve.http.request import REFERENCE, VideoRequest, read_request
 from flowblending.runtime.serve.http.schema import Video, video_of
 from flowblending.runtime.serve.http.store import JobStore, QueueFullError, new_id
+from flowblending.runtime.serve.uploads import Upload
 
 _ID: Final = re.compile(r"video_[0-9a-f]{32}")
 _MINUTE: Final = 60.0

@@ -23,8 +23,8 @@ from flowblending.contracts.conditions import Source
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.serve.http.errors import ApiError
 from flowblending.runtime.serve.http.files import DataFolder
-from flowblending.runtime.serve.http.reference import Upload, shown_name
 from flowblending.runtime.serve.http.service import Limits, Service
+from flowblending.runtime.serve.uploads import Upload, shown_name
 from tests.conftest import Build
 from tests.support.video_server import VideoServer, serving, wait_until
 
