@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flowblending.runtime.events import FramesEvent as FramesEvent
     from flowblending.runtime.events import LatentsEvent as LatentsEvent
     from flowblending.runtime.events import LoadEvent as LoadEvent
+    from flowblending.runtime.events import PreviewEvent as PreviewEvent
     from flowblending.runtime.sampler.loop import StepEvent as StepEvent
 
 __version__ = "0.2.0"
@@ -32,6 +33,7 @@ __all__ = [  # the names of the API are resolved by __getattr__
     "Generation",
     "LatentsEvent",
     "LoadEvent",
+    "PreviewEvent",
     "StepEvent",
     "UsageError",
     "VideoSampler",

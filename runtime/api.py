@@ -30,13 +30,22 @@ from flowblending.runtime.decode_run import decoded
 from flowblending.runtime.devices.arrays import Array, stream_handle
 from flowblending.runtime.devices.foreign import ForeignArray, ForeignStream
 from flowblending.runtime.devices.open import AUTO, open_device
-from flowblending.runtime.events import Embedding, Event, FramesEvent, LatentsEvent, LoadEvent, WarningEvent
+from flowblending.runtime.events import (
+    Embedding,
+    Event,
+    FramesEvent,
+    LatentsEvent,
+    LoadEvent,
+    PreviewEvent,
+    WarningEvent,
+)
 from flowblending.runtime.given import given_embedding, given_latents
 from flowblending.runtime.jobs import job_geometry
 from flowblending.runtime.media.noise import draw_latents
 from flowblending.runtime.option_values import PYTHON, is_blank, make_job, read_options, read_value, shown
-from flowblending.runtime.options import CUDA_GRAPH, DEVICE, MEMORY, NO_GRAPHS, TEXT, THREADS, Job, JobOptions
+from flowblending.runtime.options import CUDA_GRAPH, DEVICE, MEMORY, NO_GRAPHS, PREVIEW, TEXT, THREADS, Job, JobOptions
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.previews import Wanted
 from flowblending.runtime.run import VideoRun
 from flowblending.runtime.sampler.binding import Conditions
 from flowblending.runtime.sampler.loop import StepEvent
@@ -47,6 +56,7 @@ __all__ = [
     "Generation",
     "LatentsEvent",
     "LoadEvent",
+    "PreviewEvent",
     "StepEvent",
     "VideoSampler",
     "open",
@@ -59,9 +69,10 @@ _ENCODE: Final = dataclasses.replace(PYTHON, several="for text in texts: sampler
 class Generation:
     """A video to be made. Nothing has run yet: iterate over it, or ask for its latents.
 
-    Iterating yields a `LoadEvent` for every engine that is not open yet, a `StepEvent` for every step, a
-    `LatentsEvent`, and `FramesEvent` until the video is complete. Leaving the loop early ends the work; on a GPU the
-    few steps enqueued already are waited for. Every iteration makes the video anew.
+    Iterating yields a `LoadEvent` for every engine that is not open yet, a `StepEvent` for every step, a `PreviewEvent`
+    for those that are to show what they make, a `LatentsEvent`, and `FramesEvent` until the video is complete. Leaving
+    the loop early ends the work; on a GPU the few steps enqueued already are waited for. Every iteration makes the
+    video anew.
 
     Attributes:
         noise: initial latents, if they were given.
@@ -70,8 +81,17 @@ class Generation:
         frame_rate: of the video, in frames per second.
     """
 
-    def __init__(self, pipeline: Pipeline, job: Job, noise: Tensor | None, embeddings: Conditions) -> None:
-        self._planned = functools.partial(VideoRun, pipeline, job, latents=noise, embeddings=embeddings)
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        job: Job,
+        noise: Tensor | None,
+        embeddings: Conditions,
+        preview: Wanted | None = None,
+    ) -> None:
+        self._planned = functools.partial(
+            VideoRun, pipeline, job, latents=noise, embeddings=embeddings, preview=preview
+        )
         self._run = self._planned(floats=True)
         self.noise: Final = noise
         self.embeddings: Final = embeddings
@@ -167,6 +187,7 @@ class VideoSampler:
         *,
         negative_prompt: str | Embedding | None = None,
         noise: ForeignArray | None = None,
+        preview_every: int | None = None,
         **options: Unpack[JobOptions],
     ) -> Generation:
         """A video to be made; see `Generation`. None means the default of the bundle's family.
@@ -177,6 +198,7 @@ class VideoSampler:
             noise: initial latents in place of the seed's, float32 [1, C, F, H, W], of the video's size. They are read
                 where they are, when the video is made, and left as they are. What looks like no noise, such as the
                 latents of a finished run, is warned about then; those are for `decode`.
+            preview_every: so many steps make a `PreviewEvent`, in bundles that have a map for it; None makes none.
             options: further fields of a `Job`: seed, size, frames, video, strength, fit, resample_fps, steps, schedule,
                 boundaries, shift, guidance, guidance_rescale, batched_guidance, solver, cache, decode_timestep,
                 decode_noise_scale, vae_tiling and frame_rate.
@@ -186,7 +208,7 @@ class VideoSampler:
         """
         texts = {"prompt": prompt, "negative_prompt": negative_prompt}
         given = {name: text for name, text in texts.items() if not isinstance(text, Embedding)}
-        fields = read_options({**given, **options}, PYTHON, beside=["noise"])
+        fields = read_options({**given, **options}, PYTHON, beside=["noise", "preview_every"])
         job = make_job({"prompt": "", **fields})
         embeddings = {}
         for branch, text, name in ((COND, prompt, "prompt"), (UNCOND, negative_prompt, "negative prompt")):
@@ -196,7 +218,20 @@ class VideoSampler:
         if noise is not None:
             shape = (1, *job_geometry(job, self.manifest).latent_shape)
             latents = given_latents(self._pipeline, noise, "noise", shape)
-        return Generation(self._pipeline, job, latents, embeddings)
+        return Generation(self._pipeline, job, latents, embeddings, self._preview(preview_every))
+
+    def _preview(self, every: int | None) -> Wanted | None:
+        """Which steps are to show what they make.
+
+        Raises:
+            UsageError: a number that is none.
+        """
+        if every is None:
+            return None
+        every = read_value(every, PREVIEW, PYTHON)
+        if self.manifest.preview is None:
+            _warn("This bundle has no map for previews, as an earlier version built it; build it again to see some.")
+        return lambda index: (index + 1) % every == 0
 
     def decode(
         self,

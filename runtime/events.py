@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from flowblending.runtime.devices.arrays import Array
 from flowblending.runtime.devices.foreign import ForeignArray
+from flowblending.runtime.media.preview import Picture
 from flowblending.runtime.media.read_ahead import Chunk, Frames, Images
 from flowblending.runtime.sampler.loop import SampleResult, StepEvent, Trajectory
 
@@ -32,6 +33,19 @@ class LoadEvent:
     """An engine is opened next, which may take a while."""
 
     component: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewEvent:
+    """What the video is going to look like, as far as a step tells.
+
+    Attributes:
+        index: of the step, from 0 on; on a GPU, events of later steps may have come before.
+        picture: the middle of the video, uint8 [h, w, 3], an eighth of its size, and of 256 pixels at most.
+    """
+
+    index: int
+    picture: Picture = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,5 +127,5 @@ class FinishedEvent:
     seconds: Mapping[str, float]
 
 
-Event = LoadEvent | StepEvent | LatentsEvent | FramesEvent
+Event = LoadEvent | StepEvent | PreviewEvent | LatentsEvent | FramesEvent
 RunEvent = Event | EncodeEvent | WarningEvent | SamplingEvent | FinishedEvent

@@ -519,6 +519,16 @@ MEMORY: Final = Option(
     example="phases",
     programs=frozenset({RUN, COMPARE, EXPORT_TRITON, SERVE}),
 )
+PREVIEW: Final = Option(
+    name="preview_every",
+    kind=int,
+    section=WHAT,
+    help="steps that make one picture of what the video is going to look like",
+    metavar="N",
+    unit="steps",
+    least=1,
+    example=5,
+)
 TEXT: Final = Option(
     name="text",
     section=WHAT,

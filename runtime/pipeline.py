@@ -25,6 +25,7 @@ from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.jobs import job_conditioning
 from flowblending.runtime.media.decode import Decoder
 from flowblending.runtime.media.noise import Normal, draw_latents
+from flowblending.runtime.media.preview import PreviewMap
 from flowblending.runtime.media.prompt import Tokenizer
 from flowblending.runtime.media.read_ahead import Chunk
 from flowblending.runtime.memory.engines import Engines
@@ -59,6 +60,7 @@ class Pipeline:
     memory: str = AUTO
     engines: Engines = field(init=False)
     _tokenizer: Tokenizer | None = None
+    _preview: PreviewMap | None = None
 
     def __post_init__(self) -> None:
         self.engines = Engines(bundle=self.bundle, device=self.device, threads=self.threads, memory=self.memory)
@@ -74,6 +76,18 @@ class Pipeline:
             path = self.bundle.folder / self.bundle.manifest.tokenizer[0].path
             self._tokenizer = Tokenizer(path, length=pipeline.text_length, clean=pipeline.clean_prompt)
         return self._tokenizer
+
+    def preview_map(self) -> PreviewMap | None:
+        """What makes pictures of latents, read if it has not been; None in a bundle that has none.
+
+        Raises:
+            FlowBlendingError: its file cannot be read.
+        """
+        found = self.bundle.manifest.preview
+        if self._preview is None and found is not None:
+            channels = self.bundle.manifest.pipeline.latent_channels
+            self._preview = PreviewMap.read(self.bundle.folder / found.file.path, channels)
+        return self._preview
 
     def plan(self, program: Program, *, texts: int, decode: bool, tiling: Tiling | None = None) -> MemoryPlan:
         """How a run goes about memory, with what is free now and what the open engines hold.

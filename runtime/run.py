@@ -47,6 +47,7 @@ from flowblending.runtime.memory.staged import Stages
 from flowblending.runtime.options import CUDA_GRAPH, NO_GRAPHS, Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.planned_job import check_files, plan_job
+from flowblending.runtime.previews import Wanted, sampled
 from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.sampler.binding import Conditions, Given
 from flowblending.runtime.sampler.loop import AHEAD, SampleResult
@@ -73,6 +74,8 @@ class VideoRun:
             opened is known before the work; otherwise the decoder's are opened when they are needed.
         ahead: steps that may be under way on a GPU beyond the one told; 0 leaves the latents of the step told in the
             trajectory's memory (`SamplingEvent`).
+        preview: asked before every step whether a picture of what it makes is wanted; None makes none, and neither does
+            a bundle without a map (`Pipeline.preview_map`).
 
     Attributes:
         program: the steps.
@@ -100,6 +103,7 @@ class VideoRun:
         floats: bool = False,
         open_first: bool = False,
         ahead: int = AHEAD,
+        preview: Wanted | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._job = job
@@ -122,6 +126,7 @@ class VideoRun:
         self._floats = floats
         self._open_first = open_first
         self._ahead = ahead
+        self._preview = preview
         self._controlled = takes_control(pipeline.bundle.manifest.pipeline.conditions)
         self._is_shown = is_shown(pipeline.bundle.manifest.pipeline.conditions)
         self._unused = unused_options(
@@ -200,8 +205,9 @@ class VideoRun:
         Yields:
             A `WarningEvent` about every option that does nothing, and about noise that looks like none; a `LoadEvent`
             before an engine is opened; `EncodeEvent`; `WarningEvent` about the prompt; `SamplingEvent`; a `StepEvent`
-            for every step that has finished; `LatentsEvent`, when those are written too; `FramesEvent`
-            for frames that were decoded and written; `FinishedEvent`, when every output is whole.
+            for every step that has finished, and a `PreviewEvent` for those of which one is wanted; `LatentsEvent`,
+            when those are written too; `FramesEvent` for frames that were decoded and written; `FinishedEvent`, when
+            every output is whole.
 
         Raises:
             FlowBlendingError: a number that is not finite, an engine that failed, a pipeline that has been closed, or
@@ -345,7 +351,10 @@ class VideoRun:
             yield from opened(pipeline, plan.stages[0].runs, clock)
         trajectory = pipeline.prepare(self.program, conditions, stages, held)
         yield SamplingEvent(trajectory=trajectory)
-        result = yield from trajectory.follow(latents, ahead=self._ahead)
+        extra = 0 if self._held is None else self._held.extra
+        result = yield from sampled(
+            pipeline, self.program, trajectory, latents, ahead=self._ahead, wanted=self._preview, extra=extra
+        )
         if result.graphs.failed:
             yield WarningEvent(
                 message=f"no CUDA graph could be made ({result.graphs.failed}), so that every step was enqueued by "

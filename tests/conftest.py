@@ -141,6 +141,14 @@ def build(shared: Path, engine_cache: Path, checkpoints: Callable[[str], Path]) 
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _plain_previews() -> Iterator[None]:
+    """Every build fits a map for previews, which takes a few clips less here; tests of the map have them all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flowblending.export.preview.pictures.CLIPS", 4)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test, and no fixture of any scope, reads or writes the user's cache."""
     with pytest.MonkeyPatch.context() as patch:

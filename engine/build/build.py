@@ -12,13 +12,14 @@ from pathlib import Path
 import flowblending
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import Precision
-from flowblending.contracts.manifest import MANIFEST, BundleFile, Component, Manifest
+from flowblending.contracts.manifest import MANIFEST, BundleFile, Component, Manifest, PreviewFile
 from flowblending.engine.backends import registry as backends
 from flowblending.engine.build.components import ComponentBuilder
 from flowblending.engine.build.fp8_middle import with_fp8_middle
 from flowblending.engine.build.lora import describe_loras
 from flowblending.engine.build.plan import Plan, check_plan, make_plan
 from flowblending.engine.build.precision import check_calibrated, choose_precisions, fp8_models
+from flowblending.engine.build.preview import obtain_preview
 from flowblending.engine.build.proof.report_build import add_report
 from flowblending.engine.build.request import BuildRequest, rebuild_command
 from flowblending.engine.build.sources import Sources, find_sources
@@ -90,7 +91,8 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
                     )
                     plan = _fetched(plan, sources, builder, precisions, old)
                     made = builder.components(plan, precisions, old)
-                bundle = _described(builder, plan, made, old)
+                    preview = obtain_preview(builder, plan, old)
+                bundle = _described(builder, plan, made, preview, old)
                 parts = {part.name: part for part in plan.parts}
                 add_report(bundle, request.out, parts, prompt, old=old, console=console)
         except OSError as error:
@@ -115,7 +117,11 @@ def _fetched(
 
 
 def _described(
-    builder: ComponentBuilder, plan: Plan, made: tuple[dict[str, Component], BundleFile | None], old: Bundle | None
+    builder: ComponentBuilder,
+    plan: Plan,
+    made: tuple[dict[str, Component], BundleFile | None],
+    preview: PreviewFile | None,
+    old: Bundle | None,
 ) -> Bundle:
     """Write tokenizer and manifest beside the components that were made."""
     request, folder = builder.request, builder.folder
@@ -143,6 +149,7 @@ def _described(
         created_by=f"flowblending {flowblending.__version__}",
         signals={model: builder.signal(part) for model, part in plan.signals.items()},
         vae_tiling=plan.vae_tiling,
+        preview=preview,
     )
     manifest = carry_calibration(old, manifest, folder)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")

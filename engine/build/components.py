@@ -92,7 +92,7 @@ class ComponentBuilder:
             models=plan.models,
             quantised=models,
             tokenizer=plan.tokenizer.content,
-            weights=self._weights,
+            weights=self.weights,
             source=self.request.first.source,
         )
         options, console = self.request.fp8, self.console
@@ -196,7 +196,7 @@ class ComponentBuilder:
         from flowblending.export.graph.trace import exporter_versions
 
         return {
-            "weights": self._weights(part),
+            "weights": self.weights(part),
             "graph": f"exporter {EXPORTER}, {part.revision}",
             "pipeline": f"{self.pipeline.pipeline}, {self.pipeline.text_length} tokens",
             "precision": str(precision),
@@ -213,7 +213,7 @@ class ComponentBuilder:
             **(fp8.key(part.name) if fp8 is not None and precision is Precision.FP8 else {}),
         }
 
-    def _weights(self, part: Part) -> str:
+    def weights(self, part: Part) -> str:
         """SHA-256 of a component's checkpoint, which is read once, and of what is fused into it."""
         from flowblending.export.checkpoint.checkpoint import weights_sha256
 
@@ -267,7 +267,7 @@ class ComponentBuilder:
         from flowblending.export.verify.verify import export_and_verify
 
         with self.console.phase(f"{part.name}: exporting") as report:
-            graph, parity = export_and_verify(part, precision, work, self._weights(part), report)
+            graph, parity = export_and_verify(part, precision, work, self.weights(part), report)
         self.console.log(f"{part.name}: equals torch to {parity}")
         return graph, parity
 

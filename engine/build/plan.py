@@ -48,6 +48,7 @@ class Plan:
         vae_tiling: the tiles that the VAE decoder is compiled for, if it is for some.
         parts: every component.
         signals: TeaCache's, by engine.
+        vae_encoder: what previews are fitted with, beside the decoder.
         loras: that are fused, by engine.
         advice: what to tell the user.
     """
@@ -59,6 +60,7 @@ class Plan:
     vae_tiling: Tiling | None
     parts: tuple[Part, ...]
     signals: Mapping[str, Part]
+    vae_encoder: tuple[Part, ...]
     loras: Mapping[str, Sequence[Lora]]
     tokenizer: TokenizerFile
     advice: tuple[str, ...]
@@ -105,6 +107,7 @@ def make_plan(request: BuildRequest, found: Folders) -> Plan:
         vae_tiling=None if asked in (None, OFF) else read_tiling(asked, pipeline),
         parts=parts,
         signals={name: family.signal(folder, f"{name}_signal", loras[name]) for name, folder in signals.items()},
+        vae_encoder=family.vae_encoder(first),
         loras=loras,
         tokenizer=read_tokenizer(first),
         advice=tuple(dict.fromkeys(each for each in advice if each is not None)),

@@ -67,6 +67,8 @@ class Bundle:
             yield from self.manifest.calibration.evidence
         if self.manifest.fp8_calibration is not None:
             yield self.manifest.fp8_calibration
+        if self.manifest.preview is not None:
+            yield self.manifest.preview.file
 
     def verify(self, *, recompute: bool = False, progress: Callable[[int], None] | None = None) -> None:
         """Check that every file is there, whole and unaltered, and that there is no other.

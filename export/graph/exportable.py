@@ -117,3 +117,7 @@ class Family(Protocol):
     def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
         """Text encoder and VAE decoder graphs."""
         ...
+
+    def vae_encoder(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
+        """The graphs of the VAE's encoder, whether or not they are among ``parts``: previews are fitted with them."""
+        ...

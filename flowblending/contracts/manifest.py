@@ -30,6 +30,7 @@ from flowblending.contracts.tiling import Tiling
 
 FORMAT = upgrade.MANIFEST.number
 MANIFEST = "manifest.json"
+PREVIEW = "preview.npy"
 EVIDENCE = re.compile(r"calibration-[0-9]+\.json")
 """Names of what ``fb-calibrate`` measured."""
 
@@ -141,6 +142,20 @@ class Component(_Frozen):
     def engine_bytes(self) -> int:
         """Size of the files that are loaded to run it, those that prove it aside."""
         return sum(file.bytes for file in self.files if not file.path.endswith(PROOFS))
+
+
+class PreviewFile(_Frozen):
+    """What latents look like: float32 [channels + 1, n * n * 3] in a ``.npy`` file.
+
+    For every channel, and last the constant, it has what that adds to the n x n pixels of a latent, row by row, red,
+    green and blue in [-1, 1].
+
+    Attributes:
+        key: everything that determines it: the VAE's weights, its graphs, versions.
+    """
+
+    file: BundleFile
+    key: dict[str, str]
 
 
 class Geometry(_Frozen):
@@ -269,6 +284,8 @@ class Manifest(_Frozen):
             distances; only if they were asked for. Videos do not depend on them, and neither does ``id``.
         calibration: what was measured on this bundle, if anything was.
         vae_tiling: the tiles that the VAE decoder was compiled for; None for whole frames.
+        preview: what latents look like; None in bundles of earlier versions. Videos do not depend on it, and neither
+            does ``id``.
     """
 
     format: int = FORMAT
@@ -284,6 +301,7 @@ class Manifest(_Frozen):
     signals: dict[str, Component] = {}
     calibration: Calibration | None = None
     vae_tiling: Tiling | None = None
+    preview: PreviewFile | None = None
 
     @property
     def geometry(self) -> Geometry:

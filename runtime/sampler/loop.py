@@ -13,6 +13,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +77,18 @@ class SampleResult:
     def engine_seconds(self) -> float:
         """Inside all engine calls; the rest of ``loop_seconds`` is overhead."""
         return sum(self.model_seconds.values())
+
+
+class StepObserver(Protocol):
+    """Enqueues what it likes around every step, and waits for nothing."""
+
+    def before(self, index: int) -> None:
+        """A step is enqueued next: the latents are those that it starts from."""
+        ...
+
+    def after(self, index: int) -> None:
+        """It has been enqueued."""
+        ...
 
 
 class Sampler:
@@ -195,7 +208,11 @@ class Trajectory:
         return self._result()
 
     def follow(
-        self, latents: npt.NDArray[np.float32] | Tensor, *, ahead: int | None = None
+        self,
+        latents: npt.NDArray[np.float32] | Tensor,
+        *,
+        ahead: int | None = None,
+        observer: StepObserver | None = None,
     ) -> Generator[StepEvent, None, SampleResult]:
         """`run` as a generator: yields every finished step in order, and returns the result.
 
@@ -205,6 +222,7 @@ class Trajectory:
             latents: as for `run`.
             ahead: how many steps may be enqueued beyond the one yielded next, which is what an early end has to wait
                 for; None sets no limit. One or two keep a GPU busy.
+            observer: told of every step before and after it is enqueued.
 
         Raises:
             FlowBlendingError: as `run`.
@@ -212,7 +230,11 @@ class Trajectory:
         steps, told = self._binding.steps, 0
         with self._running(latents):
             for enqueued in range(1, len(steps) + 1):
+                if observer is not None:
+                    observer.before(enqueued - 1)
                 self._enqueue(enqueued - 1)
+                if observer is not None:
+                    observer.after(enqueued - 1)
                 due = 0 if ahead is None else enqueued - ahead
                 while told < enqueued and (told < due or steps[told].stop.reached()):
                     yield self._event(told)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,16 @@ import torch
 from torch.utils.dlpack import from_dlpack
 
 import flowblending
-from flowblending import Embedding, FlowBlendingError, FramesEvent, LatentsEvent, LoadEvent, StepEvent, UsageError
+from flowblending import (
+    Embedding,
+    FlowBlendingError,
+    FramesEvent,
+    LatentsEvent,
+    LoadEvent,
+    PreviewEvent,
+    StepEvent,
+    UsageError,
+)
 from flowblending.runtime.generate import generate
 from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.options import Job
@@ -100,6 +110,25 @@ def test_events_come_in_order_and_equal_what_fb_run_makes(sampler: flowblending.
     assert not np.array_equal(cached, latents)
     # Made again, nothing is loaded.
     assert [type(event) for event in generation][:1] == [StepEvent]
+
+
+@pytest.mark.slow
+def test_chosen_steps_show_what_they_make(sampler: flowblending.VideoSampler) -> None:
+    job: dict[str, Any] = {"steps": 5, "schedule": "L2 S2 L1", "seed": 7}
+    generation = sampler.generate("a cat", preview_every=2, **job)
+    events = [event for event in generation if isinstance(event, StepEvent | PreviewEvent)]
+    assert [type(event) for event in events] == [StepEvent, StepEvent, PreviewEvent] * 2 + [StepEvent]
+    shown = [event for event in events if isinstance(event, PreviewEvent)]
+    assert [event.index for event in shown] == [1, 3]
+    assert {(event.picture.shape, str(event.picture.dtype)) for event in shown} == {((6, 4, 3), "uint8")}
+    # Of the last step it is what the map makes of the result, and showing changes nothing.
+    (last,) = [event for event in sampler.generate("a cat", preview_every=5, **job) if isinstance(event, PreviewEvent)]
+    latents = sampler.generate("a cat", **job).latents().numpy()
+    pictures = sampler.pipeline.preview_map()
+    assert pictures is not None
+    np.testing.assert_array_equal(last.picture, pictures.picture(latents[0, :, latents.shape[2] // 2]))
+    with pytest.raises(UsageError, match="preview_every is 0, but"):
+        sampler.generate("a cat", preview_every=0)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pytest
 
 import flowblending
-from flowblending import FramesEvent, LatentsEvent, OutOfMemoryError, StepEvent
+from flowblending import FramesEvent, LatentsEvent, OutOfMemoryError, PreviewEvent, StepEvent
 from flowblending.contracts.program import Mix, Program, Rescale, Run
 from flowblending.contracts.tiling import Tiling
 from flowblending.engine.bundle.bundle import Bundle
@@ -112,6 +112,24 @@ def test_a_video_has_the_bits_of_the_cpu(
                     videos.append(video(sampler, **options))
     for each in videos[1:]:
         assert_equal(each, videos[0])
+
+
+def test_previews_are_those_of_the_cpu_and_change_nothing(
+    plans: Callable[[str], Bundle], build: Build, expected: Video, driver: Driver
+) -> None:
+    pictures: list[dict[int, npt.NDArray[np.uint8]]] = []
+    for folder, device in ((build("wan").folder, "cpu"), (plans("wan").folder, "cuda")):
+        with flowblending.open(folder, device=device, threads=1) as sampler, driver.at_once():
+            job: dict[str, Any] = {"steps": 4, "schedule": "LSL", "seed": 3, "negative_prompt": "red"}
+            events = list(sampler.generate("a green square", preview_every=1, **job))
+        pictures.append({each.index: each.picture for each in events if isinstance(each, PreviewEvent)})
+        (latents,) = [each.latents.numpy() for each in events if isinstance(each, LatentsEvent)]
+        np.testing.assert_array_equal(latents, expected[0])
+    cpu, gpu = pictures
+    assert list(cpu) == [0, 1, 2, 3]
+    assert gpu
+    for index, picture in gpu.items():
+        np.testing.assert_array_equal(picture, cpu[index])
 
 
 def test_steps_are_graphs_unless_nobody_wants_them(plans: Callable[[str], Bundle], driver: Driver) -> None:

@@ -1,12 +1,13 @@
 """A stand-in for ComfyUI, which is on no index: the documented interface that the nodes use, and its loader's steps.
 
-``folder_paths``, ``comfy.utils.ProgressBar`` and ``comfy.model_management`` behave as ComfyUI's do (folder_paths.py,
-comfy/utils.py, comfy/model_management.py). Custom nodes are loaded as its ``nodes.load_custom_node`` does: the folder's
-``__init__.py`` is run as a module whose name is the folder's path.
+``folder_paths``, ``comfy.cli_args``, ``comfy.utils.ProgressBar`` and ``comfy.model_management`` behave as ComfyUI's do
+(folder_paths.py, comfy/cli_args.py, comfy/utils.py, comfy/model_management.py). Custom nodes are loaded as its
+``nodes.load_custom_node`` does: the folder's ``__init__.py`` is run as a module whose name is the folder's path.
 """
 
 from __future__ import annotations
 
+import enum
 import importlib.util
 import sys
 import types
@@ -14,10 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 
 class InterruptProcessingException(Exception):
     """What Cancel raises."""
+
+
+class LatentPreviewMethod(enum.Enum):
+    """comfy.cli_args.LatentPreviewMethod."""
+
+    NoPreviews = "none"
+    Auto = "auto"
+    Latent2RGB = "latent2rgb"
+    TAESD = "taesd"
 
 
 class Host:
@@ -25,11 +36,14 @@ class Host:
 
     Attributes:
         progress: what the bars were told: how much is done, of how much.
+        previews: what they were shown: how much is done, the format, Pillow's image, and the size that it gets.
+        args: of the command line; the user chooses ``preview_method``.
         cancel_at: Cancel is pressed when a bar shows so much.
     """
 
     def __init__(self, models: Path, patch: pytest.MonkeyPatch) -> None:
         self.progress: list[tuple[int, int]] = []
+        self.previews: list[tuple[int, str, Image.Image, int]] = []
         self.cancel_at: int | None = None
         host = self
 
@@ -39,8 +53,12 @@ class Host:
             def __init__(self, total: int, node_id: str | None = None) -> None:  # noqa: ARG002 - ComfyUI's
                 self.total = total
 
-            def update_absolute(self, value: int, total: int | None = None, preview: Any = None) -> None:  # noqa: ARG002
-                host.progress.append((value, self.total))
+            def update_absolute(self, value: int, total: int | None = None, preview: Any = None) -> None:
+                self.total = self.total if total is None else total
+                if preview is None:
+                    host.progress.append((value, self.total))
+                else:
+                    host.previews.append((value, *preview))
 
         paths: Any = types.ModuleType("folder_paths")
         paths.models_dir = str(models)
@@ -56,10 +74,15 @@ class Host:
         utils.ProgressBar = ProgressBar
         management: Any = types.ModuleType("comfy.model_management")
         management.throw_exception_if_processing_interrupted = self._stop
+        cli_args: Any = types.ModuleType("comfy.cli_args")
+        cli_args.LatentPreviewMethod = LatentPreviewMethod
+        cli_args.args = types.SimpleNamespace(preview_method=LatentPreviewMethod.NoPreviews, preview_size=512)
+        self.args = cli_args.args
         comfy = types.ModuleType("comfy")
         for name, module in (
             ("folder_paths", paths),
             ("comfy", comfy),
+            ("comfy.cli_args", cli_args),
             ("comfy.utils", utils),
             ("comfy.model_management", management),
         ):

@@ -179,8 +179,12 @@ class Ltx:
             zero_padding=False,
             attend_padding=checkpoint.pipeline != CONDITION,
         )
-        encoder = (encoder_part(checkpoint),) if checkpoint.takes else ()
+        encoder = self.vae_encoder(checkpoint) if checkpoint.takes else ()
         return (text, vae_part(checkpoint), *encoder)
+
+    def vae_encoder(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
+        """One graph."""
+        return (encoder_part(checkpoint),)
 
 
 def _held(checkpoint: Checkpoint) -> tuple[Condition, ...]:

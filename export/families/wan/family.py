@@ -204,8 +204,12 @@ class Wan:
 
     def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
         """The text encoder, the two graphs of the VAE decoder, and two of its encoder where images are taken."""
-        encoder = encoder_parts(checkpoint) if checkpoint.takes else ()
+        encoder = self.vae_encoder(checkpoint) if checkpoint.takes else ()
         return (text_encoder_part(checkpoint, TEXT_LENGTH, zero_padding=True), *decoder_parts(checkpoint), *encoder)
+
+    def vae_encoder(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
+        """Its first step and every further one."""
+        return encoder_parts(checkpoint)
 
 
 def _kind(folder: Path) -> ModelClass[torch.nn.Module]:

@@ -1,18 +1,26 @@
-"""What the nodes ask of ComfyUI: where bundles lie, the progress bar, and whether the user has pressed Cancel.
+"""What the nodes ask of ComfyUI: where bundles lie, the progress bar with its previews, and whether Cancel was pressed.
 
-The one file that imports ComfyUI's modules (``folder_paths``, ``comfy.utils``, ``comfy.model_management``).
+The one file that imports ComfyUI's modules (``folder_paths``, ``comfy.cli_args``, ``comfy.utils``,
+``comfy.model_management``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from flowblending.contracts.manifest import MANIFEST
 
 KIND: Final = "flowblending"
 """The kind of model: its folder in ``models``, and its name in extra_model_paths.yaml."""
+
+
+Picture = npt.NDArray[np.uint8]
+"""[h, w, 3]."""
 
 
 def bundle_folders() -> list[Path]:
@@ -37,16 +45,31 @@ def bundle_path(name: str) -> Path:
     return next(found, folders[0] / name)
 
 
-def progress_bar(total: int) -> Callable[[int], None]:
-    """A bar in the browser; what is returned is told how much is done."""
+def progress_bar(total: int) -> Callable[[int, Picture | None], None]:
+    """A bar in the browser; what is returned is told how much is done, and what it looks like where that is known."""
     from comfy.utils import ProgressBar
 
     bar = ProgressBar(total)
 
-    def show(done: int) -> None:
-        bar.update_absolute(done)
+    def show(done: int, picture: Picture | None = None) -> None:
+        bar.update_absolute(done, total, None if picture is None else _preview(picture))
 
     return show
+
+
+def wants_previews() -> bool:
+    """Whether the user has ComfyUI show previews (``--preview-method``, or the setting of its menu)."""
+    from comfy.cli_args import LatentPreviewMethod, args
+
+    return bool(args.preview_method != LatentPreviewMethod.NoPreviews)
+
+
+def _preview(picture: Picture) -> tuple[str, Any, int]:
+    """A picture as ComfyUI's bars take it: format, Pillow's image, and what it is made larger or smaller to."""
+    from comfy.cli_args import args
+    from PIL import Image
+
+    return "JPEG", Image.fromarray(picture), args.preview_size
 
 
 def stop_if_cancelled() -> None:

@@ -13,9 +13,15 @@ import numpy.typing as npt
 
 from flowblending.contracts.manifest import MANIFEST, Manifest
 from flowblending.runtime import api
-from flowblending.runtime.api import FramesEvent, LatentsEvent, StepEvent, VideoSampler
+from flowblending.runtime.api import FramesEvent, LatentsEvent, PreviewEvent, StepEvent, VideoSampler
 from flowblending.runtime.options import DEVICES
-from flowblending.runtime.serve.comfyui.host import bundle_names, bundle_path, progress_bar, stop_if_cancelled
+from flowblending.runtime.serve.comfyui.host import (
+    bundle_names,
+    bundle_path,
+    progress_bar,
+    stop_if_cancelled,
+    wants_previews,
+)
 from flowblending.runtime.serve.comfyui.widgets import job_options, widgets
 
 BUNDLE: Final = "FLOWBLENDING_BUNDLE"
@@ -92,22 +98,26 @@ class Generate:
         """
         import torch
 
-        generation = bundle.generate(prompt, **job_options(values))
+        every = 1 if bundle.manifest.preview is not None and wants_previews() else None
+        generation = bundle.generate(prompt, preview_every=every, **job_options(values))
         steps = len(generation.program.steps)
         show = progress_bar(steps + 1)
         frames: list[npt.NDArray[np.float32]] = []
-        latents = None
+        done, latents = 0, None
         with contextlib.closing(iter(generation)) as events:
             for event in events:
                 stop_if_cancelled()
                 match event:
                     case StepEvent():
-                        show(event.index + 1)
+                        done = event.index + 1
+                        show(done, None)
+                    case PreviewEvent():
+                        show(done, event.picture)
                     case LatentsEvent():
                         latents = event.latents.numpy().copy()
                     case FramesEvent():
                         frames.append(event.frames)
-        show(steps + 1)
+        show(steps + 1, None)
         assert latents is not None, "sampling ends with its latents"
         images = np.concatenate(frames, axis=1).transpose(1, 2, 3, 0) * np.float32(0.5) + np.float32(0.5)
         samples = torch.from_numpy(_in_comfys_space(latents, bundle.manifest))

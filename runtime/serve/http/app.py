@@ -191,10 +191,10 @@ def _file(path: Path, kind: str, name: str, headers: dict[str, str]) -> FileResp
 
 
 @router.get("/videos/{video_id}/events", response_class=StreamingResponse, responses=_EVENTS)
-def follow_video(video_id: str, service: ServiceOf, owner: OwnerOf) -> StreamingResponse:
-    """Server-sent events of a video: one with every step."""
+def follow_video(video_id: str, service: ServiceOf, owner: OwnerOf, preview: bool = False) -> StreamingResponse:
+    """Server-sent events of a video: one with every step, and with ``preview`` a small picture of what it makes."""
     service.find(video_id, owner)
-    stream = server_sent(service, video_id, owner)
+    stream = server_sent(service, video_id, owner, previews=preview)
     return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 

@@ -150,6 +150,9 @@ class Dispatcher:
                     self._give(worker)
         except sqlite3.Error as error:  # a full disk, for one, may be mended
             self._log.event("database_error", why=str(error))
+        for worker in self.workers:
+            if worker.task is not None:
+                worker.watch(self._live.is_watched(worker.task.id))
         ready = wait([self._reader, *(worker.connection for worker in self.workers)], timeout=_TICK)
         if self._reader in ready:
             os.read(self._reader, 65536)
@@ -189,7 +192,15 @@ class Dispatcher:
         video, thumbnail = self._data.video(job.id), self._data.thumbnail(job.id)
         name = job.about.get(REFERENCE)
         upload = None if name is None else (self._data.upload(job.id), name)
-        return Work(id=job.id, model=job.model, fields=job.fields, video=video, thumbnail=thumbnail, upload=upload)
+        return Work(
+            id=job.id,
+            model=job.model,
+            fields=job.fields,
+            video=video,
+            thumbnail=thumbnail,
+            upload=upload,
+            watched=self._live.is_watched(job.id),
+        )
 
     def _cancel(self) -> None:
         with self._lock:
@@ -217,7 +228,9 @@ class Dispatcher:
         """Act on one message of a worker, or on its death."""
         message = worker.receive()
         match message:
-            case Told(progress=progress, warning=warning):
+            case Told(progress=progress, preview=preview, warning=warning):
+                if preview is not None:
+                    self._live.show(message.id, preview)
                 if progress is not None:
                     self._live.put(message.id, progress)
                 if warning is not None:

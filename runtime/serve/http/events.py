@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+from base64 import b64encode
 from collections.abc import AsyncIterator
-from typing import Final
+from typing import Any, Final
 
 from starlette.concurrency import run_in_threadpool
 
 from flowblending.runtime.serve.http.errors import ApiError
+from flowblending.runtime.serve.http.messages import Preview
 from flowblending.runtime.serve.http.record import JobRecord
 from flowblending.runtime.serve.http.schema import Video
 from flowblending.runtime.serve.http.service import Service
@@ -18,10 +21,19 @@ _SILENCE: Final = 15.0
 """Seconds after which a comment keeps proxies from closing the connection."""
 
 
-async def server_sent(service: Service, id: str, owner: str) -> AsyncIterator[str]:
-    """``progress`` events, then ``completed``, ``failed`` or ``deleted``; the data of each is a video."""
+async def server_sent(service: Service, id: str, owner: str, *, previews: bool = False) -> AsyncIterator[str]:
+    """``progress`` events, then ``completed``, ``failed`` or ``deleted``; the data of each is a video.
+
+    Args:
+        previews: whether ``progress`` brings previews when there are new ones: ``preview``, a data URL of a PNG, and
+            ``preview_step``, the step that it is of.
+    """
     video: Video | None = None
-    with service.live.changes(id) as changed:
+    preview: Preview | None = None
+    with contextlib.ExitStack() as stack:
+        changed = stack.enter_context(service.live.changes(id))
+        if previews:
+            stack.enter_context(service.live.watching(id, service.dispatcher.wake))
         while True:
             changed.clear()
             try:
@@ -33,7 +45,10 @@ async def server_sent(service: Service, id: str, owner: str) -> AsyncIterator[st
             if job.over:
                 yield _event(job.status, video.model_dump_json())
                 return
-            if video != before:
+            seen, preview = preview, service.live.preview(id) if previews else None
+            if preview is not None and preview is not seen:
+                yield _event("progress", json.dumps(video.model_dump(mode="json") | _shown(preview)))
+            elif video != before:
                 yield _event("progress", video.model_dump_json())
             if service.live.closed:
                 return
@@ -41,6 +56,10 @@ async def server_sent(service: Service, id: str, owner: str) -> AsyncIterator[st
                 await asyncio.wait_for(changed.wait(), _SILENCE)
             except TimeoutError:
                 yield ": still here\n\n"
+
+
+def _shown(preview: Preview) -> dict[str, Any]:
+    return {"preview": f"data:image/png;base64,{b64encode(preview.png).decode()}", "preview_step": preview.step}
 
 
 def _event(name: str, data: str) -> str:

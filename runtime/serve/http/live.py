@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from flowblending.runtime.serve.http.messages import Progress
+from flowblending.runtime.serve.http.messages import Preview, Progress
 
 
 class Live:
@@ -20,6 +21,8 @@ class Live:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._progress: dict[str, Progress] = {}
+        self._previews: dict[str, Preview] = {}
+        self._watching: Counter[str] = Counter()
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self.closed = False
@@ -39,10 +42,53 @@ class Live:
             self._progress[id] = progress
         self.tell(id)
 
+    def preview(self, id: str) -> Preview | None:
+        """The newest preview of a video in the making; None where nobody watches it, or before the first."""
+        with self._lock:
+            return self._previews.get(id)
+
+    def show(self, id: str, preview: Preview) -> None:
+        """It is going to look like this."""
+        with self._lock:
+            if id not in self._watching:
+                return
+            self._previews[id] = preview
+        self.tell(id)
+
+    def is_watched(self, id: str) -> bool:
+        """Whether anybody wants to see previews of a video."""
+        with self._lock:
+            return id in self._watching
+
+    @contextmanager
+    def watching(self, id: str, changed: Callable[[], None]) -> Iterator[None]:
+        """Previews of a video are wanted as long as this lasts.
+
+        Args:
+            changed: called where that is new, and where it is over.
+        """
+        with self._lock:
+            self._watching[id] += 1
+            first = self._watching[id] == 1
+        if first:
+            changed()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._watching[id] -= 1
+                last = not self._watching[id]
+                if last:
+                    del self._watching[id]
+                    self._previews.pop(id, None)
+            if last:
+                changed()
+
     def drop(self, id: str) -> None:
         """No worker has it any more."""
         with self._lock:
             self._progress.pop(id, None)
+            self._previews.pop(id, None)
         self.tell(id)
 
     def tell(self, id: str) -> None:

@@ -26,6 +26,7 @@ class Work:
         video: where the MP4 goes.
         thumbnail: where a PNG of its middle frame goes.
         upload: the file of the image that it begins with, and the name that it came with.
+        watched: whether somebody wants to see previews of it; see `Watched`.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Work:
     video: Path
     thumbnail: Path
     upload: tuple[Path, str] | None = None
+    watched: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,27 @@ class Cancel:
     """Nobody wants the video any more."""
 
     id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """Somebody wants to see previews of the video, or nobody does any more."""
+
+    id: str
+    watched: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What a video is going to look like, by a step on the way.
+
+    Attributes:
+        step: that has finished, from 1 on.
+        png: of its middle frame.
+    """
+
+    step: int
+    png: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +98,11 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
-    """Progress, or a warning, of a video."""
+    """Progress, a preview, or a warning, of a video."""
 
     id: str
     progress: Progress | None = None
+    preview: Preview | None = None
     warning: str | None = None
 
 

@@ -40,6 +40,7 @@ class ServedModel:
             "family": pipeline.family,
             "videos": [{"size": each.sizes, "frames": each.lengths} for each in self.manifest.profiles],
             "input_reference": takes(pipeline.conditions, Source.IMAGE),
+            "preview": self.manifest.preview is not None,
             "defaults": {
                 "size": first.size,
                 "frames": first.frames,

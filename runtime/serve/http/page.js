@@ -192,6 +192,17 @@ function player(card) {
   return video;
 }
 
+// What is being made, until it is made.
+function preview(card, video) {
+  let picture = card.media.querySelector("img");
+  if (!picture) {
+    picture = element("img");
+    card.media.replaceChildren(picture);
+  }
+  picture.src = video.preview;
+  picture.alt = `What it looks like after step ${video.preview_step}`;
+}
+
 async function show(video, first) {
   const card = cardOf(video, first);
   card.bar.hidden = video.status !== "in_progress" || !video.plan;
@@ -203,6 +214,7 @@ async function show(video, first) {
     completed: `${video.size}, ${video.frames} frames, made in ${(video.timings.total || 0).toFixed(1)} s`,
     failed: video.error ? video.error.message : "failed",
   };
+  if (video.preview && video.status === "in_progress") preview(card, video);
   card.state.textContent = [states[video.status], ...video.warnings].join(" · ");
   card.state.classList.toggle("failed", video.status === "failed");
   if (video.status === "completed" && !card.url && !card.loading) {
@@ -237,7 +249,7 @@ function drawBeside() {
 
 // EventSource sends no key: the stream is read by hand.
 async function follow(id) {
-  const reader = (await ask(`v1/videos/${id}/events`)).body.pipeThrough(new TextDecoderStream()).getReader();
+  const reader = (await ask(`v1/videos/${id}/events?preview=true`)).body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
     const { value, done } = await reader.read();

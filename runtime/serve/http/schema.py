@@ -79,6 +79,7 @@ class Model(BaseModel):
     family: str
     videos: list[dict[str, str]] = Field(description="Sizes and frames that it makes.")
     input_reference: bool = Field(description="Whether an image may be uploaded for a video to begin with.")
+    preview: bool = Field(description="Whether a video's events can bring small pictures of what is made.")
     defaults: dict[str, Any] = Field(description="Of the fields that depend on the model.")
 
 

@@ -19,7 +19,15 @@ from flowblending.runtime.batch.process import WorkerConfig, receive, run_worker
 from flowblending.runtime.batch.tasks import Cause, cause_of
 from flowblending.runtime.conditions.given import GivenClip
 from flowblending.runtime.devices.open import open_device
-from flowblending.runtime.events import EncodeEvent, FinishedEvent, FramesEvent, LoadEvent, SamplingEvent, WarningEvent
+from flowblending.runtime.events import (
+    EncodeEvent,
+    FinishedEvent,
+    FramesEvent,
+    LoadEvent,
+    PreviewEvent,
+    SamplingEvent,
+    WarningEvent,
+)
 from flowblending.runtime.jobs import compile_job, job_geometry
 from flowblending.runtime.media.video import png_bytes
 from flowblending.runtime.option_values import make_job
@@ -36,8 +44,10 @@ from flowblending.runtime.serve.http.messages import (
     Cancel,
     Cancelled,
     Made,
+    Preview,
     Progress,
     Told,
+    Watched,
     Work,
 )
 from flowblending.runtime.serve.http.reference import read_reference
@@ -72,7 +82,7 @@ def _work(config: WorkerConfig, bundles: Mapping[str, Path], device: str, connec
         say(Ready())
         while task := receive(connection):
             if isinstance(task, Work):
-                say(make(makers[task.model], task, say, partial(_cancelled, connection, task.id)))
+                say(make(makers[task.model], task, say, _Wishes(connection, task)))
 
 
 def _open(folder: Path, device: str, config: WorkerConfig) -> Pipeline:
@@ -97,15 +107,29 @@ def _open(folder: Path, device: str, config: WorkerConfig) -> Pipeline:
     return pipeline
 
 
-def _cancelled(connection: Connection, id: str) -> bool:
-    """Whether the service wants a video no more, or has gone."""
-    while connection.poll():
-        match receive(connection):
-            case Cancel(id=given) if given == id:
-                return True
-            case None:
-                sys.exit(1)
-    return False
+class _Wishes:
+    """What the service says about a video in the making.
+
+    Attributes:
+        watched: whether previews are wanted.
+    """
+
+    def __init__(self, connection: Connection, task: Work) -> None:
+        self._connection = connection
+        self._id = task.id
+        self.watched = task.watched
+
+    def cancelled(self) -> bool:
+        """Hear what has been said since the last time: whether the video is wanted no more, or the service has gone."""
+        while self._connection.poll():
+            match receive(self._connection):
+                case Cancel(id=self._id):
+                    return True
+                case Watched(id=self._id, watched=watched):
+                    self.watched = watched
+                case None:
+                    sys.exit(1)
+        return False
 
 
 class Maker:
@@ -121,18 +145,16 @@ class Maker:
         self.pipeline.device.close()
 
 
-def make(
-    maker: Maker, task: Work, tell: Callable[[Told], None], cancelled: Callable[[], bool]
-) -> Made | Failed | Cancelled:
+def make(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: _Wishes) -> Made | Failed | Cancelled:
     """Make one video, and tell how it ended.
 
     Args:
         maker: of the task's model.
-        tell: is told of progress and warnings.
-        cancelled: whether nobody wants the video any more; asked at every event, so between steps and decoded chunks.
+        tell: is told of progress, previews and warnings.
+        wishes: heard at every event, so between steps and decoded chunks.
     """
     try:
-        return _made(maker, task, tell, cancelled)
+        return _made(maker, task, tell, wishes)
     except FlowBlendingError as error:
         return Failed(why=str(error), cause=cause_of(error))
     except MemoryError:
@@ -142,7 +164,7 @@ def make(
         return Failed(why=f"{type(error).__name__}: {error}; please report this.", cause=cause_of(error))
 
 
-def _made(maker: Maker, task: Work, tell: Callable[[Told], None], cancelled: Callable[[], bool]) -> Made | Cancelled:
+def _made(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: _Wishes) -> Made | Cancelled:
     pipeline, job = maker.pipeline, make_job(task.fields)
     told = _Teller(task.id, tell)
     told.put(Progress(stage=ENCODING))
@@ -154,17 +176,27 @@ def _made(maker: Maker, task: Work, tell: Callable[[Told], None], cancelled: Cal
     for line in texts.warnings:
         tell(Told(id=task.id, warning=line))
     clips = _uploaded(task, job, pipeline.bundle.manifest)
-    run = VideoRun(pipeline, job, embeddings=texts.conditions, clips=clips, outputs=[task.video])
+    run = VideoRun(
+        pipeline,
+        job,
+        embeddings=texts.conditions,
+        clips=clips,
+        outputs=[task.video],
+        preview=lambda _: wishes.watched,
+    )
     told.begin(run)
     middle, thumbnail = run.geometry.frames // 2, b""
     with contextlib.closing(run.events()) as events:
         for event in events:
-            if cancelled():
+            if wishes.cancelled():
                 return Cancelled(id=task.id)
             told.show(event)
             match event:
                 case WarningEvent():
                     tell(Told(id=task.id, warning=event.message))
+                case PreviewEvent():
+                    preview = Preview(step=event.index + 1, png=png_bytes(event.picture, {}))
+                    tell(Told(id=task.id, preview=preview))
                 case FramesEvent() if event.first <= middle < event.first + event.count:
                     thumbnail = png_bytes(event.images()[middle - event.first], {})
                 case FinishedEvent():

@@ -21,7 +21,7 @@ def plans_of(bundle: Bundle, folder: Path, *, targets: tuple[str, ...] = ("sm89"
     """A bundle whose plans run the engines of another, which has to stay where it is."""
     folder.mkdir(parents=True)
     manifest = bundle.manifest
-    for file in manifest.tokenizer:
+    for file in (*manifest.tokenizer, *([] if manifest.preview is None else [manifest.preview.file])):
         shutil.copyfile(bundle.folder / file.path, folder / file.path)
     components = {name: _plan(bundle, name, folder, targets) for name in manifest.components}
     changed = manifest.model_copy(update={"components": components, "signals": {}, "calibration": None})

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import flowblending
-from flowblending import FlowBlendingError, FramesEvent
+from flowblending import FlowBlendingError, FramesEvent, PreviewEvent
 from flowblending.runtime.options import options
 from flowblending.runtime.serve.comfyui.widgets import DEFAULT, FIRST, job_options, widgets
 from tests.conftest import Build
@@ -121,7 +121,8 @@ def test_a_video_is_that_of_the_api(
     node = nodes["FlowBlendingGenerate"]
     values = {**defaults(node), "prompt": "a cat", "seed": 5, "steps": 3, "schedule": "LSL"}
     images, latent, rate = node().generate(bundle=sampler, **values)
-    generation = sampler.generate("a cat", negative_prompt="", seed=5, steps=3, schedule="LSL")
+    job = {"negative_prompt": "", "seed": 5, "steps": 3, "schedule": "LSL"}
+    generation = sampler.generate("a cat", **job)
     frames = np.concatenate([each.images() for each in generation if isinstance(each, FramesEvent)])
     assert images.dtype == torch.float32
     assert tuple(images.shape) == frames.shape
@@ -137,6 +138,16 @@ def test_a_video_is_that_of_the_api(
     np.testing.assert_allclose(latent["samples"].numpy(), latents, rtol=1e-5, atol=1e-5)
     with pytest.raises(FlowBlendingError, match="The prompt is empty"):
         node().generate(bundle=sampler, **{**values, "prompt": " "})
+    # What is made is shown where the user wants it, and is the same.
+    assert not host.previews
+    host.args.preview_method = comfy.LatentPreviewMethod.Auto
+    seen, _, _ = node().generate(bundle=sampler, **values)
+    assert torch.equal(seen, images)
+    assert [(done, kind, size) for done, kind, _, size in host.previews] == [(n, "JPEG", 512) for n in (1, 2, 3)]
+    pictures = [e.picture for e in sampler.generate("a cat", preview_every=1, **job) if isinstance(e, PreviewEvent)]
+    for (_, _, shown, _), picture in zip(host.previews, pictures, strict=True):
+        assert np.array_equal(np.asarray(shown), picture)
+    host.args.preview_method = comfy.LatentPreviewMethod.NoPreviews
     # Cancel ends it between two steps, and the bundle makes the next video.
     host.progress.clear()
     host.cancel_at = 2

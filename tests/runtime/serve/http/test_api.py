@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
 import http.client
+import io
 import json
 import socket
 import subprocess
@@ -16,6 +18,7 @@ from urllib.parse import urlsplit
 import jsonschema
 import openai
 import pytest
+from PIL import Image
 
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.options import served_options
@@ -91,9 +94,9 @@ def test_lists_are_read_page_by_page(server: VideoServer) -> None:
     assert not client.videos.list().data
 
 
-def sent_events(server: VideoServer, id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def sent_events(server: VideoServer, id: str, query: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     connection = http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=60)
-    connection.request("GET", f"/v1/videos/{id}/events")
+    connection.request("GET", f"/v1/videos/{id}/events{query}")
     response = connection.getresponse()
     assert response.headers["content-type"].startswith("text/event-stream")
     name = ""
@@ -103,6 +106,27 @@ def sent_events(server: VideoServer, id: str) -> Iterator[tuple[str, dict[str, A
         elif line.startswith("data: "):
             yield name, json.loads(line.removeprefix("data: "))
     connection.close()
+
+
+def test_small_pictures_are_told_to_whoever_asks(server: VideoServer) -> None:
+    client = server.client()
+    assert server.ask("/v1/models/wan")[1]["preview"] is True
+    id = client.videos.create(prompt="x", extra_body={"steps": 300}).id
+    plain = sent_events(server, id)
+    assert next(plain)[0] == "progress"
+    shown = [video for name, video in sent_events(server, id, "?preview=true") if name == "progress"]
+    pictures = [(video["preview_step"], video["preview"]) for video in shown if "preview" in video]
+    steps = [step for step, _ in pictures]
+    assert len(steps) > 10
+    assert steps == sorted(set(steps))
+    for _, url in (pictures[0], pictures[-1]):
+        kind, _, data = url.partition(",")
+        assert kind == "data:image/png;base64"
+        assert Image.open(io.BytesIO(base64.b64decode(data))).size == (4, 6)  # a pixel for 8x8 of 32x48
+    # Who does not ask is not told, and nothing stays behind.
+    assert not any("preview" in video for _, video in plain)
+    assert "preview" not in server.ask(f"/v1/videos/{id}")[1]
+    client.videos.delete(id)
 
 
 def test_every_step_is_told_as_it_happens(server: VideoServer) -> None:

@@ -52,6 +52,7 @@ def test_videos_are_made_seen_compared_and_deleted(browser: Browser, server: Vid
     for seed in (1, 2):
         make(browser, "<b>a cat</b>", steps=150, seed=seed)
         browser.wait(f"{CARDS}[0]?.querySelectorAll('.stage').length === 3")  # LSL, while it samples
+        browser.wait(f"{CARDS}[0].querySelector('img')?.naturalWidth === 4")  # what it is about to make, 32 pixels wide
         browser.wait(f"{CARDS}.length === {seed} && {CARDS}[0].querySelector('video')?.readyState >= 2")
     assert browser.evaluate("document.querySelector('article p').textContent") == "<b>a cat</b>"
     assert browser.evaluate("document.querySelector('article video').videoWidth") == 32
