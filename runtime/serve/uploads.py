@@ -65,6 +65,29 @@ class Kept:
     fields: Mapping[str, Any] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, stored: Mapping[str, Any], folder: Path) -> Kept:
+        """What `stored` told, of the same folder."""
+
+        def beside(value: Any) -> Any:
+            return tuple(map(beside, value)) if isinstance(value, list) else f"{folder}/{value}"
+
+        return cls(
+            fields={name: beside(value) for name, value in stored["fields"].items()},
+            names={beside(file): name for file, name in stored["names"].items()},
+        )
+
+    def stored(self, folder: Path) -> dict[str, Any]:
+        """The files of a folder as plain data, without its name."""
+
+        def inside(value: Any) -> Any:
+            return value.removeprefix(f"{folder}/") if isinstance(value, str) else list(map(inside, value))
+
+        return {
+            "fields": {name: inside(value) for name, value in self.fields.items()},
+            "names": {inside(file): name for file, name in self.names.items()},
+        }
+
     def tell(self, text: str) -> str:
         """A message about the files, with their clients' names."""
         for file, name in self.names.items():

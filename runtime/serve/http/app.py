@@ -36,7 +36,7 @@ from flowblending.runtime.serve.http.schema import (
     request_schema,
 )
 from flowblending.runtime.serve.http.service import Service
-from flowblending.runtime.serve.uploads import Upload, shown_name
+from flowblending.runtime.serve.uploads import MOST_FILES, Upload, shown_name
 
 _POLL: Final = {"openai-poll-after-ms": "500"}
 """How long OpenAI's clients wait between two looks."""
@@ -72,7 +72,7 @@ async def _accepted(request: Request, service: Service, owner: str) -> JobRecord
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         try:
-            async with request.form(max_files=1, max_fields=_FIELDS, max_part_size=MOST_BODY) as form:
+            async with request.form(max_files=MOST_FILES, max_fields=_FIELDS, max_part_size=MOST_BODY) as form:
                 values = read_form([(name, await _received(value)) for name, value in form.multi_items()])
         except HTTPException as error:
             raise bad_request(f"The form cannot be read ({error.detail}); send one with a prompt.") from None

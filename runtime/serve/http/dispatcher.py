@@ -29,8 +29,9 @@ from flowblending.runtime.serve.http.messages import LOADING, Cancelled, Made, P
 from flowblending.runtime.serve.http.metrics import Metrics
 from flowblending.runtime.serve.http.process import ServiceWorker
 from flowblending.runtime.serve.http.record import JobRecord
-from flowblending.runtime.serve.http.request import REFERENCE
+from flowblending.runtime.serve.http.request import KEPT
 from flowblending.runtime.serve.http.store import JobStore
+from flowblending.runtime.serve.uploads import Kept
 
 _TICK: Final = 1.0
 """Seconds between two looks at deadlines and at what has expired."""
@@ -190,15 +191,15 @@ class Dispatcher:
 
     def _task(self, job: JobRecord) -> Work:
         video, thumbnail = self._data.video(job.id), self._data.thumbnail(job.id)
-        name = job.about.get(REFERENCE)
-        upload = None if name is None else (self._data.upload(job.id), name)
+        stored = job.about.get(KEPT)
+        uploads = Kept() if stored is None else Kept.of(stored, self._data.upload(job.id))
         return Work(
             id=job.id,
             model=job.model,
             fields=job.fields,
             video=video,
             thumbnail=thumbnail,
-            upload=upload,
+            uploads=uploads,
             watched=self._live.is_watched(job.id),
         )
 

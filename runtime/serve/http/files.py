@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from flowblending import UsageError
+from flowblending.runtime.serve.uploads import Kept, Upload, keep
 from flowblending.system.lock import exclusive_if_free
 from flowblending.system.output import cannot_write, check_folder
 from flowblending.system.temporary import sweep
@@ -15,7 +17,7 @@ from flowblending.system.whole_file import flush
 
 
 class DataFolder:
-    """The jobs' database, two files per video, and the image that it begins with if one was uploaded."""
+    """The jobs' database, two files per video, and a folder of what was uploaded for it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -39,33 +41,35 @@ class DataFolder:
         return self.videos / f"{id}.png"
 
     def upload(self, id: str) -> Path:
-        """An image that was uploaded for a video."""
+        """The folder of files that were uploaded for a video."""
         return self.videos / f"{id}.upload"
 
-    def keep_upload(self, id: str, content: bytes) -> Path:
-        """Keep such an image; it is on the disk then. What a kill leaves of it is no job's, and `tidy` removes it.
+    def keep_uploads(self, id: str, uploads: Mapping[str, Sequence[Upload]]) -> Kept:
+        """Keep such files; they are on the disk then. What a kill leaves of them is no job's, and `tidy` removes it.
 
         Raises:
-            OSError: it cannot be written.
+            UsageError: they are too many or too large.
+            OSError: they cannot be written.
         """
-        path = self.upload(id)
-        path.write_bytes(content)
-        flush(path)
+        folder = self.upload(id)
+        folder.mkdir()
+        kept = keep(uploads, folder)
+        for path in _files(folder):
+            flush(path)
         with contextlib.suppress(OSError):  # of file systems that have no names to wait for
-            flush(self.videos)
-        return path
+            for path in (*(each for each in folder.rglob("*") if each.is_dir()), folder, self.videos):
+                flush(path)
+        return kept
 
     def size(self, id: str) -> int:
         """Bytes of a video's files."""
-        upload = self.upload(id)
-        kept = (self.video(id), self.thumbnail(id), *([upload] if upload.exists() else []))
+        kept = (self.video(id), self.thumbnail(id), *_files(self.upload(id)))
         return sum(path.stat().st_size for path in kept)
 
     def remove(self, id: str) -> None:
         """Remove all of a video's files."""
         self.remove_results(id)
-        with contextlib.suppress(OSError):
-            self.upload(id).unlink(missing_ok=True)
+        shutil.rmtree(self.upload(id), ignore_errors=True)
 
     def remove_results(self, id: str) -> None:
         """Remove what was made of a video, and what a worker that was killed left of it."""
@@ -79,6 +83,11 @@ class DataFolder:
         for path in self.videos.iterdir():
             if path.suffix in (".mp4", ".png", ".upload") and path.stem not in known:
                 self.remove(path.stem)
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of a folder and of those in it; none if there is none."""
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 @contextmanager

@@ -18,11 +18,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flowblending.runtime.serve.http.errors import ApiError
 from flowblending.runtime.serve.http.service import Service
+from flowblending.runtime.serve.uploads import MOST_BYTES
 
 MOST_BODY: Final = 2**24
 """Bytes of a request: a prompt and some numbers take little of it, the rest is for an image."""
+MOST_FORM: Final = MOST_BYTES + 2**20
+"""Bytes of one that is a form, whose files do not lie in memory as a whole."""
 
-_MOST_DRAINED: Final = 2**26
+_MOST_DRAINED: Final = 2**27
 _PATIENCE: Final = 10.0
 """Bytes and seconds that the rest of a refused body is read for."""
 
@@ -69,7 +72,7 @@ class Gate:
                 await _drain(receive)
                 await refused.response()(scope, receive, sending)
             else:
-                await self._app(scope, _limited(receive), sending)
+                await self._app(scope, _limited(receive, _most(headers)), sending)
         except Exception:
             self._service.log.event("internal_error", request=id, traceback=traceback.format_exc())
             if not status:
@@ -98,8 +101,8 @@ class Gate:
             message = f"The page {origin[:60]!r} may not use this service; only its own may."
             return ApiError(HTTPStatus.FORBIDDEN, message, code="wrong_origin")
         length = headers.get("content-length", "0")
-        if length.isdecimal() and int(length[:20]) > MOST_BODY:
-            return _too_large()
+        if length.isdecimal() and int(length[:20]) > _most(headers):
+            return _too_large(_most(headers))
         return None
 
 
@@ -121,12 +124,17 @@ def _name(host: str) -> str:
         return ""
 
 
-def _too_large() -> ApiError:
-    message = f"The body is larger than {MOST_BODY} bytes; shorten the prompt, or send a smaller image."
+def _most(headers: Mapping[str, str]) -> int:
+    """Bytes that a request's body may have."""
+    return MOST_FORM if headers.get("content-type", "").lower().startswith("multipart/form-data") else MOST_BODY
+
+
+def _too_large(most: int) -> ApiError:
+    message = f"The body is larger than {most} bytes; shorten the prompt, or send smaller files."
     return ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, code="body_too_large")
 
 
-def _limited(receive: Receive) -> Receive:
+def _limited(receive: Receive, most: int) -> Receive:
     """Messages until the body is too large, whatever its header said."""
     total = 0
 
@@ -134,10 +142,10 @@ def _limited(receive: Receive) -> Receive:
         nonlocal total
         message = await receive()
         total += len(message.get("body", b""))
-        if total > MOST_BODY:
+        if total > most:
             if message.get("more_body"):
                 await _drain(receive)
-            raise _too_large()
+            raise _too_large(most)
         return message
 
     return limited

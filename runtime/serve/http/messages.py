@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flowblending.runtime.batch.messages import Failed, Ready, Unable
+from flowblending.runtime.serve.uploads import Kept
 
 LOADING: Final = "loading"
 ENCODING: Final = "encoding"
@@ -25,7 +26,7 @@ class Work:
         fields: of the job, as they were read from the request.
         video: where the MP4 goes.
         thumbnail: where a PNG of its middle frame goes.
-        upload: the file of the image that it begins with, and the name that it came with.
+        uploads: files that came with the request.
         watched: whether somebody wants to see previews of it; see `Watched`.
     """
 
@@ -34,7 +35,7 @@ class Work:
     fields: Mapping[str, Any]
     video: Path
     thumbnail: Path
-    upload: tuple[Path, str] | None = None
+    uploads: Kept = field(default_factory=Kept)
     watched: bool = False
 
 

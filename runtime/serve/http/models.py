@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flowblending.contracts.conditions import Source, takes
+from flowblending.contracts.conditions import Source, pixel_sources, takes
 from flowblending.contracts.manifest import Manifest
 from flowblending.engine.bundle.bundle import Bundle
 
@@ -40,6 +40,7 @@ class ServedModel:
             "family": pipeline.family,
             "videos": [{"size": each.sizes, "frames": each.lengths} for each in self.manifest.profiles],
             "input_reference": takes(pipeline.conditions, Source.IMAGE),
+            "takes": [source.value for source in pixel_sources(pipeline.conditions)],
             "preview": self.manifest.preview is not None,
             "defaults": {
                 "size": first.size,

@@ -2,7 +2,12 @@
 // The page of fb-serve. Everything that a user or the service wrote becomes text, never markup.
 
 const USUAL = ["model", "size", "frames", "schedule", "steps", "guidance", "seed", "cache", "solver", "negative_prompt"];
-const REFERENCE = "input_reference";
+// Fields of files: what a model has to take for them, their label, and what may be chosen.
+const FILES = {
+  input_reference: ["image", "begin with an image", "image/*"],
+  video: ["video", "a video, or a ZIP file of its frames", "video/*,image/*,.zip"],
+  mask: ["mask", "its mask, white where it is made anew", "video/*,image/*,.zip"],
+};
 const byId = (id) => document.getElementById(id);
 const cards = new Map();
 let models = [];
@@ -70,13 +75,15 @@ function drawFields() {
     label.append(input);
     byId(USUAL.includes(name) ? "usual" : "more").append(label);
   }
-  const label = element("label", "begin with an image");
-  const file = element("input");
-  file.type = "file";
-  file.accept = "image/*";
-  file.name = REFERENCE;
-  label.append(file);
-  byId("usual").append(label);
+  for (const [name, [, text, accept]] of Object.entries(FILES)) {
+    const label = element("label", text);
+    const file = element("input");
+    file.type = "file";
+    file.accept = accept;
+    file.name = name;
+    label.append(file);
+    byId("usual").append(label);
+  }
   byId("form").elements.model.addEventListener("change", bounds);
   bounds();
 }
@@ -85,7 +92,7 @@ function drawFields() {
 function bounds() {
   const elements = byId("form").elements;
   const model = models.find((each) => each.id === elements.model.value);
-  elements[REFERENCE].parentElement.hidden = !model.input_reference;
+  for (const [name, [kind]] of Object.entries(FILES)) elements[name].parentElement.hidden = !model.takes.includes(kind);
   for (const [name, value] of Object.entries(model.defaults)) {
     if (elements[name]) elements[name].placeholder = value;
   }
@@ -106,7 +113,7 @@ function bounds() {
 function request() {
   const fields = {};
   for (const input of byId("form").elements) {
-    if (!input.name || input.name === REFERENCE || input.value === "") continue;
+    if (!input.name || input.name in FILES || input.value === "") continue;
     const about = schema.properties[input.name];
     const kind = kindOf(about);
     fields[input.name] = kind === "boolean" ? input.value === "true" : kind === "string" ? input.value : Number(input.value);
@@ -114,15 +121,17 @@ function request() {
   return fields;
 }
 
-// JSON, or a form where an image goes with it.
+// JSON, or a form where files go with it.
 function body() {
-  const input = byId("form").elements[REFERENCE];
-  if (input.parentElement.hidden || !input.files.length) {
+  const elements = byId("form").elements;
+  const inputs = Object.keys(FILES).map((name) => elements[name]);
+  const given = inputs.filter((input) => !input.parentElement.hidden && input.files.length);
+  if (!given.length) {
     return { headers: { "content-type": "application/json" }, body: JSON.stringify(request()) };
   }
   const form = new FormData();
   for (const [name, value] of Object.entries(request())) form.append(name, String(value));
-  form.append(REFERENCE, input.files[0]);
+  for (const input of given) form.append(input.name, input.files[0]);
   return { body: form };
 }
 
@@ -166,8 +175,7 @@ function cardOf(video, first) {
   remove.addEventListener("click", () => ask(`v1/videos/${video.id}`, { method: "DELETE" }).then(() => forget(video.id)).catch(say));
   const buttons = element("div", undefined, "row");
   buttons.append(compare, remove);
-  const image = video.input_reference ? [[REFERENCE, video.input_reference]] : [];
-  const options = [...Object.entries(video.options), ...image].map(([name, value]) => `${name} ${value}`).join(", ");
+  const options = [...Object.entries(video.options), ...Object.entries(video.files)].map(([name, value]) => `${name} ${value}`).join(", ");
   root.append(media, element("p", video.prompt), element("p", [video.model, options].filter(Boolean).join(": "), "quiet"), bar, state, buttons);
   card = { root, bar, state, media, compare, url: null, loading: false };
   cards.set(video.id, card);

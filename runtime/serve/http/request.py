@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,17 +11,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from flowblending import FlowBlendingError, UsageError
-from flowblending.contracts.conditions import Source
 from flowblending.contracts.manifest import Manifest
-from flowblending.runtime.conditions.registry import check_taken
 from flowblending.runtime.jobs import check_given, compile_job, job_geometry
 from flowblending.runtime.option import Option
 from flowblending.runtime.option_values import HTTP, make_job, read_options, read_value, shown, unknown
-from flowblending.runtime.options import AUTO, Job, options, served_options
+from flowblending.runtime.options import AUTO, Job, served_options
 from flowblending.runtime.serve.http.errors import ApiError, bad_request
 from flowblending.runtime.serve.http.models import ServedModel
-from flowblending.runtime.serve.http.reference import check_reference, check_still, hidden
-from flowblending.runtime.serve.uploads import Upload
+from flowblending.runtime.serve.http.reference import IMAGE, REFERENCE, SEVERAL, check_files, check_kinds, told
+from flowblending.runtime.serve.uploads import Kept
 
 MODEL: Final = Option(name="model", section="", help="name of one of the service's models", example="wan")
 SECONDS: Final = Option(
@@ -56,11 +53,8 @@ START_WITHIN: Final = Option(
 )
 BESIDE: Final = (MODEL, SECONDS, PRIORITY, START_WITHIN)
 """Fields that are no options of the job."""
-REFERENCE: Final = "input_reference"
-"""The field of an image that the video begins with: a file of a form."""
-
-_FILES: Final = frozenset(each.name for each in options() if each.file and not each.served)
-"""Options that name files of the machine that makes the video."""
+KEPT: Final = "kept"
+"""What of a job's ``about`` is the service's own: where uploads are, as `Kept.stored` tells."""
 
 MOST_CHARACTERS: Final = 32768
 """Of a prompt. Text encoders take 512 tokens, and tell of what they leave out."""
@@ -72,7 +66,7 @@ class VideoRequest:
 
     Attributes:
         fields: of the job that were given, and what ``seconds`` came to.
-        about: size, frames and seconds of the video, and the name of the image that was uploaded, if one was.
+        about: size, frames and seconds of the video, and of files that were uploaded their names, and where they are.
         start_within: seconds; None for any.
     """
 
@@ -108,12 +102,19 @@ def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def read_form(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
     """The fields of a form: numbers and truth values where the field is one and the text reads so.
 
+    What may be there several times is a list.
+
     Raises:
-        ApiError: a field is there twice.
+        ApiError: another field is there twice.
     """
     kinds = {each.name: each.kind for each in (*served_options(), *BESIDE)}
     found: dict[str, object] = {}
     for name, value in pairs:
+        if name in SEVERAL:
+            several = found.setdefault(name, [])
+            assert isinstance(several, list)
+            several.append(value)
+            continue
         if name in found:
             raise bad_request(f"The field {name[:60]!r} is there twice; give it once.")
         found[name] = _plain(value, kinds.get(name, str)) if isinstance(value, str) else value
@@ -130,25 +131,27 @@ def _plain(text: str, kind: type) -> object:
 
 
 def read_request(
-    values: Mapping[str, object], models: Mapping[str, ServedModel], file: Path | None = None
+    values: Mapping[str, object],
+    models: Mapping[str, ServedModel],
+    kept: Kept | None = None,
+    *,
+    reference: bool = False,
 ) -> VideoRequest:
     """What the fields of a request ask for.
 
     Args:
+        values: without files; see `take_uploads`.
         models: by name; the first is that of requests that name none.
-        file: where the image that was uploaded is kept, if one was.
+        kept: the files that were uploaded; None if there are none.
+        reference: whether the first image is an ``input_reference``.
 
     Raises:
         ApiError: a field is unknown or wrong, or the model makes no such video.
     """
     given = {name: value for name, value in values.items() if value is not None or name not in _names()}
     model = _model(given.get(MODEL.name), models)
-    reference = _reference(given)
     fields: dict[str, Any] = {}
     for name, value in given.items():
-        if name in _FILES:
-            message = f"{name} names a file, and the service reads none of its machine's; "
-            raise bad_request(f"{message}upload an image as {REFERENCE}, or leave it out.", param=name)
         if name not in _names():
             known = sorted(_names())
             raise bad_request(str(unknown(name[:60], HTTP, known)), code="unknown_parameter", param=name[:60])
@@ -162,12 +165,11 @@ def read_request(
     try:
         if beside[SECONDS.name] is not None:
             fields["frames"] = _frames(beside[SECONDS.name], fields, model.manifest)
-        if reference is None or file is None:
+        if kept is None:
             about = describe(make_job(fields), model.manifest)
-            if reference is None:
-                check_given(make_job(fields), model.manifest)
+            check_given(make_job(fields), model.manifest)
         else:
-            about = _begun(fields, reference.name, file, model.manifest)
+            about = _with_files(fields, kept, model.manifest, reference=reference)
     except UsageError as error:
         raise bad_request(str(error)) from None
     return VideoRequest(
@@ -191,52 +193,39 @@ def describe(job: Job, manifest: Manifest) -> dict[str, Any]:
     return {"size": geometry.size, "frames": geometry.frames, "seconds": f"{geometry.frames / rate:.4g}"}
 
 
-def _reference(given: dict[str, object]) -> Upload | None:
-    """The image that was uploaded, taken out of the fields.
-
-    Raises:
-        ApiError: something else was given for it.
-    """
-    found = given.pop(REFERENCE, None)
-    if found is None:
-        kinds = (f"{REFERENCE}[image_url]", f"{REFERENCE}[file_id]")
-        found = next(({kind: given[kind]} for kind in kinds if kind in given), None)
-    if found is None or isinstance(found, Upload):
-        return found
-    raise bad_request(
-        f"{REFERENCE} is {shown(found)}, but an image in the request was expected; upload its file in a form.",
-        param=REFERENCE,
-    )
-
-
-def _begun(fields: dict[str, Any], name: str, file: Path, manifest: Manifest) -> dict[str, Any]:
-    """What `describe` tells of a video that begins with an image, and the image's name.
+def _with_files(fields: dict[str, Any], kept: Kept, manifest: Manifest, *, reference: bool) -> dict[str, Any]:
+    """What `describe` tells of a video that is made of files, their names, and where they are.
 
     Args:
         fields: of the job, whose size is a plain one afterwards.
+        reference: whether the first image is an ``input_reference``.
 
     Raises:
-        ApiError: the image is none, or the bundle takes none.
+        ApiError: a file is none that can be read, or the bundle takes none such.
         UsageError: the bundle cannot make the video.
     """
-    with _wrong_reference():
-        check_taken(manifest, Source.IMAGE)
-        check_still(file, name)
-    with hidden(file, name):
-        about = describe(dataclasses.replace(make_job(fields), image=(str(file),)), manifest)
+    param = REFERENCE if reference else next(iter(kept.fields))
+    with _wrong(param), kept.told():
+        check_kinds(kept, manifest, reference=reference)
+    job = make_job({**fields, **kept.fields})
+    with kept.told():
+        about = describe(job, manifest)
     if str(fields.get("size")).strip().lower() == AUTO:
         fields |= {"size": about["size"], "frames": about["frames"]}
-    with _wrong_reference():
-        check_reference(file, name, make_job(fields), manifest)
-    return {**about, REFERENCE: name}
+    with _wrong(param), kept.told():
+        check_files(make_job({**fields, **kept.fields}), manifest)
+    files = told(kept, job)
+    begins = {REFERENCE: files[IMAGE][0]} if reference else {}
+    folder = Path(next(iter(kept.names))).parent
+    return {**about, **begins, "files": files, KEPT: kept.stored(folder)}
 
 
 @contextmanager
-def _wrong_reference() -> Iterator[None]:
+def _wrong(param: str) -> Iterator[None]:
     try:
         yield
     except FlowBlendingError as error:
-        raise bad_request(str(error), param=REFERENCE) from None
+        raise bad_request(str(error), param=param) from None
 
 
 def _names() -> set[str]:

@@ -7,11 +7,12 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, Field
 
 from flowblending.runtime.option import Option
-from flowblending.runtime.options import served_options
+from flowblending.runtime.options import options, served_options
 from flowblending.runtime.serve.http.messages import Progress
 from flowblending.runtime.serve.http.models import ServedModel
 from flowblending.runtime.serve.http.record import COMPLETED, IN_PROGRESS, QUEUED, JobRecord
-from flowblending.runtime.serve.http.request import BESIDE, MOST_CHARACTERS, REFERENCE
+from flowblending.runtime.serve.http.reference import AT, REFERENCE
+from flowblending.runtime.serve.http.request import BESIDE, MOST_CHARACTERS
 
 
 class VideoError(BaseModel):
@@ -39,6 +40,7 @@ class Video(BaseModel):
     remixed_from_video_id: None = None
     frames: int
     input_reference: str | None = Field(None, description="Name of the image that was uploaded to begin with.")
+    files: dict[str, str | list[str]] = Field({}, description="Names of all files that were uploaded, by field.")
     options: dict[str, Any] = Field(description="The fields that were given, beside the prompt.")
     queue_position: int | None = Field(None, description="0 is next among the videos of the same API key.")
     stage: str | None = Field(None, description="loading, encoding, sampling or decoding.")
@@ -79,6 +81,7 @@ class Model(BaseModel):
     family: str
     videos: list[dict[str, str]] = Field(description="Sizes and frames that it makes.")
     input_reference: bool = Field(description="Whether an image may be uploaded for a video to begin with.")
+    takes: list[str] = Field(description="Of image, video and mask, the files that may be uploaded.")
     preview: bool = Field(description="Whether a video's events can bring small pictures of what is made.")
     defaults: dict[str, Any] = Field(description="Of the fields that depend on the model.")
 
@@ -138,6 +141,7 @@ def video_of(job: JobRecord, live: Progress | None, ahead: int | None) -> Video:
         size=job.about["size"],
         frames=job.about["frames"],
         input_reference=job.about.get(REFERENCE),
+        files=job.about.get("files", {}),
         error=None if job.code is None else VideoError(code=job.code, message=job.message or ""),
         options={name: value for name, value in job.fields.items() if name != "prompt"},
         queue_position=ahead if job.status == QUEUED else None,
@@ -170,11 +174,21 @@ def _property(option: Option) -> dict[str, Any]:
     return found | {"examples": [option.example]}
 
 
-_UPLOAD: Final[dict[str, Any]] = {
-    "type": "string",
-    "format": "binary",
-    "description": "image file that the video begins with, of models that say input_reference",
-}
+def _file(description: str) -> dict[str, Any]:
+    return {"type": "string", "format": "binary", "description": description.replace("%%", "%")}
+
+
+def _uploads() -> dict[str, Any]:
+    """Files, as forms have them."""
+    found = {each.name: _file(each.help) for each in options() if each.file}
+    several = {each.name for each in options() if each.file and each.several}
+    found = {name: {"type": "array", "items": each} if name in several else each for name, each in found.items()}
+    places = {"type": "string", "description": "where an image stands: 120, or 120:0.8 with a strength"}
+    return {
+        REFERENCE: _file("image file that the video begins with, of models that say input_reference"),
+        **found,
+        AT: {"type": "array", "items": places},
+    }
 
 
 def request_schema(*, upload: bool = False) -> dict[str, Any]:
@@ -188,5 +202,5 @@ def request_schema(*, upload: bool = False) -> dict[str, Any]:
         "type": "object",
         "required": ["prompt"],
         "additionalProperties": False,
-        "properties": properties | ({REFERENCE: _UPLOAD} if upload else {}),
+        "properties": properties | (_uploads() if upload else {}),
     }

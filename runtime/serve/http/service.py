@@ -6,14 +6,14 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from pathlib import Path
 from typing import Final
 
+from flowblending import UsageError
 from flowblending.runtime.serve.http.dispatcher import Dispatcher
-from flowblending.runtime.serve.http.errors import ApiError, no_video
+from flowblending.runtime.serve.http.errors import ApiError, bad_request, no_video
 from flowblending.runtime.serve.http.files import DataFolder
 from flowblending.runtime.serve.http.keys import Keys
 from flowblending.runtime.serve.http.live import Live
@@ -21,10 +21,11 @@ from flowblending.runtime.serve.http.log import Log
 from flowblending.runtime.serve.http.metrics import Metrics
 from flowblending.runtime.serve.http.models import ServedModel
 from flowblending.runtime.serve.http.record import QUEUED, JobRecord
-from flowblending.runtime.serve.http.request import REFERENCE, VideoRequest, read_request
+from flowblending.runtime.serve.http.reference import REFERENCE, take_uploads
+from flowblending.runtime.serve.http.request import VideoRequest, read_request
 from flowblending.runtime.serve.http.schema import Video, video_of
 from flowblending.runtime.serve.http.store import JobStore, QueueFullError, new_id
-from flowblending.runtime.serve.uploads import Upload
+from flowblending.runtime.serve.uploads import Kept, Upload
 
 _ID: Final = re.compile(r"video_[0-9a-f]{32}")
 _MINUTE: Final = 60.0
@@ -97,27 +98,29 @@ class Service:
         object.__setattr__(self, "rates", RateLimit(self.limits.rate))
 
     def ask(self, values: Mapping[str, object], owner: str) -> JobRecord:
-        """Accept the video that the fields of a request ask for; the image among them is kept before its job is.
+        """Accept the video that the fields of a request ask for; files among them are kept before its job is.
 
         Raises:
             ApiError: it cannot be accepted; nothing of it is kept.
         """
-        upload = values.get(REFERENCE)
-        if not isinstance(upload, Upload):
-            return self.accept(read_request(values, self.models), owner)
-        id = new_id()
+        uploads, fields = take_uploads(values)
+        if not uploads:
+            return self.accept(read_request(fields, self.models), owner)
+        id, reference = new_id(), values.get(REFERENCE) is not None
         try:
-            file = self._kept(id, upload)
-            return self.accept(read_request(values, self.models, file), owner, id)
+            kept = self._kept(id, uploads)
+            return self.accept(read_request(fields, self.models, kept, reference=reference), owner, id)
         except BaseException:
             self.data.remove(id)
             raise
 
-    def _kept(self, id: str, upload: Upload) -> Path:
+    def _kept(self, id: str, uploads: Mapping[str, Sequence[Upload]]) -> Kept:
         try:
-            return self.data.keep_upload(id, upload.content)
+            return self.data.keep_uploads(id, uploads)
+        except UsageError as error:
+            raise bad_request(str(error), param=next(iter(uploads))) from None
         except OSError as error:
-            message = f"The service cannot keep the image ({error.strerror}); whoever runs it has to free some space."
+            message = f"The service cannot keep the files ({error.strerror}); whoever runs it has to free some space."
             raise ApiError(HTTPStatus.SERVICE_UNAVAILABLE, message, code="storage") from None
 
     def accept(self, request: VideoRequest, owner: str, id: str | None = None) -> JobRecord:

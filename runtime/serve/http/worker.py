@@ -12,12 +12,10 @@ from pathlib import Path
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import TEXT_ENCODER
-from flowblending.contracts.manifest import Manifest
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.runtime.batch.messages import Failed, Ready, Unable
 from flowblending.runtime.batch.process import WorkerConfig, receive, run_worker, tell
 from flowblending.runtime.batch.tasks import Cause, cause_of
-from flowblending.runtime.conditions.given import GivenClip
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.events import (
     EncodeEvent,
@@ -28,10 +26,9 @@ from flowblending.runtime.events import (
     SamplingEvent,
     WarningEvent,
 )
-from flowblending.runtime.jobs import compile_job, job_geometry
+from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.video import png_bytes
 from flowblending.runtime.option_values import make_job
-from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.run import VideoRun, warm_up
 from flowblending.runtime.sampler.loop import StepEvent
@@ -50,7 +47,6 @@ from flowblending.runtime.serve.http.messages import (
     Watched,
     Work,
 )
-from flowblending.runtime.serve.http.reference import read_reference
 from flowblending.runtime.serve.http.texts import Texts
 from flowblending.runtime.stage_times import TOTAL
 from flowblending.system.whole_file import whole_file
@@ -154,7 +150,8 @@ def make(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: _Wishes
         wishes: heard at every event, so between steps and decoded chunks.
     """
     try:
-        return _made(maker, task, tell, wishes)
+        with task.uploads.told():
+            return _made(maker, task, tell, wishes)
     except FlowBlendingError as error:
         return Failed(why=str(error), cause=cause_of(error))
     except MemoryError:
@@ -165,7 +162,7 @@ def make(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: _Wishes
 
 
 def _made(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: _Wishes) -> Made | Cancelled:
-    pipeline, job = maker.pipeline, make_job(task.fields)
+    pipeline, job = maker.pipeline, make_job({**task.fields, **task.uploads.fields})
     told = _Teller(task.id, tell)
     told.put(Progress(stage=ENCODING))
     # Marks and not the clock: on a GPU, encoding has only been enqueued when it returns.
@@ -175,12 +172,11 @@ def _made(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: _Wishe
     ended.record()
     for line in texts.warnings:
         tell(Told(id=task.id, warning=line))
-    clips = _uploaded(task, job, pipeline.bundle.manifest)
     run = VideoRun(
         pipeline,
         job,
         embeddings=texts.conditions,
-        clips=clips,
+        named=task.uploads.named(job),
         outputs=[task.video],
         preview=lambda _: wishes.watched,
     )
@@ -193,7 +189,7 @@ def _made(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: _Wishe
             told.show(event)
             match event:
                 case WarningEvent():
-                    tell(Told(id=task.id, warning=event.message))
+                    tell(Told(id=task.id, warning=task.uploads.tell(event.message)))
                 case PreviewEvent():
                     preview = Preview(step=event.index + 1, png=png_bytes(event.picture, {}))
                     tell(Told(id=task.id, preview=preview))
@@ -209,14 +205,6 @@ def _made(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: _Wishe
                     seconds = {**event.seconds, TEXT_ENCODER: encoding, TOTAL: event.seconds[TOTAL] + encoding}
                     return Made(id=task.id, seconds=seconds, calls=event.sample.calls, full=full, texts=texts.counts)
     raise AssertionError("a run ends with its last event")
-
-
-def _uploaded(task: Work, job: Job, manifest: Manifest) -> tuple[GivenClip, ...]:
-    """The image that was uploaded for a video, if one was."""
-    if task.upload is None:
-        return ()
-    (file, name), video = task.upload, job_geometry(job, manifest)
-    return (read_reference(file, name, (video.width, video.height), fit=job.fit),)
 
 
 class _Teller:

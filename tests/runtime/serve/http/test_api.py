@@ -244,9 +244,12 @@ WRONG = {
     "another's name": ({"prompt": "x", "num_inference_steps": 3}, "'num_inference_steps'; steps"),
     "an image": (
         {"prompt": "x", "input_reference": {"image_url": "data:,"}},
-        "but an image in the request was expected",
+        "but a file in the request was expected",
     ),
-    "a file's name": ({"prompt": "x", "image": "/etc/passwd"}, "image names a file, and the service reads none"),
+    "a file's name": (
+        {"prompt": "x", "image": "/etc/passwd"},
+        "image is '/etc/passwd', but a file in the request was expected",
+    ),
     "no object": ([1], "The body is [1], but a JSON object was expected"),
 }
 
@@ -357,7 +360,11 @@ def test_the_openapi_document_is_true(server: VideoServer) -> None:
     create = document["paths"]["/v1/videos"]["post"]["requestBody"]["content"]
     schema = create["application/json"]["schema"]
     properties = dict(create["multipart/form-data"]["schema"]["properties"])
-    assert properties.pop("input_reference")["format"] == "binary"
+    assert {properties.pop(name)["format"] for name in ("input_reference", "video", "mask")} == {"binary"}
+    assert {name: properties.pop(name)["items"].get("format") for name in ("image", "image_at")} == {
+        "image": "binary",
+        "image_at": None,
+    }
     assert schema["properties"] == properties
     assert {each.name for each in served_options()} <= schema["properties"].keys()
     for fields, _ in WRONG.values():

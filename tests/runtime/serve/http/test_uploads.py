@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +110,94 @@ def test_a_video_is_fb_runs_with_the_image_byte_for_byte(
     wait_until(lambda: not list((data / "videos").iterdir()), "the deletion of all files")
 
 
+def form(images: VideoServer, files: list[tuple[str, tuple[str, bytes]]], **fields: object) -> dict[str, Any]:
+    """A video that a form asks for, and its last state."""
+    boundary, parts = "between", list[bytes]()
+    for name, values in fields.items():
+        for value in values if isinstance(values, list) else [values]:
+            parts.append(f'Content-Disposition: form-data; name="{name}"\r\n\r\n{value}'.encode())
+    for name, (filename, content) in files:
+        head = f'Content-Disposition: form-data; name="{name}"; filename="{filename}"\r\n\r\n'
+        parts.append(head.encode() + content)
+    body = b"".join(b"--%s\r\n%s\r\n" % (boundary.encode(), part) for part in parts) + f"--{boundary}--\r\n".encode()
+    headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
+    _, answer = images.ask("/v1/videos", method="POST", body=body, headers=headers)
+    if answer.get("error"):
+        return dict(answer["error"])
+    wait_until(lambda: images.ask(f"/v1/videos/{answer['id']}")[1]["status"] in ("completed", "failed"), "its end")
+    return dict(images.ask(f"/v1/videos/{answer['id']}")[1])
+
+
+def zipped(count: int) -> bytes:
+    """Frames as a client packs them, in a folder."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for index in range(count):
+            archive.writestr(f"clip/{index}.png", picture(80, 60))
+    return file.getvalue()
+
+
+ASKED: dict[str, tuple[list[tuple[str, tuple[str, bytes]]], dict[str, object], list[str], dict[str, object]]] = {
+    "images": (
+        [("image", ("cat.png", picture())), ("image", ("end.png", picture(60, 60)))],
+        {"image_at": ["", "16:0.8"], "fit": "letterbox"},
+        ["--image", "cat.png", "--image", "end.png@16:0.8", "--fit", "letterbox"],
+        {"image": ["cat.png", "end.png@16:0.8"]},
+    ),
+    "a reference and an image": (
+        [("image", ("end.png", picture(60, 60))), ("input_reference", ("cat.png", picture()))],
+        {"image_at": "8", "size": "auto"},
+        ["--image", "cat.png", "--image", "end.png@8", "--size", "auto"],
+        {"image": ["cat.png", "end.png@8"]},
+    ),
+    "a video": (
+        [("video", ("clip.zip", zipped(17)))],
+        {"strength": 0.5},
+        ["--video", "clip", "--strength", "0.5"],
+        {"video": "clip"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_several_files_are_fb_runs_too(images: VideoServer, ltx: Bundle, data: Path, tmp_path: Path, case: str) -> None:
+    files, fields, options, told = ASKED[case]
+    video = form(images, files, prompt="x", model="ltx", **SHORT, **fields)
+    assert video["status"] == "completed", video
+    assert video["files"] == told
+    for _, (name, content) in files:
+        (tmp_path / name).write_bytes(content)
+        if name.endswith(".zip"):
+            with zipfile.ZipFile(tmp_path / name) as archive:
+                archive.extractall(tmp_path)
+    command = [sys.executable, "-m", "flowblending.runtime.cli", str(ltx.folder), "--prompt", "x", *options]
+    rest = ["--steps", "2", "--seed", "3", "--threads", "1", "--out", "out.mp4"]
+    subprocess.run([*command, *rest], check=True, capture_output=True, cwd=tmp_path)
+    assert images.client().videos.download_content(video["id"]).read() == (tmp_path / "out.mp4").read_bytes()
+    assert kept(data) == {video["id"]}
+    images.client().videos.delete(video["id"])
+    wait_until(lambda: not list((data / "videos").iterdir()), "the deletion of all files")
+
+
+def test_what_is_wrong_of_several_files(images: VideoServer, data: Path) -> None:
+    cat = ("image", ("cat.png", picture()))
+    cases: list[tuple[list[tuple[str, tuple[str, bytes]]], dict[str, object], str | None, str]] = [
+        ([cat, cat], {"image_at": "8"}, "image_at", "image_at has 1 values, but there are 2 images"),
+        ([cat], {"image_at": "soon"}, "image_at", "An image was given for 'soon'"),
+        ([cat], {"image_at": "5"}, "image", "cat.png is given for frame 5, but latents of ltx begin at every 8th"),
+        ([cat], {"image_at": "400"}, "image", "cat.png is given for frame 400, but the video has"),
+        ([("video", ("a.mp4", b"#EXTM3U\nfile:///etc/passwd\n"))], {"strength": 0.5}, "video", "a.mp4 cannot be read"),
+        ([("mask", ("a.png", picture()))], {}, "mask", "A mask was given, but this bundle takes image and video"),
+        ([("video", ("a.zip", b"PK\x03\x04"))], {"strength": 0.5}, "video", "a.zip is a ZIP file that cannot be read"),
+        ([("video", ("a.png", picture()))] * 2, {"strength": 0.5}, None, "The field 'video' is there twice"),
+    ]
+    for files, fields, param, said in cases:
+        error = form(images, files, prompt="x", model="ltx", **fields)
+        assert (error["param"], error["message"].startswith(said)) == (param, True), error
+        assert str(data) not in error["message"]
+    assert not list((data / "videos").iterdir())
+
+
 WRONG: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "cat.png is no image that can be read"),
     "text": (b"#EXTM3U\nfile:///etc/passwd\n", "cat.png is no image that can be read"),
@@ -148,7 +237,10 @@ def test_only_uploads_are_taken_and_only_where_the_model_takes_them(images: Vide
         body = f"prompt=x&{field}=http://elsewhere.example/cat.png".encode()
         status, answer = images.ask("/v1/videos", method="POST", body=body, headers=form)
         assert (status, answer["error"]["param"]) == (400, "input_reference")
-        assert "an image in the request was expected; upload its file" in answer["error"]["message"]
+        assert (
+            "a file in the request was expected, and the service reads no other; upload it"
+            in answer["error"]["message"]
+        )
     for field, value in {
         "image": "/etc/passwd",
         "video": "/etc/passwd",
@@ -161,12 +253,16 @@ def test_only_uploads_are_taken_and_only_where_the_model_takes_them(images: Vide
             assert "upload" in answer["error"]["message"]
     with pytest.raises(openai.BadRequestError, match=r"(?i)easycache"):
         client.videos.create(prompt="x", input_reference=picture(), extra_body={"cache": "easycache:0.1"})
-    with pytest.raises(openai.APIStatusError, match="or send a smaller image") as large:
-        client.videos.create(prompt="x", input_reference=("cat.bmp", picture(2400, 2400, kind="BMP")))
+    with pytest.raises(openai.APIStatusError, match="or send smaller files") as large:
+        client.videos.create(prompt="x", input_reference=("cat.bmp", b"BM" + bytes(2**26 + 2**20)))
     assert large.value.status_code == 413
     assert not list((data / "videos").iterdir())
-    taken = {each.id: (each.model_extra or {})["input_reference"] for each in client.models.list()}
-    assert taken == {"ltx": True, "wan": False}
+    with pytest.raises(openai.BadRequestError, match="have 67108865 bytes, but at most 67108864 are taken"):
+        client.videos.create(prompt="x", input_reference=("cat.bmp", b"BM" + bytes(2**26 - 1)))
+    told = {each.id: each.model_extra or {} for each in client.models.list()}
+    taken = {name: (each["input_reference"], each["takes"]) for name, each in told.items()}
+    assert taken == {"ltx": (True, ["image", "video"]), "wan": (False, [])}
+    assert not list((data / "videos").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -187,7 +283,7 @@ def test_names_lead_nowhere(given: str | None, name: str) -> None:
 
 
 def test_a_name_that_leads_elsewhere_is_only_shown(images: VideoServer, data: Path) -> None:
-    before = {path.name for path in data.parent.rglob("*")}
+    before = {str(path) for path in data.parent.rglob("*")}
     client = images.client()
     reference = ("../../../../escaped/../cat.png", picture(kind="JPEG"), "image/jpeg")
     video = client.videos.create_and_poll(
@@ -195,8 +291,9 @@ def test_a_name_that_leads_elsewhere_is_only_shown(images: VideoServer, data: Pa
     )
     assert video.status == "completed", video.error
     assert (video.model_extra or {})["input_reference"] == "cat.png"
-    new = {path.name for path in data.parent.rglob("*")} - before
-    assert {name for name in new if video.id not in name} <= {"jobs.sqlite-wal", "jobs.sqlite-shm"}
+    new = {str(path) for path in data.parent.rglob("*")} - before
+    others = {Path(name).name for name in new if video.id not in name}
+    assert others <= {"jobs.sqlite-wal", "jobs.sqlite-shm"}
     document = images.ask("/openapi.json")[1]
     jsonschema.validate(
         images.ask(f"/v1/videos/{video.id}")[1],
@@ -218,7 +315,7 @@ def test_an_image_that_cannot_be_kept_is_the_services_fault(tmp_path: Path) -> N
         log=none,
         limits=Limits(waiting=1),
     )
-    with pytest.raises(ApiError, match=r"cannot keep the image \(No such file or directory\)") as caught:
+    with pytest.raises(ApiError, match=r"cannot keep the files \(No such file or directory\)") as caught:
         service.ask({"prompt": "x", "input_reference": Upload(name="cat.png", content=picture())}, "")
     assert caught.value.status == 503
 
@@ -238,7 +335,8 @@ def test_an_image_outlives_kills_and_goes_with_its_video(ltx: Bundle, tmp_path: 
         assert kept(data) == set(ids)
         os.kill(server.process.pid, signal.SIGKILL)
         server.process.wait()
-        (data / "videos" / "video_none.upload").write_bytes(b"left by a kill")
+        (data / "videos" / "video_none.upload").mkdir()
+        (data / "videos" / "video_none.upload" / "image-0.png").write_bytes(b"left by a kill")
     with serving(ltx.folder, "--keep-hours", 1 / 3600, data=data) as server:
         client = server.client()
         assert kept(data) == set(ids)
