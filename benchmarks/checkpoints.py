@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def _text_config() -> dict[str, Any]:
     }
 
 
-def _spread(module: torch.nn.Module, seed: int) -> torch.nn.Module:
+def spread(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Random values everywhere, also where the class starts with zeros or ones: a term that is lost then shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -99,7 +100,7 @@ def wan_transformer(
         "qk_norm": "rms_norm_across_heads",
         "rope_max_seq_len": 64,
     }
-    return _spread(WanTransformer3DModel(**settings | overrides), seed)
+    return spread(WanTransformer3DModel(**settings | overrides), seed)
 
 
 def wan_vace_transformer(
@@ -110,7 +111,7 @@ def wan_vace_transformer(
     settings = {name: value for name, value in plain.config.items() if not name.startswith("_")}
     settings |= {"vace_layers": list(control), "vace_in_channels": 96}
     torch.manual_seed(seed)
-    return _spread(WanVACETransformer3DModel(**settings), seed)
+    return spread(WanVACETransformer3DModel(**settings), seed)
 
 
 def ltx_transformer(
@@ -127,14 +128,14 @@ def ltx_transformer(
         "num_layers": layers,
         "caption_channels": TEXT_DIM,
     }
-    return _spread(LTXVideoTransformer3DModel(**settings | overrides), seed)
+    return spread(LTXVideoTransformer3DModel(**settings | overrides), seed)
 
 
 def wan_vae(seed: int, **overrides: Any) -> AutoencoderKLWan:
     """A tiny causal Wan VAE with the real compression factors (4 frames, 8x8 pixels)."""
     torch.manual_seed(seed)
     settings: dict[str, Any] = {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 1, 2, 2], "num_res_blocks": 1}
-    return _spread(AutoencoderKLWan(**settings | overrides), seed)
+    return spread(AutoencoderKLWan(**settings | overrides), seed)
 
 
 def ltx_vae(seed: int, version: str) -> AutoencoderKLLTXVideo:
@@ -171,7 +172,7 @@ def ltx_vae(seed: int, version: str) -> AutoencoderKLLTXVideo:
             "spatial_compression_ratio": 32,
             "temporal_compression_ratio": 8,
         }
-    vae = _spread(AutoencoderKLLTXVideo(**settings), seed)
+    vae = spread(AutoencoderKLLTXVideo(**settings), seed)
     generator = torch.Generator().manual_seed(seed)
     # The statistics are buffers of the class, filled from the checkpoint; no configuration sets them.
     vae.register_buffer("latents_mean", 0.3 * torch.randn(8, generator=generator))
@@ -184,7 +185,7 @@ def wan_pipeline(seed: int, transformer: WanTransformer3DModel, shift: float = 3
     torch.manual_seed(seed)
     return WanPipeline(
         tokenizer=tokenizer(512),
-        text_encoder=_spread(UMT5EncoderModel(UMT5Config(**_text_config())), seed),
+        text_encoder=spread(UMT5EncoderModel(UMT5Config(**_text_config())), seed),
         transformer=transformer,
         vae=wan_vae(seed),
         scheduler=UniPCMultistepScheduler(
@@ -208,7 +209,7 @@ def ltx_pipeline(seed: int, transformer: LTXVideoTransformer3DModel, version: st
     return (LTXConditionPipeline if static else LTXPipeline)(
         scheduler=FlowMatchEulerDiscreteScheduler(**{} if static else dynamic),
         vae=ltx_vae(seed, version),
-        text_encoder=_spread(T5EncoderModel(T5Config(**_text_config())), seed),
+        text_encoder=spread(T5EncoderModel(T5Config(**_text_config())), seed),
         tokenizer=tokenizer(128),
         transformer=transformer,
     )
@@ -262,6 +263,12 @@ def wan_image_pair(folder: Path) -> None:
     wan_transformer(2, layers=1, heads=2, ffn=96, in_channels=36).save_pretrained(folder / "small")
 
 
+def _with_clip(name: str, folder: Path) -> None:
+    from benchmarks import clip_checkpoints
+
+    clip_checkpoints.PAIRS[name](folder)
+
+
 PAIRS: Mapping[str, Callable[[Path], None]] = {
     "wan": wan_pair,
     "ltx": ltx_pair,
@@ -269,6 +276,7 @@ PAIRS: Mapping[str, Callable[[Path], None]] = {
     "wan-other": wan_other_pair,
     "wan-vace": wan_vace_pair,
     "wan-image": wan_image_pair,
+    **{name: partial(_with_clip, name) for name in ("wan-clip", "wan-ends", "skyreels")},
     "ltx-0.9.0": lambda folder: ltx_pair(folder, "0.9.0"),
     "ltx-condition": lambda folder: ltx_pair(folder, "0.9.5"),
 }

@@ -14,6 +14,7 @@ from flowblending import UsageError
 from flowblending.contracts.conditions import (
     CONTROL_SCALE,
     Source,
+    images_taken,
     starts_from_video,
     takes_control,
     takes_image_channels,
@@ -131,7 +132,8 @@ def check_given(job: Job, manifest: Manifest) -> None:
         UsageError: it is so.
     """
     if takes_image_channels(manifest.pipeline.conditions):
-        check_places(job_images(job, manifest), job_geometry(job, manifest).frames)
+        wanted = images_taken(manifest.pipeline.conditions)
+        check_places(job_images(job, manifest), job_geometry(job, manifest).frames, wanted)
 
 
 def job_strength(job: Job, manifest: Manifest) -> float:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from flowblending import UsageError
 from flowblending.contracts.conditions import Source, frame_times, inputs_from
-from flowblending.contracts.graph import DECODERS, ENCODERS, TEXT_ENCODER
+from flowblending.contracts.graph import DECODERS, ENCODERS, IMAGE_ENCODER, TEXT_ENCODER
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.contracts.tiling import Tiling
 from flowblending.engine.backends.tensor import Tensor
@@ -20,6 +20,7 @@ from flowblending.engine.bundle.geometry import geometry_of
 from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.conditions.encoder import Frames, VaeEncoder
 from flowblending.runtime.conditions.given import GivenClip
+from flowblending.runtime.conditions.image_tokens import ImageEncoder
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.jobs import job_conditioning
@@ -166,6 +167,7 @@ class Pipeline:
             manifest,
             geometry_of(manifest.pipeline, program.latent_shape),
             self.encode_frames,
+            self.image_tokens,
             frame_rate=self.frame_rate(job),
             warn=warn,
             clips=clips,
@@ -269,6 +271,15 @@ class Pipeline:
     def vae_encoders(self) -> list[str]:
         """The components that encoding frames takes; none in bundles without."""
         return [name for name in ENCODERS if name in self.bundle.manifest.components]
+
+    def image_encoders(self) -> list[str]:
+        """The components that images and videos go through on their way to the transformers."""
+        seen = [IMAGE_ENCODER] if IMAGE_ENCODER in self.bundle.manifest.components else []
+        return [*self.vae_encoders(), *seen]
+
+    def image_tokens(self, images: Sequence[GivenClip]) -> npt.NDArray[np.float32]:
+        """The tokens of images, float32 [1, N, W], as CLIP's encoder of the bundle sees them."""
+        return ImageEncoder(engine=self.engines.get(IMAGE_ENCODER), device=self.device).tokens(images)
 
     def encode_frames(self, frames: Frames, noise: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
         """The latents of frames, as `VaeEncoder.encode` takes them, of a video that the bundle makes.

@@ -225,7 +225,7 @@ class VideoRun:
             yield WarningEvent(message=line)
         plan = self._plan()
         if clip is not None or self._held is not None or self._is_shown:
-            encoders = pipeline.vae_encoders()
+            encoders = pipeline.image_encoders()
             pipeline.engines.make_room(encoders)
             yield from opened(pipeline, encoders, clock)
         latents, generator, held = self._initial(clip, clock)

@@ -11,9 +11,12 @@ from flowblending.contracts.conditions import (
     CONTROL,
     CONTROL_SCALE,
     IMAGE_CHANNELS,
+    IMAGE_TOKENS,
+    images_taken,
     own_input,
     takes_control,
     takes_image_channels,
+    takes_image_tokens,
 )
 from flowblending.contracts.manifest import Geometry, Manifest
 from flowblending.runtime.conditions.control_clip import read_control
@@ -33,6 +36,7 @@ def shown_inputs(
     manifest: Manifest,
     video: Geometry,
     encode: Callable[[Frames], npt.NDArray[np.float32]],
+    see: Callable[[Sequence[GivenClip]], npt.NDArray[np.float32]],
     *,
     frame_rate: float,
     warn: Callable[[str], None],
@@ -43,6 +47,7 @@ def shown_inputs(
     Args:
         video: that is made.
         encode: gives the latents float32 [1, C, F, H, W] of frames; see `VaeEncoder.encode`.
+        see: gives the tokens float32 [1, N, W] of images, as CLIP has them; see `ImageEncoder.tokens`.
         frame_rate: of the video.
         warn: told what a user should know of how a control's files are taken.
         clips: images at the video's size; None for those that the job names.
@@ -61,6 +66,7 @@ def shown_inputs(
     if takes_image_channels(pipeline.conditions):
         if clips is None:
             clips = open_given(job.image, (video.width, video.height), video.frames, fit=job.fit)
-        check_places(clips, video.frames)
-        return {IMAGE_CHANNELS: image_channels(clips, video.frames, encode, factors)}
+        check_places(clips, video.frames, images_taken(pipeline.conditions))
+        seen = {IMAGE_TOKENS: see(clips)} if takes_image_tokens(pipeline.conditions) else {}
+        return {IMAGE_CHANNELS: image_channels(clips, video.frames, encode, factors), **seen}
     return {}

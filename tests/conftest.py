@@ -69,6 +69,9 @@ SMALLEST = {
     "wan-experts": Geometry("32x48", 9),
     "wan-vace": Geometry("32x48", 9),
     "wan-image": Geometry("32x48", 9),
+    "wan-clip": Geometry("32x48", 9),
+    "wan-ends": Geometry("32x48", 9),
+    "skyreels": Geometry("32x48", 9),
     "ltx-0.9.0": Geometry("64x96", 9),
     "ltx-condition": Geometry("96x64", 17),
 }

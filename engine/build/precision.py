@@ -6,29 +6,30 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from flowblending import UsageError
 from flowblending.contracts.conditions import is_shown
-from flowblending.contracts.graph import TEXT_ENCODER, PipelineSpec, Precision
+from flowblending.contracts.graph import IMAGE_ENCODER, TEXT_ENCODER, PipelineSpec, Precision
 from flowblending.contracts.models import EXPERTS
 from flowblending.engine.backends.gpu import gpu_architecture
 from flowblending.engine.backends.registry import BACKENDS
 
 VAE_KEY = "vae"
 ENCODER_KEY = "vae_encoder"
+_IN_FP32 = (VAE_KEY, ENCODER_KEY, IMAGE_ENCODER)
 _TRANSFORMERS_ONLY = (Precision.FP16_MIXED, Precision.FP8)
 
 
 def choose_precisions(text: str | None, backend: str, models: Sequence[str]) -> Mapping[str, Precision]:
-    """The precision of every model, ``text_encoder``, ``vae`` and ``vae_encoder``; and of experts named alone.
+    """The precision of every model and component, by its name, and of experts that are named alone.
 
     A bare precision is meant for every model, and a model's for both of its experts, if it has two
-    (``large_high=fp8`` is meant for one). The text encoder and the VAE's decoder and encoder
-    (``vae``, ``vae_encoder``) follow only where they are named: the reference pipelines decode in fp32, bf16 loses
-    much of an image, and T5's feed-forward overflows fp16.
+    (``large_high=fp8`` is meant for one). The text encoder, the VAE's decoder and encoder (``vae``,
+    ``vae_encoder``) and CLIP (``image_encoder``) follow only where they are named: the reference pipelines decode and
+    look at images in fp32, bf16 loses much of an image, and T5's feed-forward overflows fp16.
     fp16-mixed and fp8 are for the transformers alone: the text encoder's fp16 keeps its sums in fp32 as it is, and the
     VAE has fp32.
 
     Args:
         text: the option as given, or None for the back end's usual precision of the transformers and the text
-            encoder, and fp32 for the VAE.
+            encoder, and fp32 for the VAE and CLIP.
         backend: the library that will run the engines.
         models: their names.
 
@@ -37,7 +38,7 @@ def choose_precisions(text: str | None, backend: str, models: Sequence[str]) -> 
     """
     high = usual_precision(backend)
     encoder = Precision.FP16 if high is Precision.FP16_MIXED else high
-    own = {TEXT_ENCODER: encoder, VAE_KEY: Precision.FP32, ENCODER_KEY: Precision.FP32}
+    own = {TEXT_ENCODER: encoder, **dict.fromkeys(_IN_FP32, Precision.FP32)}
     chosen = {**dict.fromkeys(models, high), **own}
     keys, experts = tuple(chosen), [f"{model}{end}" for model in models for end in EXPERTS]
     for item in text.split(",") if text is not None else []:
@@ -47,7 +48,7 @@ def choose_precisions(text: str | None, backend: str, models: Sequence[str]) -> 
         for name in [key] if equals else models:
             chosen[name] = _parse(value, backend)
     sums = "fp16, whose sums are fp32 already"
-    for name, instead in ((TEXT_ENCODER, sums), (VAE_KEY, Precision.FP32), (ENCODER_KEY, Precision.FP32)):
+    for name, instead in {TEXT_ENCODER: sums, **dict.fromkeys(_IN_FP32, Precision.FP32)}.items():
         if chosen[name] in _TRANSFORMERS_ONLY:
             raise UsageError(
                 f"--precision asks for {name}={chosen[name]}, but only the transformers have that; "

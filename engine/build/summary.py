@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowblending.contracts.conditions import takes_image_channels
+from flowblending.contracts.conditions import images_taken, takes_image_channels
 from flowblending.contracts.models import listed as listed_models
 from flowblending.engine.build.proof.report import read_report
 from flowblending.engine.build.proof.table import proof_document, show_report
@@ -39,6 +39,8 @@ def show_bundle(bundle: Bundle, console: Console) -> None:
         if report.left and any(component.targets for component in manifest.components.values()):
             console.result(f"Finish the proof on the GPU: {command('fb-build-engines', '--prove', bundle.folder)}")
     image = " --image cat.png" if takes_image_channels(manifest.pipeline.conditions) else ""
+    if images_taken(manifest.pipeline.conditions) > 1:
+        image += f" --image end.png@{manifest.geometry.frames - 1}"
     console.result(f'Run it: {command("fb-run", bundle.folder)} --prompt "..."{image}')
     content = {**_described(bundle), "proof": None if report is None else proof_document(report)}
     console.document("fb-build-engines", content)

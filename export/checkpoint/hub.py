@@ -25,7 +25,15 @@ from flowblending.export.checkpoint.model_files import (
     weights_listing,
 )
 
-COMPONENTS = ("transformer", "transformer_2", "text_encoder", "vae", "scheduler")
+COMPONENTS = (
+    "transformer",
+    "transformer_2",
+    "text_encoder",
+    "vae",
+    "scheduler",
+    "image_encoder",
+    "image_processor",
+)
 TOKENIZER = "tokenizer"
 EXPECTED = "give a folder with model_index.json as diffusers' save_pretrained writes it, or a hub id"
 

@@ -11,7 +11,7 @@ from flowblending import FlowBlendingError
 from flowblending.export.checkpoint.hub import EXPECTED, Address, Repository, open_repository
 from flowblending.export.checkpoint.weights_file import SUFFIXES, check_suffix
 
-PIPELINE_WEIGHTS = ("text_encoder", "vae")
+PIPELINE_WEIGHTS = ("text_encoder", "vae", "image_encoder")
 """Folders with the weights that a pipeline gives beside its transformer."""
 WHOLE_WEIGHTS = ("transformer", "transformer_2", *PIPELINE_WEIGHTS)
 TRANSFORMER_WEIGHTS = ("", "transformer", "transformer_2")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flowblending import FlowBlendingError
+from flowblending.contracts.graph import IMAGE_ENCODER
 from flowblending.export.checkpoint.checkpoint import TRANSFORMER, Checkpoint, vae_statistics
 from flowblending.export.checkpoint.naming import shown
 
@@ -86,6 +87,13 @@ def _joints(checkpoint: Checkpoint, beside: int) -> Iterator[tuple[str, int | No
         "that of the channels that it takes is",
         channels,
     )
+    if transformer.get("image_dim") is not None:
+        yield (
+            "the width of the image encoder's output is",
+            checkpoint.config(IMAGE_ENCODER).get("hidden_size"),
+            "the transformer takes images of width",
+            transformer["image_dim"],
+        )
     yield (
         "the number of the VAE's statistics is",
         len(vae_statistics(checkpoint)[0]),

@@ -61,6 +61,8 @@ def _compared(
         "text_dim",
         "caption_channels",
         "vace_in_channels",
+        "image_dim",
+        "pos_embed_seq_len",
     )
     for field in fields:
         yield f"the transformer's {field.strip('_')}", ours.get(field), theirs.get(field)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from accelerate import init_empty_weights
 from diffusers.utils import logging
-from transformers import T5EncoderModel, UMT5EncoderModel
+from transformers import CLIPVisionModel, T5EncoderModel, UMT5EncoderModel
 from transformers.initialization import no_init_weights
 
 from flowblending import FlowBlendingError
@@ -26,12 +26,21 @@ from flowblending.export.graph.stored import STREAMED_BYTES, Readable, find_stor
 from flowblending.export.lora.fit import Lora
 
 Module = TypeVar("Module", bound=torch.nn.Module)
-Encoder = TypeVar("Encoder", T5EncoderModel, UMT5EncoderModel)
+Encoder = TypeVar("Encoder", T5EncoderModel, UMT5EncoderModel, CLIPVisionModel)
 Module_co = TypeVar("Module_co", bound=torch.nn.Module, covariant=True)
 
 Place = TypeVar("Place")
 
 _TABLES = ("shared.weight", "encoder.embed_tokens.weight")
+_CLIP = "vision_model."
+"""What the names of CLIP's vision encoder begin with in most of its files, and not in its class."""
+
+_UNUSED = (
+    (r"^(decoder|lm_head)\.", "the decoder, which encodes no text"),
+    (r"^(text_model|text_projection|visual_projection)\.|^logit_scale$", "CLIP's other half, which sees no image"),
+    (r"^embeddings\.position_ids$", "numbers in a row, which its class makes itself"),
+)
+
 _CLASS_IGNORES = "its class ignores them"
 
 
@@ -105,7 +114,7 @@ def parameter_shapes(kind: ModelClass[Module], folder: Path) -> dict[str, tuple[
 
 
 def load_encoder(kind: type[Encoder], folder: Path, precision: Precision) -> Encoder:
-    """Build a text encoder for inference as `load_model` does, its large weights left in their files.
+    """Build an encoder of transformers for inference as `load_model` does, its large weights left in their files.
 
     The types are those of transformers 5 (modeling_utils.py, _get_dtype_plan): fp32 is kept in fp16 only.
 
@@ -115,20 +124,20 @@ def load_encoder(kind: type[Encoder], folder: Path, precision: Precision) -> Enc
     check_encoder(kind, folder)
     model = _empty_encoder(kind, folder, precision)
     kept = kind._keep_in_fp32_modules or () if precision is Precision.FP16 else ()
-    stored = _both_tables(find_stored(folder))
+    stored = _named(find_stored(folder))
     fill_model(model, stored, precision, kept=kept, streamed=True)
     return model
 
 
 def check_encoder(kind: type[Encoder], folder: Path) -> tuple[str, ...]:
-    """As `check_model`, of a text encoder, beside which a folder may hold the decoder that it was trained with."""
+    """As `check_model`, of an encoder, beside which a folder may hold the rest of what it was trained with."""
     model = _empty_encoder(kind, folder, Precision.FP32)
     return check_tensors(
         _expected(model),
-        _both_tables(stored_tensors(folder)),
+        _named(stored_tensors(folder)),
         model=kind.__name__,
         where=shown(folder),
-        ignored=[(r"^(decoder|lm_head)\.", "the decoder, which encodes no text")],
+        ignored=_UNUSED,
     )
 
 
@@ -146,8 +155,12 @@ def _empty_encoder(kind: type[Encoder], folder: Path, precision: Precision) -> E
         return empty_model(lambda: kind(kind.config_class.from_pretrained(folder)), folder, precision)
 
 
-def _both_tables(tensors: dict[str, Place]) -> dict[str, Place]:
-    """The table of token embeddings has two names, and a checkpoint may have it under either or both."""
+def _named(tensors: Mapping[str, Place]) -> dict[str, Place]:
+    """Tensors by the names that the classes have for them.
+
+    The table of token embeddings has two names, and a checkpoint may have it under either or both.
+    """
+    tensors = {name.removeprefix(_CLIP): tensor for name, tensor in tensors.items()}
     for name, other in (_TABLES, _TABLES[::-1]):
         if name not in tensors and other in tensors:
             tensors[name] = tensors[other]

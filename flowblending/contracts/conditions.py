@@ -75,6 +75,7 @@ class Condition:
         dtype: numpy's name.
         recipe: how the runtime makes it, if it is not the source itself; conditions of one recipe are made together.
         room: of held latents: the latent frames that may be put before the video's own.
+        images: how many images it is made of, no more and no fewer; 0 leaves that to the recipe.
         required: whether there is no video without one of its sources.
     """
 
@@ -85,6 +86,7 @@ class Condition:
     dtype: str = "float32"
     recipe: str = ""
     room: int = 0
+    images: int = 0
     required: bool = False
 
     @property
@@ -196,6 +198,40 @@ def image_channels_condition(channels: int) -> Condition:
 def takes_image_channels(conditions: Iterable[Condition]) -> bool:
     """Whether the first frame is given as channels beside the latents."""
     return any(each.recipe == IMAGE_CHANNELS for each in conditions)
+
+
+IMAGE_TOKENS = "image_tokens"
+"""Input of a transformer that looks at its images through CLIP: their tokens, one image's behind the other's."""
+
+
+def image_tokens_condition(tokens: int, width: int, images: int) -> Condition:
+    """The images that a video begins with, and may have to end with, as CLIP sees them.
+
+    Args:
+        tokens: of all images together.
+        width: of a token.
+        images: how many: 1 for the first frame, or 2 for the first and the last.
+    """
+    shape = ("batch", tokens, width)
+    return Condition(
+        name=IMAGE_TOKENS,
+        sources=(Source.IMAGE,),
+        enters=Entry.INPUT,
+        shape=shape,
+        recipe=IMAGE_TOKENS,
+        images=images,
+        required=True,
+    )
+
+
+def takes_image_tokens(conditions: Iterable[Condition]) -> bool:
+    """Whether the transformers look at images through CLIP."""
+    return any(each.recipe == IMAGE_TOKENS for each in conditions)
+
+
+def images_taken(conditions: Iterable[Condition]) -> int:
+    """How many images there have to be; 0 where only the recipes say."""
+    return max((each.images for each in conditions), default=0)
 
 
 def channels_beside(conditions: Iterable[Condition]) -> int:

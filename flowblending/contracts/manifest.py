@@ -12,8 +12,9 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flowblending.contracts import upgrade
-from flowblending.contracts.conditions import pixel_sources
+from flowblending.contracts.conditions import pixel_sources, takes_image_tokens
 from flowblending.contracts.graph import (
+    IMAGE_ENCODER,
     TEXT_ENCODER,
     VAE,
     VAE_ENCODER,
@@ -349,7 +350,8 @@ class Manifest(_Frozen):
         """Components that a bundle which takes images or videos has to have."""
         if not pixel_sources(self.pipeline.conditions):
             return set()
-        return {VAE_ENCODER} if VAE_ENCODER in self.components else {VAE_ENCODER_FIRST, VAE_ENCODER_NEXT}
+        seen = {IMAGE_ENCODER} if takes_image_tokens(self.pipeline.conditions) else set()
+        return seen | ({VAE_ENCODER} if VAE_ENCODER in self.components else {VAE_ENCODER_FIRST, VAE_ENCODER_NEXT})
 
     @model_validator(mode="after")
     def _complete(self) -> Self:

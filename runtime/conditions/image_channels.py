@@ -5,7 +5,7 @@ Source: ``prepare_latents`` of diffusers' pipeline_wan_i2v.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import numpy as np
@@ -22,38 +22,46 @@ Encode = Callable[[Floats], Floats]
 _WHOLE: Final = 1.0
 
 
-def check_places(images: Sequence[Given | GivenClip], frames: int) -> None:
-    """Refuse images that such a model does not take.
+def check_places(images: Sequence[Given | GivenClip], frames: int, wanted: int = 0) -> None:
+    """Refuse images that such a model does not take, or fewer than it needs.
 
     Args:
+        images: that are given.
         frames: of the video.
+        wanted: how many there have to be: 1 for the first frame alone, 2 for the first and the last; 0 for either.
 
     Raises:
-        UsageError: none is given for the first frame, two are for one frame, or one is for a frame between the first
-            and the last, with a strength, or a clip.
+        UsageError: none is given for the first frame, or for the last where that is needed; two are for one frame; or
+            one is for another frame, with a strength, or a clip.
     """
+    last = frames - 1
+    taken = "one image, whole, as the first frame" + ("" if wanted == 1 else ", and one as the last")
+    options = "--image cat.png" + ("" if wanted == 1 else f" --image end.png@{last}")
     for each in images:
-        what = _what_is_wrong(each, frames)
+        what = _what_is_wrong(each, (0,) if wanted == 1 else (0, last))
         if what:
-            raise UsageError(
-                f"{each} {what}, but the models of this bundle take one image, whole, as the first frame, and one as "
-                f"the last: --image cat.png --image end.png@{frames - 1}."
-            )
+            raise UsageError(f"{each} {what}, but the models of this bundle take {taken}: {options}.")
     places = [each.frame for each in images]
     if 0 not in places:
+        between = " to its last" if wanted > 1 else ""
         raise UsageError(
-            "The models of this bundle make a video from its first frame, and none was given; give an image, such as "
-            "--image cat.png."
+            f"The models of this bundle make a video from its first frame{between}, and none was given; give "
+            f"{'both' if between else 'an image'}, such as {options if between else '--image cat.png'}."
+        )
+    if wanted > 1 and last not in places:
+        raise UsageError(
+            f"The models of this bundle make a video from its first frame to its last, which was not given; give both: "
+            f"{options}."
         )
     if len(set(places)) < len(places):
         raise UsageError(
-            f"{len(places)} images were given, two of them for one frame; give one for the first frame, and one for "
-            f"the last (@{frames - 1}) if there is any."
+            f"{len(places)} images were given, two of them for one frame; give one for the first frame"
+            + ("." if wanted == 1 else f", and one for the last (@{last}) if there is any.")
         )
 
 
-def _what_is_wrong(each: Given | GivenClip, frames: int) -> str:
-    if each.frame not in (0, frames - 1):
+def _what_is_wrong(each: Given | GivenClip, places: Collection[int]) -> str:
+    if each.frame not in places:
         return f"is given for frame {each.frame}"
     if each.strength != _WHOLE:
         return f"has a strength of {each.strength:g}"
@@ -78,14 +86,17 @@ def image_channels(images: Sequence[GivenClip], frames: int, encode: Encode, fac
     return _beside(encode(values), [each.frame for each in images], frames, factors[0])
 
 
-def plain_image(latent_shape: Sequence[int], time: int) -> Floats:
-    """The same of a first frame of which nothing is to be seen, where there is no encoder.
+def plain_image(latent_shape: Sequence[int], time: int, wanted: int = 0) -> Floats:
+    """The same of images of which nothing is to be seen, where there is no encoder.
 
     Args:
         latent_shape: [C, F, H, W] of the video's latents.
         time: video frames per latent frame.
+        wanted: how many images there have to be; see `check_places`.
     """
-    return _beside(np.zeros((1, *latent_shape), np.float32), [0], (latent_shape[1] - 1) * time + 1, time)
+    frames = (latent_shape[1] - 1) * time + 1
+    given = [0, frames - 1] if wanted > 1 else [0]
+    return _beside(np.zeros((1, *latent_shape), np.float32), given, frames, time)
 
 
 def _beside(latents: Floats, given: Sequence[int], frames: int, time: int) -> Floats:

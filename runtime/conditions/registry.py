@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flowblending import UsageError
-from flowblending.contracts.conditions import PIXELS, Condition, Source, pixel_sources, takes_image_channels
+from flowblending.contracts.conditions import (
+    PIXELS,
+    Condition,
+    Source,
+    images_taken,
+    pixel_sources,
+    takes_image_channels,
+)
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import Program
 from flowblending.runtime.conditions.given import GivenClip
@@ -45,7 +52,8 @@ def plan_given(manifest: Manifest, program: Program, clips: Sequence[GivenClip])
     """
     pipeline = manifest.pipeline
     if takes_image_channels(pipeline.conditions):
-        check_places(clips, (program.latent_shape[1] - 1) * pipeline.temporal_factor + 1)
+        frames = (program.latent_shape[1] - 1) * pipeline.temporal_factor + 1
+        check_places(clips, frames, images_taken(pipeline.conditions))
         return None
     if not clips:
         return None

@@ -6,28 +6,24 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline, WanTransformer3DModel
 from PIL import Image
 
 from flowblending import UsageError
 from flowblending.contracts.conditions import IMAGE_CHANNELS
 from flowblending.engine.build.precision import check_calibrated
-from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.dry_run import plan_lines
 from flowblending.runtime.generate import generate
 from flowblending.runtime.jobs import compile_job, job_check
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.program.schedule import StageSchedule
 from flowblending.system.console import Console
 from tests.conftest import Build
 from tests.support.diffusers_reference import Floats, relative_error
+from tests.support.image_reference import Reference, open_reference, reference_latents
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
@@ -54,46 +50,8 @@ def pipeline(build: Build) -> Iterator[Pipeline]:
 
 
 @pytest.fixture(scope="module")
-def reference(checkpoints: Callable[[str], Path]) -> tuple[Any, Any]:
-    """The pipeline of two experts, and the small transformer."""
-    folder = checkpoints("wan-image")
-    pipe = WanImageToVideoPipeline.from_pretrained(folder / "large", dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe, WanTransformer3DModel.from_pretrained(folder / "small")
-
-
-def expected(reference: tuple[Any, Any], bundle: Bundle, job: Job) -> Floats:
-    """Its final latents, with the small transformer in the place of both experts where the schedule says so."""
-    pipe, small = reference
-    experts, spec = (pipe.transformer, pipe.transformer_2), bundle.manifest.pipeline
-    letters = "".join(StageSchedule.parse(job.schedule, 6, spec.early, spec.late).letters)
-
-    def swap(pipe: Any, step: int, _timestep: Any = None, _values: Any = None) -> dict[str, Any]:
-        letter = letters[min(step + 1, len(letters) - 1)]
-        pipe.transformer, pipe.transformer_2 = experts if letter == "L" else (small, small)
-        return {}
-
-    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
-    swap(pipe, -1)
-    first, *last = [Image.open(name.partition("@")[0]).resize((32, 48), Image.Resampling.LANCZOS) for name in job.image]
-    try:
-        found: Floats = pipe(
-            image=first,
-            last_image=last[0] if last else None,
-            prompt=job.prompt,
-            negative_prompt=job.negative_prompt,
-            width=32,
-            height=48,
-            num_frames=9,
-            num_inference_steps=len(letters),
-            guidance_scale=spec.guidance if job.guidance is None else job.guidance,
-            generator=torch.Generator("cpu").manual_seed(job.seed),
-            output_type="latent",
-            callback_on_step_end=swap,
-        ).frames.numpy()
-    finally:
-        pipe.transformer, pipe.transformer_2 = experts
-    return found
+def reference(checkpoints: Callable[[str], Path]) -> Reference:
+    return open_reference(checkpoints, "wan-image")
 
 
 def ours(pipeline: Pipeline, job: Job) -> Floats:
@@ -113,13 +71,13 @@ def test_latents_equal_diffusers(
     last: bool,
     files: tuple[str, str],
     pipeline: Pipeline,
-    reference: tuple[Any, Any],
+    reference: Reference,
 ) -> None:
     image = (files[0], f"{files[1]}@8") if last else files[:1]
     job = dataclasses.replace(JOB, schedule=schedule, guidance=guidance, image=image)
     models = {step.model for step in compile_job(job, pipeline.bundle.manifest).steps}
     assert models == {"small"} if schedule == "SSS" else models >= {"large_high", "large_low"}
-    assert relative_error(ours(pipeline, job), expected(reference, pipeline.bundle, job)) < TOLERANCE
+    assert relative_error(ours(pipeline, job), reference_latents(reference, pipeline.bundle, job)) < TOLERANCE
 
 
 def test_the_images_matter(files: tuple[str, str], pipeline: Pipeline) -> None:

@@ -16,6 +16,7 @@ from flowblending.contracts.conditions import (
     IMAGE_CHANNELS,
     Source,
     frame_times,
+    images_taken,
     input_key,
     own_input,
     takes_control,
@@ -40,6 +41,7 @@ from flowblending.engine.build.proof.pair import (
 )
 from flowblending.engine.bundle.bundle import TRAJECTORY, Bundle
 from flowblending.runtime.conditions.image_channels import plain_image
+from flowblending.runtime.conditions.image_tokens import plain_tokens
 from flowblending.runtime.conditions.vace import plain
 from flowblending.runtime.jobs import job_scales
 from flowblending.runtime.media.noise import TorchNormal
@@ -126,7 +128,11 @@ def plain_conditions(pipeline: PipelineSpec, latent_shape: Sequence[int]) -> dic
 def plain_shown(manifest: Manifest, latent_shape: Sequence[int]) -> dict[str, Floats]:
     """What transformers that are shown images or videos are given where there are none, by input."""
     if takes_image_channels(manifest.pipeline.conditions):
-        return {IMAGE_CHANNELS: plain_image(latent_shape, manifest.pipeline.temporal_factor)}
+        wanted = images_taken(manifest.pipeline.conditions)
+        return {
+            IMAGE_CHANNELS: plain_image(latent_shape, manifest.pipeline.temporal_factor, wanted),
+            **plain_tokens(manifest.pipeline.conditions),
+        }
     if not takes_control(manifest.pipeline.conditions):
         return {}
     scales = job_scales(Job(prompt=""), manifest)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from flowblending import FlowBlendingError, OutOfMemoryError, UsageError
-from flowblending.contracts.conditions import takes_image_channels
+from flowblending.contracts.conditions import images_taken, takes_image_channels
 from flowblending.contracts.graph import VAE_NEXT
 from flowblending.contracts.manifest import Geometry, Manifest, count_frames
 from flowblending.contracts.models import Model
@@ -144,11 +144,14 @@ def run_bundle(pipeline: Pipeline, job: Job, where: str) -> RunFacts:
 
 
 def _needed(manifest: Manifest, job: Job) -> tuple[GivenClip, ...]:
-    """A grey image, where there is no video without one."""
-    if not takes_image_channels(manifest.pipeline.conditions):
+    """Grey images, where there is no video without one."""
+    conditions = manifest.pipeline.conditions
+    if not takes_image_channels(conditions):
         return ()
     video = job_geometry(job, manifest)
-    return (GivenClip(name="a grey image", frames=np.full((1, video.height, video.width, 3), 128, np.uint8)),)
+    grey = np.full((1, video.height, video.width, 3), 128, np.uint8)
+    places = (0, video.frames - 1)[: max(1, images_taken(conditions))]
+    return tuple(GivenClip(name="a grey image", frames=grey, frame=place) for place in places)
 
 
 def planned(job: Job, program: Program, where: str) -> RunFacts:

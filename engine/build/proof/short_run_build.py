@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.conditions import is_shown
+from flowblending.contracts.conditions import images_taken, is_shown
 from flowblending.contracts.graph import (
     ENCODERS,
+    IMAGE_ENCODER,
     TEXT_ENCODER,
     VAE_ENCODER_FIRST,
     VAE_ENCODER_NEXT,
@@ -103,11 +104,12 @@ def load_of(program: Program, manifest: Manifest, proofs: Mapping[str, Proof]) -
     """What a program takes on a CPU, from the text encoder to the decoder."""
     branches, tokens = len(program.branches()), manifest.pipeline.tokens(program.latent_shape)
     # The run is of text alone, where there is one.
-    unused = () if is_shown(manifest.pipeline.conditions) else ENCODERS
+    unused = () if is_shown(manifest.pipeline.conditions) else (*ENCODERS, IMAGE_ENCODER)
     others = [name for name in manifest.components if name not in (*manifest.transformers, *unused)]
     a_call = {name: _a_call(name, program, manifest, proofs[name]) for name in others}
     following = program.latent_shape[1] - 1
-    calls = {TEXT_ENCODER: branches, VAE_NEXT: following, VAE_ENCODER_NEXT: following}
+    images = images_taken(manifest.pipeline.conditions)
+    calls = {TEXT_ENCODER: branches, VAE_NEXT: following, VAE_ENCODER_NEXT: following, IMAGE_ENCODER: images}
     operations = cost_of(program, manifest).flops + sum(count * calls.get(name, 1) for name, count in a_call.items())
     # Both guidance branches may be in one call.
     largest = max(*a_call.values(), *(branches * flops_at(manifest, model, tokens) for model in manifest.transformers))
@@ -116,9 +118,9 @@ def load_of(program: Program, manifest: Manifest, proofs: Mapping[str, Proof]) -
 
 
 def _a_call(name: str, program: Program, manifest: Manifest, proof: Proof) -> float:
-    """Operations of a call of a text encoder, or of the VAE."""
+    """Operations of a call of a text encoder, of CLIP, or of the VAE."""
     counted = float(sum(proof.graph.flops.values()))
-    if name == TEXT_ENCODER:
+    if name in (TEXT_ENCODER, IMAGE_ENCODER):
         return counted
     # Counted at the largest sizes, and alike for every place; some take one latent frame at a time.
     first = 2 if name in (VAE_FIRST, VAE_NEXT, VAE_ENCODER_FIRST, VAE_ENCODER_NEXT) else 1

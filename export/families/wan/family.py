@@ -1,21 +1,20 @@
-"""The family Wan (2.1, 2.2 A14B), as diffusers' pipelines run it (pipelines/wan)."""
+"""The family Wan (2.1, 2.2 A14B, SkyReels-V2 I2V), as diffusers' pipelines run it (wan and skyreels_v2)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
+from diffusers import SkyReelsV2Transformer3DModel, WanTransformer3DModel, WanVACETransformer3DModel
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.conditions import (
     Condition,
     Source,
     control_conditions,
-    image_channels_condition,
     start_from,
     text_conditions,
 )
@@ -30,11 +29,19 @@ from flowblending.export.checkpoint.checkpoint import (
 )
 from flowblending.export.checkpoint.experts import expert_boundary
 from flowblending.export.checkpoint.naming import shown
+from flowblending.export.families.clip import image_encoder_part
 from flowblending.export.families.t5 import text_encoder_part
 from flowblending.export.families.wan import vace
 from flowblending.export.families.wan.authors import authors_sampling
+from flowblending.export.families.wan.image import (
+    channels_beside,
+    check_whole_attention,
+    image_conditions,
+    latent_channels,
+    seen_images,
+)
 from flowblending.export.families.wan.names import authors_name
-from flowblending.export.families.wan.row import IMAGE_TO_VIDEO, WAN
+from flowblending.export.families.wan.row import IMAGE_TO_VIDEO, SKYREELS, WAN
 from flowblending.export.families.wan.transformer import REVISION, load_signal, load_transformer
 from flowblending.export.families.wan.vae import check_decoder, decoder_parts
 from flowblending.export.families.wan.vae_encoder import encoder_parts
@@ -48,6 +55,10 @@ TEXT_LENGTH = 512
 
 _ARCHITECTURES: Mapping[tuple[object, ...], str] = {(30, 12, 128): WAN_T2V_1_3B, (40, 40, 128): WAN_T2V_14B}
 """By number of layers, number of heads, and width of a head."""
+
+_VIDEO = 832, 480, 81, 16.0
+_VIDEOS = {SKYREELS: (960, 544, 97, 24.0)}
+"""Width, height, frames and frames per second: the classes' defaults, and what their examples write videos with."""
 
 _FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 _PLAIN = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
@@ -121,10 +132,11 @@ class Wan:
         temporal, spatial = WAN.vae_factors(checkpoint.config("vae"))
         mean, std = vae_statistics(checkpoint)
         patch_frames, patch_height, patch_width = transformer["patch_size"]
+        width, height, frames, frame_rate = _VIDEOS.get(checkpoint.pipeline, _VIDEO)
         return PipelineSpec(
             family=WAN.name,
             pipeline=checkpoint.pipeline,
-            latent_channels=_latent_channels(checkpoint, transformer),
+            latent_channels=latent_channels(checkpoint, transformer),
             temporal_factor=temporal,
             spatial_factor=spatial,
             patch=(patch_frames, patch_height, patch_width),
@@ -138,10 +150,10 @@ class Wan:
             guidance=5.0,
             batched_guidance=False,
             negative_prompt="",
-            frame_rate=16.0,
-            width=832,
-            height=480,
-            frames=81,
+            frame_rate=frame_rate,
+            width=width,
+            height=height,
+            frames=frames,
             # FlowBlending (arXiv 2512.24724), ablation of the two boundaries on Wan.
             early=0.4,
             late=0.2,
@@ -152,23 +164,19 @@ class Wan:
             authors=authors_sampling(_architecture(transformer), experts=expert_boundary(checkpoint) is not None),
         )
 
-    def transformer(self, _checkpoint: Checkpoint, folder: Path, name: str, loras: Sequence[Lora] = ()) -> Part:
+    def transformer(self, checkpoint: Checkpoint, folder: Path, name: str, loras: Sequence[Lora] = ()) -> Part:
         """The graph: latents fp32 [B, C, F, H, W], timestep fp32 [B], text fp32 [B, L, D] -> velocity like latents.
 
         Raises:
-            FlowBlendingError: a transformer that needs an image, or missing files.
+            FlowBlendingError: a transformer that this pipeline does not run, or missing files.
         """
-        config = read_json(folder / "config.json")
-        if config.get("image_dim") is not None or config.get("added_kv_proj_dim") is not None:
-            raise FlowBlendingError(
-                f"{shown(folder)} is a transformer that looks at an image through CLIP, as that of Wan 2.1 I2V does, "
-                "which is not supported; give a checkpoint of Wan T2V, or Wan 2.2 I2V A14B."
-            )
-        kind = _kind(folder)
+        config, kind = read_json(folder / "config.json"), _kind(folder)
+        image = seen_images(checkpoint, folder, config)
+        check_whole_attention(folder, config)
         if _has_control(folder):
             load, revision = vace.load_transformer, f"wan vace transformer {vace.REVISION}.{REVISION}"
         else:
-            load, revision = load_transformer, f"wan transformer {REVISION}"
+            load, revision = partial(load_transformer, image=image, kind=kind), f"wan transformer {REVISION}"
         return Part(
             name=name,
             sources=model_files(folder),
@@ -189,7 +197,7 @@ class Wan:
         Raises:
             UsageError: a transformer of VACE or of image to video, for which nobody has published constants.
         """
-        if _has_control(folder) or _channels_beside(read_json(folder / "config.json")):
+        if _has_control(folder) or channels_beside(read_json(folder / "config.json")):
             raise UsageError(
                 f"--teacache was given, but {shown(folder)} is a transformer that is shown images or a control, for "
                 "which there is none; leave it out, and choose another cache."
@@ -203,18 +211,26 @@ class Wan:
         )
 
     def parts(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
-        """The text encoder, the two graphs of the VAE decoder, and two of its encoder where images are taken."""
-        encoder = self.vae_encoder(checkpoint) if checkpoint.takes else ()
-        return (text_encoder_part(checkpoint, TEXT_LENGTH, zero_padding=True), *decoder_parts(checkpoint), *encoder)
+        """The text encoder, the two graphs of the VAE decoder, two of its encoder where images are taken, and CLIP."""
+        text = text_encoder_part(checkpoint, TEXT_LENGTH, zero_padding=True)
+        encoders: tuple[Part, ...] = self.vae_encoder(checkpoint) if checkpoint.takes else ()
+        if seen_images(checkpoint, checkpoint.place(TRANSFORMER), checkpoint.config(TRANSFORMER)) is not None:
+            encoders = (*encoders, image_encoder_part(checkpoint))
+        return (text, *decoder_parts(checkpoint), *encoders)
 
     def vae_encoder(self, checkpoint: Checkpoint) -> tuple[Part, ...]:
         """Its first step and every further one."""
         return encoder_parts(checkpoint)
 
 
-def _kind(folder: Path) -> ModelClass[torch.nn.Module]:
+_KINDS: Mapping[object, Any] = {
+    each.__name__: each for each in (WanTransformer3DModel, WanVACETransformer3DModel, SkyReelsV2Transformer3DModel)
+}
+
+
+def _kind(folder: Path) -> ModelClass[Any]:
     """The class of a transformer."""
-    found: ModelClass[torch.nn.Module] = WanVACETransformer3DModel if _has_control(folder) else WanTransformer3DModel
+    found: ModelClass[Any] = _KINDS.get(read_json(folder / "config.json").get("_class_name"), WanTransformer3DModel)
     return found
 
 
@@ -227,39 +243,13 @@ def _conditions(checkpoint: Checkpoint, transformer: Mapping[str, Any]) -> tuple
     """What is taken beside text."""
     if checkpoint.pipeline == "WanVACEPipeline":
         return control_conditions(transformer.get("vace_in_channels", 96))
-    if checkpoint.pipeline == IMAGE_TO_VIDEO:
-        return (image_channels_condition(_channels_beside(transformer)),)
+    if checkpoint.pipeline in IMAGE_TO_VIDEO:
+        return image_conditions(checkpoint, transformer)
     return (start_from(transformer["in_channels"]),) if Source.VIDEO in checkpoint.takes else ()
 
 
-def _channels_beside(transformer: Mapping[str, Any]) -> int:
-    """Channels that a transformer takes beside those of the latents that it gives."""
-    taken = int(transformer["in_channels"])
-    return taken - int(transformer.get("out_channels") or taken)
-
-
-def _latent_channels(checkpoint: Checkpoint, transformer: Mapping[str, Any]) -> int:
-    """Of the latents, which need not be all that the transformer takes.
-
-    Raises:
-        FlowBlendingError: it takes other channels beside them than WanImageToVideoPipeline gives it.
-    """
-    taken = int(transformer["in_channels"])
-    if checkpoint.pipeline != IMAGE_TO_VIDEO:
-        return taken
-    latents = taken - _channels_beside(transformer)
-    expected = 2 * latents + WAN.vae_factors(checkpoint.config("vae"))[0]
-    if taken != expected:
-        raise FlowBlendingError(
-            f"The transformer of {shown(checkpoint.folder)} takes {taken} channels and gives {latents}, but an "
-            f"{IMAGE_TO_VIDEO} gives it {expected}: those of the latents and of an image's, and a mask; give a "
-            "checkpoint such as Wan 2.2 I2V A14B."
-        )
-    return latents
-
-
 def _architecture(config: Mapping[str, Any]) -> str | None:
-    if config.get("vace_layers") is not None or _channels_beside(config):
+    if config.get("vace_layers") is not None or channels_beside(config):
         return None
     return _ARCHITECTURES.get(
         (config.get("num_layers"), config.get("num_attention_heads"), config.get("attention_head_dim"))

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from flowblending.export.graph.exportable import Family
 
 
-IMAGE_TO_VIDEO = "WanImageToVideoPipeline"
+SKYREELS = "SkyReelsV2ImageToVideoPipeline"
+IMAGE_TO_VIDEO = ("WanImageToVideoPipeline", SKYREELS)
+"""The classes that make videos of their first frame."""
 
 
 def _vae_factors(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -35,13 +37,13 @@ def _original(shapes: Shapes, base: Mapping[str, Any]) -> Original:
 
 WAN = ModelFamily(
     name="wan",
-    pipelines=("WanPipeline", "WanVACEPipeline", IMAGE_TO_VIDEO),
+    pipelines=("WanPipeline", "WanVACEPipeline", *IMAGE_TO_VIDEO),
     takes={
         "WanPipeline": (Source.VIDEO,),
         "WanVACEPipeline": (Source.VIDEO, Source.MASK),
-        IMAGE_TO_VIDEO: (Source.IMAGE,),
+        **dict.fromkeys(IMAGE_TO_VIDEO, (Source.IMAGE,)),
     },
-    always=frozenset({"WanVACEPipeline", IMAGE_TO_VIDEO}),
+    always=frozenset({"WanVACEPipeline", *IMAGE_TO_VIDEO}),
     vae_factors=_vae_factors,
     load=_load,
     original=_original,

@@ -1,46 +1,81 @@
-"""The Wan transformer as a graph: diffusers' WanTransformer3DModel with attention and positions that compile well."""
+"""The Wan transformer as a graph: diffusers' WanTransformer3DModel with attention and positions that compile well.
+
+SkyReelsV2Transformer3DModel is the same but for the timestep's embedding, as long as it attends to all frames at once.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
-from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
-from diffusers.models.transformers.transformer_wan import WanAttention, WanRotaryPosEmbed
+from diffusers import SkyReelsV2Transformer3DModel, WanTransformer3DModel, WanVACETransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 
-from flowblending.contracts.conditions import IMAGE_CHANNELS
+from flowblending.contracts.conditions import IMAGE_CHANNELS, IMAGE_TOKENS
 from flowblending.contracts.graph import GraphSpec, Precision, TensorSpec
-from flowblending.export.graph.attention import attend, rotate
+from flowblending.export.families.wan.attention import Attention, MixedAttention
+from flowblending.export.families.wan.embedders import ImageEmbedding, Timesteps
 from flowblending.export.graph.exportable import Exportable, Tensors
-from flowblending.export.graph.load import load_model, twin
-from flowblending.export.graph.mixed import narrow_layers, normalise, project
+from flowblending.export.graph.load import ModelClass, load_model, twin
+from flowblending.export.graph.mixed import narrow_layers
 from flowblending.export.lora.fit import Lora
 
-Model = TypeVar("Model", WanTransformer3DModel, WanVACETransformer3DModel)
+Model = TypeVar("Model", WanTransformer3DModel, WanVACETransformer3DModel, SkyReelsV2Transformer3DModel)
+Transformer: TypeAlias = WanTransformer3DModel | SkyReelsV2Transformer3DModel
 
 REVISION = 1
 """Raised when this file makes other graphs."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImageTokens:
+    """What a transformer sees of images through CLIP.
+
+    Attributes:
+        each: tokens of an image.
+        images: how many there are of a video: its first frame, or the first and the last.
+        width: of a token.
+    """
+
+    each: int
+    images: int
+    width: int
+
+    @property
+    def total(self) -> int:
+        """Tokens of all images."""
+        return self.each * self.images
+
+
 def load_transformer(
-    folder: Path, name: str, text_length: int, precision: Precision, loras: Sequence[Lora] = ()
+    folder: Path,
+    name: str,
+    text_length: int,
+    precision: Precision,
+    loras: Sequence[Lora] = (),
+    *,
+    image: ImageTokens | None = None,
+    kind: ModelClass[Transformer] = WanTransformer3DModel,
 ) -> Exportable:
     """The graph: latents fp32 [B, C, F, H, W], timestep fp32 [B], text fp32 [B, L, D] -> velocity fp32 like latents.
 
     One that takes more channels than it gives has a fourth input, ``image_channels`` fp32 [B, X, F, H, W], for those
-    behind the latents'.
+    behind the latents'; and one that sees images a fifth, ``image_tokens`` fp32 [B, N, W], one image behind the other.
 
     Args:
         folder: of a transformer for text, or for text and channels beside the latents.
         name: of the component.
-        text_length: L, fixed in the graph.
+        text_length: L, fixed in the graph; where it sees images, what its class takes for granted (512).
         precision: of everything that diffusers does not keep in fp32.
         loras: to fuse into the weights.
+        image: what it sees of images, if it does.
+        kind: its class.
     """
-    stock: WanTransformer3DModel = load_model(WanTransformer3DModel, folder, precision, streamed=True, loras=loras)
+    stock: Transformer = load_model(kind, folder, precision, streamed=True, loras=loras)
     config = stock.config
     patch = config.patch_size
     size = ("frames", "height", "width")
@@ -54,6 +89,7 @@ def load_transformer(
             TensorSpec(name="timestep", dtype="float32", shape=("batch",)),
             TensorSpec(name="text", dtype="float32", shape=("batch", text_length, config.text_dim)),
             *(beside if config.in_channels > channels else ()),
+            *(() if image is None else (_tokens(image),)),
         ),
         outputs=(TensorSpec(name="velocity", dtype="float32", shape=("batch", channels, *size)),),
     )
@@ -70,16 +106,20 @@ def load_transformer(
         counts = {"frames": frames * patch[0], "height": height * patch[1], "width": width * patch[2]}
         return {"batch": batch, **counts}
 
-    module = _Call(*rewritten(stock, precision))
+    module = _Call(*rewritten(stock, precision, 0 if image is None else image.total))
     return Exportable(
         spec=spec,
         module=module,
-        reference=_Call(stock, stock.dtype),
+        reference=_Call(stock, stock.dtype, image),
         inputs=inputs,
         export_sizes=sizes(2, 3, 4, 5),
         verify_sizes=(sizes(1, 1, 3, 2), sizes(2, 4, 2, 5)),
         streamed=(stock, module),
     )
+
+
+def _tokens(image: ImageTokens) -> TensorSpec:
+    return TensorSpec(name=IMAGE_TOKENS, dtype="float32", shape=("batch", image.total, image.width))
 
 
 def load_signal(folder: Path, name: str, loras: Sequence[Lora] = ()) -> Exportable:
@@ -124,19 +164,30 @@ class _WanSignal(torch.nn.Module):
         return (self.embedder.time_proj(self.embedder.act_fn(embedded)),)
 
 
-def rewritten(stock: Model, precision: Precision) -> tuple[Model, torch.dtype]:
+def rewritten(stock: Model, precision: Precision, image_tokens: int = 0) -> tuple[Model, torch.dtype]:
     """A copy with other positions and attention, over the same weights; and the type that it computes between layers.
 
     That is the type of its weights, and in fp16-mixed fp32: blocks go on in the type of what they are given.
+
+    Args:
+        stock: it is not changed.
+        precision: of its weights.
+        image_tokens: of all images that it sees through CLIP.
     """
     model = twin(stock)
     model.rope = _Rotary(stock.rope)
+    embedder = model.condition_embedder
+    if embedder.image_embedder is not None:
+        embedder.image_embedder = ImageEmbedding(embedder.image_embedder)
+    if isinstance(stock, SkyReelsV2Transformer3DModel):
+        embedder.timesteps_proj = Timesteps(embedder.timesteps_proj)
     if precision is not Precision.FP16_MIXED:
-        model.set_attn_processor(_Attention())
+        model.set_attn_processor(Attention(image_tokens=image_tokens))
         return model, stock.dtype
     narrow_layers(model)
     model.patch_embedding.register_forward_hook(lambda _layer, _inputs, tokens: tokens.float())
-    model.set_attn_processor(_MixedAttention(normalised=stock.config.cross_attn_norm))
+    processor = MixedAttention(normalised=stock.config.cross_attn_norm, image_tokens=image_tokens)
+    model.set_attn_processor(processor)
     return model, torch.float32
 
 
@@ -171,65 +222,20 @@ class _Rotary(torch.nn.Module):
         return torch.cat(angles, dim=-1).reshape(1, math.prod(counts), sum(self.widths)).expand(batch, -1, -1)
 
 
-class _Attention:
-    """Attention of a Wan block (diffusers models/transformers/transformer_wan.py, WanAttnProcessor), text only."""
-
-    def __call__(
-        self,
-        attention: WanAttention,
-        hidden: torch.Tensor,
-        text: torch.Tensor | None = None,
-        _mask: torch.Tensor | None = None,
-        positions: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        context = hidden if text is None else text
-        query = attention.norm_q(attention.to_q(hidden))
-        key = attention.norm_k(attention.to_k(context))
-        if positions is not None:
-            query = rotate(query, *positions, attention.heads)
-            key = rotate(key, *positions, attention.heads)
-        output: torch.Tensor = attention.to_out[0](attend(query, key, attention.to_v(context), attention.heads))
-        return output
-
-
-class _MixedAttention:
-    """The same with queries and keys in fp32 from the layers on which they come from to the attention itself.
+class _Call(torch.nn.Module):
+    """A transformer called as its pipeline calls it: what it is given in its own type ``dtype``; all else is fp32.
 
     Args:
-        normalised: whether what cross-attention makes its queries of has been through a norm.
+        model: the stock one, or one rewritten.
+        dtype: of what it is given beside the timestep.
+        rows: of the stock one: the images of a video are rows of a batch to it.
     """
 
-    def __init__(self, *, normalised: bool) -> None:
-        self.normalised = normalised
-
-    def __call__(
-        self,
-        attention: WanAttention,
-        hidden: torch.Tensor,
-        text: torch.Tensor | None = None,
-        _mask: torch.Tensor | None = None,
-        positions: tuple[torch.Tensor, torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        context = hidden if text is None else text
-        bare = text is not None and not self.normalised
-        query = normalise(project(attention.to_q, hidden) if bare else attention.to_q(hidden), attention.norm_q)
-        key = normalise(attention.to_k(context), attention.norm_k)
-        if positions is not None:
-            query = rotate(query, *positions, attention.heads)
-            key = rotate(key, *positions, attention.heads)
-        value = attention.to_v(context)
-        attended = attend(query.to(value.dtype), key.to(value.dtype), value, attention.heads)
-        output: torch.Tensor = attention.to_out[0](attended)
-        return output
-
-
-class _Call(torch.nn.Module):
-    """A transformer called as its pipeline calls it: latents and text in its own type ``dtype``; all else is fp32."""
-
-    def __init__(self, model: WanTransformer3DModel, dtype: torch.dtype) -> None:
+    def __init__(self, model: Transformer, dtype: torch.dtype, rows: ImageTokens | None = None) -> None:
         super().__init__()
         self.model = model
         self.dtype = dtype
+        self.rows = rows
 
     def forward(
         self,
@@ -237,9 +243,13 @@ class _Call(torch.nn.Module):
         timestep: torch.Tensor,
         text: torch.Tensor,
         image_channels: torch.Tensor | None = None,
+        image_tokens: torch.Tensor | None = None,
     ) -> Tensors:
         """Velocity, fp32, like ``latents``, behind which the channels of an image are put."""
         if image_channels is not None:
             latents = torch.cat([latents, image_channels], dim=1)
-        velocity = self.model(latents.to(self.dtype), timestep, text.to(self.dtype), return_dict=False)[0]
+        seen = () if image_tokens is None else (image_tokens.to(self.dtype),)
+        if seen and self.rows is not None:
+            seen = (seen[0].reshape(-1, self.rows.each, self.rows.width),)
+        velocity = self.model(latents.to(self.dtype), timestep, text.to(self.dtype), *seen, return_dict=False)[0]
         return (velocity.float(),)

@@ -367,6 +367,6 @@ def test_answers_without_a_machine_learning_library() -> None:
 def test_a_family_is_found_by_its_pipeline_class(tmp_path: Path) -> None:
     found = {name: row_of(Checkpoint(folder=tmp_path, pipeline=name)).name for name in pipeline_classes()}
     assert {"WanPipeline", "WanVACEPipeline", "LTXPipeline", "LTXConditionPipeline"} < set(found)
-    assert found == {name: "wan" if name.startswith("Wan") else "ltx" for name in found}
+    assert found == {name: "ltx" if name.startswith("LTX") else "wan" for name in found}
     with pytest.raises(FlowBlendingError, match=r"FluxPipeline, which is not supported; give one of Wan.*LTX"):
         row_of(Checkpoint(folder=tmp_path, pipeline="FluxPipeline"))

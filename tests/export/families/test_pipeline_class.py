@@ -39,7 +39,7 @@ def test_a_class_of_another_family_is_refused(pipeline: str, asked: str, able: t
 def test_an_unknown_class_is_refused_at_once() -> None:
     check_class(None)
     check_class("WanPipeline")
-    classes = "WanPipeline, WanVACEPipeline, WanImageToVideoPipeline, LTXPipeline, LTXCondition"
+    classes = "WanPipeline, WanVACEPipeline, WanImageToVideoPipeline, SkyReelsV2ImageToVideoPipeline, LTXPipeline, LTX"
     with pytest.raises(UsageError, match=f"--pipeline ltx was given, but one of {classes}"):
         check_class("ltx")
 

@@ -159,12 +159,6 @@ def test_channels_beside_the_latents(altered: Callable[..., Checkpoint], tmp_pat
         WAN.describe(image)
 
 
-def test_an_image_through_clip_is_refused(altered: Callable[..., Checkpoint]) -> None:
-    checkpoint = altered("transformer/config.json", image_dim=1280, added_kv_proj_dim=64)
-    with pytest.raises(FlowBlendingError, match="looks at an image through CLIP, as that of Wan"):
-        WAN.transformer(checkpoint, checkpoint.folder / "transformer", LARGE)
-
-
 @pytest.mark.parametrize(
     ("layers", "heads", "architecture"),
     [(30, 12, "wan2.1-t2v-1.3b"), (40, 40, "wan2.1-t2v-14b"), (30, 40, None), (2, 2, None)],
