@@ -427,11 +427,15 @@ CONDITIONED: dict[str, tuple[tuple[Source, ...], tuple[object, ...]]] = {
     "ltx-condition": ((Source.IMAGE,), ("--image", "cat.png", "--image", "end.png@16:0.8", "--guidance", 3.0)),
     "wan-vace": ((), ("--video", "clip", "--mask", "mask.png", "--control-scale", "0.8")),
     "wan-image": ((), ("--image", "cat.png", "--image", "end.png@8")),
+    "wan-clip": ((), ("--image", "cat.png")),
 }
 
 
 @pytest.mark.usefixtures("onnxruntime")
-@pytest.mark.parametrize("kind", ["ltx-condition", "wan-vace", pytest.param("wan-image", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "kind",
+    ["ltx-condition", "wan-vace", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("wan-image", "wan-clip"))],
+)
 def test_conditioned_runs_equal_fb_run(built: Built, build: Build, tmp_path: Path, kind: str) -> None:
     conditions, asked = CONDITIONED[kind]
     bundle = build(kind, conditions=conditions).folder

@@ -22,11 +22,13 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.conditions import Source
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.devices.open import open_device
+from flowblending.runtime.generate import generate
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.run import VideoRun
 from flowblending.runtime.serve.triton.client_request import request_inputs
 from flowblending.runtime.serve.triton.worker import answer
+from flowblending.system.console import Console
 from tests.conftest import Build
 from tests.support.required import unavailable
 from tests.support.triton_server import TritonServer, Unavailable, install, serve
@@ -157,6 +159,21 @@ def test_json_carries_images_too(server: TritonServer, files: Path) -> None:
     result = json.loads(server.post("models/ltx/generate", body))
     assert json.loads(result["report"])["image"] == "cat.png@8:0.5"
     assert base64.b64decode(result["video"])[4:8] == b"ftyp"
+
+
+@pytest.mark.long
+def test_first_and_last_frames_of_wan_are_taken_too(build: Build, files: Path) -> None:
+    bundle = build("wan-image")
+    images = (str(files / "cat.png"), f"{files / 'end.png'}@8")
+    made = Pipeline(bundle=bundle, device=open_device("cpu", bundle.manifest), threads=1)
+    told: list[dict[str, Any]] = []
+    inputs = {"prompt": np.array([b"x"], np.object_), **request_inputs({"steps": 2, "image": images}, ["latents"])}
+    answer(made, inputs, lambda outputs, **_: told.append(dict(outputs)), lambda: False)
+    expected = generate(made, Job(prompt="x", steps=2, image=images), None, Console(quiet=True)).latents
+    np.testing.assert_array_equal(told[-1]["latents"], expected)
+    with pytest.raises(UsageError, match="make a video from its first frame, and none was given"):
+        answer(made, {"prompt": np.array([b"x"], np.object_)}, lambda *_, **__: None, lambda: False)
+    made.close()
 
 
 REFUSED: dict[str, dict[str, Any]] = {
