@@ -25,8 +25,13 @@ from flowblending.export.families.original import (
 KIND = "Wan transformer"
 
 _DIFFUSERS = "condition_embedder."
+_EMBEDDER = "condition_embedder.image_embedder"
+_TEXT = "a text-to-video model"
+_POSITIONS = "img_emb.emb_pos"
+"""Of the tokens of a first and a last image; diffusers' converter has no name for them."""
+
+_IMAGE = {r"img_emb\.|condition_embedder\.image_embedder\.|.+\.k_img\.|.+\.add_k_proj\.": "an image-to-video model"}
 _PARTS = {
-    r"img_emb\.|condition_embedder\.image_embedder\.|.+\.k_img\.|.+\.add_k_proj\.": "an image-to-video model",
     r"vace_(blocks|patch_embedding)\.": "a VACE model",
     r"(motion_encoder|face_adapter|face_encoder|pose_patch_embedding)\.": "a Wan-Animate model",
     r"(casual_audio_encoder|audio_injector|cond_encoder)\.": "a speech-to-video model",
@@ -38,12 +43,17 @@ _PARTS = {
 def read_original(shapes: Shapes, base: Mapping[str, Any]) -> Original:
     """Diffusers' names and configuration; see `flowblending.export.families.model_family.ModelFamily.original`.
 
+    One that looks at images is taken where the pipeline that it is to run in has one that does.
+
     Raises:
-        FlowBlendingError: it is no text-to-video transformer of Wan.
+        FlowBlendingError: it is no transformer of Wan, or another one than the pipeline runs.
     """
     names = list(shapes)
-    refuse_parts(names, _PARTS, "a text-to-video model")
+    image = base.get("image_dim") is not None
+    refuse_parts(names, _PARTS if image else {**_IMAGE, **_PARTS}, "an image-to-video model" if image else _TEXT)
     diffusers = diffusers_names(names, _DIFFUSERS, convert_wan_transformer_to_diffusers)
+    if _POSITIONS in diffusers:
+        diffusers[_POSITIONS] = f"{_EMBEDDER}.pos_embed"
     return Original(
         config={**base, **_config({diffusers[name]: shapes[name] for name in names}, base)}, names=diffusers
     )
@@ -67,7 +77,7 @@ def _config(shapes: Shapes, base: Mapping[str, Any]) -> dict[str, Any]:
         "ffn_dim": inner,
         "num_layers": layer_count(shapes, "blocks"),
         "cross_attn_norm": "blocks.0.norm2.weight" in shapes,
-        "image_dim": None,
-        "added_kv_proj_dim": None,
-        "pos_embed_seq_len": None,
+        "image_dim": shapes.get(f"{_EMBEDDER}.norm1.weight", (None,))[0],
+        "added_kv_proj_dim": shapes.get("blocks.0.attn2.add_k_proj.weight", (None,))[-1],
+        "pos_embed_seq_len": shapes.get(f"{_EMBEDDER}.pos_embed", (None, None))[1],
     }

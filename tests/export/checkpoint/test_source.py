@@ -21,6 +21,7 @@ from flowblending.export.checkpoint.source import (
     Source,
     locate,
 )
+from flowblending.export.families.clip import image_encoder_part
 from flowblending.export.families.pair import check_pair
 from flowblending.export.families.registry import pipeline_classes
 from tests.support.hub_server import COMMIT, Hub, serve, use
@@ -115,6 +116,22 @@ def test_configurations_then_headers_then_weights(hub: Hub, repository: Path, tm
     assert again.checksums == {}
     assert again.fetch(WHOLE_WEIGHTS) == fetched
     assert hub.weights() == sent
+
+
+def test_what_looks_at_images_comes_with_its_encoder(
+    hub: Hub, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """CLIP's weights are told by their headers first, and its processor's settings are there from the beginning."""
+    hub.repositories["Org/Image"] = folder = checkpoints("wan-clip") / "large"
+    found = find("Org/Image", tmp_path)
+    found.read_headers()
+    part = image_encoder_part(open_checkpoint(found.folder))
+    assert part.check() == ()
+    assert json.loads(part.sources[-1].read_text())["image_processor_type"].startswith("CLIP")
+    file = "image_encoder/model.safetensors"
+    assert found.left(("image_encoder",)) == (folder / file).stat().st_size
+    fetched = found.fetch(WHOLE_WEIGHTS)
+    assert (fetched / file).read_bytes() == (folder / file).read_bytes()
 
 
 @pytest.mark.parametrize("ranges", [True, False])

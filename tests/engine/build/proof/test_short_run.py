@@ -108,7 +108,7 @@ def test_memory_that_runs_out_says_nothing_of_the_bundle(tmp_path: Path, monkeyp
     def exhausted(name: str) -> None:
         raise OutOfMemoryError(f"There is no memory for {name}; stop other programs.")
 
-    monkeypatch.setattr(pipeline, "engine", exhausted)
+    monkeypatch.setattr(pipeline.engines, "get", exhausted)
     claim = run_claim(run_bundle(pipeline, JOB, "cpu"))
     assert claim.state == "open"
     assert "There is no memory for" in claim.detail

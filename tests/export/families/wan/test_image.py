@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.clip_checkpoints import TOKENS, WIDTH
 from flowblending import FlowBlendingError, UsageError
@@ -20,9 +21,13 @@ from flowblending.engine.backends.tensorrt.compile import PlanRequest, compile_p
 from flowblending.engine.backends.tensorrt.listing import fused_attention, product_types
 from flowblending.export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from flowblending.export.checkpoint.together import TokenIds, check_together
+from flowblending.export.checkpoint.weights_file import read_weights
 from flowblending.export.families.pair import check_pair
 from flowblending.export.families.pipeline_class import with_conditions
+from flowblending.export.families.stand_in import stand_in
 from flowblending.export.families.wan.family import Wan
+from flowblending.export.families.wan.names import authors_name
+from flowblending.export.graph.stored import find_stored
 from flowblending.export.graph.trace import export_graph
 from flowblending.export.verify.verify import TOLERANCE, export_and_verify
 from tests.support.plans import RTX, ignore, needs_rtx
@@ -166,3 +171,25 @@ def test_what_does_not_fit_together(checkpoint: Checkpoint, tmp_path: Path) -> N
         other = altered(checkpoint, tmp_path / name, **{name: value})
         with pytest.raises(FlowBlendingError, match=f"cannot be a pair: the transformer's {name} is "):
             check_pair(checkpoint, ours, other, None)
+
+
+@every
+def test_a_file_under_the_authors_names(
+    checkpoint: Checkpoint, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """It is the transformer that it was made of, to its configuration; beside text alone it is refused."""
+    folder = checkpoint.folder / "transformer"
+    tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
+    file = tmp_path / "model.safetensors"
+    save_file({authors_name(name): tensor for name, tensor in tensors.items()}, file)
+    found = stand_in(read_weights(file), checkpoint, tmp_path / "scratch", here=True)
+    ours, theirs = (json.loads((each / "config.json").read_text()) for each in (found.folder, folder))
+    assert {name: ours.get(name) for name in theirs} == theirs
+    stored = {name: tensor.read() for name, tensor in find_stored(found.folder).items()}
+    assert stored.keys() == tensors.keys()
+    assert all(torch.equal(stored[name], tensor) for name, tensor in tensors.items())
+    part = WAN.transformer(checkpoint, found.folder, LARGE)
+    assert part.check() == ()
+    text = open_checkpoint(checkpoints("wan") / "large")
+    with pytest.raises(FlowBlendingError, match=r"holds an image-to-video model .*, but a text-to-video model was"):
+        stand_in(read_weights(file), text, tmp_path / "other", here=True)
