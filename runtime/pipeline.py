@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from flowblending import UsageError
 from flowblending.contracts.conditions import Source, frame_times, inputs_from
-from flowblending.contracts.graph import DECODERS, ENCODERS, IMAGE_ENCODER, TEXT_ENCODER
+from flowblending.contracts.graph import DECODERS, ENCODERS, IMAGE_ENCODER, TEXT_ENCODER, VAE_ENCODERS
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.contracts.tiling import Tiling
 from flowblending.engine.backends.tensor import Tensor
@@ -270,12 +270,11 @@ class Pipeline:
 
     def vae_encoders(self) -> list[str]:
         """The components that encoding frames takes; none in bundles without."""
-        return [name for name in ENCODERS if name in self.bundle.manifest.components]
+        return [name for name in VAE_ENCODERS if name in self.bundle.manifest.components]
 
     def image_encoders(self) -> list[str]:
         """The components that images and videos go through on their way to the transformers."""
-        seen = [IMAGE_ENCODER] if IMAGE_ENCODER in self.bundle.manifest.components else []
-        return [*self.vae_encoders(), *seen]
+        return [name for name in ENCODERS if name in self.bundle.manifest.components]
 
     def image_tokens(self, images: Sequence[GivenClip]) -> npt.NDArray[np.float32]:
         """The tokens of images, float32 [1, N, W], as CLIP's encoder of the bundle sees them."""

@@ -35,14 +35,16 @@ DECODERS = (VAE, VAE_FIRST, VAE_NEXT)
 VAE_ENCODER = "vae_encoder"
 VAE_ENCODER_FIRST = "vae_encoder_first"
 VAE_ENCODER_NEXT = "vae_encoder_next"
-ENCODERS = (VAE_ENCODER, VAE_ENCODER_FIRST, VAE_ENCODER_NEXT)
-"""A clip at once, or its first frame and then one latent frame's worth of frames at a time; only where a bundle takes
-images or videos."""
+VAE_ENCODERS = (VAE_ENCODER, VAE_ENCODER_FIRST, VAE_ENCODER_NEXT)
+"""A clip at once, or its first frame and then one latent frame's worth of frames at a time."""
 
 IMAGE_ENCODER = "image_encoder"
 """CLIP's, of models that look at an image through it, too."""
 
-_OTHERS = frozenset({TEXT_ENCODER, IMAGE_ENCODER, *DECODERS, *ENCODERS})
+ENCODERS = (*VAE_ENCODERS, IMAGE_ENCODER)
+"""What images and videos go through before the transformers; only where a bundle takes them."""
+
+_OTHERS = frozenset({TEXT_ENCODER, *DECODERS, *ENCODERS})
 
 EXTERNAL_DATA = ".onnx.data"
 """How the name of a graph's weights ends, which lie beside ``NAME.onnx``."""

@@ -104,7 +104,7 @@ def load_of(program: Program, manifest: Manifest, proofs: Mapping[str, Proof]) -
     """What a program takes on a CPU, from the text encoder to the decoder."""
     branches, tokens = len(program.branches()), manifest.pipeline.tokens(program.latent_shape)
     # The run is of text alone, where there is one.
-    unused = () if is_shown(manifest.pipeline.conditions) else (*ENCODERS, IMAGE_ENCODER)
+    unused = () if is_shown(manifest.pipeline.conditions) else ENCODERS
     others = [name for name in manifest.components if name not in (*manifest.transformers, *unused)]
     a_call = {name: _a_call(name, program, manifest, proofs[name]) for name in others}
     following = program.latent_shape[1] - 1
