@@ -76,6 +76,9 @@ struct Binding {
   std::vector<BoundStep> steps;
 };
 
+// A tensor's sizes in a call on so many rows.
+Shape resolve(const TensorSpec& spec, std::int64_t batch, const LatentShape& latents);
+
 // Enqueues one instruction of a binding.
 void enqueue(BoundInstruction& instruction, const Binding& binding, DeviceMemory& device);
 

@@ -1,4 +1,4 @@
-// Reading the instructions of a program, of which each is checked against the slots and what was written to them before.
+// Reading a program's instructions, each checked against the slots and what was written to them before.
 #pragma once
 
 #include <algorithm>
@@ -48,7 +48,6 @@ class Instructions {
     written_.insert(0);
     for (const int each : program.given) written_.insert(each);
   }
-
 
   Instruction read(const Node& node) {
     if (node.has("terms")) return mix(node);

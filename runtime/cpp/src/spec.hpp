@@ -135,8 +135,8 @@ struct Program {
   std::vector<std::string> slots;  // the first is `latents`
   // The latent frames of slots that hold some alone, rising; by slot, and others are not here.
   std::map<int, std::vector<std::int64_t>> partial;
-  std::set<int> given;      // slots that are filled before the first step
-  std::int64_t extra = 0;   // latent frames before the video's own
+  std::set<int> given;     // slots that are filled before the first step
+  std::int64_t extra = 0;  // latent frames before the video's own
   std::map<std::string, std::vector<InputBinding>> engines;
   std::vector<Step> steps;
 

@@ -109,8 +109,7 @@ static void bundles(const std::string& bundle, const std::string& scratch) {
     write(scratch + "/manifest.json", content);
     return fb::Bundle::open(scratch, fb::Verify::checksums).status();
   };
-  for (const char* name :
-       {"large.json", "small.json", "duo_high.json", "duo_low.json", "still.json", "moving.json"})
+  for (const char* name : {"large.json", "small.json", "duo_high.json", "duo_low.json", "still.json", "moving.json"})
     write(scratch + "/" + name, text_of(bundle + "/" + name));
   expect(open(manifest).ok(), "a copy is a bundle");
   refused(open(with(manifest, R"("format":4)", R"("format":5)")), fb::Code::bad_file,

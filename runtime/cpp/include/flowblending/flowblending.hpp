@@ -2,7 +2,8 @@
 //
 // Nothing here throws: what can fail returns a Status, or a Result, whose message is one plain sentence. An object is
 // used by one thread at a time; different objects by any. Video files and text encoders are not this library's
-// business: `fb-run --emit-inputs` writes a prompt's embeddings and what is made of images, and any VAE decodes the latents.
+// business: `fb-run --emit-inputs` writes a prompt's embeddings and what is made of images, and any VAE decodes the
+// latents.
 #pragma once
 
 #include <array>
@@ -145,9 +146,9 @@ class Sampler {
   Status set_input(const std::string& branch, const std::string& name, const TensorView& tensor) noexcept;
 
   // From noise, float32 [1, C, F, H, W] of latent_shape(), to latents, likewise of result_shape(), on the host or on
-  // the sampler's device; they may be the same. Everything is enqueued on the stream, and nothing waits until the end; with a callback, enqueuing
-  // stays at most two steps ahead of the GPU, so that a cancel is heard. Returns when the latents are there. If it
-  // fails or is cancelled, `latents` is untouched, and the sampler may be used again.
+  // the sampler's device; they may be the same. Everything is enqueued on the stream, and nothing waits until the end;
+  // with a callback, enqueuing stays at most two steps ahead of the GPU, so that a cancel is heard. Returns when the
+  // latents are there. If it fails or is cancelled, `latents` is untouched, and the sampler may be used again.
   Status sample(const float* noise, float* latents, const OnStep& on_step = nullptr) noexcept;
 
   Sampler(Sampler&&) noexcept;
