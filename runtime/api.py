@@ -11,10 +11,10 @@ import dataclasses
 import functools
 import os
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, Unpack
+from typing import Any, Final, Self, Unpack
 
 from flowblending import UsageError
 from flowblending.contracts.conditions import Source
@@ -25,6 +25,7 @@ from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.engine.bundle.vae_tiling import choose_tiling
 from flowblending.engine.bundle.video_choice import check_latent_shape
+from flowblending.runtime.conditions.given import GivenClip
 from flowblending.runtime.decode_conditioning import decode_conditioning
 from flowblending.runtime.decode_run import decoded
 from flowblending.runtime.devices.arrays import Array, stream_handle
@@ -40,6 +41,7 @@ from flowblending.runtime.events import (
     WarningEvent,
 )
 from flowblending.runtime.given import given_embedding, given_latents
+from flowblending.runtime.given_images import given_image
 from flowblending.runtime.jobs import job_geometry
 from flowblending.runtime.media.noise import draw_latents
 from flowblending.runtime.option_values import PYTHON, is_blank, make_job, read_options, read_value, shown
@@ -63,6 +65,8 @@ __all__ = [
 ]
 
 
+_BESIDE: Final = ("noise", "preview_every", "first_image", "last_image")
+"""Arguments of `VideoSampler.generate` that are no options of a job."""
 _ENCODE: Final = dataclasses.replace(PYTHON, several="for text in texts: sampler.encode(text)")
 
 
@@ -87,10 +91,12 @@ class Generation:
         job: Job,
         noise: Tensor | None,
         embeddings: Conditions,
+        *,
         preview: Wanted | None = None,
+        clips: Sequence[GivenClip] = (),
     ) -> None:
         self._planned = functools.partial(
-            VideoRun, pipeline, job, latents=noise, embeddings=embeddings, preview=preview
+            VideoRun, pipeline, job, latents=noise, embeddings=embeddings, preview=preview, clips=clips
         )
         self._run = self._planned(floats=True)
         self.noise: Final = noise
@@ -188,6 +194,8 @@ class VideoSampler:
         negative_prompt: str | Embedding | None = None,
         noise: ForeignArray | None = None,
         preview_every: int | None = None,
+        first_image: Any = None,
+        last_image: Any = None,
         **options: Unpack[JobOptions],
     ) -> Generation:
         """A video to be made; see `Generation`. None means the default of the bundle's family.
@@ -199,6 +207,9 @@ class VideoSampler:
                 where they are, when the video is made, and left as they are. What looks like no noise, such as the
                 latents of a finished run, is warned about then; those are for `decode`.
             preview_every: so many steps make a `PreviewEvent`, in bundles that have a map for it; None makes none.
+            first_image, last_image: an image that the video begins or ends with, of bundles that take images: one of
+                Pillow, or an array of numpy or of torch on the CPU, uint8 [H, W, 3] or of floats from 0 to 1,
+                [H, W, 3] or [3, H, W]. ``fit`` says how it comes to the size of the video; ``image`` names files.
             options: further fields of a `Job`: seed, size, frames, video, strength, fit, resample_fps, steps, schedule,
                 boundaries, shift, guidance, guidance_rescale, batched_guidance, solver, cache, decode_timestep,
                 decode_noise_scale, vae_tiling and frame_rate.
@@ -208,7 +219,7 @@ class VideoSampler:
         """
         texts = {"prompt": prompt, "negative_prompt": negative_prompt}
         given = {name: text for name, text in texts.items() if not isinstance(text, Embedding)}
-        fields = read_options({**given, **options}, PYTHON, beside=["noise", "preview_every"])
+        fields = read_options({**given, **options}, PYTHON, beside=_BESIDE)
         job = make_job({"prompt": "", **fields})
         embeddings = {}
         for branch, text, name in ((COND, prompt, "prompt"), (UNCOND, negative_prompt, "negative prompt")):
@@ -218,7 +229,8 @@ class VideoSampler:
         if noise is not None:
             shape = (1, *job_geometry(job, self.manifest).latent_shape)
             latents = given_latents(self._pipeline, noise, "noise", shape)
-        return Generation(self._pipeline, job, latents, embeddings, self._preview(preview_every))
+        clips = _images(job, self.manifest, first_image, last_image)
+        return Generation(self._pipeline, job, latents, embeddings, preview=self._preview(preview_every), clips=clips)
 
     def _preview(self, every: int | None) -> Wanted | None:
         """Which steps are to show what they make.
@@ -317,6 +329,21 @@ def open(
     place = open_device(device, opened.manifest, handle)
     return VideoSampler(
         Pipeline(bundle=opened, device=place, threads=threads, cuda_graph=graphs, memory=memory), stream
+    )
+
+
+def _images(job: Job, manifest: Manifest, first: Any, last: Any) -> tuple[GivenClip, ...]:
+    """What a video begins and ends with.
+
+    Raises:
+        UsageError: it is no image.
+    """
+    video = job_geometry(job, manifest)
+    given = (("first_image", first, 0), ("last_image", last, video.frames - 1))
+    return tuple(
+        given_image(image, name, (video.width, video.height), frame=frame, fit=job.fit)
+        for name, image, frame in given
+        if image is not None
     )
 
 

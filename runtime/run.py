@@ -130,7 +130,7 @@ class VideoRun:
         self._controlled = takes_control(pipeline.bundle.manifest.pipeline.conditions)
         self._is_shown = is_shown(pipeline.bundle.manifest.pipeline.conditions)
         self._unused = unused_options(
-            job,
+            self._named,
             self.program,
             pipeline.bundle.manifest,
             timed=decode and (not outputs or any(path.suffix.lower() == ".mp4" for path in outputs)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from flowblending import UsageError
+from flowblending.contracts.conditions import STRETCH, Source, takes
 from flowblending.contracts.manifest import Manifest
 from flowblending.runtime.diffusers.classes import ARGUMENTS, PipelineClass, class_of
 from flowblending.runtime.option import Option
@@ -84,6 +85,7 @@ def read_call(manifest: Manifest, given: Mapping[str, Any], options: Mapping[str
     count = len(prompts) * repeats
     told = {name: _per_video(given[name], count, name) for name in ("decode_timestep", "decode_noise_scale")}
     fields = {
+        **({} if given["image"] is None else {"fit": STRETCH}),  # as diffusers brings images to a video's size
         **options,
         **{name: given[theirs] for name, theirs in NAMES.items() if given[theirs] is not None},
         **{name: given[name] for name in ("guidance_rescale", "frame_rate") if given[name] is not None},
@@ -108,6 +110,8 @@ def _check_names(manifest: Manifest, kind: PipelineClass, given: Mapping[str, An
             raise UsageError(f"{each} was given, but {name}, which this bundle stands in for, has no such argument.")
         if each in _WHY or (each in options and each in kind.arguments):
             raise UsageError(f"{each} cannot be honoured: {_WHY.get(each, _UNKNOWN_REASON)}.")
+    if given["image"] is not None and not takes(manifest.pipeline.conditions, Source.IMAGE):
+        raise UsageError(f"image cannot be honoured: {_UNKNOWN_REASON}.")
 
 
 def _texts(value: object, name: str) -> list[str]:

@@ -71,9 +71,15 @@ class PipelineClass:
         return COMMON | self.arguments
 
 
+_IMAGE: Final = frozenset({"image"})
+
 CLASSES: Final[Mapping[str, PipelineClass]] = {
     "WanPipeline": PipelineClass(arguments=frozenset({"guidance_scale_2"})),
     "LTXPipeline": PipelineClass(arguments=_LTX, output_type="pil", packed=True, packed_output=True),
+    "WanImageToVideoPipeline": PipelineClass(arguments=_IMAGE | {"guidance_scale_2", "image_embeds", "last_image"}),
+    "LTXImageToVideoPipeline": PipelineClass(
+        arguments=_LTX | _IMAGE, output_type="pil", packed=True, packed_output=True, takes_latents=False
+    ),
     "LTXConditionPipeline": PipelineClass(
         arguments=_LTX | _CONDITIONS, output_type="pil", packed=True, takes_latents=False
     ),

@@ -8,11 +8,13 @@ from typing import Any
 from flowblending import UsageError
 from flowblending.contracts.program import COND, UNCOND
 from flowblending.engine.backends.tensor import Tensor
+from flowblending.runtime.conditions.given import GivenClip
 from flowblending.runtime.diffusers.classes import class_of
 from flowblending.runtime.diffusers.latents import as_type, rows_of, unpacked
 from flowblending.runtime.diffusers.noise import draw_noise
 from flowblending.runtime.events import Embedding
 from flowblending.runtime.given import given_embedding, given_latents
+from flowblending.runtime.given_images import given_image
 from flowblending.runtime.jobs import job_geometry
 from flowblending.runtime.media.noise import Normal
 from flowblending.runtime.options import Job
@@ -70,8 +72,37 @@ def read_embeddings(pipeline: Pipeline, given: Mapping[str, Any], prompts: int, 
     return [each for each in found for _ in range(repeats)]
 
 
-def read_noise(pipeline: Pipeline, jobs: Sequence[Job], latents: Any, streams: Sequence[Normal]) -> list[Tensor]:
+def read_images(
+    pipeline: Pipeline, given: Mapping[str, Any], jobs: Sequence[Job], prompts: int
+) -> list[tuple[GivenClip, ...]]:
+    """The images of each video of a call: one for all, or one for each prompt.
+
+    Raises:
+        UsageError: what is no image, or not so many.
+    """
+    video = job_geometry(jobs[0], pipeline.bundle.manifest)
+    found: list[tuple[GivenClip, ...]] = [()] * len(jobs)
+    for name, frame in (("image", 0), ("last_image", video.frames - 1)):
+        images = given[name]
+        if images is None:
+            continue
+        several = list(images) if isinstance(images, list | tuple) else [images] * prompts
+        if len(several) != prompts:
+            raise UsageError(
+                f"{name} is a list of {len(several)}, but there are {prompts} prompts; give one, or as many."
+            )
+        made = [given_image(each, name, (video.width, video.height), frame=frame, fit=jobs[0].fit) for each in several]
+        found = [(*clips, made[index * prompts // len(jobs)]) for index, clips in enumerate(found)]
+    return found
+
+
+def read_noise(
+    pipeline: Pipeline, jobs: Sequence[Job], latents: Any, streams: Sequence[Normal], *, drawn: bool = True
+) -> Sequence[Tensor | None]:
     """What each video's sampling starts from: latents that were given, else what is drawn.
+
+    Args:
+        drawn: whether noise is drawn here; else it is None, and drawn after what the encoder of an image draws.
 
     Raises:
         UsageError: a video that the bundle does not make, latents that do not fit, or for which its class of
@@ -79,12 +110,14 @@ def read_noise(pipeline: Pipeline, jobs: Sequence[Job], latents: Any, streams: S
     """
     manifest = pipeline.bundle.manifest
     shape = job_geometry(jobs[0], manifest).latent_shape
+    if latents is None and not drawn:
+        return [None] * len(jobs)
     if latents is None:
         return [pipeline.device.upload(each) for each in draw_noise(streams, shape)]
     if not class_of(manifest.pipeline.pipeline).takes_latents:
         raise UsageError(
             f"latents cannot be honoured: {manifest.pipeline.pipeline}, which this bundle stands in for, starts from "
-            "noise of its generator unless it is given a video; give a generator."
+            "noise of its generator unless they hold an image or a video; give a generator."
         )
     videos = rows_of(latents, len(jobs), "latents")
     return [

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import UsageError
+from flowblending.contracts.conditions import takes_image_channels
 from flowblending.contracts.program import Program
 from flowblending.runtime import api
 from flowblending.runtime.decode_run import decoded
@@ -24,7 +25,7 @@ from flowblending.runtime.diffusers.attributes import refused
 from flowblending.runtime.diffusers.callback import StepCallback, StepCaller, check_callback
 from flowblending.runtime.diffusers.classes import class_of
 from flowblending.runtime.diffusers.frames import LATENT, VideoOutput, as_output_type, check_output_type
-from flowblending.runtime.diffusers.inputs import count_embedded, read_embeddings, read_noise
+from flowblending.runtime.diffusers.inputs import count_embedded, read_embeddings, read_images, read_noise
 from flowblending.runtime.diffusers.latents import as_torch, packed
 from flowblending.runtime.diffusers.noise import noise_streams
 from flowblending.runtime.events import FramesEvent, LatentsEvent, SamplingEvent, WarningEvent
@@ -51,7 +52,7 @@ class _Plan:
 
 
 class FlowBlendingPipeline:
-    """A bundle in place of a WanPipeline, an LTXPipeline or an LTXConditionPipeline. Made by `from_bundle`.
+    """A bundle in place of one of diffusers' pipelines of Wan and LTX. Made by `from_bundle`.
 
     Which of them it stands in for is the bundle's. Arguments that this class does not have are refused by name, and so
     is what no bundle can honour. What is not given is the bundle's default. A context manager; belongs to one thread
@@ -103,6 +104,8 @@ class FlowBlendingPipeline:
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] | None = None,
         max_sequence_length: int | None = None,
+        image: Any = None,
+        last_image: Any = None,
         **options: Any,
     ) -> Any:
         """Make videos, one after the other.
@@ -121,6 +124,10 @@ class FlowBlendingPipeline:
             callback_on_step_end: called after every step with this pipeline, the step, its timestep and
                 ``{"latents": tensor}``. It may set ``pipeline._interrupt = True``, which ends sampling there, and
                 with a solver of first order (Euler's) return other latents.
+            image: that the video begins with: one of Pillow, or an array of numpy or torch on the CPU, of floats from 0
+                to 1, [H, W, 3] or [3, H, W], or uint8 [H, W, 3]; or a list with one for each prompt. It is stretched to
+                the video's size, unless ``fit="crop"`` or ``"letterbox"`` is given.
+            last_image: that it ends with, likewise (Wan's).
             options: fields of a job that diffusers has no word for: schedule, boundaries, shift, solver, cache,
                 batched_guidance. The other arguments are diffusers' own.
 
@@ -139,7 +146,9 @@ class FlowBlendingPipeline:
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, count)
         embeddings = read_embeddings(engines, given, call.prompts, count // call.prompts)
         streams = noise_streams(generator, count)
-        noise = read_noise(engines, call.jobs, latents, streams)
+        images = read_images(engines, given, call.jobs, call.prompts)
+        held = image is not None and not takes_image_channels(engines.bundle.manifest.pipeline.conditions)
+        noise = read_noise(engines, call.jobs, latents, streams, drawn=not held)
         plans = [
             _Plan(
                 job=job,
@@ -150,12 +159,13 @@ class FlowBlendingPipeline:
                     latents=start,
                     noise=stream,
                     embeddings=texts,
+                    clips=clips,
                     decode=call.output_type != LATENT,
                     floats=True,
                     ahead=AHEAD if callback_on_step_end is None else 0,
                 ),
             )
-            for job, start, stream, texts in zip(call.jobs, noise, streams, embeddings, strict=True)
+            for job, start, stream, texts, clips in zip(call.jobs, noise, streams, embeddings, images, strict=True)
         ]
         made = [self._made(plan, call.output_type, callback_on_step_end) for plan in plans]
         output = VideoOutput(self._output(made, call.output_type))

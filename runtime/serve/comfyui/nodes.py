@@ -84,10 +84,20 @@ class Generate:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, dict[str, Any]]:
         """The widgets, from the table of options."""
-        return {"required": {"bundle": (BUNDLE,), **widgets(first=True)}, "optional": widgets(first=False)}
+        images = {
+            name: ("IMAGE", {"tooltip": f"that the video {verb} with, of bundles that take images"})
+            for name, verb in (("start_image", "begins"), ("end_image", "ends"))
+        }
+        required = {"bundle": (BUNDLE,), **widgets(first=True)}
+        return {"required": required, "optional": {**images, **widgets(first=False)}}
 
-    def generate(self, bundle: VideoSampler, prompt: str, **values: Any) -> tuple[Any, dict[str, Any], float]:
+    def generate(
+        self, bundle: VideoSampler, prompt: str, start_image: Any = None, end_image: Any = None, **values: Any
+    ) -> tuple[Any, dict[str, Any], float]:
         """Make it.
+
+        Args:
+            start_image, end_image: ComfyUI's, float32 [B, H, W, 3] in [0, 1]; of several, the first, and the last.
 
         Returns:
             Frames float32 [F, H, W, 3] in [0, 1]; the latents [1, C, F, H, W] as ComfyUI has the family's; frames per
@@ -99,7 +109,13 @@ class Generate:
         import torch
 
         every = 1 if bundle.manifest.preview is not None and wants_previews() else None
-        generation = bundle.generate(prompt, preview_every=every, **job_options(values))
+        generation = bundle.generate(
+            prompt,
+            preview_every=every,
+            first_image=None if start_image is None else start_image[0, ..., :3].clamp(0, 1),
+            last_image=None if end_image is None else end_image[-1, ..., :3].clamp(0, 1),
+            **job_options(values),
+        )
         steps = len(generation.program.steps)
         show = progress_bar(steps + 1)
         frames: list[npt.NDArray[np.float32]] = []

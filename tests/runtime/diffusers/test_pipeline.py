@@ -13,8 +13,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flowblending import UsageError
+from flowblending.contracts.conditions import Source
 from flowblending.diffusers import FlowBlendingPipeline, VideoOutput
 from flowblending.runtime.diffusers.classes import CLASSES, COMMON
 from tests.conftest import SMALLEST, Build
@@ -25,6 +27,11 @@ FRAME_TOLERANCE = 1e-3
 LATENT_TOLERANCE = 1e-4
 KINDS = ["wan", pytest.param("ltx-0.9.0", marks=pytest.mark.long), "ltx-condition"]
 """Without LTX 0.9.1, whose decoder draws from torch's global generator (see tests/whole/test_parity.py)."""
+IMAGE_KINDS = [
+    "ltx-condition",
+    pytest.param("ltx", marks=pytest.mark.long),
+    pytest.param("wan-image", marks=pytest.mark.long),
+]
 CALL = {"prompt": "A cat walks on the grass.", "negative_prompt": "blurry, 静态", "num_inference_steps": 3}
 
 
@@ -34,7 +41,7 @@ def test_the_arguments_are_those_of_the_classes() -> None:
         assert signature.parameters.keys() - {"self"} == COMMON | ours.arguments
         assert signature.parameters["output_type"].default == ours.output_type
     ours_too = inspect.signature(FlowBlendingPipeline.__call__).parameters
-    for name in ("WanPipeline", "LTXPipeline"):
+    for name in ("WanPipeline", "LTXPipeline", "LTXImageToVideoPipeline"):
         assert not (COMMON | CLASSES[name].arguments) - ours_too.keys()
     first = list(inspect.signature(diffusers.WanPipeline.__call__).parameters)[:6]
     assert list(ours_too)[:6] == first
@@ -61,6 +68,39 @@ def pair(
         call |= {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
     with FlowBlendingPipeline.from_bundle(build(kind).folder, device="cpu", threads=1) as ours:
         yield ours, real, call
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", IMAGE_KINDS)
+def test_an_image_is_taken_as_the_class_takes_it(kind: str, build: Build, checkpoints: Callable[[str], Path]) -> None:
+    conditions = () if kind == "wan-image" else (Source.IMAGE,)  # which it is built with anyway
+    bundle, folder = build(kind, conditions=conditions), checkpoints(kind) / "large"
+    real: Any = getattr(diffusers, bundle.manifest.pipeline.pipeline).from_pretrained(folder, dtype=torch.float32)
+    real.set_progress_bar_config(disable=True)
+    width, height = map(int, SMALLEST[kind].size.split("x"))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 90, 3)).astype(np.uint8))
+    call: dict[str, Any] = {**CALL, "width": width, "height": height, "num_frames": SMALLEST[kind].frames}
+    call["image"] = image
+    if kind == "ltx-condition":
+        call |= {"decode_timestep": 0.05, "decode_noise_scale": 0.025}
+    # The decoder of LTX 0.9.1 draws from torch's global generator.
+    form = "latent" if kind == "ltx" else "np"
+    expected = np.asarray(real(**call, generator=seeded(), output_type=form).frames)
+    with FlowBlendingPipeline.from_bundle(bundle.folder, device="cpu", threads=1) as ours:
+
+        def made(image: Any, **options: Any) -> Any:
+            given = {**call, "image": image, **options}
+            return np.asarray(ours(**given, generator=seeded(), output_type=form, schedule="LLL").frames)
+
+        found = made(image)
+        assert np.abs(found - expected).max() < FRAME_TOLERANCE
+        # Of the video's size, an array is the same image, and so is one of a list.
+        array = np.asarray(image.resize((width, height), Image.Resampling.LANCZOS)) / 255
+        np.testing.assert_array_equal(made(array), found)
+        np.testing.assert_array_equal(made([torch.from_numpy(array).permute(2, 0, 1)]), found)
+        with pytest.raises(UsageError, match="image is a list of 2, but there are 1 prompts"):
+            made([image, image])
+        assert np.abs(made(image, fit="crop") - found).max() > FRAME_TOLERANCE
 
 
 def seeded(seed: int = 3) -> torch.Generator:

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import flowblending
 from flowblending import FlowBlendingError, FramesEvent, PreviewEvent
+from flowblending.contracts.conditions import Source
 from flowblending.runtime.options import options
 from flowblending.runtime.serve.comfyui.widgets import DEFAULT, FIRST, job_options, widgets
 from tests.conftest import Build
@@ -48,7 +50,7 @@ def defaults(node: Any) -> dict[str, Any]:
         name: about["default"]
         for group in ("required", "optional")
         for name, (kind, *rest) in inputs[group].items()
-        if kind != "FLOWBLENDING_BUNDLE"
+        if kind not in ("FLOWBLENDING_BUNDLE", "IMAGE")
         for about in rest
         if "default" in about
     }
@@ -159,3 +161,23 @@ def test_a_video_is_that_of_the_api(
     assert torch.equal(again, images)
     sampler.close()
     assert isinstance(sampler, flowblending.VideoSampler)
+
+
+@pytest.mark.slow
+def test_images_come_as_comfyui_has_them(nodes: dict[str, Any], build: Build, tmp_path: Path) -> None:
+    bundle = build("ltx-condition", conditions=(Source.IMAGE,))
+    picture = np.random.default_rng(0).integers(0, 256, (2, 50, 90, 3)).astype(np.uint8)
+    for name, each in zip(("cat.png", "end.png"), picture, strict=True):
+        Image.fromarray(each).save(tmp_path / name)
+    (sampler,) = nodes["FlowBlendingLoadBundle"]().load(bundle="", device="cpu", folder=str(bundle.folder))
+    node = nodes["FlowBlendingGenerate"]
+    values = {**defaults(node), "prompt": "a cat", "seed": 5, "steps": 2}
+    images = torch.from_numpy(picture.astype(np.float32) / 255)
+    _, latent, _ = node().generate(bundle=sampler, start_image=images[:1], end_image=images, **values)
+    _, by_files, _ = node().generate(
+        bundle=sampler, **{**values, "image": f"{tmp_path / 'cat.png'}\n{tmp_path / 'end.png'}@16"}
+    )
+    assert torch.equal(latent["samples"], by_files["samples"])
+    _, without, _ = node().generate(bundle=sampler, **values)
+    assert not torch.equal(without["samples"], latent["samples"])
+    sampler.close()
