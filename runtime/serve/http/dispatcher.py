@@ -80,6 +80,7 @@ class Dispatcher:
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._unable = ""
+        self._written = False
         self._unsettled: deque[Callable[[], None]] = deque()
         self.workers = [ServiceWorker(config, bundles, device) for config in configs]
 
@@ -149,6 +150,7 @@ class Dispatcher:
             for worker in self.workers if not self.draining else ():
                 if worker.idle:
                     self._give(worker)
+            self._sync()
         except sqlite3.Error as error:  # a full disk, for one, may be mended
             self._log.event("database_error", why=str(error))
         for worker in self.workers:
@@ -165,6 +167,12 @@ class Dispatcher:
         while self._unsettled:
             self._unsettled[0]()
             self._unsettled.popleft()
+
+    def _sync(self) -> None:
+        """Have the disk take what has ended, when clients know and workers have their next task."""
+        if self._written:
+            self._store.sync()
+            self._written = False
 
     def _give(self, worker: ServiceWorker) -> None:
         """Give a worker the next job: of the owner who was served longest ago, the one that stands first."""
@@ -270,6 +278,7 @@ class Dispatcher:
         def settle() -> None:
             size, expires = self._data.size(task.id), self._keeping.expires()
             if self._store.complete(task.id, seconds=made.seconds, warnings=warnings, size=size, expires=expires):
+                self._written = True
                 self._log.event("job_completed", job=task.id, model=task.model, seconds=made.seconds)
             else:  # deleted in the last moment
                 self._data.remove(task.id)
@@ -332,6 +341,7 @@ class Dispatcher:
         with contextlib.suppress(sqlite3.Error):  # or the next service finds it so
             self._settle()
             self._store.recover()
+            self._sync()
         self._live.close()
 
 

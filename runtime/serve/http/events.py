@@ -37,11 +37,11 @@ async def server_sent(service: Service, id: str, owner: str, *, previews: bool =
         while True:
             changed.clear()
             try:
-                job = await run_in_threadpool(service.find, id, owner)
+                job, found = await run_in_threadpool(_look, service, id, owner)
             except ApiError:
                 yield _event("deleted", json.dumps({"id": id, "object": "video.deleted", "deleted": True}))
                 return
-            before, video = video, await run_in_threadpool(service.show, job)
+            before, video = video, found
             if job.over:
                 yield _event(job.status, video.model_dump_json())
                 return
@@ -56,6 +56,11 @@ async def server_sent(service: Service, id: str, owner: str, *, previews: bool =
                 await asyncio.wait_for(changed.wait(), _SILENCE)
             except TimeoutError:
                 yield ": still here\n\n"
+
+
+def _look(service: Service, id: str, owner: str) -> tuple[JobRecord, Video]:
+    job = service.find(id, owner)
+    return job, service.show(job)
 
 
 def _shown(preview: Preview) -> dict[str, Any]:
@@ -78,9 +83,10 @@ async def wait_for_end(service: Service, id: str, owner: str, gone: asyncio.Even
     with service.live.changes(id) as changed:
         while not (gone.is_set() or service.live.closed):
             changed.clear()
-            job = await run_in_threadpool(service.find, id, owner)
-            if job.over:
-                return job
+            if service.live.progress(id) is None:  # else a worker has it, and only that is new how far it is
+                job = await run_in_threadpool(service.find, id, owner)
+                if job.over:
+                    return job
             waits = [asyncio.ensure_future(event.wait()) for event in (changed, gone)]
             try:
                 await asyncio.wait(waits, timeout=_SILENCE, return_when=asyncio.FIRST_COMPLETED)

@@ -147,9 +147,15 @@ class Service:
             )
         except QueueFullError as error:
             raise _later(str(error), "queue_full", 10) from None
+        self.dispatcher.wake()  # a worker may begin while the disk takes it
+        try:
+            self.store.sync()
+        except BaseException:
+            self.store.delete(job.id)
+            self.dispatcher.cancel(job.id)
+            raise
         prompt = {"prompt": request.fields["prompt"]} if self.limits.log_prompts else {}
         self.log.event("job_accepted", job=job.id, model=job.model, **prompt)
-        self.dispatcher.wake()
         return job
 
     def find(self, id: str, owner: str) -> JobRecord:

@@ -1,7 +1,9 @@
 """The service's jobs, in an SQLite database that survives a kill at any moment.
 
-A job is written before its request is answered, with ``synchronous=FULL``, so that none is lost that was accepted. That
-a worker has begun one is not waited for on the disk.
+A job is written, and on the disk, before its request is answered, so that none is lost that was accepted. What is
+written outlives the process at once; who has something better to do than to wait for the disk calls `JobStore.sync`
+later: a worker begins a job while the disk takes it, and a client knows of its video before. That a worker has begun
+one is not waited for.
 Every method is one transaction, and may be called from any thread.
 """
 
@@ -19,6 +21,7 @@ from typing import Any, Final
 
 from flowblending import FlowBlendingError
 from flowblending.runtime.serve.http.record import COMPLETED, FAILED, IN_PROGRESS, QUEUED, JobRecord
+from flowblending.system.whole_file import flush
 
 _FORMAT: Final = 1
 _SCHEMA: Final = """
@@ -80,10 +83,12 @@ class JobStore:
 
     def __init__(self, path: Path) -> None:
         self._lock = threading.Lock()
+        self._log = path.with_name(f"{path.name}-wal")
         try:
             self._connection = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
             self._connection.row_factory = sqlite3.Row
-            self._connection.execute("PRAGMA journal_mode=WAL")
+            (mode,) = self._connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            self._logs = mode == "wal"
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
             if version == 0:
                 with self._transaction() as connection:
@@ -104,7 +109,8 @@ class JobStore:
     def _transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         """A transaction, which outlives the process in any case, and if it is durable a power failure too."""
         with self._lock:
-            self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+            # Without a write-ahead log there is nothing that could be waited for later.
+            self._connection.execute(f"PRAGMA synchronous={'FULL' if durable or not self._logs else 'NORMAL'}")
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -113,6 +119,21 @@ class JobStore:
                 if self._connection.in_transaction:  # SQLite may have ended it itself
                     self._connection.execute("ROLLBACK")
                 raise
+
+    def sync(self) -> None:
+        """Wait until all that has been written outlives a power failure, too. Others may write meanwhile.
+
+        What is not in the write-ahead log any more is in the database, where SQLite has waited for it.
+
+        Raises:
+            sqlite3.OperationalError: the disk does not take it.
+        """
+        if not self._logs:
+            return
+        try:
+            flush(self._log)
+        except OSError as error:
+            raise sqlite3.OperationalError(f"the disk does not take it: {error.strerror}") from None
 
     def _rows(self, condition: str, *values: object) -> list[JobRecord]:
         with self._lock:
@@ -136,7 +157,7 @@ class JobStore:
         start_by: float | None,
         most_waiting: int,
     ) -> JobRecord:
-        """Accept a job.
+        """Write a job down; it is accepted after `sync`.
 
         Args:
             id: of `new_id`, if it is known already.
@@ -145,7 +166,7 @@ class JobStore:
             QueueFullError: ``most_waiting`` jobs wait already.
         """
         id = new_id() if id is None else id
-        with self._transaction() as connection:
+        with self._transaction(durable=False) as connection:
             (waiting,) = connection.execute("SELECT count(*) FROM jobs WHERE status = ?", (QUEUED,)).fetchone()
             if waiting >= most_waiting:
                 raise QueueFullError(f"{waiting} videos wait already, which is as many as may; try again later.")
@@ -229,7 +250,10 @@ class JobStore:
     def complete(
         self, id: str, *, seconds: Mapping[str, float], warnings: Sequence[str], size: int, expires: float | None
     ) -> bool:
-        """A job's video is there; False if nobody wants it any more."""
+        """A job's video is there; False if nobody wants it any more.
+
+        After a power failure before the next `sync`, it waits as before, and is made once more.
+        """
         return self._change(
             "status = ?, ended = ?, seconds = ?, warnings = ?, bytes = ?, expires = ?, code = NULL, message = NULL",
             id,
@@ -240,6 +264,7 @@ class JobStore:
             json.dumps(list(warnings)),
             size,
             expires,
+            durable=False,
         )
 
     def fail(self, id: str, *, code: str, message: str, expires: float | None) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,6 +28,7 @@ from flowblending.runtime.events import (
     WarningEvent,
 )
 from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.media.preview import Picture
 from flowblending.runtime.media.video import png_bytes
 from flowblending.runtime.option_values import make_job
 from flowblending.runtime.pipeline import Pipeline
@@ -49,7 +51,7 @@ from flowblending.runtime.serve.http.messages import (
 )
 from flowblending.runtime.serve.http.texts import Texts
 from flowblending.runtime.stage_times import TOTAL
-from flowblending.system.whole_file import whole_file
+from flowblending.system.whole_file import replace_file
 
 
 def work(config: WorkerConfig, bundles: Mapping[str, Path], device: str, connection: Connection) -> None:
@@ -100,6 +102,7 @@ def _open(folder: Path, device: str, config: WorkerConfig) -> Pipeline:
     )
     warm_up(pipeline)
     pipeline.tokenizer()
+    pipeline.preview_map()
     return pipeline
 
 
@@ -181,8 +184,9 @@ def _made(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: _Wishe
         preview=lambda _: wishes.watched,
     )
     told.begin(run)
-    middle, thumbnail = run.geometry.frames // 2, b""
-    with contextlib.closing(run.events()) as events:
+    middle = run.geometry.frames // 2
+    # Written while further frames are encoded and the disk takes the video; the pool waits for it in any case.
+    with ThreadPoolExecutor(1, "thumbnail") as pool, contextlib.closing(run.events()) as events:
         for event in events:
             if wishes.cancelled():
                 return Cancelled(id=task.id)
@@ -194,10 +198,9 @@ def _made(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: _Wishe
                     preview = Preview(step=event.index + 1, png=png_bytes(event.picture, {}))
                     tell(Told(id=task.id, preview=preview))
                 case FramesEvent() if event.first <= middle < event.first + event.count:
-                    thumbnail = png_bytes(event.images()[middle - event.first], {})
+                    saved = pool.submit(_save_picture, task.thumbnail, event.images()[middle - event.first].copy())
                 case FinishedEvent():
-                    with whole_file(task.thumbnail) as file:
-                        file.write_bytes(thumbnail)
+                    saved.result()
                     full: Counter[str] = Counter()
                     for step in run.program.steps:
                         full[step.model] += 1 + run.program.guided(step)
@@ -205,6 +208,10 @@ def _made(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: _Wishe
                     seconds = {**event.seconds, TEXT_ENCODER: encoding, TOTAL: event.seconds[TOTAL] + encoding}
                     return Made(id=task.id, seconds=seconds, calls=event.sample.calls, full=full, texts=texts.counts)
     raise AssertionError("a run ends with its last event")
+
+
+def _save_picture(path: Path, picture: Picture) -> None:
+    replace_file(path, png_bytes(picture, {}))
 
 
 class _Teller:

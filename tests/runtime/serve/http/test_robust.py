@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -9,6 +10,8 @@ import socket
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import openai
 import pytest
@@ -16,7 +19,9 @@ import pytest
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.serve.http.keys import read_keys
-from flowblending.runtime.serve.http.record import COMPLETED
+from flowblending.runtime.serve.http.record import COMPLETED, QUEUED
+from flowblending.runtime.serve.http.request import VideoRequest
+from flowblending.runtime.serve.http.service import Limits, Service
 from flowblending.runtime.serve.http.store import JobStore, QueueFullError
 from tests.support.mounts import mounted
 from tests.support.video_server import VideoServer, refused, serving, wait_until
@@ -214,11 +219,8 @@ def add(store: JobStore, *, owner: str = "", most: int = 10, priority: int = 0) 
 def test_results_expire_by_age_and_by_size(tmp_path: Path) -> None:
     store = JobStore(tmp_path / "jobs.sqlite")
     ids = [add(store) for _ in range(3)]
-    full, normal = (2,), (1,)  # of SQLite's synchronous: what is accepted or has ended waits for the disk
     for number, id in enumerate(ids):
-        assert tuple(store._connection.execute("PRAGMA synchronous").fetchone()) == full
         assert store.start(id)
-        assert tuple(store._connection.execute("PRAGMA synchronous").fetchone()) == normal
         assert not store.start(id)
         assert store.complete(id, seconds={}, warnings=[], size=100, expires=1000.0 + number)
         assert not store.complete(id, seconds={}, warnings=[], size=100, expires=None)
@@ -226,11 +228,70 @@ def test_results_expire_by_age_and_by_size(tmp_path: Path) -> None:
     assert store.oldest(300) == []
     assert store.oldest(250) == ids[:1]
     assert store.oldest(0) == ids
+    full, normal = (2,), (1,)  # of SQLite's synchronous: who has written waits for the disk later, or in this call
+    assert tuple(store._connection.execute("PRAGMA synchronous").fetchone()) == normal
     assert store.delete(ids[0])
+    assert tuple(store._connection.execute("PRAGMA synchronous").fetchone()) == full
     assert not store.delete(ids[0])
     assert store.counts() == {COMPLETED: 2}
     with pytest.raises(QueueFullError):
         add(store, most=0)
+    store.close()
+
+
+def test_the_disk_has_all_that_was_written_when_it_was_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files that the disk has, as another machine would find them."""
+    path, left = tmp_path / "jobs.sqlite", tmp_path / "left"
+    store = JobStore(path)
+    waited = []
+
+    def flush(file: Path) -> None:
+        waited.append(file.name)
+        shutil.rmtree(left, ignore_errors=True)
+        left.mkdir()
+        for each in (path, file):
+            shutil.copyfile(each, left / each.name)
+
+    monkeypatch.setattr("flowblending.runtime.serve.http.store.flush", flush)
+    ids = [add(store) for _ in range(3)]
+    assert not waited
+    store.start(ids[0])
+    store.complete(ids[0], seconds={}, warnings=[], size=1, expires=None)
+    store.sync()
+    found = JobStore(left / "jobs.sqlite")
+    assert found.counts() == {COMPLETED: 1, QUEUED: 2}
+    assert found.ids() == set(ids)
+    found.close()
+    store.close()
+
+
+def test_a_job_that_the_disk_does_not_take_is_not_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store, dispatcher = JobStore(tmp_path / "jobs.sqlite"), Mock(draining=False)
+    monkeypatch.setattr("flowblending.runtime.serve.http.store.flush", full)
+    nothing: Any = Mock()
+    service = Service(
+        models={},
+        store=store,
+        data=nothing,
+        live=nothing,
+        dispatcher=dispatcher,
+        keys=nothing,
+        metrics=nothing,
+        log=nothing,
+        limits=Limits(waiting=5),
+    )
+    request = VideoRequest(model="wan", fields={"prompt": "x"}, about={}, priority=0, start_within=None)
+    with pytest.raises(sqlite3.OperationalError, match="the disk does not take it: No space left"):
+        service.accept(request, "")
+    assert not store.ids()
+    assert nothing.event.call_count == 0
+    (gone,) = dispatcher.cancel.call_args.args  # a worker may have begun it
+    assert gone.startswith("video_")
     store.close()
 
 
