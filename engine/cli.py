@@ -159,6 +159,12 @@ def _add_main(group: argparse._ArgumentGroup) -> None:
         help="compile the VAE decoder for tiles of so many pixels, of which neighbours share O (64), where whole "
         "frames take too much memory: 256x256 (default: off)",
     )
+    group.add_argument(
+        "--weight-streaming",
+        action="store_true",
+        help="plans whose weights need not all be in the GPU's memory: fb-run --memory stream leaves those in the "
+        "host's that do not fit; without CUDA graphs (tensorrt and tensorrt-rtx)",
+    )
     group.add_argument("--target", metavar="SM,...", help="tensorrt-rtx: GPU architectures, such as sm89,sm120")
     group.add_argument(
         "--teacache",
@@ -316,6 +322,7 @@ def build(arguments: argparse.Namespace) -> None:
         loras=read_loras(arguments.lora or ()),
         teacache=arguments.teacache,
         vae_tiling=arguments.vae_tiling,
+        weight_streaming=arguments.weight_streaming,
         fp8=Fp8Options(
             attention=arguments.fp8_attention,
             keep=arguments.fp8_keep,

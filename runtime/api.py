@@ -18,7 +18,6 @@ from typing import Any, Final, Self, Unpack
 
 from flowblending import UsageError
 from flowblending.contracts.conditions import Source
-from flowblending.contracts.graph import TEXT_ENCODER
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.engine.backends.tensor import Tensor
@@ -27,7 +26,7 @@ from flowblending.engine.bundle.vae_tiling import choose_tiling
 from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.conditions.given import GivenClip
 from flowblending.runtime.decode_conditioning import decode_conditioning
-from flowblending.runtime.decode_run import decoded
+from flowblending.runtime.decode_run import decoded_alone
 from flowblending.runtime.devices.arrays import Array, stream_handle
 from flowblending.runtime.devices.foreign import ForeignArray, ForeignStream
 from flowblending.runtime.devices.open import AUTO, open_device
@@ -44,6 +43,7 @@ from flowblending.runtime.given import given_embedding, given_latents
 from flowblending.runtime.given_images import given_image
 from flowblending.runtime.jobs import job_geometry
 from flowblending.runtime.media.noise import draw_latents
+from flowblending.runtime.memory.needs import text_memory
 from flowblending.runtime.option_values import PYTHON, is_blank, make_job, read_options, read_value, shown
 from flowblending.runtime.options import CUDA_GRAPH, DEVICE, MEMORY, NO_GRAPHS, PREVIEW, TEXT, THREADS, Job, JobOptions
 from flowblending.runtime.pipeline import Pipeline
@@ -182,7 +182,7 @@ class VideoSampler:
             UsageError: it is no text.
         """
         text = read_value(text, TEXT, _ENCODE)
-        self._pipeline.engines.make_room([TEXT_ENCODER])
+        self._pipeline.engines.alone(text_memory(self.manifest))
         tensors, device = self._pipeline.embed(text, _warn), self._pipeline.device
         device.close()  # waits: what is handed out is complete
         return Embedding(text=Array(tensors[Source.TEXT], device), mask=Array(tensors[Source.TEXT_MASK], device))
@@ -275,7 +275,7 @@ class VideoSampler:
         _, generator = draw_latents(read["seed"], tensor.shape[1:])
         tiling = choose_tiling(self.manifest, read["vae_tiling"])
         conditioning = decode_conditioning(self.manifest.pipeline, *(read[name] for name in told), tiling=tiling)
-        return decoded(self._pipeline, tensor, generator, conditioning, floats=True)
+        return decoded_alone(self._pipeline, tensor, generator, conditioning, floats=True)
 
     def close(self) -> None:
         """Wait for what is running, and close the engines. Arrays that were handed out stay. Twice is harmless."""

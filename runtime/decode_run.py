@@ -22,6 +22,7 @@ from flowblending.runtime.jobs import job_conditioning
 from flowblending.runtime.media.noise import Normal, draw_latents
 from flowblending.runtime.media.noise_check import noise_doubts
 from flowblending.runtime.media.video import check_output, open_writer
+from flowblending.runtime.memory.needs import decode_memory
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.stage_times import LOADING, VIDEO, Clock
@@ -89,7 +90,7 @@ class DecodeRun:
                 "wrote, and --noise takes noise to start from."
             )
         _, generator = draw_latents(self._job.seed, self._latents.shape[1:])
-        frames = decoded(pipeline, pipeline.device.upload(self._latents), generator, self._conditioning, clock)
+        frames = decoded_alone(pipeline, pipeline.device.upload(self._latents), generator, self._conditioning, clock)
         yield from written(
             frames,
             [self._out],
@@ -139,6 +140,25 @@ def written(
             files.close()
 
 
+def decoded_alone(
+    pipeline: Pipeline,
+    latents: Tensor,
+    generator: Normal,
+    conditioning: DecodeConditioning,
+    clock: Clock | None = None,
+    *,
+    floats: bool = False,
+) -> Generator[LoadEvent | FramesEvent, None, None]:
+    """As `decoded`, of what is no phase of a run: other engines are closed where that is the way, or takes it.
+
+    Raises:
+        OutOfMemoryError: it does not fit.
+    """
+    memory = decode_memory(pipeline.bundle.manifest, latents.shape[1:], conditioning.tiling)
+    pipeline.engines.alone(memory)
+    yield from decoded(pipeline, latents, generator, conditioning, clock, floats=floats)
+
+
 def decoded(
     pipeline: Pipeline,
     latents: Tensor,
@@ -159,7 +179,6 @@ def decoded(
         FlowBlendingError: a pixel that is not finite, or an engine that failed.
     """
     clock = clock or Clock()
-    pipeline.engines.make_room(pipeline.decoders())
     yield from opened(pipeline, pipeline.decoders(), clock)
     first = 0
     with contextlib.closing(pipeline.decode(latents, generator, conditioning, floats=floats)) as chunks:

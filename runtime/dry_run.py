@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from flowblending.contracts.conditions import takes_control
+from flowblending.contracts.conditions import is_shown, takes_control
 from flowblending.contracts.graph import TEXT_ENCODER, VAE
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.models import Model
@@ -32,12 +32,13 @@ from flowblending.runtime.jobs import (
 from flowblending.runtime.media.read_clip import shown_size
 from flowblending.runtime.memory.describe import Told, memory_facts, memory_lines, tell_memory
 from flowblending.runtime.memory.needs import run_memory
-from flowblending.runtime.memory.plan import PHASES, MemoryPlan
+from flowblending.runtime.memory.plan import MemoryPlan
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.cost import Cost, Timings, cost_of
 from flowblending.runtime.program.graph_plan import GraphPlan, plan_graphs
 from flowblending.runtime.program.shifts import describe_shift
 from flowblending.runtime.program.strength import steps_left_out
+from flowblending.system.host_memory import available_memory
 from flowblending.system.printable import printable
 
 _Number = TypeVar("_Number", int, float)
@@ -111,7 +112,9 @@ def graph_plan(program: Program, manifest: Manifest, kind: str, memory: MemoryPl
         return None
     backends = [BACKENDS.get(manifest.components[name].backend) for name in {step.model for step in program.steps}]
     titles = {each.title for each in backends if not each.cuda_graphs}
-    return plan_graphs(program, titles, by_phases=memory.mode == PHASES)
+    if any(manifest.components[step.model].weight_streaming for step in program.steps):
+        titles.add("plans that can stream weights")
+    return plan_graphs(program, titles, by_phases=memory.by_phases)
 
 
 def _graphs(plan: GraphPlan | None) -> list[str]:
@@ -125,8 +128,12 @@ def _graphs(plan: GraphPlan | None) -> list[str]:
 def _memory(job: Job, program: Program, manifest: Manifest, device: str, memory: str) -> Told:
     """The plan with what is free of the GPU now, where there is one."""
     tiling = choose_tiling(manifest, job.vae_tiling)
-    run = run_memory(manifest, program, texts=len(program.branches()), decode=True, tiling=tiling)
-    return tell_memory(run, memory, free_memory() if device_kind(device, manifest) == CUDA else None)
+    # Frames are encoded of what a job gives, and of nothing where the models look for something.
+    frames = bool(job.image) or job.video is not None or is_shown(manifest.pipeline.conditions)
+    run = run_memory(manifest, program, texts=len(program.branches()), decode=True, tiling=tiling, frames=frames)
+    if device_kind(device, manifest) != CUDA:
+        return tell_memory(run, memory, None)
+    return tell_memory(run, memory, free_memory(), available_memory())
 
 
 def _begins(job: Job, manifest: Manifest, program: Program) -> list[str]:

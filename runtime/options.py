@@ -513,7 +513,8 @@ MEMORY: Final = Option(
     name="memory",
     default="auto",
     section=MACHINE,
-    help="of the GPU: every engine stays open, or only those that a phase of the run needs",
+    help="of the GPU: every engine stays open, or only those that a phase of the run needs, or of these as much as "
+    "fits, and every call streams the rest of the weights from the host",
     usual="auto, the first of these that fits what is free",
     choices=MODES,
     example="phases",

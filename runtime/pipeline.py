@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from flowblending import UsageError
 from flowblending.contracts.conditions import Source, frame_times, inputs_from
-from flowblending.contracts.graph import DECODERS, ENCODERS, IMAGE_ENCODER, TEXT_ENCODER, VAE_ENCODERS
+from flowblending.contracts.graph import DECODERS, IMAGE_ENCODER, TEXT_ENCODER, VAE_ENCODERS
 from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.contracts.tiling import Tiling
 from flowblending.engine.backends.tensor import Tensor
@@ -50,7 +50,7 @@ class Pipeline:
         device: where everything runs; its stream carries all engines.
         threads: of ONNX Runtime on the CPU; None leaves the choice to it.
         cuda_graph: whether steps that come again are launched as CUDA graphs, where that can be.
-        memory: ``auto``, ``resident`` or ``phases``; see `flowblending.runtime.memory.plan`.
+        memory: ``auto``, ``resident``, ``phases`` or ``stream``; see `flowblending.runtime.memory.plan`.
         engines: those that are open.
     """
 
@@ -90,7 +90,9 @@ class Pipeline:
             self._preview = PreviewMap.read(self.bundle.folder / found.file.path, channels)
         return self._preview
 
-    def plan(self, program: Program, *, texts: int, decode: bool, tiling: Tiling | None = None) -> MemoryPlan:
+    def plan(
+        self, program: Program, *, texts: int, decode: bool, tiling: Tiling | None = None, frames: bool = False
+    ) -> MemoryPlan:
         """How a run goes about memory, with what is free now and what the open engines hold.
 
         Args:
@@ -98,11 +100,16 @@ class Pipeline:
             texts: that it encodes.
             decode: whether it decodes.
             tiling: the tiles that it decodes in; None for whole frames.
+            frames: whether it encodes images or videos.
 
         Raises:
+            UsageError: the engines cannot go the way that was asked for.
             OutOfMemoryError: it does not fit.
         """
-        return self.engines.plan(run_memory(self.bundle.manifest, program, texts=texts, decode=decode, tiling=tiling))
+        manifest = self.bundle.manifest
+        return self.engines.plan(
+            run_memory(manifest, program, texts=texts, decode=decode, tiling=tiling, frames=frames)
+        )
 
     def frame_rate(self, job: Job) -> float:
         """Frames per second of a job's video."""
@@ -254,11 +261,13 @@ class Pipeline:
             stages: opens and closes the engines while it runs; None has all of them open.
             given: what the program's given slots hold.
         """
-        models = sorted({step.model for step in program.steps})
+        models, components = sorted({step.model for step in program.steps}), self.bundle.manifest.components
         if stages is None:
             opened = {name: self.engines.get(name) for name in models}
-            return Sampler(opened, self.device, cuda_graph=self.cuda_graph).prepare(program, conditions, given)
-        specs = {name: self.bundle.manifest.components[name].spec for name in models}
+            # Their calls may take memory of their own.
+            graphs = self.cuda_graph and not any(components[name].weight_streaming for name in models)
+            return Sampler(opened, self.device, cuda_graph=graphs).prepare(program, conditions, given)
+        specs = {name: components[name].spec for name in models}
         engines = {name: StagedEngine(spec, partial(self.engines.get, name)) for name, spec in specs.items()}
         # What is captured holds addresses of engines, which go with them.
         sampler = Sampler(engines, self.device, cuda_graph=self.cuda_graph, before=stages.before)
@@ -271,10 +280,6 @@ class Pipeline:
     def vae_encoders(self) -> list[str]:
         """The components that encoding frames takes; none in bundles without."""
         return [name for name in VAE_ENCODERS if name in self.bundle.manifest.components]
-
-    def image_encoders(self) -> list[str]:
-        """The components that images and videos go through on their way to the transformers."""
-        return [name for name in ENCODERS if name in self.bundle.manifest.components]
 
     def image_tokens(self, images: Sequence[GivenClip]) -> npt.NDArray[np.float32]:
         """The tokens of images, float32 [1, N, W], as CLIP's encoder of the bundle sees them."""

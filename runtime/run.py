@@ -42,7 +42,7 @@ from flowblending.runtime.media.noise import Normal, TorchNormal, draw_latents
 from flowblending.runtime.media.noise_check import noise_doubts
 from flowblending.runtime.media.read_clip import read_clip
 from flowblending.runtime.media.video import check_output
-from flowblending.runtime.memory.plan import PHASES, RESIDENT, MemoryPlan
+from flowblending.runtime.memory.plan import MemoryPlan
 from flowblending.runtime.memory.staged import Stages
 from flowblending.runtime.options import CUDA_GRAPH, NO_GRAPHS, Job
 from flowblending.runtime.pipeline import Pipeline
@@ -223,19 +223,17 @@ class VideoRun:
             *self._notes(),
         ):
             yield WarningEvent(message=line)
-        plan = self._plan()
-        if clip is not None or self._held is not None or self._is_shown:
-            encoders = pipeline.image_encoders()
-            pipeline.engines.make_room(encoders)
-            yield from opened(pipeline, encoders, clock)
+        plan = self._plan(frames=clip is not None or self._held is not None or self._is_shown)
+        by_phases = plan.by_phases
+        pipeline.engines.begin(plan)
+        framing, first, last = plan.framing, plan.first, plan.phases[-1]
+        if framing is not None:
+            pipeline.engines.enter(framing, alone=by_phases)
+            yield from opened(pipeline, framing.runs, clock)
         latents, generator, held = self._initial(clip, clock)
         shown, told = self._shown(clock)
         for line in told:
             yield WarningEvent(message=line)
-        if clip is not None or self._held is not None or self._is_shown:
-            plan = self._plan()  # with what is open now
-        by_phases = plan.mode == PHASES
-        first, *_, last = (plan.phases[0], *plan.phases)
         pipeline.engines.enter(first, alone=by_phases)
         yield from opened(pipeline, first.runs if by_phases else self._needed(), clock)
         sampled = yield from self._sampled(latents, held, shown, plan, clock)
@@ -288,9 +286,14 @@ class VideoRun:
         """The branches whose text is encoded."""
         return [branch for branch in self.program.branches() if branch not in self._embeddings]
 
-    def _plan(self) -> MemoryPlan:
-        tiling = self._conditioning.tiling
-        return self._pipeline.plan(self.program, texts=len(self._texts()), decode=self._decode, tiling=tiling)
+    def _plan(self, *, frames: bool) -> MemoryPlan:
+        return self._pipeline.plan(
+            self.program,
+            texts=len(self._texts()),
+            decode=self._decode,
+            tiling=self._conditioning.tiling,
+            frames=frames,
+        )
 
     def _needed(self) -> list[str]:
         """The components that are opened at first, in the order in which they are used."""
@@ -345,7 +348,7 @@ class VideoRun:
         for line in warnings:
             yield WarningEvent(message=line)
         stages = None
-        if plan.mode == PHASES:
+        if plan.by_phases:
             stages = Stages(pipeline.engines, self.program, plan, partial(clock.measure, LOADING))
             pipeline.engines.enter(plan.stages[0], alone=True)
             yield from opened(pipeline, plan.stages[0].runs, clock)
@@ -387,7 +390,8 @@ def warm_up(pipeline: Pipeline) -> None:
     manifest = pipeline.bundle.manifest
     program = compile_job(Job(prompt="a video"), manifest)
     plan = pipeline.plan(program, texts=len(program.branches()), decode=True, tiling=manifest.vae_tiling)
-    stay = manifest.components if plan.mode == RESIDENT else plan.phases[0].resident
+    pipeline.engines.begin(plan)
+    stay = plan.phases[0].resident if plan.by_phases else manifest.components
     for name in stay:
         pipeline.engines.get(name)
 

@@ -84,6 +84,7 @@ class Compile(Protocol):
         *,
         profiles: Sequence[ShapeProfile],
         targets: tuple[str, ...],
+        weight_streaming: bool,
         folder: Path,
         progress: Callable[[str], None],
     ) -> Compiled:
@@ -93,6 +94,8 @@ class Compile(Protocol):
             graph: its files may be moved where the graph is the engine, and stay as they are otherwise.
             profiles: the sizes that the engine must take.
             targets: as the back end's ``targets`` gave them.
+            weight_streaming: whether the engine shall be able to leave weights in the host's memory; only of back ends
+                that can (`Backend.weight_streaming`).
             folder: to write into; file names begin with the graph's name.
             progress: told what is being done.
 
@@ -106,15 +109,20 @@ class Compile(Protocol):
 class Open(Protocol):
     """Opens a compiled engine."""
 
-    def __call__(self, path: Path, spec: GraphSpec, *, device: str, stream: int, threads: int | None) -> Engine:
+    def __call__(
+        self, path: Path, spec: GraphSpec, *, device: str, index: int, stream: int, threads: int | None, streamed: int
+    ) -> Engine:
         """Open.
 
         Args:
             path: the engine's own file.
             spec: what it takes and gives.
             device: ``cpu`` or ``cuda``; ``cuda`` only where the back end needs or can use a GPU.
+            index: which of the GPUs that CUDA shows; it is the current one.
             stream: handle of the CUDA stream that it will be run on; 0 on the CPU.
             threads: on the CPU; None for every core.
+            streamed: bytes of weights to leave in the host's memory, and stream from there in every call; 0 unless it
+                was compiled for it.
 
         Raises:
             FlowBlendingError: the library is missing, or the file cannot be loaded.
@@ -139,6 +147,8 @@ class Backend:
             compiled on; else the graph is the engine, and ``compile`` gives no plan.
         cuda_graphs: whether its engines' calls can be captured (`CapturableEngine`).
         fp8_attention: whether there are kernels of attention in fp8.
+        weight_streaming: whether engines can be compiled that leave weights in the host's memory, from which calls
+            stream them.
         suffix: of engine files; the engine of the component ``large`` is ``large`` and this.
         revision: changes when it compiles the same graph to another engine; part of the cache key.
         triton: the name of Triton's own back end for its engines; None if there is none.
@@ -161,6 +171,7 @@ class Backend:
     compiles: bool
     cuda_graphs: bool = False
     fp8_attention: bool = False
+    weight_streaming: bool = False
     suffix: str
     revision: str = ""
     triton: str | None = None

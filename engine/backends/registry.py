@@ -51,6 +51,20 @@ def check_targets(backend: str, targets: Sequence[str]) -> tuple[str, ...]:
     return ()
 
 
+def check_weight_streaming(backend: str) -> None:
+    """Refuse a back end whose engines have all their weights on their device.
+
+    Raises:
+        UsageError: names those that can leave some in the host's memory.
+    """
+    if not BACKENDS.get(backend).weight_streaming:
+        able = [name for name in BACKENDS.built_in if BACKENDS.get(name).weight_streaming]
+        raise UsageError(
+            f"--weight-streaming was given, but {backend} has all weights where it computes; leave it out, or use "
+            f"--backend {' or '.join(able)}."
+        )
+
+
 def check_precisions(backend: str, targets: Sequence[str], precisions: Mapping[str, Precision]) -> None:
     """Refuse what some target cannot compute in.
 
@@ -86,27 +100,45 @@ def compile_engine(
     graph: ExportedGraph,
     profiles: Sequence[ShapeProfile],
     targets: tuple[str, ...],
+    weight_streaming: bool = False,
     folder: Path,
     progress: Callable[[str], None],
 ) -> Compiled:
     """Compile an exported graph into ``folder``; see `Compile`."""
     chosen = BACKENDS.get(backend)
-    compiled = chosen.compile(graph, profiles=profiles, targets=targets, folder=folder, progress=progress)
+    compiled = chosen.compile(
+        graph,
+        profiles=profiles,
+        targets=targets,
+        weight_streaming=weight_streaming,
+        folder=folder,
+        progress=progress,
+    )
     if chosen.compiles == (compiled.plan is None):
         raise ValueError(f"{backend} says that it {'compiles' if chosen.compiles else 'does not compile'}")
     return compiled
 
 
 def open_engine(
-    *, backend: str, path: Path, spec: GraphSpec, device: str, stream: int = 0, threads: int | None = None
+    *,
+    backend: str,
+    path: Path,
+    spec: GraphSpec,
+    device: str,
+    index: int = 0,
+    stream: int = 0,
+    threads: int | None = None,
+    streamed: int = 0,
 ) -> Engine:
     """Open a compiled engine.
 
     Args:
         path: the engine's own file in the bundle.
         device: ``cpu`` or ``cuda``; engines of TensorRT are always on ``cuda``.
+        index: which of the GPUs that CUDA shows.
         stream: handle of the CUDA stream that the engine will be run on.
         threads: on the CPU.
+        streamed: bytes of weights to leave in the host's memory, and stream from there in every call.
 
     Raises:
         FlowBlendingError: the back end, its library or the GPU is missing, the device is not one of the back end's,
@@ -118,4 +150,4 @@ def open_engine(
             f"Engine {spec.name} is a plan of {backend}, which runs on an NVIDIA GPU and not on the device {device}; "
             "use --device cuda, or build a bundle with --backend onnxruntime."
         )
-    return chosen.open(path, spec, device=device, stream=stream, threads=threads)
+    return chosen.open(path, spec, device=device, index=index, stream=stream, threads=threads, streamed=streamed)

@@ -59,6 +59,8 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
     request = dataclasses.replace(request, targets=targets)
     precisions = choose_precisions(request.precision, request.backend, request.names)
     backends.check_precisions(request.backend, targets, precisions)
+    if request.weight_streaming:
+        backends.check_weight_streaming(request.backend)
     # Of experts that are named alone, nobody knows yet whether they are there.
     request.fp8.check(fp8_models(precisions, precisions), request.backend, request.names)
     prompt = request.fp8.read_prompts()[0]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowblending.contracts.graph import ExportedGraph, PipelineSpec, Precision, is_transformer
+from flowblending.contracts.graph import ExportedGraph, PipelineSpec, Precision, is_transformer, streams_weights
 from flowblending.contracts.manifest import BundleFile, Component, Flops, FusedLora, VideoProfile
 from flowblending.contracts.tiling import Tiling
 from flowblending.engine.backends import registry as backends
@@ -207,7 +207,7 @@ class ComponentBuilder:
             "targets": " ".join(self.request.targets),
             # A plan runs under the system and the kind of processor that it was compiled on.
             "system": f"{sys.platform} {platform.machine()}" if self._backend.compiles else "any",
-            "compiler": self._backend.revision,
+            "compiler": f"{self._backend.revision}{', weight streaming' if self._streams(part.name) else ''}",
             "versions": exporter_versions(),
             "proof": str(PROOF),
             **(fp8.key(part.name) if fp8 is not None and precision is Precision.FP8 else {}),
@@ -280,6 +280,7 @@ class ComponentBuilder:
                 graph=graph,
                 profiles=profiles,
                 targets=self.request.targets,
+                weight_streaming=self._streams(name),
                 folder=work,
                 progress=report,
             )
@@ -295,6 +296,7 @@ class ComponentBuilder:
             architecture=architecture,
             profiles=compiled_profiles(profiles, compiled.plan),
             weights_bytes=None if compiled.plan is None else compiled.plan.weights_bytes,
+            weight_streaming=self._streams(name),
         )
 
     def _flops(self, graph: ExportedGraph) -> Flops | None:
@@ -305,6 +307,9 @@ class ComponentBuilder:
             return None
         linear, attention = token_flops(graph.onnx, self.pipeline.patch)
         return Flops(linear=linear, attention=attention)
+
+    def _streams(self, name: str) -> bool:
+        return self.request.weight_streaming and streams_weights(name)
 
     @property
     def _backend(self) -> Backend:

@@ -127,7 +127,8 @@ class BuildRequest:
     ``size`` and ``frames``: see `flowblending.engine.bundle.geometry.plan_profiles`. ``shift``: of the noise levels, in
     place of the checkpoint's. ``batched_guidance``: of the bundle, in place of the family's. ``conditions``: the images
     and videos to take beside text. ``loras``: to fuse into the models. ``vae_tiling``: ``off``, or tiles (see
-    `flowblending.engine.bundle.vae_tiling`). ``cache``: a folder, or None for none.
+    `flowblending.engine.bundle.vae_tiling`). ``weight_streaming``: of transformers and text encoder.
+    ``cache``: a folder, or None for none.
     """
 
     models: tuple[ModelRequest, ...]
@@ -145,6 +146,7 @@ class BuildRequest:
     loras: tuple[LoraRequest, ...] = ()
     teacache: bool = False
     vae_tiling: str | None = None
+    weight_streaming: bool = False
     fp8: Fp8Options = field(default_factory=Fp8Options)
     cache: Path | None = None
 
@@ -199,7 +201,11 @@ def rebuild_command(request: BuildRequest) -> tuple[str, ...]:
     given = {name: str(value) for name, value in options.items() if value is not None}
     given |= request.fp8.given()
     given |= {name: _absolute(given[name]) for name in ("--fp8-calibration", "--fp8-prompts") if name in given}
-    flags = [*(["--teacache"] if request.teacache else []), *_batched_option(request.batched_guidance)]
+    flags = [
+        *(["--teacache"] if request.teacache else []),
+        *(["--weight-streaming"] if request.weight_streaming else []),
+        *_batched_option(request.batched_guidance),
+    ]
     models = [word for model in request.models for word in model.option]
     sampling = [word for model in request.models for word in _sampling_options(model)]
     options_given = [word for option in given.items() for word in option if word]

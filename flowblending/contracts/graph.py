@@ -60,6 +60,11 @@ def is_transformer(component: str) -> bool:
     return component not in _OTHERS
 
 
+def streams_weights(component: str) -> bool:
+    """Whether a component has so many weights that leaving some in the host's memory can be worth it."""
+    return is_transformer(component) or component == TEXT_ENCODER
+
+
 class Precision(StrEnum):
     """The type of a graph's weights and matrix products. Inputs and outputs are fp32 in every precision.
 

@@ -125,6 +125,7 @@ class Component(_Frozen):
         loras: of a transformer: what was fused into its weights, in this order.
         profiles: of a plan, in its order; empty where the engine takes every size, or an earlier version compiled it.
         weights_bytes: memory of a plan's weights on the device, as the compiler states it; None if it did not.
+        weight_streaming: whether weights can be left in the host's memory, from which every call streams them.
     """
 
     spec: GraphSpec
@@ -138,6 +139,7 @@ class Component(_Frozen):
     loras: tuple[FusedLora, ...] = ()
     profiles: tuple[CompiledProfile, ...] = ()
     weights_bytes: int | None = None
+    weight_streaming: bool = False
 
     @property
     def engine_bytes(self) -> int:

@@ -17,7 +17,7 @@ from flowblending import UsageError
 from flowblending.contracts.conditions import takes_image_channels
 from flowblending.contracts.program import Program
 from flowblending.runtime import api
-from flowblending.runtime.decode_run import decoded
+from flowblending.runtime.decode_run import decoded_alone
 from flowblending.runtime.devices.foreign import ForeignStream
 from flowblending.runtime.devices.open import AUTO
 from flowblending.runtime.diffusers.arguments import read_call
@@ -264,7 +264,7 @@ class FlowBlendingPipeline:
             return latents
         if not chunks:  # interrupted
             conditioning = job_conditioning(plan.job, engines.bundle.manifest)
-            late = decoded(engines, engines.device.upload(latents), plan.noise, conditioning, floats=True)
+            late = decoded_alone(engines, engines.device.upload(latents), plan.noise, conditioning, floats=True)
             chunks = [event.frames for event in late if isinstance(event, FramesEvent)]
         return np.concatenate(chunks, axis=1)
 

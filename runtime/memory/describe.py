@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from flowblending import OutOfMemoryError
 from flowblending.runtime.memory.choose import choose_plan, gigabytes
-from flowblending.runtime.memory.plan import RESIDENT, MemoryPlan, Phase, RunMemory, plan_phases
+from flowblending.runtime.memory.plan import MemoryPlan, Phase, RunMemory, plan_phases, plan_stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +24,23 @@ class Told:
     refusal: str | None
 
 
-def tell_memory(run: RunMemory, mode: str, free: int | None) -> Told:
-    """The plan that a run would go by; nothing is refused here."""
+def tell_memory(run: RunMemory, mode: str, free: int | None, host: int | None = None) -> Told:
+    """The plan that a run would go by; what does not fit is not refused here.
+
+    Args:
+        run: what it takes.
+        mode: that was asked for.
+        free: bytes of the device; None where nobody knows.
+        host: bytes of the host's memory, likewise.
+
+    Raises:
+        UsageError: a way that the run's engines cannot go.
+    """
     try:
-        return Told(plan=choose_plan(run, mode, free), free=free, refusal=None)
+        return Told(plan=choose_plan(run, mode, free, host=host), free=free, refusal=None)
     except OutOfMemoryError as error:
-        return Told(plan=plan_phases(run, 0), free=free, refusal=str(error))
+        streams = any(each.streams for each in run.engines.values())
+        return Told(plan=plan_stream(run, 0) if streams else plan_phases(run, 0), free=free, refusal=str(error))
 
 
 def memory_lines(told: Told) -> list[str]:
@@ -38,7 +49,9 @@ def memory_lines(told: Told) -> list[str]:
     free = "" if told.free is None else f" of {gigabytes(told.free)} free"
     width = max(len(phase.name) for phase in plan.phases)
     lines = [f"memory    {plan.mode}, at most {gigabytes(plan.peak)}{free}; reads {gigabytes(plan.reads)} of weights"]
-    lines += [f"  {phase.name:<{width}}  {_phase(phase, resident=plan.mode == RESIDENT)}" for phase in plan.phases]
+    if plan.host:
+        lines[0] += f", and keeps up to {gigabytes(plan.host)} of them in the host's memory"
+    lines += [f"  {phase.name:<{width}}  {_phase(phase, resident=not plan.by_phases)}" for phase in plan.phases]
     if plan.unknown:
         lines.append(f"  scratch memory on top that nobody has stated: of {', '.join(plan.unknown)}")
     return lines if told.refusal is None else [*lines, f"  refused: {told.refusal}"]
@@ -49,6 +62,7 @@ def _phase(phase: Phase, *, resident: bool) -> str:
     parts = [
         *([f"opens {', '.join(phase.opened)} ({gigabytes(phase.reads)})"] if phase.opened else []),
         *([f"keeps {', '.join(kept)}"] if kept else []),
+        *([f"streams {gigabytes(phase.streamed)} a call"] if phase.streamed else []),
         f"scratch {gigabytes(phase.arena)}",
         f"tensors {gigabytes(phase.tensors)}",
     ]
@@ -62,6 +76,7 @@ def memory_facts(told: Told) -> dict[str, object]:
         "peak_bytes": told.plan.peak,
         "free_bytes": told.free,
         "read_bytes": told.plan.reads,
+        "host_bytes": told.plan.host,
         "unknown_scratch": list(told.plan.unknown),
         "refusal": told.refusal,
         "phases": [
@@ -71,6 +86,7 @@ def memory_facts(told: Told) -> dict[str, object]:
                 "resident": list(phase.resident),
                 "opened": list(phase.opened),
                 "read_bytes": phase.reads,
+                "streamed_bytes": phase.streamed,
                 "scratch_bytes": phase.arena,
                 "tensor_bytes": phase.tensors,
             }

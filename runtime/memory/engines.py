@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from flowblending import DeviceError, FlowBlendingError
+from flowblending import DeviceError, FlowBlendingError, OutOfMemoryError
 from flowblending.engine.backends.gpu import free_memory
 from flowblending.engine.backends.protocol import Engine, ScratchEngine
 from flowblending.engine.backends.registry import open_engine
@@ -14,7 +14,8 @@ from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.devices.arena import Arena
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.memory.choose import choose_plan
-from flowblending.runtime.memory.plan import AUTO, PHASES, SLACK, MemoryPlan, Phase, RunMemory
+from flowblending.runtime.memory.plan import AUTO, MemoryPlan, Phase, RunMemory
+from flowblending.system.host_memory import available_memory
 
 
 @dataclass(kw_only=True)
@@ -35,6 +36,8 @@ class Engines:
     memory: str = AUTO
     arena: Arena = field(init=False)
     _open: dict[str, Engine] = field(default_factory=dict)
+    _planned: Mapping[str, int] = field(default_factory=dict)
+    _streamed: dict[str, int] = field(default_factory=dict)
     _closed: bool = False
 
     def __post_init__(self) -> None:
@@ -56,8 +59,11 @@ class Engines:
         if name not in self._open:
             try:
                 self._open[name] = self._opened(name)
+            except OutOfMemoryError:
+                raise
             except FlowBlendingError as error:
                 raise DeviceError(str(error)) from None
+            self._streamed[name] = self._planned.get(name, 0)
         return self._open[name]
 
     def _opened(self, name: str) -> Engine:
@@ -68,8 +74,10 @@ class Engines:
                 path=self.bundle.path(name),
                 spec=component.spec,
                 device=self.device.kind,
+                index=self.device.index,
                 stream=self.device.stream,
                 threads=self.threads,
+                streamed=self._planned.get(name, 0),
             )
         if isinstance(engine, ScratchEngine):
             engine.use_scratch(self.arena)
@@ -79,12 +87,34 @@ class Engines:
         """How a run goes about memory, with what is free now and what the open engines hold.
 
         Raises:
+            UsageError: the engines cannot go the way that was asked for.
             OutOfMemoryError: it does not fit.
         """
         free = free_memory(self.device.index) if self.device.kind == CUDA else None
-        if free is not None:
-            free += self.arena.size + sum(run.engines[name].weights for name in self._open)
-        return choose_plan(run, self.memory, free, tuple(self._open))
+        if free is None:
+            return choose_plan(run, self.memory, None, tuple(self._open))
+        opened = [run.engines[name] for name in self._open]
+        free += self.arena.size + sum(each.weights - self._streamed[each.name] for each in opened)
+        host = available_memory() + sum(each.weights for each in opened if each.streams)
+        return choose_plan(run, self.memory, free, tuple(self._open), host)
+
+    def begin(self, plan: MemoryPlan) -> None:
+        """Go by a plan from now on: engines that it has less or more of on the device are closed, to be opened anew."""
+        self._planned = plan.streamed
+        self.keep_only([name for name in self._open if self._streamed[name] == plan.streamed.get(name, 0)])
+
+    def alone(self, run: RunMemory) -> None:
+        """Have the memory for what runs by itself, with engines closed where that is the way, or takes it.
+
+        Args:
+            run: of one phase.
+
+        Raises:
+            OutOfMemoryError: it does not fit.
+        """
+        plan = self.plan(run)
+        self.begin(plan)
+        self.enter(plan.phases[0], alone=plan.by_phases)
 
     def enter(self, phase: Phase, *, alone: bool) -> None:
         """Have a phase's scratch memory, and with ``alone`` no engine open that it does not need."""
@@ -96,21 +126,6 @@ class Engines:
             self.device.trim()
         if phase.arena:
             self.arena.at_least(phase.arena)
-
-    def make_room(self, names: Collection[str]) -> None:
-        """Close all engines but these where they go by phases, or do not fit beside the others.
-
-        For what runs by itself, and not as a phase of a run that was planned.
-        """
-        components = self.bundle.manifest.components
-        new = [name for name in names if name not in self._open]
-        weights = sum(components[name].weights_bytes or components[name].engine_bytes for name in new)
-        stated = [each.scratch_bytes or 0 for name in names for each in components[name].profiles]
-        needed = weights + max(0, max(stated, default=0) - self.arena.size)
-        free = free_memory(self.device.index) if self.device.kind == CUDA else None
-        tight = self.memory == AUTO and free is not None and round(needed * (1 + SLACK)) > free
-        if self.memory == PHASES or tight:
-            self.keep_only(names)
 
     def keep_only(self, names: Collection[str]) -> None:
         """Close all engines but these, when what they were given has finished."""

@@ -411,11 +411,11 @@ def test_memory_that_runs_out_is_said_to_and_other_failures_are_not(
     with (
         flowblending.open(plans("wan").folder, device="cuda") as sampler,
         driver.limited(SCRATCH // 2),
-        pytest.raises(
-            flowblending.DeviceError, match=r"cannot load .*text_encoder.plan \(.*stop other programs on the GPU"
-        ),
     ):
-        sampler.encode("a")
+        with pytest.raises(OutOfMemoryError, match=r"takes .* of the GPU .* \(most of it to encode\), and .*; stop"):
+            sampler.encode("a")
+        with pytest.raises(OutOfMemoryError, match=r"cannot load .*text_encoder.plan \(.*stop other programs on"):
+            sampler.pipeline.engines.get("text_encoder")
     lost = device.empty((4,), np.dtype(np.float32))
     device.mix(lost, [(1.0, SimpleNamespace(address=0x1000))])  # type: ignore[list-item] # no memory of the GPU's
     for call in (device.close, lambda: device.upload(np.ones(4, np.float32)), lambda: device.empty((4,), lost.dtype)):

@@ -88,12 +88,13 @@ def _compile(
     *,
     profiles: Sequence[ShapeProfile],
     targets: tuple[str, ...],
+    weight_streaming: bool,
     folder: Path,
     progress: Callable[[str], None],
 ) -> Compiled:
     import onnx
 
-    assert profiles and not targets
+    assert profiles and not targets and not weight_streaming
     progress("packing")
     start, packed = time.monotonic(), folder / f"{graph.spec.name}.packed"
     model = onnx.load(graph.onnx)
@@ -109,10 +110,12 @@ def _compile(
     return Compiled(files=(packed,), plan=plan)
 
 
-def _open(path: Path, spec: GraphSpec, *, device: str, stream: int, threads: int | None) -> Engine:
+def _open(
+    path: Path, spec: GraphSpec, *, device: str, index: int, stream: int, threads: int | None, streamed: int
+) -> Engine:
     from onnx.reference import ReferenceEvaluator
 
-    assert (device, stream, threads) == ("cpu", 0, None)
+    assert (device, index, stream, threads, streamed) == ("cpu", 0, 0, None, 0)
     evaluator = ReferenceEvaluator(path.read_bytes())
     names = [each.name for each in spec.outputs]
 

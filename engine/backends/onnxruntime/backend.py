@@ -32,16 +32,26 @@ def _compile(
     *,
     profiles: Sequence[ShapeProfile],  # noqa: ARG001 - it takes any size
     targets: tuple[str, ...],  # noqa: ARG001 - there are none
+    weight_streaming: bool,  # noqa: ARG001 - likewise
     folder: Path,
     progress: Callable[[str], None],  # noqa: ARG001 - it takes no time
 ) -> Compiled:
     return Compiled(files=move_graph(graph, folder))
 
 
-def _open(path: Path, spec: GraphSpec, *, device: str, stream: int, threads: int | None) -> Engine:
+def _open(
+    path: Path,
+    spec: GraphSpec,
+    *,
+    device: str,
+    index: int,
+    stream: int,
+    threads: int | None,
+    streamed: int,  # noqa: ARG001 - it has all of them on the device
+) -> Engine:
     from flowblending.engine.backends.onnxruntime.run import OrtEngine
 
-    return OrtEngine(path, spec, device=device, stream=stream, threads=threads)
+    return OrtEngine(path, spec, device=device, index=index, stream=stream, threads=threads)
 
 
 def _uses_gpu() -> bool:

@@ -82,6 +82,7 @@ class OrtEngine:
         path: the ONNX file; its external data lies beside it.
         spec: its inputs and outputs.
         device: ``cpu`` or ``cuda``.
+        index: which of the GPUs that CUDA shows.
         stream: handle of the CUDA stream that every call is enqueued on; unused on the CPU.
         threads: of the CPU; None takes every core that this process may use.
         weights: inputs of the graph beside those of ``spec``, which are the same in every call. With any, nodes run in
@@ -97,6 +98,7 @@ class OrtEngine:
         spec: GraphSpec,
         *,
         device: str = CPU,
+        index: int = 0,
         stream: int = 0,
         threads: int | None = None,
         weights: Sequence[BoundWeight] = (),
@@ -113,10 +115,11 @@ class OrtEngine:
             raise FlowBlendingError(f"This ONNX Runtime has no CUDA provider; {install('cuda')}, or use --device cpu.")
         self._spec = spec
         self._device = device
+        self._index = index if device == CUDA else 0
         self._stream = stream
         self._weights = tuple(weights)
         try:
-            self._session: Any = _session(path, device, stream, _options(threads, device, lean=bool(weights)))
+            self._session: Any = _session(path, self._providers(), _options(threads, device, lean=bool(weights)))
         except FlowBlendingError:
             raise
         except Exception as error:
@@ -162,11 +165,17 @@ class OrtEngine:
         for specs, bind in ((self._spec.inputs, binding.bind_input), (self._spec.outputs, binding.bind_output)):
             for spec in specs:
                 tensor = tensors[spec.name]
-                bind(spec.name, self._device, 0, tensor.dtype, tensor.shape, tensor.address)
+                bind(spec.name, self._device, self._index, tensor.dtype, tensor.shape, tensor.address)
         for weight in self._weights:
             held = weight.tensor
-            binding.bind_input(weight.name, self._device, 0, weight.kind, held.shape, held.address)
+            binding.bind_input(weight.name, self._device, self._index, weight.kind, held.shape, held.address)
         return binding
+
+    def _providers(self) -> list[Any]:
+        if self._device != CUDA:
+            return [CPU_PROVIDER]
+        place = {"device_id": str(self._index), "user_compute_stream": str(self._stream)}
+        return [(CUDA_PROVIDER, {**place, **_bounds(self._index)}), CPU_PROVIDER]
 
     def close(self) -> None:
         """Drop the session and its memory."""
@@ -204,18 +213,17 @@ def _options(threads: int | None, device: str, *, lean: bool) -> Any:
     return options
 
 
-def _session(path: Path, device: str, stream: int, options: Any) -> Any:
+def _session(path: Path, providers: list[Any], options: Any) -> Any:
     import onnxruntime
 
-    if device == CUDA:
+    on_gpu = providers != [CPU_PROVIDER]
+    if on_gpu:
         # Finds the CUDA libraries of pip's packages, which are not on the loader's path.
         onnxruntime.preload_dlls()
-    session = onnxruntime.InferenceSession(
-        path, sess_options=options, providers=_providers(device, stream), enable_fallback=0
-    )
+    session = onnxruntime.InferenceSession(path, sess_options=options, providers=providers, enable_fallback=0)
     # Without its libraries the provider is left out with no more than a log line, and CPU kernels would be given
     # addresses of GPU memory.
-    if device == CUDA and CUDA_PROVIDER not in session.get_providers():
+    if on_gpu and CUDA_PROVIDER not in session.get_providers():
         raise FlowBlendingError(
             "ONNX Runtime could not load its CUDA provider, probably because cuDNN or cuBLAS is missing; "
             f"{install('cuda')}, or use --device cpu."
@@ -237,18 +245,12 @@ def _run_options(device: str) -> Any:
     return options
 
 
-def _providers(device: str, stream: int) -> list[Any]:
-    if device == CUDA:
-        return [(CUDA_PROVIDER, {"user_compute_stream": str(stream), **_bounds()}), CPU_PROVIDER]
-    return [CPU_PROVIDER]
-
-
-def _bounds() -> dict[str, str]:
+def _bounds(index: int) -> dict[str, str]:
     """Have a session take what it needs and no more: it would double what it has whenever that is too small.
 
     It may have what is free now, so that what does not fit is said in its own words and not in the driver's.
     """
-    free = free_memory()
+    free = free_memory(index)
     limit = {} if free is None else {"gpu_mem_limit": str(free)}
     return {"arena_extend_strategy": "kSameAsRequested", **limit}
 

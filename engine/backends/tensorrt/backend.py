@@ -44,6 +44,7 @@ def _compile(
     *,
     profiles: Sequence[ShapeProfile],
     targets: tuple[str, ...],
+    weight_streaming: bool,
     folder: Path,
     progress: Callable[[str], None],
 ) -> Compiled:
@@ -57,6 +58,7 @@ def _compile(
         spec=graph.spec,
         profiles=profiles,
         targets=targets,
+        weight_streaming=weight_streaming,
         out=plan,
         progress=progress,
     )
@@ -69,12 +71,14 @@ def _open(
     spec: GraphSpec,
     *,
     device: str,  # noqa: ARG001 - a plan is always on the GPU
+    index: int,
     stream: int,  # noqa: ARG001 - it is told the stream in every call
     threads: int | None,  # noqa: ARG001 - likewise
+    streamed: int,
 ) -> Engine:
     from flowblending.engine.backends.tensorrt.run import TrtEngine
 
-    return TrtEngine(library, path, spec)
+    return TrtEngine(library, path, spec, index=index, streamed=streamed)
 
 
 def _backend(name: str, title: str, help: str, triton: str | None) -> Backend:
@@ -89,6 +93,7 @@ def _backend(name: str, title: str, help: str, triton: str | None) -> Backend:
         compiles=True,
         cuda_graphs=True,
         fp8_attention=True,
+        weight_streaming=True,
         suffix=SUFFIX,
         revision=str(REVISION),
         triton=triton,

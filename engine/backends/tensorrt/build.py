@@ -28,6 +28,7 @@ def build_plan(
     spec: GraphSpec,
     profiles: Sequence[ShapeProfile],
     targets: Sequence[str],
+    weight_streaming: bool = False,
     out: Path,
     progress: Callable[[str], None],
 ) -> PlanInfo:
@@ -39,6 +40,7 @@ def build_plan(
         spec: what the graph takes and gives.
         profiles: the sizes to compile for, one optimization profile each; every symbol of ``spec`` has a range.
         targets: architectures (``sm89``) to compile for; none means the GPU present.
+        weight_streaming: whether the plan shall be able to leave weights in the host's memory.
         out: replaced if it exists.
         progress: told the compiler's phases. What it raises, and Ctrl-C, end the compilation at once.
 
@@ -56,6 +58,7 @@ def build_plan(
             spec=spec,
             profiles=tuple(profiles),
             targets=targets,
+            weight_streaming=weight_streaming,
             out=temporary,
         )
         return _compile_in_subprocess(request, progress)

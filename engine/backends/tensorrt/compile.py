@@ -33,6 +33,7 @@ class PlanRequest:
     profiles: tuple[ShapeProfile, ...]
     targets: tuple[str, ...]
     out: Path
+    weight_streaming: bool = False
 
 
 def compile_plan(request: PlanRequest, progress: Callable[[str], None]) -> PlanInfo:
@@ -61,7 +62,10 @@ def compile_plan(request: PlanRequest, progress: Callable[[str], None]) -> PlanI
     for profile in request.profiles:
         _add_profile(library, request, profile, builder, config)
     _set_targets(library, request, config)
-    _require_given_memory(library, config)
+    if request.weight_streaming:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    else:
+        _require_given_memory(library, config)
     timings = None if _ahead_of_time(library) else _use_timings(library, request, config)
     config.progress_monitor = _monitor(trt, progress)
     progress("compiling")
@@ -227,7 +231,8 @@ def _use_timings(library: Library, request: PlanRequest, config: Any) -> Kept:
 def _require_given_memory(library: Library, config: Any) -> None:
     """Have TensorRT-RTX allocate nothing in a call, whatever the sizes: what it needs is in the scratch memory.
 
-    Calls that allocate would run out of memory in the middle of a video, and cannot be captured as a CUDA graph.
+    Calls that allocate would run out of memory in the middle of a video, and cannot be captured as a CUDA graph. Plans
+    that stream weights cannot have it: TensorRT-RTX 1.7.1 refuses both flags together.
     """
     flag = getattr(library.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
     if flag is not None:

@@ -20,6 +20,7 @@ from flowblending.engine.backends.protocol import Scratch
 from flowblending.engine.backends.tensor import ALIGNMENT, CUDA, Tensor
 from flowblending.engine.backends.tensorrt.contexts import ContextMaker, ProfileContext
 from flowblending.engine.backends.tensorrt.library import load
+from flowblending.engine.backends.tensorrt.streaming import StreamingError, leave_in_host
 
 _MEMORY = re.compile(r"out of memory|OutOfMemory|cudaErrorMemoryAllocation|insufficient memory", re.I)
 
@@ -72,16 +73,18 @@ class TrtEngine:
         backend: the library that compiled it.
         path: the plan.
         spec: what it takes and gives.
+        index: of the device among those that CUDA shows.
+        streamed: bytes of weights to leave in the host's memory; only of plans that were compiled for it.
 
     Raises:
         FlowBlendingError: there is no GPU, the library is not installed, the plan is damaged or of another
             version, GPU or graph, or the GPU's memory is too small.
     """
 
-    def __init__(self, backend: str, path: Path, spec: GraphSpec) -> None:
+    def __init__(self, backend: str, path: Path, spec: GraphSpec, *, index: int = 0, streamed: int = 0) -> None:
         self._spec = spec
         self._library = load(backend)
-        architecture = gpu_architecture()
+        architecture = gpu_architecture(index)
         if architecture is None:
             raise FlowBlendingError(
                 f"Engine {spec.name} is a plan of {self._library.title} and needs an NVIDIA GPU, and no CUDA driver "
@@ -91,6 +94,8 @@ class TrtEngine:
         self._runtime: Any = self._library.trt.Runtime(self._library.logger)
         self._engine: Any = self._load(path)
         self._check_plan(path)
+        if streamed:
+            self._leave_in_host(streamed)
         self._contexts = ContextMaker(self._library, path, architecture)
         self._scratch: Scratch | None = None
         # One is made now: what keeps a plan from being run is to be known before the work.
@@ -193,6 +198,16 @@ class TrtEngine:
                 f"cannot load {path}", "if it is damaged, or of another version or GPU, build the bundle again"
             )
         return engine
+
+    def _leave_in_host(self, streamed: int) -> None:
+        try:
+            leave_in_host(self._engine, streamed)
+        except StreamingError as error:
+            raise OutOfMemoryError(
+                f"{self._library.title} {self._library.version} cannot leave in the host's memory what the GPU has no "
+                f"room for of the weights of {self._spec.name} ({error}; {self._library.messages.error()}); stop other "
+                "programs on the GPU, or make a smaller video."
+            ) from None
 
     def _check_plan(self, path: Path) -> None:
         """A plan of another graph would read and write beyond the memory that it is given."""

@@ -21,7 +21,6 @@ from flowblending.engine.build.fp8.graphs import Rows, observed_graph, plain_gra
 from flowblending.engine.build.fp8.loader import Graph
 from flowblending.engine.build.fp8.options import MARGIN, PERCENTILE, Fp8Options
 from flowblending.engine.build.fp8.room import (
-    available_memory,
     calibration_load,
     check_load,
     on_gpu,
@@ -37,6 +36,7 @@ from flowblending.engine.build.fp8.trajectories import (
 from flowblending.engine.bundle.bundle import Bundle, describe_file
 from flowblending.engine.store.store import Order, Store
 from flowblending.system.console import Console
+from flowblending.system.host_memory import available_memory
 
 if TYPE_CHECKING:
     from flowblending.contracts.fp8_calibration import Fp8Calibration

@@ -116,9 +116,3 @@ def check_load(load: Load, geometry: Geometry, available: int) -> str:
         f"calibration: calls {calls} at {geometry}: {load.operations / 1e12:.3g} TFLOPs and up to "
         f"{load.memory / 1e9:.1f} GB of memory on the CPU{slow}"
     )
-
-
-def available_memory() -> int:
-    """Bytes that programs can have without swapping, as the kernel estimates it."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

@@ -25,13 +25,13 @@ from flowblending.contracts.proof import Proof, read_proof
 from flowblending.engine.backends.gpu import check_architecture, gpu_architecture
 from flowblending.engine.backends.registry import gpu_components
 from flowblending.engine.backends.tensor import CPU
-from flowblending.engine.build.fp8.room import available_memory
 from flowblending.engine.build.proof.short_run import RunFacts, RunRequest, planned, run_here, short_job
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.plan_profiles import component_profiles
 from flowblending.runtime.devices.open import AUTO, device_kind
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.program.cost import cost_of, flops_at
+from flowblending.system.host_memory import available_memory
 from flowblending.system.shell import command
 from flowblending.system.subprocess_call import EndedError, Progress, call_in_subprocess
 

@@ -7,16 +7,18 @@ import itertools
 
 import pytest
 
-from flowblending import OutOfMemoryError
+from flowblending import OutOfMemoryError, UsageError
 from flowblending.runtime.memory.choose import choose_plan, gigabytes
 from flowblending.runtime.memory.describe import memory_facts, memory_lines, tell_memory
 from flowblending.runtime.memory.plan import (
+    LEAST,
     SLACK,
     EngineMemory,
     MemoryPlan,
     RunMemory,
     plan_phases,
     plan_resident,
+    plan_stream,
 )
 
 GB = 10**9
@@ -29,8 +31,13 @@ def run_of(
     scratch: dict[str, float] | None = None,
     encoders: tuple[str, ...] = ("text",),
     decoders: tuple[str, ...] = ("first", "next"),
+    streams: str = "",
 ) -> RunMemory:
-    """Wan 14B and 1.3B in bf16 at 832x480, 81 frames, unless told otherwise; models by their letters."""
+    """Wan 14B and 1.3B in bf16 at 832x480, 81 frames, unless told otherwise; models by their letters.
+
+    Args:
+        streams: the engines that can stream weights.
+    """
     held = {"L": 28.6, "S": 2.84, "text": 11.4, "first": 0.15, "next": 0.15} | (weights or {})
     taken: dict[str, float | None] = {
         "L": 4.11,
@@ -46,6 +53,7 @@ def run_of(
                 name=name,
                 weights=round(size * GB),
                 scratch=None if taken.get(name) is None else round((taken[name] or 0) * GB),
+                streams=name in streams.split() if name in ("L", "S", "text") else None,
             )
             for name, size in held.items()
         },
@@ -154,6 +162,100 @@ def test_auto_takes_the_first_that_fits() -> None:
         choose_plan(run, "resident", resident - 1)
     with pytest.raises(OutOfMemoryError, match=r"with --memory resident .*; stop other programs .*large=fp8"):
         choose_plan(run, "resident", GB)
+
+
+ALL = "L S text"
+
+
+def test_what_does_not_fit_is_streamed() -> None:
+    """24 GB, less 0.5 for the driver: the large model's calls stream what is too much, and it stays between stages."""
+    run, budget = run_of(streams=ALL, decoders=()), round(23.5 * GB)
+    plan = plan_stream(run, budget)
+    assert [phase.resident for phase in plan.stages] == [("L",), ("S", "L"), ("L",)]
+    room = budget / (1 + SLACK)
+    assert plan.streamed == {"L": pytest.approx(28.6 * GB + 2.84 * GB + 4.11 * GB + 0.06 * GB - room, abs=2)}
+    assert peaks(plan) == [11.7, 20.2, 23.0, 20.2]
+    assert [phase.streamed for phase in plan.phases] == [0, plan.streamed["L"], 0, plan.streamed["L"]]
+    assert plan.needs <= budget
+    assert plan.reads == round((11.4 + 28.6 + 2.84) * GB)
+    assert plan.host == round(31.44 * GB)
+    # Where the host's memory does not hold both, it is read again.
+    alone = plan_stream(run, budget, host=30 * GB)
+    assert [phase.resident for phase in alone.stages] == [("L",), ("S",), ("L",)]
+    assert alone.host == round(28.6 * GB)
+    assert alone.streamed["L"] == plan.streamed["L"] - round(2.84 * GB)
+    # The text encoder, whose phase is another one, has a share of its own.
+    small = plan_stream(run, 10 * GB)
+    assert small.streamed["text"] == pytest.approx((11.4 + 0.31) * GB - 10 * GB / (1 + SLACK), abs=2)
+
+
+@pytest.mark.parametrize("streams", [ALL, "L", "S"])
+@pytest.mark.parametrize("stages", ["L", "LSL", "SLS", "LSLSL"])
+def test_a_plan_that_streams_keeps_its_promises(stages: str, streams: str) -> None:
+    run = run_of(stages, streams=streams)
+    least = plan_stream(run, 0)
+    for budget in (None, *(number * GB for number in range(8, 70, 3))):
+        plan = plan_stream(run, budget)
+        assert plan.peak <= plan_phases(run, None).peak
+        for name, size in plan.streamed.items():
+            assert name in streams
+            assert 0 < size <= (1 - LEAST) * run.engines[name].weights
+        for phase in plan.phases:
+            assert {*phase.runs} <= {*phase.resident}
+            assert phase.peak == phase.arena + phase.tensors + sum(
+                run.engines[name].weights - plan.streamed.get(name, 0) for name in phase.resident
+            )
+        if budget is None or plan_phases(run, 0).needs + 4 * GB <= budget:
+            assert plan.streamed.get("S", 0) == 0 or streams == "S"
+        if budget is not None and least.needs <= budget:
+            assert plan.needs <= budget
+    if streams != ALL:
+        return
+    # What takes the most is then the decoder, which streams nothing.
+    assert least.needs < plan_phases(run, 0).needs
+    assert max(least.phases, key=lambda each: each.peak).name == "decode"
+
+
+def test_auto_streams_what_fits_in_no_other_way() -> None:
+    run = run_of(streams=ALL)
+    resident, phases = plan_resident(run).needs, plan_phases(run, 0).needs
+    for budget, mode in ((resident, "resident"), (phases, "phases"), (phases - 1, "stream"), (20 * GB, "stream")):
+        assert choose_plan(run, "auto", budget).mode == mode
+    assert choose_plan(run, "stream", 10 * resident).streamed == {}
+    assert choose_plan(run, "stream", None).streamed == {}
+    with pytest.raises(OutOfMemoryError, match=r"with --memory stream \(most of it to decode\), and 14\.0 GB are f"):
+        choose_plan(run, "auto", 14 * GB)
+    with pytest.raises(OutOfMemoryError, match=r"with --memory phases .*; --memory stream takes 2\d\.\d GB"):
+        choose_plan(run, "phases", 24 * GB)
+    with pytest.raises(OutOfMemoryError, match=r"keeps 28\.6 GB of weights in the host's memory, .* and 20\.0 GB are"):
+        choose_plan(run, "auto", 24 * GB, host=20 * GB)
+    # Built without, the way that would do is named; of engines that cannot be built so, nothing is said.
+    with pytest.raises(OutOfMemoryError, match=r"build the bundle with --weight-streaming, .* streams 1\d\.\d GB of w"):
+        choose_plan(run_of(), "auto", 24 * GB)
+    with pytest.raises(UsageError, match=r"no engine of this run was built for it; build .* and --weight-streaming"):
+        choose_plan(run_of(), "stream", 80 * GB)
+    told = tell_memory(run, "auto", 24 * GB, 64 * GB)
+    lines = memory_lines(told)
+    assert lines[0] == (
+        "memory    stream, at most 23.5 GB of 24.0 GB free; reads 43.1 GB of weights, and keeps up to 31.4 GB of them "
+        "in the host's memory"
+    )
+    assert (
+        lines[2] == "  sample L   20.7 GB: opens L (28.6 GB), streams 12.1 GB a call, scratch 4.1 GB, tensors 60.0 MB"
+    )
+    assert memory_facts(told)["host_bytes"] == round(31.44 * GB)
+
+
+def test_frames_are_encoded_before_texts() -> None:
+    run = dataclasses.replace(run_of(weights={"see": 0.2}), frame_encoders=("see",), framing=3 * GB)
+    plan = plan_phases(run, 0)
+    assert [phase.name for phase in plan.phases][:3] == ["encode frames", "encode", "sample L"]
+    assert plan.framing == plan.phases[0]
+    assert plan.first == plan.phases[1]
+    assert plan.phases[0].resident == ("see",)
+    assert peaks(plan)[0] == 3.2
+    assert "see" in plan_resident(run).phases[0].resident
+    assert plan_phases(run_of(), 0).framing is None
 
 
 def test_what_nobody_has_stated_is_said() -> None:

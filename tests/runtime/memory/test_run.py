@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import gc
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 import flowblending
 from flowblending import OutOfMemoryError, StepEvent
+from flowblending.contracts.conditions import Source
 from flowblending.contracts.manifest import Manifest
+from flowblending.engine.backends.tensor import ALIGNMENT
+from flowblending.engine.backends.tensorrt.library import load
+from flowblending.engine.backends.tensorrt.run import TrtEngine
+from flowblending.engine.backends.tensorrt.streaming import StreamingError, leave_in_host
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.devices.cuda import CudaDevice
 from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.memory.choose import choose_plan
 from flowblending.runtime.memory.needs import run_memory
-from flowblending.runtime.memory.plan import RunMemory, plan_phases, plan_resident
+from flowblending.runtime.memory.plan import RunMemory, plan_phases, plan_resident, plan_stream
 from flowblending.runtime.options import Job
 from tests.conftest import Build
 from tests.runtime.test_on_a_gpu import Video, assert_equal, video
@@ -69,9 +80,107 @@ def test_what_fits_by_its_plan_fits(plans: Bundle, expected: Video, driver: Driv
             assert read.count(weights["text_encoder"]) == 1
     with flowblending.open(plans.folder, device="cuda") as sampler, driver.limited(least - 1):
         driver.journal()
-        with pytest.raises(OutOfMemoryError, match=r"This run takes .* with --memory phases .* are free; stop other"):
+        with pytest.raises(OutOfMemoryError, match=r"This run takes .* with --memory phases .* are free; build "):
             video(sampler)
         assert not [each for each in driver.journal() if each.what == "alloc" and each.bytes in weights.values()]
+
+
+@pytest.fixture(scope="module")
+def streaming(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return plans_of(build("wan"), tmp_path_factory.mktemp("streaming") / "wan", weight_streaming=True)
+
+
+@pytest.mark.cuda
+def test_weights_that_do_not_fit_are_streamed(streaming: Bundle, expected: Video, driver: Driver) -> None:
+    """With the same bits, in the memory that the plan says, as many bytes in every call, down to the least."""
+    run, program = memory_of(streaming.manifest), compile_job(JOB, streaming.manifest)
+    phases, least = plan_phases(run, 0).needs, plan_stream(run, 0).needs
+    assert least < phases
+    for limit in (phases, phases - 1, (phases + least) // 2, least):
+        plan = choose_plan(run, "auto", limit)
+        with flowblending.open(streaming.folder, device="cuda") as sampler, driver.limited(limit):
+            driver.journal()
+            with driver.measured() as peak:
+                nothing = driver.used()
+                assert_equal(video(sampler), expected)
+            assert peak[0] - nothing <= plan.needs
+            calls = Counter(each.name for each in driver.journal() if each.name.startswith("stream "))
+        assert plan.mode == ("phases" if limit == phases else "stream")
+        assert {name.split()[1] for name in calls} == set(plan.streamed)
+        for call in calls:
+            _, name, size = call.split()
+            # As planned, and what the library streams through.
+            assert plan.streamed[name] <= int(size) <= 1.08 * plan.streamed[name] + 2 * ALIGNMENT
+            assert calls[call] == (2 if name == "text_encoder" else program.calls(name))
+    with (
+        flowblending.open(streaming.folder, device="cuda") as sampler,
+        driver.limited(least - 1),
+        pytest.raises(OutOfMemoryError, match=r"This run takes .* with --memory stream .* are free; stop other"),
+    ):
+        video(sampler)
+
+
+@pytest.mark.cuda
+def test_streaming_more_than_an_engine_can_is_refused_when_it_is_opened(
+    streaming: Bundle, plans: Bundle, driver: Driver
+) -> None:
+    """What no compiler states of it is known then; nothing of it stays on the GPU, and no context keeps it."""
+    device = CudaDevice()
+    for bundle, words in (
+        (streaming, r"cannot leave .* large \(of \d+ bytes of weights that can be streamed, \d+ w"),
+        (
+            plans,
+            r"cannot leave .* large \(of 0 bytes of weights",
+        ),
+    ):
+        component = bundle.manifest.components["large"]
+        assert component.weights_bytes is not None
+        before = driver.used()
+        with device.current(), pytest.raises(OutOfMemoryError, match=words):
+            TrtEngine("tensorrt", bundle.path("large"), component.spec, streamed=component.weights_bytes)
+        gc.collect()
+        assert driver.used() == before
+
+
+@pytest.mark.cuda
+def test_a_budget_is_set_before_there_is_a_context(streaming: Bundle) -> None:
+    """The stand-in refuses what the documentation forbids, so that the tests above mean something."""
+    trt = load("tensorrt").trt
+    with CudaDevice().current():
+        engine = trt.Runtime(load("tensorrt").logger).deserialize_cuda_engine(streaming.path("large").read_bytes())
+        whole, half = engine.device_memory_size_v2, engine.streamable_weights_size // 2
+        context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        with pytest.raises(StreamingError, match=r"a budget of \d+ bytes was refused"):
+            leave_in_host(engine, half)
+        assert engine.device_memory_size_v2 == whole
+        del context
+        leave_in_host(engine, half)
+        through = engine.weight_streaming_scratch_memory_size
+        assert engine.device_memory_size_v2 - whole == through > 0
+        assert engine.weight_streaming_budget_v2 + through <= engine.streamable_weights_size - half
+
+
+@pytest.mark.cuda
+def test_frames_are_encoded_in_a_phase_of_their_own(build: Build, tmp_path: Path, driver: Driver) -> None:
+    """In no more memory than the plan says, with which the encoder is closed before the text encoder is opened."""
+    source = build("ltx-condition", conditions=(Source.IMAGE,))
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 90, 3))
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "cat.png")
+    given = {"image": (str(tmp_path / "cat.png"),), "fit": "stretch"}
+    with flowblending.open(source.folder, device="cpu", threads=1) as sampler:
+        latents = video(sampler, **given)
+    bundle = plans_of(source, tmp_path / "plans")
+    with flowblending.open(bundle.folder, device="cuda") as sampler:
+        program = sampler.generate("a", steps=4, schedule="LSL", **given).program  # type: ignore[arg-type]
+        run = run_memory(bundle.manifest, program, texts=2, decode=True, frames=True)
+        assert run.frame_encoders == ("vae_encoder",)
+        weights = {name: each.weights for name, each in run.engines.items()}
+        with driver.limited(plan_phases(run, 0).needs):
+            driver.journal()
+            assert_equal(video(sampler, **given), latents)
+            read = [each.bytes for each in driver.journal() if each.what == "alloc" and each.bytes in weights.values()]
+    assert read[:2] == [weights["vae_encoder"], weights["text_encoder"]]
+    assert read.count(weights["vae_encoder"]) == 1
 
 
 @pytest.mark.cuda
@@ -110,5 +219,5 @@ def test_phases_on_the_cpu(build: Build, options: dict[str, object]) -> None:
 
 
 def test_a_way_that_there_is_not_is_refused(build: Build) -> None:
-    with pytest.raises(flowblending.UsageError, match="memory is 'much', but auto, resident or phases was expected"):
+    with pytest.raises(flowblending.UsageError, match="is 'much', but auto, resident, phases or stream was expected"):
         flowblending.open(build("wan").folder, memory="much")

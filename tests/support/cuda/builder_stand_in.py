@@ -40,6 +40,7 @@ class BuilderFlag(Enum):
     """None that names a type: networks are strongly typed."""
 
     TF32 = 0
+    WEIGHT_STREAMING = 20
 
 
 class LayerType(Enum):
@@ -173,6 +174,10 @@ class _Config:
 
     def __init__(self) -> None:
         self.profiles: list[_Profile] = []
+        self.flags: set[BuilderFlag] = set()
+
+    def set_flag(self, flag: BuilderFlag) -> None:
+        self.flags.add(flag)
 
     @property
     def num_optimization_profiles(self) -> int:
@@ -230,7 +235,15 @@ class Builder:
                 for each in spec.inputs
                 if all(isinstance(dim, int) for dim in each.shape)
             }
-            write_plan(plan, onnx=graph, spec=spec, profiles=[{**fixed, **each} for each in profiles], scratch=_SCRATCH)
+            write_plan(
+                plan,
+                onnx=graph,
+                spec=spec,
+                profiles=[{**fixed, **each} for each in profiles],
+                scratch=_SCRATCH,
+                weights=len(content),
+                weight_streaming=BuilderFlag.WEIGHT_STREAMING in config.flags,
+            )
             written = plan.read_bytes()
         assert json.loads(written)
         self._logger.log(3, f"Max Scratch Memory: {_SCRATCH} bytes")

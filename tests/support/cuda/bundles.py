@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from flowblending.contracts.graph import streams_weights
 from flowblending.contracts.manifest import MANIFEST, Component
 from flowblending.engine.backends.backend import PlanInfo
 from flowblending.engine.bundle.bundle import Bundle, describe_file, open_bundle
@@ -17,19 +18,28 @@ SCRATCH = 1 << 20
 """Bytes that every context takes."""
 
 
-def plans_of(bundle: Bundle, folder: Path, *, targets: tuple[str, ...] = ("sm89",)) -> Bundle:
-    """A bundle whose plans run the engines of another, which has to stay where it is."""
+def plans_of(
+    bundle: Bundle, folder: Path, *, targets: tuple[str, ...] = ("sm89",), weight_streaming: bool = False
+) -> Bundle:
+    """A bundle whose plans run the engines of another, which has to stay where it is.
+
+    Args:
+        weight_streaming: whether those of transformers and text encoder are as with the option of that name.
+    """
     folder.mkdir(parents=True)
     manifest = bundle.manifest
     for file in (*manifest.tokenizer, *([] if manifest.preview is None else [manifest.preview.file])):
         shutil.copyfile(bundle.folder / file.path, folder / file.path)
-    components = {name: _plan(bundle, name, folder, targets) for name in manifest.components}
+    components = {
+        name: _plan(bundle, name, folder, targets, streams=weight_streaming and streams_weights(name))
+        for name in manifest.components
+    }
     changed = manifest.model_copy(update={"components": components, "signals": {}, "calibration": None})
     (folder / MANIFEST).write_text(changed.model_dump_json())
     return open_bundle(folder)
 
 
-def _plan(bundle: Bundle, name: str, folder: Path, targets: tuple[str, ...]) -> Component:
+def _plan(bundle: Bundle, name: str, folder: Path, targets: tuple[str, ...], *, streams: bool) -> Component:
     manifest, path = bundle.manifest, folder / f"{name}.plan"
     component = manifest.components[name]
     pipeline = replace(manifest.pipeline, batched_guidance=True)  # both guidance branches, in one call or in two
@@ -44,6 +54,7 @@ def _plan(bundle: Bundle, name: str, folder: Path, targets: tuple[str, ...]) -> 
         profiles=profiles,
         scratch=SCRATCH,
         weights=component.engine_bytes,
+        weight_streaming=streams,
     )
     info = PlanInfo(
         bytes=path.stat().st_size,
@@ -62,5 +73,6 @@ def _plan(bundle: Bundle, name: str, folder: Path, targets: tuple[str, ...]) -> 
             "files": (describe_file(folder, path),),
             "profiles": compiled_profiles(shapes, info),
             "weights_bytes": info.weights_bytes,
+            "weight_streaming": streams,
         }
     )

@@ -4,6 +4,10 @@ As strict as the real one: it refuses a plan of another library, a call before e
 a shape outside of the profile, and addresses that are not aligned; it takes scratch memory of the device for every
 context where none is given to it, refuses too little, and reads and writes memory in the stream's order, when nobody
 keeps it alive but its owner. Two calls that use one scratch memory at once are a fault.
+
+Of plans that were compiled to stream weights, a budget may be set as the documentation says: while there is no context,
+it takes the device's memory at once, and a smaller one has contexts ask for scratch memory to stream through. What a
+call streams stands in the journal.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ import contextlib
 import json
 import math
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -32,6 +37,9 @@ __version__ = "11.4.0"
 
 MAGIC = "stand-in plan of TensorRT"
 ALIGNMENT = 256
+FIXED = 16
+"""Of plans that stream weights, so little of them is always on the device; and as much again, all weights streamed, is
+what they are streamed through."""
 
 
 class ILogger:
@@ -75,6 +83,7 @@ def write_plan(
     profiles: Sequence[Mapping[str, Sequence[Sequence[int]]]],
     scratch: int,
     weights: int = 1,
+    weight_streaming: bool = False,
 ) -> None:
     """Write a plan.
 
@@ -83,6 +92,7 @@ def write_plan(
         profiles: by input, the smallest, most usual and largest shape.
         scratch: bytes that a context takes.
         weights: bytes that the engine takes of the device.
+        weight_streaming: whether a budget may be set; a sixteenth of the weights stays on the device whatever it is.
     """
     plan = {
         "magic": MAGIC,
@@ -93,6 +103,7 @@ def write_plan(
         "profiles": profiles,
         "scratch": scratch,
         "weights": weights,
+        "streamable": weights - weights // FIXED if weight_streaming else 0,
     }
     path.write_text(json.dumps(plan))
 
@@ -113,7 +124,8 @@ class Runtime:
             self._logger.log(1, "Serialization assertion header.magicTag == kEXPECTED_MAGIC_TAG failed")
             return None
         driver = Driver()
-        weights = driver.allocate(read["weights"])
+        # Streamable ones go to the host's memory now.
+        weights = driver.allocate(read["weights"] - read["streamable"])
         if not weights:
             self._logger.log(1, "Error Code 2: OutOfMemory (Requested size was refused)")
             return None
@@ -127,18 +139,66 @@ class CudaEngine:
         self.logger = logger
         self._driver = driver
         self._weights = weights
+        self.streamable_weights_size: int = plan["streamable"]
+        self._budget: int = self.streamable_weights_size
+        self._kept: int | None = None  # where the streamable ones are that stay; nowhere before the first context
+        self._contexts: weakref.WeakSet[Context] = weakref.WeakSet()
         self.device = _current_device()
         self.spec = TypeAdapter(GraphSpec).validate_python(plan["spec"])
         self.kernels = OrtEngine(Path(plan["onnx"]), self.spec, device=CPU, threads=1)
         self.profiles: list[dict[str, list[list[int]]]] = plan["profiles"]
         self.dtypes: dict[str, str] = plan["inputs"] | plan["outputs"]
         self.inputs = list(plan["inputs"])
-        self.device_memory_size_v2: int = plan["scratch"]
+        self._scratch: int = plan["scratch"]
         self.num_optimization_profiles = len(self.profiles)
         self.num_io_tensors = len(self.dtypes)
 
     def __del__(self) -> None:
         self._driver.free(self._weights)  # waits for the calls
+        if self._kept:
+            self._driver.free(self._kept)
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        return self._budget
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, budget: int) -> None:
+        """As the bindings, it says nothing of what it refuses."""
+        if not self.streamable_weights_size or budget < 0 or self._contexts:
+            self.logger.log(1, "Error Code 3: API Usage Error (the weight streaming budget cannot be set)")
+            return
+        self._forget()
+        self._budget = min(budget, self.streamable_weights_size)
+        self._keep()
+
+    def _forget(self) -> None:
+        if self._kept:
+            self._driver.free(self._kept)
+        self._kept = None
+
+    def _keep(self) -> bool:
+        """Have the streamable weights that stay on the device."""
+        if self._kept is None:
+            self._kept = self._driver.allocate(self._budget) if self._budget else 0
+            if self._budget and not self._kept:
+                self._kept = None
+                self.logger.log(1, "Error Code 2: OutOfMemory (Requested size was refused)")
+                return False
+        return True
+
+    @property
+    def streamed(self) -> int:
+        """Bytes that a call streams."""
+        return self.streamable_weights_size - self._budget
+
+    @property
+    def weight_streaming_scratch_memory_size(self) -> int:
+        return 0 if not self.streamed else -(-self.streamed // FIXED // ALIGNMENT) * ALIGNMENT
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return self._scratch + self.weight_streaming_scratch_memory_size
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.dtypes)[index]
@@ -157,6 +217,8 @@ class CudaEngine:
         self, strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
     ) -> Context | None:
         driver = Driver()
+        if not self._keep():
+            return None
         if strategy is ExecutionContextAllocationStrategy.USER_MANAGED:
             return Context(self, driver, None)
         scratch = driver.allocate(max(self.device_memory_size_v2, 1))
@@ -235,6 +297,7 @@ class Context:
 
     def __init__(self, engine: CudaEngine, driver: Driver, scratch: int | None) -> None:
         self._engine = engine
+        engine._contexts.add(self)
         self._driver = driver
         self._scratch = scratch
         self._arena: _Told | None = None
@@ -291,6 +354,8 @@ class Context:
             # It knows nothing of this object, which has to go with its last user.
             call = _Call(engine, self._driver, {**dict(zip(engine.dtypes, told, strict=True)), "scratch": arena})
             self._calls[*told, arena] = HOST_FUNCTION(call)
+        if engine.streamed:
+            self._driver.note(f"stream {engine.spec.name} {engine.streamed}")
         self._driver.call(self._calls[*told, arena], stream)
         return True
 

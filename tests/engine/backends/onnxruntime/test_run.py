@@ -227,9 +227,9 @@ def test_a_session_on_a_gpu_takes_what_it_needs(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [ort.CUDA_PROVIDER, ort.CPU_PROVIDER])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
-    monkeypatch.setattr(ort, "free_memory", lambda: free)
+    monkeypatch.setattr(ort, "free_memory", {1: free}.get)
     graph = linear(tmp_path)
-    ort.OrtEngine(graph.onnx, graph.spec, device=CUDA, stream=7)
-    options = {"user_compute_stream": "7", "arena_extend_strategy": "kSameAsRequested", **limit}
+    ort.OrtEngine(graph.onnx, graph.spec, device=CUDA, index=1, stream=7)
+    options = {"device_id": "1", "user_compute_stream": "7", "arena_extend_strategy": "kSameAsRequested", **limit}
     assert asked[2] == [(ort.CUDA_PROVIDER, options), ort.CPU_PROVIDER]
     assert asked[1].get_session_config_entry("session.use_device_allocator_for_initializers") == "1"

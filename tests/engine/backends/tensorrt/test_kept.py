@@ -85,7 +85,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, plan: Path, *, version: str = "1.7")
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
     )
     monkeypatch.setattr(trt_run, "load", lambda _: replace(stub(module, RTX), version=version))
-    monkeypatch.setattr(trt_run, "gpu_architecture", lambda: "sm89")
+    monkeypatch.setattr(trt_run, "gpu_architecture", lambda _: "sm89")
     return TrtEngine(RTX, plan, linear(plan.parent).spec), engine
 
 

@@ -36,7 +36,7 @@ def test_running_needs_a_gpu(tmp_path: Path) -> None:
 
 @needs_rtx
 def test_plans_that_cannot_be_loaded_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trt, "gpu_architecture", lambda: "sm89")
+    monkeypatch.setattr(trt, "gpu_architecture", lambda _: "sm89")
     graph, out = linear(tmp_path), tmp_path / "large.plan"
     compile_plan(request(graph, out), ignore)
     plan = out.read_bytes()
@@ -149,7 +149,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorded:
     )
     library = stub(module)
     monkeypatch.setattr(trt, "load", lambda _: library)
-    monkeypatch.setattr(trt, "gpu_architecture", lambda: "sm89")
+    monkeypatch.setattr(trt, "gpu_architecture", lambda _: "sm89")
     path = tmp_path / "large.plan"
     path.write_bytes(b"plan")
     engine, scratch = TrtEngine("tensorrt", path, linear(tmp_path).spec), Arena()

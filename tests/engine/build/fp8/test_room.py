@@ -10,7 +10,6 @@ from benchmarks.random_checkpoint import Model, write_model
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.build.fp8.room import (
     Load,
-    available_memory,
     calibration_load,
     check_load,
     sampled_geometry,
@@ -18,6 +17,7 @@ from flowblending.engine.build.fp8.room import (
 from flowblending.engine.build.fp8.trajectories import RangesRequest, Trajectories, sample_ranges
 from flowblending.engine.bundle.geometry import plan_geometry
 from flowblending.export.checkpoint.model_files import model_files
+from flowblending.system.host_memory import available_memory
 from tests.support.manifests import MODELS, PIPELINE
 
 SMALLEST = plan_geometry(PIPELINE, (64, 32), 9)
