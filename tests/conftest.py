@@ -145,9 +145,9 @@ def build(shared: Path, engine_cache: Path, checkpoints: Callable[[str], Path]) 
 
 @pytest.fixture(autouse=True, scope="session")
 def _plain_previews() -> Iterator[None]:
-    """Every build fits a map for previews, which takes a few clips less here; tests of the map have them all."""
+    """Every build fits a map for previews, here on fewer clips; tests of the map have them all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flowblending.export.preview.pictures.CLIPS", 4)
+        patch.setattr("flowblending.export.preview.pictures.LATENTS", 256)
         yield
 
 

@@ -28,7 +28,7 @@ from flowblending.contracts.graph import (
 from flowblending.export.graph.exportable import Exportable, Part
 from flowblending.export.preview import pictures
 
-REVISION = 1
+REVISION = 2
 """Raised when this package makes other maps."""
 
 CELL = 8
@@ -36,7 +36,7 @@ CELL = 8
 more becomes several."""
 
 _FOR_A_CHANNEL = 16
-"""So many latents at least."""
+"""Latents, at least."""
 _HELD_OUT = 4
 """Every so many clips, one measures the map."""
 _LATENTS, _PIXELS = 4, 64
@@ -77,7 +77,7 @@ def fit_preview(
     """
     side = _side(pipeline)
     frames, size = 1 + pipeline.temporal_factor, side * pipeline.spatial_factor
-    count = max(pictures.CLIPS, _FOR_A_CHANNEL * pipeline.latent_channels // (2 * side**2))
+    count = -(-max(pictures.LATENTS, _FOR_A_CHANNEL * pipeline.latent_channels) // (2 * side**2))
     generator = np.random.default_rng(0)
     clips = [torch.from_numpy(pictures.clip(generator, frames, size, size))[None] for _ in range(count)]
     with torch.no_grad():

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-CLIPS = 48
-"""That a map is fitted on, at least."""
+LATENTS = 1536
+"""That a map is fitted on, at least: places of clips."""
 
 _LEAVES = 8
 _SMALLEST, _LARGEST = 1 / 8, 1 / 2

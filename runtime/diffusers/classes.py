@@ -41,6 +41,7 @@ _LTX: Final = frozenset(
         "decode_noise_scale",
     }
 )
+_IMAGE: Final = frozenset({"image"})
 _CONDITIONS: Final = frozenset(
     {"conditions", "image", "video", "frame_index", "strength", "denoise_strength", "image_cond_noise_scale"}
 )
@@ -71,10 +72,9 @@ class PipelineClass:
         return COMMON | self.arguments
 
 
-_IMAGE: Final = frozenset({"image"})
-
 CLASSES: Final[Mapping[str, PipelineClass]] = {
     "WanPipeline": PipelineClass(arguments=frozenset({"guidance_scale_2"})),
+    "SkyReelsV2ImageToVideoPipeline": PipelineClass(arguments=_IMAGE | {"image_embeds", "last_image"}),
     "LTXPipeline": PipelineClass(arguments=_LTX, output_type="pil", packed=True, packed_output=True),
     "WanImageToVideoPipeline": PipelineClass(arguments=_IMAGE | {"guidance_scale_2", "image_embeds", "last_image"}),
     "LTXImageToVideoPipeline": PipelineClass(

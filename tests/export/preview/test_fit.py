@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture(autouse=True)
 def _all_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flowblending.export.preview.pictures.CLIPS", 48)
+    monkeypatch.setattr("flowblending.export.preview.pictures.LATENTS", 1536)
 
 
 def test_a_clip_has_edges_and_moves_and_is_the_same_again() -> None:
