@@ -71,6 +71,8 @@ CASES: Mapping[str, Mapping[str, tuple[Precision, ...]]] = {
     "ltx": {"small": _TRANSFORMER, "text_encoder": _TEXT, "vae": _VAE},
     "ltx-condition": {"small": _ONE, "text_encoder": _ONE, "vae": _ONE},
     "ltx-0.9.0": {"vae": _ONE},
+    "wan-ends": {"small": (Precision.FP32, Precision.FP16_MIXED), "image_encoder": _ONE},
+    "skyreels": {"large": _ONE},
 }
 """The graphs, by kind of checkpoint: wherever the exporter has a branch."""
 
@@ -110,7 +112,9 @@ def read_pipeline(pair: Path) -> Pipeline:
     """Read a pair."""
     checkpoint = open_checkpoint(str(pair / "large"))
     family = family_of(checkpoint)
-    models = {LARGE: pair / "large/transformer", SMALL: pair / "small"}
+    small = pair / "small"
+    inside = small / "transformer"
+    models = {LARGE: pair / "large/transformer", SMALL: inside if inside.is_dir() else small}
     made = [family.transformer(checkpoint, folder, name) for name, folder in models.items()]
     return Pipeline(
         spec=family.describe(checkpoint),

@@ -54,7 +54,7 @@ def test_another_graph_at_the_same_revision_fails(
     name = "wan small fp32"
     # Another number in the graph: what is rotated is larger by a thousandth.
     monkeypatch.setattr(
-        "flowblending.export.families.wan.transformer.rotate",
+        "flowblending.export.families.wan.attention.rotate",
         lambda values, *angles: rotate(values * 1.001, *angles),
     )
     problem = judge(name, recorded[name], make(tmp_path / "numbers"))
