@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from benchmarks.shapes import data
 from benchmarks.shapes.networks import LATENT_CHANNELS
-from benchmarks.shapes.scene import caption
+from benchmarks.shapes.scene import Scene, caption
 from benchmarks.shapes.tasks import FLOW, Encoded, tokens
 
 BATCH = 64
@@ -49,6 +50,25 @@ def encode(
 
 
 @torch.no_grad()
+def encoded_batches(
+    vae: AutoencoderKLLTXVideo, count: int, *, seed: int, progress: Progress
+) -> Iterator[tuple[list[Scene], torch.Tensor]]:
+    """Training clips in batches: the scenes, and what the encoder says of their clips, fp32 [B, 33, F, H, W].
+
+    Those are the means of 32 channels, and the logarithm of the variance that they share.
+    """
+    steps = -(-count // BATCH)
+    bar = progress.add_task("encode", total=steps, note="")
+    for step in range(steps):
+        batch = data.scenes([FLOW, seed, step], BATCH)
+        clips = data.clips(batch).to(vae.device)
+        with torch.autocast(vae.device.type, dtype=torch.bfloat16):
+            moments = vae.encoder(clips)
+        yield batch, moments[:, : LATENT_CHANNELS + 1].float()
+        progress.update(bar, advance=1)
+
+
+@torch.no_grad()
 def _encode(
     vae: AutoencoderKLLTXVideo,
     text_encoder: T5EncoderModel,
@@ -59,19 +79,12 @@ def _encode(
     progress: Progress,
 ) -> dict[str, torch.Tensor]:
     latents, texts, masks = [], [], []
-    steps = -(-count // BATCH)
-    bar = progress.add_task("encode", total=steps, note="")
-    for step in range(steps):
-        batch = data.scenes([FLOW, seed, step], BATCH)
-        clips = data.clips(batch).to(vae.device)
-        with torch.autocast(vae.device.type, dtype=torch.bfloat16):
-            moments = vae.encoder(clips)
-        latents.append(moments[:, :LATENT_CHANNELS].float())
-        text, mask = _embed(text_encoder, tokenizer, [caption(scene) for scene in batch])
+    for batch, moments in encoded_batches(vae, count, seed=seed, progress=progress):
+        latents.append(moments[:, :LATENT_CHANNELS])
+        text, mask = embed(text_encoder, tokenizer, [caption(scene) for scene in batch])
         texts.append(text)
         masks.append(mask)
-        progress.update(bar, advance=1)
-    empty, empty_mask = _embed(text_encoder, tokenizer, [""])
+    empty, empty_mask = embed(text_encoder, tokenizer, [""])
     every = torch.cat(latents)
     mean, std = every.mean((0, 2, 3, 4)), every.std((0, 2, 3, 4))
     normal = (every - mean.view(-1, 1, 1, 1)) / std.view(-1, 1, 1, 1)
@@ -87,9 +100,11 @@ def _encode(
     }
 
 
-def _embed(
+@torch.no_grad()
+def embed(
     text_encoder: T5EncoderModel, tokenizer: T5Tokenizer, captions: list[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Captions -> embeddings [B, 128, 64] and their mask, bool [B, 128]."""
     # LTXPipeline gives its text encoder no mask.
     ids, mask = tokens(tokenizer, captions, text_encoder.device)
     return text_encoder(ids)[0], mask

@@ -89,6 +89,12 @@ def caption(scene: Scene) -> str:
     return f"{first} {scene.relation} {others[0]} on {ground}" if others else f"{first} on {ground}"
 
 
+def motion_caption(scene: Scene) -> str:
+    """What moves where, and nothing of how anything looks: for videos that begin with an image, which shows it."""
+    first, *others = (f"a shape that {shape.motion}" for shape in scene.shapes)
+    return f"{first} {scene.relation} {others[0]}" if others else first
+
+
 def parse_caption(text: str) -> Scene:
     """The scene that a caption asks for; what no caption says (sizes and places) is the middle of what is drawn.
 

@@ -35,13 +35,13 @@ VAE, TEXT, FEATURES, FLOW = range(1, 5)
 """The first number of a batch's key: no two tasks see the same scenes. 0 is kept for evaluation."""
 
 
-def _half(device: torch.device, *, enabled: bool = True) -> torch.autocast:
+def autocast(device: torch.device, *, enabled: bool = True) -> torch.autocast:
     """bfloat16 products: eight times as fast as fp32 on CPUs with AMX, and at home on GPUs."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 @contextlib.contextmanager
-def _plain_attention(device: torch.device) -> Iterator[None]:
+def plain_attention(device: torch.device) -> Iterator[None]:
     """The fused attention of torch for CPUs takes twice as long as products and a softmax in bfloat16, backwards."""
     if device.type != "cpu":
         yield
@@ -88,7 +88,7 @@ class VaeTask:
         first = TEMPORAL * np.random.default_rng(key).integers(0, 1 + (FRAMES - frames) // TEMPORAL, count)
         clips = data.clips(data.scenes(key, count), frames=frames, first=first.tolist()).to(device)
         torch.manual_seed(step)
-        with _half(device):
+        with autocast(device):
             moments = self.encoder(clips).float()
             mean, log_variance = moments[:, :LATENT_CHANNELS], moments[:, LATENT_CHANNELS : LATENT_CHANNELS + 1]
             log_variance = log_variance.clamp(-30, 20)
@@ -158,7 +158,7 @@ class FeatureTask:
         batch = data.scenes([FEATURES, self.seed, step], self.BATCH)
         clips = data.clips(batch).to(device)
         torch.manual_seed(step)
-        with _half(device):
+        with autocast(device):
             answers = self.module(clips + self.NOISE * torch.randn_like(clips))
         wanted = data.class_tensor(batch).to(device)
         losses = [functional.cross_entropy(a.float(), wanted[:, i]) for i, a in enumerate(answers)]
@@ -224,7 +224,7 @@ class FlowTask:
         mixed = torch.lerp(clean, noise, sigmas[:, None, None])
         text, mask = (of[captions].to(device) for of in (self.encoded.text, self.encoded.mask))
         rate = FRAME_RATES[step % len(FRAME_RATES)]
-        with _half(device), _plain_attention(device):
+        with autocast(device), plain_attention(device):
             velocity = predict(self.forward, mixed, sigmas, text.float(), mask, frame_rate=rate)
         return functional.mse_loss(velocity.float(), noise - clean), {}
 
@@ -243,7 +243,7 @@ def predict(
     Args:
         module: ``large`` or ``small``, or its compiled twin.
         latents: [B, 64, 32].
-        sigmas: [B], 0 to 1.
+        sigmas: [B] or, for every token, [B, 64]; 0 to 1.
         text: [B, L, 64].
         mask: bool [B, L].
         frame_rate: frames per second, which the rotary coordinates of LTX-Video count in.

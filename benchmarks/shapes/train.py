@@ -3,6 +3,7 @@
     python -m benchmarks.shapes.train --work train-shapes                  # hours on two cores, minutes on a GPU
     python -m benchmarks.shapes.train --work train-shapes --minutes 30     # stop in time; run again to go on
     python -m benchmarks.shapes.train --work smoke --smoke                 # a few steps of everything
+    python -m benchmarks.shapes.train --work image --first-frame train-shapes/checkpoints     # see first_frame.py
 
 ``--work`` holds the states, the logs and, when all is trained, ``checkpoints/``: large/ (a whole LTXPipeline),
 small/ (a transformer) and features.safetensors (for the Fréchet distance).
@@ -20,16 +21,14 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLLTXVideo, LTXPipeline, LTXVideoTransformer3DModel
-from rich.progress import Progress
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import T5EncoderModel, T5Tokenizer
 
-from benchmarks.shapes import data, networks
+from benchmarks.shapes import data, first_frame, networks
 from benchmarks.shapes.encode import encode
 from benchmarks.shapes.scene import caption
 from benchmarks.shapes.tasks import TEXT, FeatureTask, FlowTask, TextModel, TextTask, VaeTask
-from benchmarks.shapes.training import Recipe, Task, Trainer, progress_bar
+from benchmarks.shapes.training import OutOfTimeError, Recipe, Session, progress_bar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,49 +70,6 @@ SMOKE = Plan(
 FEATURES_FILE = "features.safetensors"
 
 
-class OutOfTimeError(Exception):
-    """``--minutes`` are over; everything is saved."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Session:
-    """One call of the command.
-
-    Args:
-        plan: what to train.
-        work: folder of states and logs.
-        seed: of everything random.
-        device: where.
-        compiled: compile the VAE and the transformers.
-        until: ``time.monotonic()`` at which to stop.
-        progress: bars go here.
-    """
-
-    plan: Plan
-    work: Path
-    seed: int
-    device: torch.device
-    compiled: bool
-    until: float
-    progress: Progress
-
-    def train(self, task: Task) -> None:
-        """Train a task to its end, and leave the averaged weights in its module, in evaluation mode.
-
-        Raises:
-            OutOfTimeError: it is not finished.
-        """
-        trainer = Trainer(task, self.work)
-        if not trainer.run(self.progress, until=self.until):
-            raise OutOfTimeError
-        task.module.load_state_dict(trainer.average)
-        task.module.eval().requires_grad_(False)
-
-    def new(self, module: nn.Module) -> None:
-        """Move a fresh module to the device, ready to train."""
-        module.to(self.device).train()
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
     """What the two transformers share, trained."""
@@ -128,13 +84,13 @@ def _feature_network() -> networks.FeatureNetwork:
     return networks.FeatureNetwork(tuple(len(names) for names in data.ATTRIBUTES))
 
 
-def train_parts(session: Session) -> Parts:
+def train_parts(session: Session, plan: Plan) -> Parts:
     """Train VAE, text encoder and feature network.
 
     Raises:
         OutOfTimeError: everything is saved, and the next call goes on there.
     """
-    plan, seed = session.plan, session.seed
+    seed = session.seed
     torch.manual_seed(seed)
     # All are made first, in one order, so that what they start from does not depend on where a run resumes.
     vae, text_encoder, features = networks.vae(), networks.text_encoder(), _feature_network()
@@ -164,13 +120,13 @@ def load_parts(session: Session, folder: Path) -> Parts:
     return Parts(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, features=features)
 
 
-def train_pair(session: Session, parts: Parts) -> Path:
+def train_pair(session: Session, plan: Plan, parts: Parts) -> Path:
     """Train both transformers and write all checkpoints; the folder they are in.
 
     Raises:
         OutOfTimeError: everything is saved, and the next call goes on there.
     """
-    plan, seed = session.plan, session.seed
+    seed = session.seed
     torch.manual_seed(seed)
     pair = {name: networks.transformer(name) for name in networks.TRANSFORMERS}
     encoded = encode(
@@ -211,6 +167,16 @@ def _write(folder: Path, parts: Parts, large: LTXVideoTransformer3DModel, small:
     return folder
 
 
+def _train(session: Session, arguments: argparse.Namespace) -> tuple[Path, str]:
+    """What the command line asks for: the folder that is written, and what is in it."""
+    if arguments.first_frame:
+        plan = first_frame.SMOKE if arguments.smoke else first_frame.FULL
+        return first_frame.teach(session, plan, arguments.first_frame), "large and small, transformers alone"
+    whole = SMOKE if arguments.smoke else FULL
+    parts = load_parts(session, arguments.parts) if arguments.parts else train_parts(session, whole)
+    return train_pair(session, whole, parts), f"large, small and {FEATURES_FILE}"
+
+
 def main() -> int:
     """Train, or go on training."""
     parser = argparse.ArgumentParser(description="Train the large and the small model of the shapes pair.")
@@ -222,12 +188,14 @@ def main() -> int:
     parser.add_argument(
         "--parts", type=Path, metavar="DIR", help="train the transformers alone; take the rest from these checkpoints"
     )
+    parser.add_argument(
+        "--first-frame", type=Path, metavar="DIR", help="teach this trained pair to go on from a given first frame"
+    )
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, to see that it runs")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     with progress_bar() as progress:
         session = Session(
-            plan=SMOKE if arguments.smoke else FULL,
             work=arguments.work,
             seed=arguments.seed,
             device=torch.device(arguments.device),
@@ -236,15 +204,14 @@ def main() -> int:
             progress=progress,
         )
         try:
-            parts = load_parts(session, arguments.parts) if arguments.parts else train_parts(session)
-            folder = train_pair(session, parts)
+            folder, content = _train(session, arguments)
         except OutOfTimeError:
             print("Time is over; run the same command again to go on.", file=sys.stderr)
             return 3
         except KeyboardInterrupt:
             print("Stopped; everything is saved, run the same command again to go on.", file=sys.stderr)
             return 130
-    print(f"{folder}: large, small and features.safetensors")
+    print(f"{folder}: {content}")
     return 0
 
 

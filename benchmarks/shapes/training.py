@@ -152,6 +152,47 @@ class Trainer:
             file.write(json.dumps(line | rounded) + os.linesep)
 
 
+class OutOfTimeError(Exception):
+    """A session's time is over; everything is saved."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Session:
+    """One call of a command that trains.
+
+    Args:
+        work: folder of states and logs.
+        seed: of everything random.
+        device: where.
+        compiled: compile the networks.
+        until: ``time.monotonic()`` at which to stop.
+        progress: bars go here.
+    """
+
+    work: Path
+    seed: int
+    device: torch.device
+    compiled: bool
+    until: float
+    progress: Progress
+
+    def train(self, task: Task) -> None:
+        """Train a task to its end, and leave the averaged weights in its module, in evaluation mode.
+
+        Raises:
+            OutOfTimeError: it is not finished.
+        """
+        trainer = Trainer(task, self.work)
+        if not trainer.run(self.progress, until=self.until):
+            raise OutOfTimeError
+        task.module.load_state_dict(trainer.average)
+        task.module.eval().requires_grad_(False)
+
+    def new(self, module: nn.Module) -> None:
+        """Move a fresh module to the device, ready to train."""
+        module.to(self.device).train()
+
+
 @contextlib.contextmanager
 def averaged(trainer: Trainer) -> Iterator[nn.Module]:
     """The task's module with the averaged weights inside; the trained ones are put back afterwards."""

@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoencoderKLLTXVideo
 from safetensors import safe_open
 
+from benchmarks.first_frame import TAUGHT
 from benchmarks.schedules.run import CHECKPOINTS, FRAMES, SIZE
 from benchmarks.shapes.evaluate import reconstruct
 from flowblending.engine.build.build import BuildRequest, build_bundle
@@ -26,11 +27,13 @@ ROOT = Path(__file__).parents[2]
 PAIR = ROOT / CHECKPOINTS
 
 
-def test_it_fits_into_twenty_megabytes_of_fp16() -> None:
-    files = [file for file in PAIR.rglob("*") if file.is_file()]
-    assert 1e6 < sum(file.stat().st_size for file in files) < 20e6
-    weights = [file for file in files if file.suffix == ".safetensors"]
-    assert len(weights) == 5
+def test_it_is_small_and_in_fp16() -> None:
+    files = {folder: [file for file in folder.rglob("*") if file.is_file()] for folder in (PAIR, PAIR / TAUGHT)}
+    sizes = {folder: sum(file.stat().st_size for file in each) for folder, each in files.items()}
+    assert 1e6 < sizes[PAIR] - sizes[PAIR / TAUGHT] < 20e6
+    assert 1e6 < sizes[PAIR / TAUGHT] < 11e6
+    weights = [file for file in files[PAIR] if file.suffix == ".safetensors"]
+    assert len(weights) == 7
     for file in weights:
         with safe_open(file, "pt") as opened:
             assert {opened.get_tensor(name).dtype for name in opened.keys()} == {torch.float16}, file  # noqa: SIM118

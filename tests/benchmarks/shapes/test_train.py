@@ -71,6 +71,22 @@ def test_every_task_leaves_a_log_and_a_finished_state(work: Path) -> None:
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.long
+def test_a_pair_can_be_taught_to_go_on_from_a_first_frame(work: Path, tmp_path: Path) -> None:
+    assert train("--work", tmp_path, "--first-frame", work / "checkpoints", "--minutes", "0").returncode == 3
+    assert not (tmp_path / "image").exists()
+    done = train("--work", tmp_path, "--first-frame", work / "checkpoints")
+    assert done.returncode == 0, done.stderr
+    for name, before in (("large", "large/transformer"), ("small", "small")):
+        taught, known = (
+            LTXVideoTransformer3DModel.from_pretrained(folder)
+            for folder in (tmp_path / "image" / name, work / "checkpoints" / before)
+        )
+        assert taught.config == known.config | {"_name_or_path": taught.config["_name_or_path"]}
+        parts = [(key, value, known.state_dict()[key]) for key, value in taught.state_dict().items()]
+        assert any(not torch.equal(new, old) for _, new, old in parts), name
+
+
 def test_captions_become_words_and_padding() -> None:
     batch = data.scenes([0, 1], 300)
     trained = tokenizer(caption(scene) for scene in batch)
