@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -11,12 +12,13 @@ from flowblending.contracts.graph import TEXT_ENCODER, VAE
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.models import Model
 from flowblending.contracts.program import Program, Run, Step
+from flowblending.contracts.tiling import Tiling
 from flowblending.engine.backends.gpu import free_memory
 from flowblending.engine.backends.registry import BACKENDS
 from flowblending.engine.backends.tensor import CUDA
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.geometry import geometry_of
-from flowblending.engine.bundle.vae_tiling import choose_tiling
+from flowblending.engine.bundle.vae_tiling import choose_tiling, other_tilings
 from flowblending.runtime.authors import authors_line
 from flowblending.runtime.devices.open import device_kind
 from flowblending.runtime.job_facts import cost_facts, job_facts, stage_facts, stages_of
@@ -30,7 +32,7 @@ from flowblending.runtime.jobs import (
     job_strength,
 )
 from flowblending.runtime.media.read_clip import shown_size
-from flowblending.runtime.memory.describe import Told, memory_facts, memory_lines, tell_memory
+from flowblending.runtime.memory.describe import Told, memory_facts, memory_lines, tell_memory, tiles_instead
 from flowblending.runtime.memory.needs import run_memory
 from flowblending.runtime.memory.plan import MemoryPlan
 from flowblending.runtime.options import Job
@@ -130,10 +132,18 @@ def _memory(job: Job, program: Program, manifest: Manifest, device: str, memory:
     tiling = choose_tiling(manifest, job.vae_tiling)
     # Frames are encoded of what a job gives, and of nothing where the models look for something.
     frames = bool(job.image) or job.video is not None or is_shown(manifest.pipeline.conditions)
-    run = run_memory(manifest, program, texts=len(program.branches()), decode=True, tiling=tiling, frames=frames)
-    if device_kind(device, manifest) != CUDA:
-        return tell_memory(run, memory, None)
-    return tell_memory(run, memory, free_memory(), available_memory())
+    on_gpu = device_kind(device, manifest) == CUDA
+    free, host = (free_memory(), available_memory()) if on_gpu else (None, None)
+
+    def told(tiling: Tiling | None) -> Told:
+        run = run_memory(manifest, program, texts=len(program.branches()), decode=True, tiling=tiling, frames=frames)
+        return tell_memory(run, memory, free, host)
+
+    whole = told(tiling)
+    for other in other_tilings(manifest, job.vae_tiling) if whole.refusal is not None else ():
+        if (tiled := told(other)).refusal is None:
+            return dataclasses.replace(tiled, note=tiles_instead(other))
+    return whole
 
 
 def _begins(job: Job, manifest: Manifest, program: Program) -> list[str]:

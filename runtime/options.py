@@ -408,7 +408,7 @@ class Job:
             section=HOW,
             help="tiles that the video is decoded in, where whole frames take too much memory, and how many pixels "
             "neighbours share: auto, off or such as 256x256+64",
-            usual="auto, which is off unless the bundle was built for tiles",
+            usual="auto: as the bundle was built, and in tiles where whole frames do not fit",
             metavar="WxH[+O]",
             example="256x256+64",
             aliases=("enable_tiling", "vae_tile_size", "tile_size", "tiled_decode"),

@@ -17,14 +17,17 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from flowblending import OutOfMemoryError
 from flowblending.contracts.conditions import is_shown, takes_control
 from flowblending.contracts.graph import TEXT_ENCODER, VAE_ENCODER
 from flowblending.contracts.manifest import Geometry, Manifest
 from flowblending.contracts.program import Program
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import check_outside
+from flowblending.engine.bundle.vae_tiling import other_tilings
 from flowblending.runtime.conditions.given import GivenClip
 from flowblending.runtime.conditions.start import check_length, doubts, noised
+from flowblending.runtime.decode_conditioning import DecodeConditioning
 from flowblending.runtime.decode_run import decoded, opened, written
 from flowblending.runtime.devices.arrays import Array
 from flowblending.runtime.events import (
@@ -42,6 +45,7 @@ from flowblending.runtime.media.noise import Normal, TorchNormal, draw_latents
 from flowblending.runtime.media.noise_check import noise_doubts
 from flowblending.runtime.media.read_clip import read_clip
 from flowblending.runtime.media.video import check_output
+from flowblending.runtime.memory.describe import tiles_instead
 from flowblending.runtime.memory.plan import MemoryPlan
 from flowblending.runtime.memory.staged import Stages
 from flowblending.runtime.options import CUDA_GRAPH, NO_GRAPHS, Job
@@ -113,6 +117,7 @@ class VideoRun:
         self._clips, self._held = planned.clips, planned.held
         self.program: Final[Program] = planned.program
         self._conditioning = job_conditioning(job, pipeline.bundle.manifest)
+        self._tiling = self._conditioning.tiling
         self.frame_rate: Final[float] = pipeline.frame_rate(job)
         self.geometry: Final[Geometry] = planned.geometry
         if latents is not None and not isinstance(latents, Tensor):
@@ -139,14 +144,17 @@ class VideoRun:
         self._check_files()
         check_files(job)
 
-    @cached_property
+    @property
     def metadata(self) -> dict[str, str]:
         """What the video's file says about how it was made."""
+        tiling = self._conditioning.tiling
+        return self._told if tiling is None else {**self._told, "vae_tiling": str(tiling)}
+
+    @cached_property
+    def _told(self) -> dict[str, str]:
         given = self._given
         array = self._pipeline.device.download(given) if isinstance(given, Tensor) else given
-        told = video_metadata(self._pipeline.bundle.manifest, self._named, self.program, array)
-        tiling = self._conditioning.tiling
-        return told if tiling is None else {**told, "vae_tiling": str(tiling)}
+        return video_metadata(self._pipeline.bundle.manifest, self._named, self.program, array)
 
     def start(self) -> tuple[npt.NDArray[np.float32] | Tensor, Normal]:
         """The initial latents, and the generator that a decoder draws on from.
@@ -223,7 +231,9 @@ class VideoRun:
             *self._notes(),
         ):
             yield WarningEvent(message=line)
-        plan = self._plan(frames=clip is not None or self._held is not None or self._is_shown)
+        plan, self._conditioning = self._planned()
+        if self._conditioning.tiling != self._tiling:
+            yield WarningEvent(message=tiles_instead(self._conditioning.tiling))
         by_phases = plan.by_phases
         pipeline.engines.begin(plan)
         framing, first, last = plan.framing, plan.first, plan.phases[-1]
@@ -286,14 +296,34 @@ class VideoRun:
         """The branches whose text is encoded."""
         return [branch for branch in self.program.branches() if branch not in self._embeddings]
 
-    def _plan(self, *, frames: bool) -> MemoryPlan:
-        return self._pipeline.plan(
-            self.program,
-            texts=len(self._texts()),
-            decode=self._decode,
-            tiling=self._conditioning.tiling,
-            frames=frames,
-        )
+    def plan(self) -> MemoryPlan:
+        """How it goes about memory, with what is free now.
+
+        Raises:
+            UsageError: the engines cannot go the way that was asked for.
+            OutOfMemoryError: it does not fit.
+        """
+        return self._planned()[0]
+
+    def _planned(self) -> tuple[MemoryPlan, DecodeConditioning]:
+        """The plan, and how it decodes: in tiles where nothing else fits, and nobody has said how."""
+        begins = self._job.video is not None and not self._controlled
+        others = other_tilings(self._pipeline.bundle.manifest, self._job.vae_tiling) if self._decode else ()
+        refusals: list[OutOfMemoryError] = []
+        for tiling in (self._tiling, *others):
+            try:
+                plan = self._pipeline.plan(
+                    self.program,
+                    texts=len(self._texts()),
+                    decode=self._decode,
+                    tiling=tiling,
+                    frames=begins or self._held is not None or self._is_shown,
+                )
+            except OutOfMemoryError as error:
+                refusals.append(error)
+            else:
+                return plan, dataclasses.replace(self._conditioning, tiling=tiling)
+        raise refusals[0]
 
     def _needed(self) -> list[str]:
         """The components that are opened at first, in the order in which they are used."""

@@ -21,6 +21,8 @@ OVERLAP: Final = 64
 
 _TILES = re.compile(r"([0-9]{1,5})[xX]([0-9]{1,5})(?:\+([0-9]{1,5}))?")
 _EXAMPLE = "256x256+64"
+_SIZES = (512, 384, 256)
+"""Pixels, of tiles that nobody has asked for: the larger, the nearer to whole frames."""
 
 
 def read_tiling(text: str, pipeline: PipelineSpec) -> Tiling:
@@ -73,6 +75,20 @@ def choose_tiling(manifest: Manifest, choice: str) -> Tiling | None:
         f"{asked} were asked for, but this bundle's VAE decoder was compiled for {compiled}; leave the option out, or "
         f"build the bundle with {rebuild}."
     )
+
+
+def other_tilings(manifest: Manifest, choice: str) -> tuple[Tiling, ...]:
+    """The tiles to decode in where whole frames do not fit, the largest first.
+
+    Args:
+        manifest: of the bundle.
+        choice: as in `choose_tiling`; what was chosen stays, and so does what the bundle was built for.
+    """
+    if choice.strip().lower() != AUTO or manifest.vae_tiling is not None:
+        return ()
+    tilings = [read_tiling(f"{size}x{size}", manifest.pipeline) for size in _SIZES]
+    decoders = [name for name in DECODERS if name in manifest.components]
+    return tuple(each for each in tilings if all(_takes(manifest, name, each) for name in decoders))
 
 
 def _takes(manifest: Manifest, component: str, tiling: Tiling | None) -> bool:

@@ -125,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments ask for; returns the exit code."""
     from flowblending.engine.bundle.bundle import open_bundle
+    from flowblending.runtime.calibrate.memory import check_memory
     from flowblending.runtime.calibrate.outcome import calibrate_caches, calibrate_schedule
     from flowblending.runtime.calibrate.pair import pair_of
     from flowblending.runtime.calibrate.prompts import check_jobs, read_prompts
@@ -153,6 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
     pipeline = _open(arguments, bundle)
     try:
         calibrator = _calibrator(arguments, budget, pipeline, console)
+        check_memory(pipeline, jobs[0], decodes=calibrator.decodes and not arguments.cache)
         apply = not arguments.no_apply
         if arguments.cache:
             calibrate_caches(calibrator, jobs, arguments.cache, apply=apply)

@@ -89,6 +89,13 @@ class Calibrator:
     work: Work
     console: Console
 
+    @property
+    def decodes(self) -> bool:
+        """Whether a schedule is chosen by frames: by a measure of them, or under a budget by what they become."""
+        measures = (self.request.measures.similarity, self.request.measures.distance)
+        by_frames = self.request.budget is not None or any(each.of_frames is not None for each in measures)
+        return by_frames and not self.request.proxy_only
+
     @cached_property
     def pair(self) -> ModelPair:
         """The models that a schedule is chosen of."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowblending import DeviceError, DiskError, FlowBlendingError
+from flowblending import DeviceError, DiskError, FlowBlendingError, OutOfMemoryError
 from flowblending.runtime.compare.assemble import PromptResult, of_runs
 from flowblending.runtime.compare.calibrated import divergence_of
 from flowblending.runtime.compare.compare import Comparison
@@ -18,6 +19,7 @@ from flowblending.runtime.compare.sets import Features, set_distances
 from flowblending.runtime.measures.function import MeasureError
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.run import VideoRun
 from flowblending.system.console import Console
 
 NOW = "now"
@@ -32,6 +34,7 @@ def make_all(
     Raises:
         MeasureError: a scorer failed.
         DeviceError: an engine or the GPU cannot be used. What was made is kept.
+        OutOfMemoryError: some run does not fit; none has been made then.
         FlowBlendingError: something cannot be written.
     """
     made: list[PromptResult] = []
@@ -50,6 +53,7 @@ def make_all(
             warn=console.warn,
             on_step=lambda label, done, of: board.show(NOW, label, done, of),
         )
+        _check_memory(pipeline, comparison, jobs, variants)
         for number, job in enumerate(jobs):
             videos, figures = {}, {}
             for index, variant in enumerate(variants):
@@ -75,6 +79,16 @@ def make_all(
             )
             write(out, report)
     return report, failed
+
+
+def _check_memory(pipeline: Pipeline, comparison: Comparison, jobs: Sequence[Job], variants: Sequence[Variant]) -> None:
+    """Plan every run that is still to be made, before the first of them."""
+    for job, variant in itertools.product(jobs, variants):
+        if not comparison.files(job, variant).video.exists():
+            try:
+                VideoRun(pipeline, variant.job(job)).plan()
+            except OutOfMemoryError as error:
+                raise OutOfMemoryError(f"{variant.label}: {error}") from None
 
 
 def _distances(

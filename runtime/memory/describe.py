@@ -17,11 +17,13 @@ class Told:
         plan: that it would go by; the least that it can take where that does not fit.
         free: bytes of the device; None where nobody knows.
         refusal: why it would not run; None if it would.
+        note: what is done otherwise than it would be with more memory; empty for nothing.
     """
 
     plan: MemoryPlan
     free: int | None
     refusal: str | None
+    note: str = ""
 
 
 def tell_memory(run: RunMemory, mode: str, free: int | None, host: int | None = None) -> Told:
@@ -54,7 +56,17 @@ def memory_lines(told: Told) -> list[str]:
     lines += [f"  {phase.name:<{width}}  {_phase(phase, resident=not plan.by_phases)}" for phase in plan.phases]
     if plan.unknown:
         lines.append(f"  scratch memory on top that nobody has stated: of {', '.join(plan.unknown)}")
+    if told.note:
+        lines.append(f"  {told.note}")
     return lines if told.refusal is None else [*lines, f"  refused: {told.refusal}"]
+
+
+def tiles_instead(tiling: object) -> str:
+    """What to tell of tiles that nobody has asked for."""
+    return (
+        f"whole frames do not fit, so that the video is decoded in tiles of {tiling}, which is not quite the same; "
+        "give --vae-tiling off to have it refused instead."
+    )
 
 
 def _phase(phase: Phase, *, resident: bool) -> str:
@@ -79,6 +91,7 @@ def memory_facts(told: Told) -> dict[str, object]:
         "host_bytes": told.plan.host,
         "unknown_scratch": list(told.plan.unknown),
         "refusal": told.refusal,
+        "note": told.note or None,
         "phases": [
             {
                 "name": phase.name,

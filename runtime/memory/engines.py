@@ -90,13 +90,17 @@ class Engines:
             UsageError: the engines cannot go the way that was asked for.
             OutOfMemoryError: it does not fit.
         """
+        free = self.free(run)
+        opened = [run.engines[name] for name in self._open]
+        host = None if free is None else available_memory() + sum(each.weights for each in opened if each.streams)
+        return choose_plan(run, self.memory, free, tuple(self._open), host)
+
+    def free(self, run: RunMemory) -> int | None:
+        """Bytes of the device that a run may have: what is free, and what the engines hold that are open."""
         free = free_memory(self.device.index) if self.device.kind == CUDA else None
         if free is None:
-            return choose_plan(run, self.memory, None, tuple(self._open))
-        opened = [run.engines[name] for name in self._open]
-        free += self.arena.size + sum(each.weights - self._streamed[each.name] for each in opened)
-        host = available_memory() + sum(each.weights for each in opened if each.streams)
-        return choose_plan(run, self.memory, free, tuple(self._open), host)
+            return None
+        return free + self.arena.size + sum(run.engines[name].weights - size for name, size in self._streamed.items())
 
     def begin(self, plan: MemoryPlan) -> None:
         """Go by a plan from now on: engines that it has less or more of on the device are closed, to be opened anew."""
@@ -135,6 +139,7 @@ class Engines:
         self.device.close()
         with self.device.current():
             for name in others:
+                self._streamed.pop(name)
                 self._open.pop(name).close()
 
     def close(self) -> None:

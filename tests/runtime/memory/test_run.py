@@ -13,18 +13,25 @@ from PIL import Image
 import flowblending
 from flowblending import OutOfMemoryError, StepEvent
 from flowblending.contracts.conditions import Source
-from flowblending.contracts.manifest import Manifest
+from flowblending.contracts.manifest import Manifest, VideoProfile
+from flowblending.contracts.tiling import Tiling
 from flowblending.engine.backends.tensor import ALIGNMENT
 from flowblending.engine.backends.tensorrt.library import load
 from flowblending.engine.backends.tensorrt.run import TrtEngine
 from flowblending.engine.backends.tensorrt.streaming import StreamingError, leave_in_host
 from flowblending.engine.bundle.bundle import Bundle
+from flowblending.runtime.calibrate.memory import check_memory
+from flowblending.runtime.compare.make import make_all
+from flowblending.runtime.compare.runs import Variant
+from flowblending.runtime.compare.scoring import Asked
 from flowblending.runtime.devices.cuda import CudaDevice
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.memory.choose import choose_plan
 from flowblending.runtime.memory.needs import run_memory
 from flowblending.runtime.memory.plan import RunMemory, plan_phases, plan_resident, plan_stream
 from flowblending.runtime.options import Job
+from flowblending.runtime.pipeline import Pipeline
+from flowblending.system.console import Console
 from tests.conftest import Build
 from tests.runtime.test_on_a_gpu import Video, assert_equal, video
 from tests.support.cuda.bundles import plans_of
@@ -181,6 +188,75 @@ def test_frames_are_encoded_in_a_phase_of_their_own(build: Build, tmp_path: Path
             read = [each.bytes for each in driver.journal() if each.what == "alloc" and each.bytes in weights.values()]
     assert read[:2] == [weights["vae_encoder"], weights["text_encoder"]]
     assert read.count(weights["vae_encoder"]) == 1
+
+
+@pytest.mark.cuda
+def test_tiles_are_taken_where_whole_frames_do_not_fit(
+    build: Build, tmp_path: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of engines that take both, if nobody has said how; with the frames that these tiles give when asked for."""
+    monkeypatch.setattr("flowblending.engine.bundle.vae_tiling._SIZES", (64,))
+    source = build("wan")
+    low = source.manifest.profiles[0].opt
+    least = low.model_copy(update={"width": 16, "height": 16, "latent_shape": (*low.latent_shape[:2], 2, 2)})
+    high = low.model_copy(update={"width": 128, "height": 96, "latent_shape": (*low.latent_shape[:2], 12, 16)})
+    profiles = (VideoProfile(min=least, opt=low, max=high),)
+    ranged = source.manifest.model_copy(update={"profiles": profiles})
+    bundle = plans_of(Bundle(folder=source.folder, manifest=ranged), tmp_path / "plans")
+    job = {"size": "128x96", "schedule": "S2", "steps": 2}
+    program = compile_job(Job(prompt="a", **job), bundle.manifest)  # type: ignore[arg-type]
+    whole, tiled = (
+        plan_phases(run_memory(bundle.manifest, program, texts=2, decode=True, tiling=tiling), 0).needs
+        for tiling in (None, Tiling(width=64, height=64, overlap=32))
+    )
+    assert tiled < whole
+    with flowblending.open(bundle.folder, device="cuda") as sampler:
+        asked = video(sampler, **job, vae_tiling="64x64+32")
+    with (
+        flowblending.open(bundle.folder, device="cuda") as sampler,
+        driver.limited(tiled),
+        pytest.warns(UserWarning, match=r"decoded in tiles of 64x64\+32, "),
+    ):
+        assert_equal(video(sampler, **job), asked)
+    with (
+        flowblending.open(bundle.folder, device="cuda") as sampler,
+        driver.limited(tiled),
+        pytest.raises(OutOfMemoryError, match="most of it to decode"),
+    ):
+        video(sampler, **job, vae_tiling="off")
+
+
+@pytest.mark.cuda
+def test_calibrations_and_comparisons_are_refused_before_the_work(
+    plans: Bundle, driver: Driver, tmp_path: Path
+) -> None:
+    run = memory_of(plans.manifest)
+    weights = {each.weights for each in run.engines.values()}
+    pipeline = Pipeline(bundle=plans, device=CudaDevice())
+    # Both models have every step: the slots are a little more than a run's.
+    needs = plan_resident(run).needs
+    with driver.limited(needs + (1 << 16)):
+        check_memory(pipeline, JOB, decodes=True)
+    with driver.limited(needs - (1 << 16)):
+        driver.journal()
+        with pytest.raises(OutOfMemoryError, match=r"calibration keeps every engine open, which takes .*; stop other"):
+            check_memory(pipeline, JOB, decodes=True)
+        check_memory(pipeline, JOB, decodes=False)
+    with (
+        driver.limited(plan_phases(run, 0).needs // 2),
+        pytest.raises(OutOfMemoryError, match=r"^LLL: This run takes "),
+    ):
+        make_all(
+            pipeline,
+            jobs=[JOB],
+            variants=[Variant(schedule="LLL"), Variant(schedule="SSS")],
+            asked=Asked(scorers=[], sets=[]),
+            out=tmp_path,
+            console=Console(quiet=True),
+        )
+    assert not [each for each in driver.journal() if each.what == "alloc" and each.bytes in weights]
+    assert not list(tmp_path.rglob("*.mp4"))
+    pipeline.close()
 
 
 @pytest.mark.cuda
