@@ -390,7 +390,7 @@ def test_what_the_authors_of_a_known_model_take_is_told(
     key = (config["num_layers"], config["num_attention_heads"], config["attention_head_dim"])
     authors = AuthorsSampling(model="Toy", shift=12.0, steps=50, guidance=(6.0,), source="toy.py")
     monkeypatch.setattr("flowblending.export.families.wan.family._ARCHITECTURES", {key: "toy"})
-    monkeypatch.setattr("flowblending.export.families.wan.authors._AUTHORS", {("toy", False): authors})
+    monkeypatch.setattr("flowblending.export.families.wan.authors.AUTHORS", {("toy", False): authors})
     found = plan(dataclasses.replace(request(checkpoints("wan"), tmp_path / "bundle"), shift=shift))
     assert found.pipeline.authors == authors
     assert [line for line in found.advice if "Toy" in line] == [f"Toy is sampled by its authors with {told}"]

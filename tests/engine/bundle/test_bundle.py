@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts.conditions import image_tokens_condition
 from flowblending.contracts.manifest import MANIFEST
 from flowblending.contracts.model_sampling import ModelSampling
 from flowblending.engine.bundle.bundle import bundle_id, check_bundle_place, check_outside, open_bundle, write_bundle
@@ -96,6 +99,26 @@ def test_a_manifest_of_another_version_or_damaged(tmp_path: Path, change: dict[s
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(FlowBlendingError, match=message):
         open_bundle(folder)
+
+
+def test_what_looks_at_images_needs_both_encoders(tmp_path: Path) -> None:
+    """The VAE's and CLIP's, where the models are declared to see images through it."""
+    folder = tmp_path / "bundle"
+    manifests.write(folder)
+    path = folder / MANIFEST
+    content = json.loads(path.read_text())
+    content["pipeline"]["conditions"] = [dataclasses.asdict(image_tokens_condition(257, 1280, 1))]
+    missing = []
+    for _ in range(2):
+        path.write_text(json.dumps(content))
+        with pytest.raises(FlowBlendingError) as caught:
+            open_bundle(folder)
+        (name,) = re.findall(r"component (\w+) is missing", str(caught.value))
+        missing.append(name)
+        content["components"] |= {name.removesuffix("_first"): content["components"]["vae"]}
+    assert missing == ["image_encoder", "vae_encoder_first"]
+    path.write_text(json.dumps(content))
+    assert open_bundle(folder).manifest.pipeline.conditions == (image_tokens_condition(257, 1280, 1),)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"id": "x"}'])

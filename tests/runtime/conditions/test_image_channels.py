@@ -63,11 +63,10 @@ def test_they_are_the_pipelines(pipe: Any, frames: int, last: bool) -> None:
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-5)
     # The mask is not computed with.
     np.testing.assert_array_equal(found[:, :4], expected.numpy()[:, :4])
-    if not last:
-        plain = plain_image((16, *found.shape[2:]), 4)
-        np.testing.assert_array_equal(plain[:, :4], found[:, :4])
-        assert plain.shape == found.shape
-        assert not plain[:, 4:].any()
+    plain = plain_image((16, *found.shape[2:]), 4, 2 if last else 0)
+    np.testing.assert_array_equal(plain[:, :4], found[:, :4])
+    assert plain.shape == found.shape
+    assert not plain[:, 4:].any()
 
 
 @pytest.mark.parametrize(
@@ -85,3 +84,26 @@ def test_they_are_the_pipelines(pipe: Any, frames: int, last: bool) -> None:
 def test_what_is_refused(images: list[Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         check_places(images, 9)
+
+
+FIRST_IMAGE, LAST_IMAGE = Given(path=Path("cat.png")), Given(path=Path("end.png"), frame=8)
+
+
+@pytest.mark.parametrize(
+    ("images", "wanted", "said"),
+    [
+        ([FIRST_IMAGE, LAST_IMAGE], 1, r"end.png@8:1 is given for frame 8, .* as the first frame: --image cat\.png\.$"),
+        ([FIRST_IMAGE, FIRST_IMAGE], 1, "two of them for one frame; give one for the first frame[.]$"),
+        ([FIRST_IMAGE], 2, "from its first frame to its last, which was not given; give both: .* --image end.png@8"),
+        ([LAST_IMAGE], 2, "from its first frame to its last, and none was given; give both, such as"),
+        ([], 2, "from its first frame to its last, and none was given; give both, such as"),
+    ],
+)
+def test_what_is_refused_by_models_that_look_at_images(images: list[Any], wanted: int, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        check_places(images, 9, wanted)
+
+
+def test_what_models_that_look_at_images_take() -> None:
+    check_places([FIRST_IMAGE], 9, 1)
+    check_places([LAST_IMAGE, FIRST_IMAGE], 9, 2)
