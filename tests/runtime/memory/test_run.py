@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from flowblending.runtime.compare.make import make_all
 from flowblending.runtime.compare.runs import Variant
 from flowblending.runtime.compare.scoring import Asked
 from flowblending.runtime.devices.cuda import CudaDevice
+from flowblending.runtime.dry_run import graph_plan
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.memory.choose import choose_plan
 from flowblending.runtime.memory.needs import run_memory
@@ -125,6 +127,24 @@ def test_weights_that_do_not_fit_are_streamed(streaming: Bundle, expected: Video
         pytest.raises(OutOfMemoryError, match=r"This run takes .* with --memory stream .* are free; stop other"),
     ):
         video(sampler)
+
+
+@pytest.mark.cuda
+def test_plans_that_can_stream_are_not_captured(streaming: Bundle, plans: Bundle, driver: Driver) -> None:
+    """Their calls may take memory; with all weights on the GPU, too. Nothing is complained about."""
+    job = replace(JOB, schedule="LLL", steps=5, solver="euler", guidance=1.0)
+    found = []
+    for bundle in (plans, streaming):
+        program = compile_job(job, bundle.manifest)
+        with flowblending.open(bundle.folder, device="cuda") as sampler:
+            driver.journal()
+            found.append(video(sampler, schedule="LLL", steps=5, solver="euler", guidance=1.0))
+            launches = sum(each.what == "graph" for each in driver.journal())
+        told = graph_plan(program, bundle.manifest, "cuda", plan_resident(memory_of(bundle.manifest)))
+        assert told is not None
+        assert told.launches == launches
+        assert told.why_not == ("" if bundle is plans else "calls of plans that can stream weights cannot be captured")
+    assert_equal(*found)
 
 
 @pytest.mark.cuda
