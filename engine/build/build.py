@@ -18,7 +18,7 @@ from flowblending.engine.build.components import ComponentBuilder
 from flowblending.engine.build.fp8_middle import with_fp8_middle
 from flowblending.engine.build.lora import describe_loras
 from flowblending.engine.build.plan import Plan, check_plan, make_plan
-from flowblending.engine.build.precision import check_calibrated, choose_precisions, fp8_models
+from flowblending.engine.build.precision import choose_precisions, fp8_models
 from flowblending.engine.build.preview import obtain_preview
 from flowblending.engine.build.proof.report_build import add_report
 from flowblending.engine.build.request import BuildRequest, rebuild_command
@@ -63,7 +63,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
         backends.check_weight_streaming(request.backend)
     # Of experts that are named alone, nobody knows yet whether they are there.
     request.fp8.check(fp8_models(precisions, precisions), request.backend, request.names)
-    prompt = request.fp8.read_prompts()[0]
+    jobs = request.fp8.read_jobs()
     # Every graph is verified on ONNX Runtime.
     check_installed("Building", "build", "cpu")
     old = _existing(request.out)
@@ -72,8 +72,8 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
             sources = find_sources(request, looked_at)
             plan = make_plan(request, sources.folders)
             left_out = check_plan(request, plan, sources)
-            check_calibrated(plan.pipeline, fp8_models(precisions, precisions))
-        for line in (*plan.advice, *left_out):
+            told = request.fp8.check_shown(jobs, plan.pipeline, fp8_models(precisions, precisions))
+        for line in (*plan.advice, *left_out, *([] if told is None else [told])):
             console.warn(line)
         for line in describe_loras(plan.loras):
             console.log(line)
@@ -96,7 +96,7 @@ def build_bundle(request: BuildRequest, console: Console) -> Bundle:
                     preview = obtain_preview(builder, plan, old)
                 bundle = _described(builder, plan, made, preview, old)
                 parts = {part.name: part for part in plan.parts}
-                add_report(bundle, request.out, parts, prompt, old=old, console=console)
+                add_report(bundle, request.out, parts, jobs[0].prompt, old=old, console=console)
         except OSError as error:
             if error.errno in DISK_FULL:
                 raise FlowBlendingError(

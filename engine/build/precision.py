@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from flowblending import UsageError
-from flowblending.contracts.conditions import is_shown
-from flowblending.contracts.graph import IMAGE_ENCODER, TEXT_ENCODER, PipelineSpec, Precision
+from flowblending.contracts.graph import IMAGE_ENCODER, TEXT_ENCODER, Precision
 from flowblending.contracts.models import EXPERTS
 from flowblending.engine.backends.gpu import gpu_architecture
 from flowblending.engine.backends.registry import BACKENDS
@@ -65,25 +64,6 @@ def choose_precisions(text: str | None, backend: str, models: Sequence[str]) -> 
                 f"--precision {named}{_either(fitting)}, or --backend {_either(_with(precision))}."
             )
     return chosen
-
-
-def check_calibrated(pipeline: PipelineSpec, in_fp8: Sequence[str]) -> None:
-    """Refuse fp8 of models that are shown images or a control: a calibration samples from text alone.
-
-    Its ranges would be too small.
-
-    Args:
-        pipeline: of the bundle.
-        in_fp8: the components that are to be in fp8.
-
-    Raises:
-        UsageError: there are some.
-    """
-    if in_fp8 and is_shown(pipeline.conditions):
-        raise UsageError(
-            f"--precision asks for {in_fp8[0]}=fp8, but models that take images or a control cannot be "
-            "calibrated for it; use bf16."
-        )
 
 
 def base_precision(backend: str) -> Precision:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from flowblending.export.fp8.layers import BLOCK, check_ranges, through_fp8
+from flowblending.export.fp8.layers import BLOCK, BlockDepth, check_ranges, through_fp8
 from flowblending.export.graph.flops import ATTENTION
 from flowblending.export.graph.trace import TracedGraph
 
@@ -24,7 +24,7 @@ class BlockAttention:
 
     Attributes:
         name: as diffusers names the module: ``blocks.0.attn1``.
-        block: number of the block.
+        block: number of the block, as `Layer` has it.
         node: takes queries, keys and values, in this order.
     """
 
@@ -47,10 +47,11 @@ def operand_names(attention: str) -> tuple[str, ...]:
 def block_attention(graph: ir.Graph) -> list[BlockAttention]:
     """Every attention of a transformer's blocks, in the graph's order."""
     found = []
+    depth = BlockDepth()
     for node in graph:
         match = BLOCK.search(_projection(node)) if node.op_type == ATTENTION else None
         if match:
-            found.append(BlockAttention(name=match[0].rpartition(".")[0], block=int(match["number"]), node=node))
+            found.append(BlockAttention(name=match[0].rpartition(".")[0], block=depth.of(match), node=node))
     return found
 
 

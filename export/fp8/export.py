@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from flowblending.contracts.conditions import own_input
 from flowblending.contracts.graph import ExportedGraph, Precision
 from flowblending.export.fp8.attention import quantise_attention
 from flowblending.export.fp8.layers import quantise
@@ -23,7 +24,8 @@ REVISION = 1
 """Raised when this package makes other graphs of the same ones and the same ranges."""
 
 Samples = Mapping[str, npt.NDArray[Any]]
-"""Real inputs of a transformer by name (``text``, ``text_mask``), [samples, ...]: encoded prompts."""
+"""Real inputs of transformers by name (``text``, ``text_mask``, ``control``), [samples, ...], of encoded prompts; and
+what one transformer alone is given (``large.control_scale``), as it is."""
 
 
 def export_fp8(
@@ -54,7 +56,7 @@ def export_fp8(
         base: fp32 or bf16, of everything that is not quantised.
         folder: for the graph's files.
         weights_sha256: of ``part.sources``.
-        samples: encoded prompts.
+        samples: encoded prompts, and what was given with them.
         timesteps: those of the model's steps.
         report: told what is being done.
 
@@ -93,10 +95,12 @@ def export_fp8(
 
 
 def _with_inputs(exportable: Exportable, samples: Samples, timesteps: Sequence[float]) -> Exportable:
-    """The same with real prompts and timesteps among its inputs."""
-    names = [tensor.name for tensor in exportable.spec.inputs]
+    """The same with real prompts, controls and timesteps among its inputs."""
+    spec = exportable.spec
+    names = [tensor.name for tensor in spec.inputs]
     # The rest is one for all samples of a call, such as the frame rate.
-    batched = {tensor.name for tensor in exportable.spec.inputs if tensor.shape[0] == "batch"}
+    batched = {tensor.name: tensor for tensor in spec.inputs if tensor.shape[0] == "batch" and tensor.name in samples}
+    own = {name: samples[own_input(spec.name, name)] for name in names if own_input(spec.name, name) in samples}
 
     def inputs(sizes: Mapping[str, int], generator: torch.Generator) -> Tensors:
         drawn = dict(zip(names, exportable.inputs(sizes, generator), strict=True))
@@ -105,11 +109,20 @@ def _with_inputs(exportable: Exportable, samples: Samples, timesteps: Sequence[f
             return torch.randint(count, (sizes["batch"],), generator=generator)
 
         chosen = torch.tensor(timesteps, dtype=torch.float32)[choose(len(timesteps))]
-        told = exportable.spec.timestep_shape((0, sizes.get("frames", 1)), sizes["batch"])
+        told = spec.timestep_shape((0, sizes.get("frames", 1)), sizes["batch"])
         drawn["timestep"] = chosen.reshape(-1, *[1] * (len(told) - 1)).expand(told)
-        given = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in samples.items()}
-        rows = choose(len(next(iter(given.values())))) if given else None
-        drawn |= {name: values[rows] for name, values in given.items() if name in batched}
+        rows = choose(len(samples[next(iter(batched))])).numpy() if batched else None
+        for name, tensor in batched.items():
+            drawn[name] = torch.from_numpy(_at_size(samples[name][rows], tensor.resolve(sizes)))
+        drawn |= {name: torch.from_numpy(values) for name, values in own.items()}
         return tuple(drawn[name] for name in names)
 
     return dataclasses.replace(exportable, inputs=inputs)
+
+
+def _at_size(values: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
+    """A part of what was made for a video of another size, repeated where that is smaller."""
+    for axis, count in enumerate(shape):
+        if values.shape[axis] != count:
+            values = np.take(values, np.arange(count), axis=axis, mode="wrap")
+    return np.ascontiguousarray(values)

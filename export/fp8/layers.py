@@ -26,7 +26,9 @@ from flowblending.export.graph.trace import TracedGraph
 LARGEST = 448.0
 """The largest number of E4M3 (OCP 8-bit floating point specification, table 1)."""
 
-BLOCK = re.compile(r"(?:transformer_|vace_)?blocks\.(?P<number>\d+)\..+")
+BLOCK = re.compile(r"(?P<kind>transformer_|vace_)?blocks\.(?P<number>\d+)\..+")
+_CONTROL = "vace_"
+"""Blocks of a control, each of which stands behind a block of the video and is as deep in the network as that."""
 _KEPT_SHARE = 0.075
 _ROWS = 512
 
@@ -39,7 +41,7 @@ class Layer:
 
     Attributes:
         name: as diffusers names it: ``blocks.0.attn1.to_q``.
-        block: number of the block.
+        block: number of the block; of a block of the control, that of the video's block before it.
         node: multiplies its input by its weights [in, out].
     """
 
@@ -61,11 +63,25 @@ class Layer:
 def block_layers(graph: ir.Graph) -> list[Layer]:
     """Every linear layer of a transformer's blocks, in the graph's order."""
     found = []
+    depth = BlockDepth()
     for node in graph:
         match = BLOCK.search(node.name or "")
         if match and node.op_type == "MatMul" and _operand(node, 1).const_value is not None:
-            found.append(Layer(name=match[0], block=int(match["number"]), node=node))
+            found.append(Layer(name=match[0], block=depth.of(match), node=node))
     return found
+
+
+class BlockDepth:
+    """Tells how deep in the network blocks are, which are asked about in the graph's order."""
+
+    def __init__(self) -> None:
+        self._last = 0
+
+    def of(self, found: re.Match[str]) -> int:
+        """Of what `BLOCK` has found."""
+        if found["kind"] != _CONTROL:
+            self._last = int(found["number"])
+        return self._last
 
 
 def block_count(layers: Sequence[Layer]) -> int:

@@ -249,6 +249,11 @@ def own_input(model: str, name: str) -> str:
     return f"{model}.{name}"
 
 
+def is_own(name: str) -> bool:
+    """Whether it is such a name."""
+    return "." in name
+
+
 def input_key(given: Collection[str], model: str, name: str) -> str:
     """Under which name a model finds what it is given for an input: its own, if it has one of its own."""
     own = own_input(model, name)

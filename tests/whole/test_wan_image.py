@@ -13,7 +13,6 @@ from PIL import Image
 
 from flowblending import UsageError
 from flowblending.contracts.conditions import IMAGE_CHANNELS
-from flowblending.engine.build.precision import check_calibrated
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.dry_run import plan_lines
 from flowblending.runtime.generate import generate
@@ -96,8 +95,6 @@ def test_the_bundle(files: tuple[str, str], pipeline: Pipeline) -> None:
     for name in manifest.transformers:
         shapes = {each.name: each.shape[1:2] for each in manifest.components[name].spec.inputs}
         assert (shapes["latents"], shapes[IMAGE_CHANNELS]) == ((16,), (20,))
-    with pytest.raises(UsageError, match="cannot be calibrated for it; use bf16"):
-        check_calibrated(manifest.pipeline, ["large_high"])
     with pytest.raises(UsageError, match="A video was given, but this bundle takes image beside text"):
         compile_job(dataclasses.replace(JOB, video="in.mp4", strength=0.5), manifest)
     for refused in (

@@ -122,8 +122,8 @@ class Fp8Builder:
         ranges, blocks = self.calibrator.calibration.models[model].layers, self.blocks(model)
         for name in ranges:
             attention, _, layer = name.rpartition(".")
-            block = int(name.split(".")[1])
-            needed = layer == "to_q" and blocks.keep <= block < blocks.count - blocks.keep
+            block, control = int(name.split(".")[1]), name.startswith("vace_")
+            needed = layer == "to_q" and (control or blocks.keep <= block < blocks.count - blocks.keep)
             for operand in operand_names(attention) if needed else ():
                 if operand not in ranges:
                     raise FlowBlendingError(

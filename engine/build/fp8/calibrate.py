@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from flowblending import UsageError
-from flowblending.contracts.graph import TEXT_ENCODER, PipelineSpec
+from flowblending.contracts.conditions import takes_control
+from flowblending.contracts.graph import ENCODERS, IMAGE_ENCODER, TEXT_ENCODER, PipelineSpec
 from flowblending.contracts.manifest import BundleFile, Geometry
 from flowblending.contracts.models import Model, components_of, default_schedule
 from flowblending.engine.build.fp8.graphs import Rows, observed_graph, plain_graph
@@ -35,6 +37,7 @@ from flowblending.engine.build.fp8.trajectories import (
 )
 from flowblending.engine.bundle.bundle import Bundle, describe_file
 from flowblending.engine.store.store import Order, Store
+from flowblending.runtime.given_files import given_digests, given_files
 from flowblending.system.console import Console
 from flowblending.system.host_memory import available_memory
 
@@ -98,7 +101,7 @@ class RangeCalibrator:
         self._console = console
         self._ranges = ""
         self._encoded: Mapping[str, npt.NDArray[Any]] | None = None
-        self._prompts = options.read_prompts()
+        self._jobs = options.read_jobs()
         self._geometry = sampled_geometry(pair.pipeline, pair.geometry, options.size, options.frames)
 
     def check(self) -> None:
@@ -221,9 +224,9 @@ class RangeCalibrator:
             pipeline=pair.pipeline.pipeline,
             size=self._geometry.size,
             frames=self._geometry.frames,
-            prompts=self._prompts,
+            prompts=tuple(job.prompt for job in self._jobs),
             negative_prompt=pair.pipeline.negative_prompt,
-            seeds=tuple(range(len(self._prompts))),
+            seeds=tuple(range(len(self._jobs))),
             schedule=measured.schedule,
             steps=measured.steps,
             solver=measured.solver,
@@ -251,7 +254,7 @@ class RangeCalibrator:
         parts, rows = self._pair.parts, {}
         try:
             with self._console.phase("calibrating") as report:
-                graphs = {TEXT_ENCODER: plain_graph(parts[TEXT_ENCODER], scratch, report)}
+                graphs = {name: plain_graph(parts[name], scratch, report) for name in self._encoders}
                 for name in self._transformers:
                     graphs[name], rows[name] = observed_graph(parts[name], percentile, scratch, report)
                 return self._measure(graphs, report, sample=True), rows
@@ -263,7 +266,7 @@ class RangeCalibrator:
         if self._encoded is None:
             try:
                 with self._console.phase("encoding prompts") as report:
-                    graphs = {TEXT_ENCODER: plain_graph(self._pair.parts[TEXT_ENCODER], scratch, report)}
+                    graphs = {name: plain_graph(self._pair.parts[name], scratch, report) for name in self._encoders}
                     self._encoded = self._measure(graphs, report, sample=False).conditions
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -278,9 +281,10 @@ class RangeCalibrator:
                 models=tuple(self._pair.models),
                 geometry=self._geometry,
                 graphs=graphs,
+                hints=self._hints,
                 tokenizer=tokenizer.absolute(),
                 trajectories=Trajectories(
-                    prompts=self._prompts,
+                    jobs=self._jobs,
                     schedule=self._schedule,
                     steps=self._options.steps,
                 ),
@@ -294,6 +298,24 @@ class RangeCalibrator:
         return components_of(self._pair.models)
 
     @property
+    def _encoders(self) -> tuple[str, ...]:
+        """The components that encode the prompts, and the images and videos that are given with them."""
+        given = any(given_files(job) for job in self._jobs)
+        of_images = [name for name in (*ENCODERS, IMAGE_ENCODER) if name in self._pair.parts]
+        return (TEXT_ENCODER, *(of_images if given else ()))
+
+    @property
+    def _hints(self) -> dict[str, int]:
+        """How many hints every transformer has that takes a control."""
+        from flowblending.export.checkpoint.checkpoint import read_json
+
+        if not takes_control(self._pair.pipeline.conditions):
+            return {}
+        sources = {name: self._pair.parts[name].sources for name in self._transformers}
+        configs = {name: next(path for path in paths if path.name == "config.json") for name, paths in sources.items()}
+        return {name: len(read_json(path).get("vace_layers") or ()) for name, path in configs.items()}
+
+    @property
     def _schedule(self) -> str:
         return self._options.schedule or default_schedule(self._pair.models)
 
@@ -305,10 +327,12 @@ class RangeCalibrator:
         options, pair = self._options, self._pair
         if options.calibration is not None:
             return hashlib.sha256(options.calibration.read_bytes()).hexdigest()
-        run = [pair.parts[name] for name in (*self._transformers, TEXT_ENCODER)]
+        run = [pair.parts[name] for name in (*self._transformers, *self._encoders)]
+        given = [[dataclasses.asdict(job), given_digests(job)] for job in self._jobs if given_files(job)]
         content = {
             "revisions": [f"exporter {EXPORTER}", f"trajectories {REVISION}", *(part.revision for part in run)],
-            "prompts": self._prompts,
+            "prompts": [job.prompt for job in self._jobs],
+            **({"given": given} if given else {}),
             "schedule": self._schedule,
             "steps": options.steps,
             "percentile": PERCENTILE if options.percentile is None else options.percentile,

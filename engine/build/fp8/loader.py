@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowblending.contracts.graph import GraphSpec
+from flowblending.contracts.graph import ENCODERS, GraphSpec
 from flowblending.engine.backends.onnxruntime.run import BoundWeight, OrtEngine
 from flowblending.engine.backends.protocol import Engine
 from flowblending.engine.backends.tensor import CPU, Tensor
@@ -47,27 +47,27 @@ class Graph:
 
 
 class Loader:
-    """Opens engines, one at a time."""
+    """Opens engines, one at a time; the steps of a VAE encoder, which take turns, together."""
 
     def __init__(self, graphs: Mapping[str, Graph], device: Device) -> None:
         self.graphs = graphs
         self.device = device
-        self._open: tuple[str, Engine] | None = None
+        self._open: dict[str, Engine] = {}
 
     def engine(self, name: str) -> Engine:
-        """The engine of a model; the other one is closed first."""
-        if self._open is None or self._open[0] != name:
-            self.close()
+        """The engine of a model; others are closed first."""
+        if name not in self._open:
+            if not {name, *self._open} <= set(ENCODERS):
+                self.close()
             graph = self.graphs[name]
-            engine = OrtEngine(
+            self._open[name] = OrtEngine(
                 graph.onnx,
                 graph.spec,
                 device=self.device.kind,
                 stream=self.device.stream,
                 weights=[self._bound(weight) for weight in graph.weights],
             )
-            self._open = name, engine
-        return self._open[1]
+        return self._open[name]
 
     def _bound(self, weight: HeldWeight) -> BoundWeight:
         """A weight as pages of its file, which the system reads when they are needed and drops when it needs room."""
@@ -79,6 +79,5 @@ class Loader:
 
     def close(self) -> None:
         """Close what is open."""
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
+        while self._open:
+            self._open.popitem()[1].close()

@@ -6,10 +6,16 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowblending import UsageError
+from flowblending.contracts.conditions import Source, is_shown, pixel_sources, takes, takes_control
+from flowblending.contracts.graph import PipelineSpec
 from flowblending.contracts.models import EXPERTS
 from flowblending.engine.backends.registry import BACKENDS
+
+if TYPE_CHECKING:
+    from flowblending.runtime.options import Job
 
 PERCENTILE = 100.0
 MARGIN = 1.1
@@ -32,7 +38,7 @@ class Fp8Options:
         attention: whether what enters attention is quantised, and the attention of the plan is to be in fp8.
         keep: blocks at either end that are not quantised: ``2``, or ``large=3,small=1``.
         calibration: a file to take the ranges from.
-        prompts: a file of prompts, one a line.
+        prompts: a file of prompts, one a line, or JSON lines with their images, controls and masks.
         schedule: of the trajectories.
         steps: of the trajectories.
         size: of the videos that are sampled, ``320x192``; None is the bundle's.
@@ -121,31 +127,68 @@ class Fp8Options:
             chosen[name if equals else _EVERY] = int(number)
         return chosen
 
-    def read_prompts(self) -> tuple[str, ...]:
-        """The prompts to calibrate on.
+    def read_jobs(self) -> tuple[Job, ...]:
+        """The prompts to calibrate on, with the images and videos that their lines give.
 
         Raises:
             FlowBlendingError: the file cannot be read.
-            UsageError: there is no prompt in it.
+            UsageError: there is no prompt in it, or a line says something else.
         """
-        if self.prompts is None:
-            return PROMPTS
         from flowblending.runtime.option_values import make_job
         from flowblending.runtime.prompt_file import read_jobs
 
-        prompts = []
+        if self.prompts is None:
+            return tuple(make_job({"prompt": prompt}) for prompt in PROMPTS)
+        jobs = []
         for line in read_jobs(self.prompts, make_job({"prompt": ""})):
             if line.job is None:
                 raise UsageError(f"Line {line.number} of {self.prompts}: {line.error}")
-            others = sorted(line.given - {"prompt"})
+            others = sorted(line.given - {"prompt", *_GIVEN})
             if others:
                 raise UsageError(
-                    f"Line {line.number} of {self.prompts} sets its {others[0]}, but a calibration takes prompts "
-                    "alone; leave it out there."
+                    f"Line {line.number} of {self.prompts} sets its {others[0]}, but a calibration takes prompts with "
+                    "their images and controls alone; leave it out there."
                 )
-            prompts.append(line.job.prompt)
-        return tuple(prompts)
+            jobs.append(line.job)
+        return tuple(jobs)
 
+    def check_shown(self, jobs: Sequence[Job], pipeline: PipelineSpec, in_fp8: Collection[str]) -> str | None:
+        """Refuse to calibrate models that are shown images or a control on prompts that give none.
+
+        What they are shown is a part of what enters their layers, and ranges found without it would be too small.
+
+        Args:
+            jobs: that `read_jobs` gives.
+            pipeline: of the bundle.
+            in_fp8: the components that are built in fp8.
+
+        Returns:
+            A line to tell the user, where models that also make videos from text alone are calibrated on text.
+
+        Raises:
+            UsageError: no prompt gives anything.
+        """
+        given = any(each.image or each.video is not None for each in jobs)
+        if not in_fp8 or self.calibration is not None or given or not pixel_sources(pipeline.conditions):
+            return None
+        option = "video" if takes_control(pipeline.conditions) else "image"
+        example = f'{{"prompt": "...", "{option}": "{"poses.mp4" if option == "video" else "cat.png"}"}}'
+        source = "none of the built-in prompts" if self.prompts is None else f"no line of {self.prompts}"
+        if is_shown(pipeline.conditions):
+            raise UsageError(
+                f"{min(in_fp8)} is to be in fp8 and is shown images or videos, but {source} gives any to calibrate it "
+                f"on; give --fp8-prompts FILE with lines such as {example}."
+            )
+        if not takes(pipeline.conditions, Source.IMAGE):
+            return None
+        return (
+            f"fp8 is calibrated on text alone, since {source} gives an image; for videos that begin with one, give "
+            f"--fp8-prompts FILE with lines such as {example}."
+        )
+
+
+_GIVEN = ("image", "video", "mask", "control_scale", "fit", "resample_fps")
+"""What the lines of a file of prompts may say beside them."""
 
 _EVERY = ""
 """What a number without a name is for."""

@@ -6,6 +6,7 @@ transformers' graphs tell of each call, in an output of their own, how large the
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import FlowBlendingError
-from flowblending.contracts.graph import GraphSpec, PipelineSpec
+from flowblending.contracts.conditions import CONTROL_SCALE, is_own
+from flowblending.contracts.graph import GraphSpec, PipelineSpec, Precision, TensorSpec
 from flowblending.contracts.manifest import BundleFile, Component, Geometry, Manifest, VideoProfile
 from flowblending.contracts.models import Model, components_of
 from flowblending.contracts.program import TIMESTEP, Program
@@ -24,10 +26,13 @@ from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.build.fp8.loader import Graph, Loader
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.devices.open import AUTO, open_device
+from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
+from flowblending.runtime.planned_job import Start, check_prompt, plan_job
+from flowblending.runtime.sampler.binding import Conditions
 from flowblending.runtime.sampler.loop import Sampler
 from flowblending.system.subprocess_call import EndedError, call_in_subprocess
 
@@ -43,12 +48,12 @@ class Trajectories:
     """What to sample.
 
     Attributes:
-        prompts: each has its number as the seed of its noise.
+        jobs: of the prompts, with the images and controls that are given; each has its number as the seed of its noise.
         schedule: ``LSL`` or ``L20 S20 L10``.
         steps: None is the family's default.
     """
 
-    prompts: tuple[str, ...]
+    jobs: tuple[Job, ...]
     schedule: str
     steps: int | None
 
@@ -59,8 +64,9 @@ class RangesRequest:
 
     Attributes:
         models: of the bundle, for the letters of the schedule.
-        graphs: ``text_encoder``, and the models', which have the output ``ranges`` [rows, 2] behind the velocity;
-            without any, the trajectories are planned and that is all.
+        graphs: ``text_encoder``, the VAE encoder's where images or videos are given, and the models', which have the
+            output ``ranges`` [rows, 2] behind the velocity; without any, the trajectories are planned and that is all.
+        hints: of every transformer that takes a control, how many it has.
         tokenizer: ``tokenizer.json``.
         sample: whether to sample; else the prompts are encoded, and nothing more.
     """
@@ -69,6 +75,7 @@ class RangesRequest:
     models: tuple[Model, ...]
     geometry: Geometry
     graphs: Mapping[str, Graph]
+    hints: Mapping[str, int]
     tokenizer: Path
     trajectories: Trajectories
     sample: bool
@@ -126,32 +133,74 @@ def sample_ranges(request: RangesRequest, progress: Callable[[str], None]) -> Tr
     manifest = _manifest(request)
     jobs = [
         # One branch a call, so that memory holds one latent's activations; what a branch computes is the same.
-        Job(
-            prompt=prompt,
+        dataclasses.replace(
+            job,
             seed=seed,
             schedule=request.trajectories.schedule,
             steps=request.trajectories.steps,
             batched_guidance=False,
         )
-        for seed, prompt in enumerate(request.trajectories.prompts)
+        for seed, job in enumerate(request.trajectories.jobs)
     ]
-    programs = [compile_job(job, manifest) for job in jobs]
+    if request.sample or not request.graphs:
+        for job in jobs:
+            check_prompt(job, manifest)
     if not request.graphs:
-        return _measured(programs, request.models, {}, {})
+        return _measured([plan_job(job, manifest).program for job in jobs], request.models, {}, {})
     device = open_device(AUTO, manifest)
     loader = Loader(request.graphs, device)
     pipeline = _Encoding(bundle=Bundle(folder=Path("/"), manifest=manifest), device=device, loader=loader)
     progress("encoding the prompts")
-    conditions = [pipeline.encode(job, program, lambda _: None) for job, program in zip(jobs, programs, strict=True)]
-    models = _sample(loader, programs, conditions, progress) if request.sample else {}
+    begun = [_begin(job, pipeline, manifest) for job in jobs]
+    models = _sample(loader, begun, progress) if request.sample else {}
     loader.close()
-    branches = [each for prompt in conditions[:_SAMPLES] for each in prompt.values()]
     return _measured(
-        programs,
+        [each.program for each in begun],
         request.models,
         {name: model.observed() for name, model in models.items()},
-        {name: np.concatenate([device.download(branch[name]) for branch in branches]) for name in branches[0]},
+        _samples([branch for each in begun[:_SAMPLES] for branch in each.conditions.values()], device),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """A prompt that has been encoded, with all that was given, before its first step."""
+
+    program: Program
+    conditions: Conditions
+    start: Start
+
+
+def _begin(job: Job, pipeline: Pipeline, manifest: Manifest) -> _Begun:
+    if job.video is None and not job.image and not pipeline.vae_encoders():
+        # The ranges are there, and prompts are wanted alone.
+        program = compile_job(job, manifest)
+        start = Start(latents=TorchNormal(job.seed).normal((1, *program.latent_shape)))
+        return _Begun(program=program, conditions=pipeline.encode(job, program, _no_word, shown={}), start=start)
+    planned = plan_job(job, manifest)
+    # Latents first: what encodes frames is closed when the text encoder is opened.
+    start = planned.start(job.seed, pipeline.encode_frames)
+    shown = pipeline.shown(job, planned.program, _no_word, planned.clips)
+    conditions = pipeline.encode(job, planned.program, _no_word, times=planned.times, shown=shown)
+    return _Begun(program=planned.program, conditions=conditions, start=start)
+
+
+def _no_word(_: str) -> None:
+    """What a user would be told of a file, or of a prompt that is cut."""
+
+
+def _samples(branches: Sequence[Mapping[str, Tensor]], device: Device) -> dict[str, npt.NDArray[Any]]:
+    """What the branches were given, one after the other; of what one model alone is given, the first's."""
+    found = {}
+    for name, first in branches[0].items():
+        if is_own(name):
+            found[name] = device.download(first)
+            continue
+        arrays = [device.download(branch[name]) for branch in branches]
+        # Latent frames of what is given may be put before the video's own.
+        least = tuple(slice(min(sizes)) for sizes in zip(*(each.shape for each in arrays), strict=True))
+        found[name] = np.concatenate([each[least] for each in arrays])
+    return found
 
 
 def _measured(
@@ -176,13 +225,15 @@ def _manifest(request: RangesRequest) -> Manifest:
     """As much of a manifest as sampling reads: there is nothing to decode with, and no bundle."""
     components = {
         name: Component.model_construct(
-            spec=graph.spec,
+            spec=request.graphs[name].spec if name in request.graphs else _hinted(name, request.hints[name]),
             backend="onnxruntime",
             backend_version="",
-            files=(BundleFile.model_construct(path=str(graph.onnx), bytes=0, sha256=""),),
+            files=(BundleFile.model_construct(path=str(request.graphs[name].onnx), bytes=0, sha256=""),)
+            if name in request.graphs
+            else (),
             key={},
         )
-        for name, graph in request.graphs.items()
+        for name in dict.fromkeys([*request.graphs, *request.hints])
     }
     return Manifest.model_construct(
         id="",
@@ -196,22 +247,23 @@ def _manifest(request: RangesRequest) -> Manifest:
     )
 
 
-def _sample(
-    loader: Loader,
-    programs: Sequence[Program],
-    conditions: Sequence[Mapping[str, Mapping[str, Tensor]]],
-    progress: Callable[[str], None],
-) -> dict[str, _Model]:
+def _hinted(name: str, hints: int) -> GraphSpec:
+    """What is known of a transformer that takes a control, before it has been traced."""
+    scale = TensorSpec(name=CONTROL_SCALE, dtype="float32", shape=(hints,))
+    return GraphSpec(name=name, precision=Precision.FP32, inputs=(scale,), outputs=())
+
+
+def _sample(loader: Loader, begun: Sequence[_Begun], progress: Callable[[str], None]) -> dict[str, _Model]:
     """Sample every prompt, all of them step by step, so that each model is loaded once per stage."""
-    names = dict.fromkeys(step.model for step in programs[0].steps)
-    models = {name: _Model(name, loader) for name in names}
+    steps = begun[0].program.steps
+    models = {name: _Model(name, loader) for name in dict.fromkeys(step.model for step in steps)}
     sampler = Sampler(models, loader.device)
     runs = [
-        sampler.prepare(program, given).follow(TorchNormal(seed).normal((1, *program.latent_shape)), ahead=0)
-        for seed, (program, given) in enumerate(zip(programs, conditions, strict=True))
+        sampler.prepare(each.program, each.conditions, each.start.slots).follow(each.start.latents, ahead=0)
+        for each in begun
     ]
-    total = len(programs[0].steps)
-    for number, step in enumerate(programs[0].steps, start=1):
+    total = len(steps)
+    for number, step in enumerate(steps, start=1):
         for prompt, run in enumerate(runs, start=1):
             progress(f"step {number} of {total}, {step.model}, prompt {prompt} of {len(runs)}")
             next(run)
@@ -222,7 +274,7 @@ def _sample(
 
 @dataclass(kw_only=True)
 class _Encoding(Pipeline):
-    """The part of a pipeline that encodes prompts, with the engine that a loader opens."""
+    """The part of a pipeline that encodes prompts and frames, with the engines that a loader opens."""
 
     loader: Loader
 
@@ -254,7 +306,8 @@ class _Model:
         """Run the graph, and keep what it tells."""
         self._loader.engine(self._name).run({**tensors, self._output.name: self._ranges}, stream)
         self._found.append(self._device.download(self._ranges))
-        self._timesteps.append(float(self._device.download(tensors[TIMESTEP]).flat[0]))
+        # Latent frames that are held are told a lower one.
+        self._timesteps.append(float(self._device.download(tensors[TIMESTEP]).max()))
 
     def close(self) -> None:
         """The loader closes the engine."""

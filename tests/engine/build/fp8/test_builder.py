@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.checkpoints import TEXT_DIM, ltx_transformer, wan_transformer
+from benchmarks.checkpoints import TEXT_DIM, ltx_transformer, wan_transformer, wan_vace_transformer
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import LARGE, SMALL, ExportedGraph, Precision
 from flowblending.engine.backends.protocol import Range, ShapeProfile
@@ -153,26 +153,34 @@ def bf16_graph(kind: str, checkpoint: Path, out: Path, head_dim: int = 64) -> Ex
     folder = out / "model"
     if kind == "wan":
         wan_transformer(7, layers=3, head_dim=head_dim, ffn=256).save_pretrained(folder)
+    elif kind == "wan-vace":
+        wan_vace_transformer(7, layers=3, control=(0, 1), head_dim=head_dim, ffn=256).save_pretrained(folder)
     else:
         ltx_transformer(7, layers=3, head_dim=head_dim, caption_channels=TEXT_DIM).save_pretrained(folder)
-    part = (Wan() if kind == "wan" else Ltx()).transformer(open_checkpoint(str(checkpoint)), folder, LARGE)
+    part = (Ltx() if kind == "ltx" else Wan()).transformer(open_checkpoint(str(checkpoint)), folder, LARGE)
     return export_graph(part.load(Precision.BF16), out / "bf16", "")
 
 
 @needs_rtx
-@pytest.mark.parametrize("kind", ["wan", "ltx"])
-def test_real_plans_compute_in_fp8(kind: str, checkpoints: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "layers", "in_fp8", "attention"),
+    [("wan", 30, 10, 6), ("ltx", 30, 10, 6), pytest.param("wan-vace", 53, 21, 10, marks=pytest.mark.long)],
+)
+def test_real_plans_compute_in_fp8(
+    kind: str, layers: int, in_fp8: int, attention: int, checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Blocks of a control are as deep as the video's blocks before them, and have two projections more."""
     from flowblending.export.fp8.layers import block_layers, quantise
     from flowblending.export.graph.trace import read_graph, write_graph
 
     plain = bf16_graph(kind, checkpoints(kind) / "large", tmp_path)
     traced = read_graph(plain)
     names = [layer.name for layer in block_layers(traced.model.graph)]
-    assert len(names) == 3 * 10
+    assert len(names) == layers
     graph = write_graph(quantise(traced, dict.fromkeys(names, 5.0), 1), tmp_path / "fp8", "")
     sizes = {"batch": 1, "frames": 2, "height": 4, "width": 6}
     found = audit(graph.onnx, sizes)
-    assert (found.layers["fp8"], found.attention, found.scatters) == (10, {"bf16": 6}, 0)
+    assert (found.layers["fp8"], found.attention, found.scatters) == (in_fp8, {"bf16": attention}, 0)
     request = PlanRequest(
         library=RTX,
         onnx=graph.onnx,
@@ -189,16 +197,16 @@ def test_real_plans_compute_in_fp8(kind: str, checkpoints: Callable[[str], Path]
     # Layers of one input are one product: docs/architecture.md builds on it. In fp8 they are at full width.
     merged = [{name.partition(".")[2] for name in product} for product in products(request.out)]
     for name in names:
-        attention, _, projection = name.rpartition(".")
+        module, _, projection = name.rpartition(".")
         if projection == "to_v" and name not in inner:
-            together = {f"{attention}.{each}" for each in ("to_q", "to_k", "to_v")[attention.endswith("attn2") :]}
-            assert any(together <= product for product in merged), attention
+            together = {f"{module}.{each}" for each in ("to_q", "to_k", "to_v")[module.endswith("attn2") :]}
+            assert any(together <= product for product in merged), module
     # As the builder says: the bytes of these weights are not doubled again.
     assert info.weights_bytes is not None
     assert info.weights_bytes < 1.05 * graph.data.stat().st_size < plain.data.stat().st_size
     # The two attentions of each block, each one kernel.
     assert fused_attention(request.out) == found.attention_types.keys()
-    assert len(found.attention_types) == 6
+    assert len(found.attention_types) == attention
     # The compiler itself finds fp8 in it.
     with pytest.raises(FlowBlendingError, match="fp8_e4m3"):
         compile_plan(dataclasses.replace(request, targets=("sm80",)), ignore)

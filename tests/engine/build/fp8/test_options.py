@@ -8,9 +8,17 @@ from pathlib import Path
 import pytest
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts.conditions import (
+    Condition,
+    Entry,
+    Source,
+    control_conditions,
+    image_channels_condition,
+)
 from flowblending.engine import cli
 from flowblending.engine.build.fp8.options import PROMPTS, Fp8Options
 from flowblending.engine.build.request import BuildRequest, named_models, rebuild_command
+from tests.support.manifests import PIPELINE
 
 NAMES = ("large", "small")
 
@@ -81,24 +89,28 @@ def test_kept_blocks(text: str | None, large: int | None, small: int | None) -> 
     assert (options.kept("large"), options.kept("small")) == (large, small)
 
 
+def texts(options: Fp8Options) -> tuple[str, ...]:
+    return tuple(job.prompt for job in options.read_jobs())
+
+
 def test_prompts(tmp_path: Path) -> None:
-    assert Fp8Options().read_prompts() == PROMPTS
+    assert texts(Fp8Options()) == PROMPTS
     path = tmp_path / "prompts.txt"
     path.write_text("\ufeff# not one\n a cat \n\n一只猫\n", encoding="utf-8")
-    assert Fp8Options(prompts=path).read_prompts() == ("a cat", "一只猫")
+    assert texts(Fp8Options(prompts=path)) == ("a cat", "一只猫")
     path.write_text("# none\n")
     with pytest.raises(UsageError, match="holds no prompt"):
-        Fp8Options(prompts=path).read_prompts()
+        Fp8Options(prompts=path).read_jobs()
     path.write_bytes(b"\xff\xfe\xfd")
     for wrong in (path, tmp_path / "none"):
         with pytest.raises(FlowBlendingError, match=r"Cannot read the prompt file .*; give a"):
-            Fp8Options(prompts=wrong).read_prompts()
+            Fp8Options(prompts=wrong).read_jobs()
 
 
 def test_prompts_to_calibrate_on_are_read_as_everywhere(tmp_path: Path) -> None:
     path = tmp_path / "prompts.json"
     path.write_text('[\n  {"prompt_en": "a cat", "dimension": ["color"]},\n  "a dog"\n]\n')
-    assert Fp8Options(prompts=path).read_prompts() == ("a cat", "a dog")
+    assert texts(Fp8Options(prompts=path)) == ("a cat", "a dog")
     for text, told in (
         ('{"prompt": "a", "seed": 3}', "Line 1 of .* sets its seed"),
         ('{\n "dimension": [\n', "a piece of a JSON document"),
@@ -106,4 +118,36 @@ def test_prompts_to_calibrate_on_are_read_as_everywhere(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(UsageError, match=told):
-            Fp8Options(prompts=path).read_prompts()
+            Fp8Options(prompts=path).read_jobs()
+
+
+LTX, VACE, IMAGE = (
+    dataclasses.replace(PIPELINE, conditions=conditions)
+    for conditions in (
+        (Condition(name="held", sources=(Source.IMAGE,), enters=Entry.HELD, shape=("batch", "frames")),),
+        control_conditions(96),
+        (image_channels_condition(20),),
+    )
+)
+
+
+def test_prompts_of_models_that_are_shown_something(tmp_path: Path) -> None:
+    """Their images and controls lie beside the file; models that see them are calibrated on some, or not at all."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a", "video": "v.mp4", "mask": "m.png", "control_scale": "0.8"}\n{"prompt": "b"}\n')
+    jobs = Fp8Options(prompts=path).read_jobs()
+    assert (jobs[0].video, jobs[0].mask, jobs[0].control_scale) == (f"{tmp_path}/v.mp4", f"{tmp_path}/m.png", "0.8")
+    for pipeline in (PIPELINE, LTX, VACE, IMAGE):
+        assert Fp8Options(prompts=path).check_shown(jobs, pipeline, ["small"]) is None
+    alone = Fp8Options()
+    for pipeline, option in ((VACE, "video"), (IMAGE, "image")):
+        said = f'small is to be in fp8 and is shown images or videos, but none of the built-in.*"{option}": "'
+        with pytest.raises(UsageError, match=said):
+            alone.check_shown(alone.read_jobs(), pipeline, ["small"])
+        assert alone.check_shown(alone.read_jobs(), pipeline, []) is None
+        given = Fp8Options(calibration=tmp_path / "calibration.json")
+        assert given.check_shown(given.read_jobs(), pipeline, ["small"]) is None
+    told = alone.check_shown(alone.read_jobs(), LTX, ["small"])
+    assert told is not None
+    assert told.startswith("fp8 is calibrated on text alone")
+    assert alone.check_shown(alone.read_jobs(), PIPELINE, ["small"]) is None

@@ -17,6 +17,7 @@ from flowblending.engine.build.fp8.room import (
 from flowblending.engine.build.fp8.trajectories import RangesRequest, Trajectories, sample_ranges
 from flowblending.engine.bundle.geometry import plan_geometry
 from flowblending.export.checkpoint.model_files import model_files
+from flowblending.runtime.options import Job
 from flowblending.system.host_memory import available_memory
 from tests.support.manifests import MODELS, PIPELINE
 
@@ -67,8 +68,9 @@ def test_calls_of_a_schedule(schedule: str, large: int, small: int) -> None:
         models=MODELS,
         geometry=SMALLEST,
         graphs={},
+        hints={},
         tokenizer=Path("none"),
-        trajectories=Trajectories(prompts=("a", "b", "c", "d"), schedule=schedule, steps=50),
+        trajectories=Trajectories(jobs=tuple(Job(prompt=each) for each in "abcd"), schedule=schedule, steps=50),
         sample=False,
     )
     assert sample_ranges(plan, lambda _: None).calls == {"large": large, "small": small}

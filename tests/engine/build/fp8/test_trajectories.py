@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.contracts.conditions import text_conditions
 from flowblending.contracts.fp8_calibration import summarise
 from flowblending.contracts.graph import Dim, ExportedGraph, GraphSpec, Precision, TensorSpec
 from flowblending.contracts.manifest import Geometry, Manifest, VideoProfile
@@ -103,15 +105,16 @@ def request(folder: Path, *, schedule: str = "LSL", steps: int | None = 10, samp
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
     return RangesRequest(
-        pipeline=PIPELINE,
+        pipeline=dataclasses.replace(PIPELINE, conditions=text_conditions(512, 4, mask=False)),
         models=MODELS,
         geometry=Geometry(width=64, height=32, frames=9, latent_shape=SHAPE),
         graphs={
             "text_encoder": Graph(onnx=encoder.onnx, spec=spec),
             **{name: transformer(folder, name) for name in ("large", "small")},
         },
+        hints={},
         tokenizer=folder / "tokenizer.json",
-        trajectories=Trajectories(prompts=PROMPTS, schedule=schedule, steps=steps),
+        trajectories=Trajectories(jobs=tuple(Job(prompt=each) for each in PROMPTS), schedule=schedule, steps=steps),
         sample=sample,
     )
 
@@ -168,7 +171,7 @@ def test_a_stage_needs_a_smaller_range_than_all_steps(tmp_path: Path) -> None:
 def test_in_a_process_of_its_own(tmp_path: Path) -> None:
     found = measure(request(tmp_path, sample=False), ignore)
     assert not found.models
-    assert set(found.conditions) == {"text", "text_mask", "frame_rate"}
+    assert set(found.conditions) == {"text"}
     with pytest.raises(UsageError, match="add up to 3 steps, but 10"):
         measure(request(tmp_path, schedule="L1 S2"), ignore)
     wrong = request(tmp_path)
