@@ -136,7 +136,8 @@ def _emit_program(arguments: argparse.Namespace, bundle: Bundle) -> None:
 
     job = _job(arguments)
     # Of a program without a prompt, images that models cannot do without need not be told.
-    program = plan_job(job, bundle.manifest).program if job.image else compile_job(job, bundle.manifest)
+    named = bool(job.image or job.reference)
+    program = plan_job(job, bundle.manifest).program if named else compile_job(job, bundle.manifest)
     ProgramFile.for_bundle(program, bundle.manifest).write(arguments.emit_program)
 
 

@@ -20,6 +20,7 @@ from flowblending.engine.bundle.bundle import Bundle
 from flowblending.engine.bundle.geometry import geometry_of
 from flowblending.engine.bundle.vae_tiling import choose_tiling, other_tilings
 from flowblending.runtime.authors import authors_line
+from flowblending.runtime.conditions.references import with_references
 from flowblending.runtime.devices.open import device_kind
 from flowblending.runtime.job_facts import cost_facts, job_facts, stage_facts, stages_of
 from flowblending.runtime.jobs import (
@@ -55,8 +56,9 @@ def plan_lines(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True
     manifest = bundle.manifest
     program = compile_job(job, manifest)
     check_given(job, manifest)
-    first = manifest.models[0]
-    geometry, cost = geometry_of(manifest.pipeline, program.latent_shape), cost_of(program, manifest)
+    first, geometry = manifest.models[0], geometry_of(manifest.pipeline, program.latent_shape)
+    program = with_references(program, len(job.reference))
+    cost = cost_of(program, manifest)
     kind = device_kind(device, manifest)
     told = _memory(job, program, manifest, kind, memory)
     return [
@@ -64,6 +66,7 @@ def plan_lines(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True
         *([f"lora      {manifest.loras}"] if manifest.loras else []),
         *_begins(job, manifest, program),
         *(f"image     {given}, {job.fit}" for given in job_images(job, manifest)),
+        *(f"reference {printable(each)}" for each in job.reference),
         f"video     {geometry}, latents {list(geometry.latent_shape)}",
         f"schedule  {program.schedule}{_origin(job, manifest)}, {len(program.steps)} steps, {program.solver}, "
         f"guidance {program.guidance:g}{_rescaled(program)}, {_shift(job, manifest, program)}",
@@ -87,14 +90,15 @@ def plan_facts(
         UsageError: a job that makes no program.
     """
     manifest = bundle.manifest
-    program = compile_job(job, manifest)
+    facts = job_facts(job, compile_job(job, manifest), manifest)
+    program = with_references(compile_job(job, manifest), len(job.reference))
     kind = device_kind(device, manifest)
     told = _memory(job, program, manifest, kind, memory)
     graphs = graph_plan(program, manifest, kind, told.plan) if cuda_graph else None
     seconds = Timings(manifest.id, kind, program.latent_shape).read()
     expected = _seconds_expected(cost_of(program, manifest), seconds)
     return {
-        **job_facts(job, program, manifest),
+        **facts,
         "stages": stage_facts(program),
         **cost_facts(program, manifest),
         "memory": memory_facts(told),

@@ -20,6 +20,7 @@ def given_files(job: Job) -> dict[str, tuple[Path, ...]]:
         "image": tuple(read_given(each).path for each in job.image),
         "video": () if job.video is None else (Path(job.video),),
         "mask": () if job.mask is None else (Path(job.mask),),
+        "reference": tuple(map(Path, job.reference)),
     }
     return {name: paths for name, paths in found.items() if paths}
 

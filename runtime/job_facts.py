@@ -25,6 +25,7 @@ def job_facts(job: Job, program: Program, manifest: Manifest) -> dict[str, objec
         "input_video": job.video,
         "strength": job.strength,
         "mask": job.mask,
+        "reference": list(job.reference),
         "control_scale": job.control_scale,
         "fit": job.fit,
         "resample_fps": job.resample_fps,

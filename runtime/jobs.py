@@ -15,6 +15,7 @@ from flowblending.contracts.conditions import (
     CONTROL_SCALE,
     Source,
     images_taken,
+    room_for_references,
     starts_from_video,
     takes_control,
     takes_image_channels,
@@ -29,7 +30,7 @@ from flowblending.engine.bundle.video_choice import choose_geometry, nearest_sha
 from flowblending.runtime.conditions.given import Given, read_given
 from flowblending.runtime.conditions.image_channels import check_places
 from flowblending.runtime.conditions.registry import check_taken
-from flowblending.runtime.conditions.vace import read_scales
+from flowblending.runtime.conditions.vace import check_frames, read_scales
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.media.read_clip import shown_size
 from flowblending.runtime.options import AUTO, Job
@@ -116,6 +117,8 @@ def job_images(job: Job, manifest: Manifest) -> tuple[Given, ...]:
     images = tuple(map(read_given, job.image))
     if images:
         check_taken(manifest, Source.IMAGE)
+    if images and takes_control(manifest.pipeline.conditions):
+        check_one_control(job)
     if images and job.video is not None:
         raise UsageError(
             "An image was given, and a video to begin from, but a run takes one of the two; leave one out."
@@ -123,8 +126,44 @@ def job_images(job: Job, manifest: Manifest) -> tuple[Given, ...]:
     return images
 
 
+def check_one_control(job: Job) -> None:
+    """Refuse a video as the control of a run that is given frames, of which one is made.
+
+    Raises:
+        UsageError: there are both.
+    """
+    for name, value in (("video", job.video), ("mask", job.mask)):
+        if value is not None:
+            raise UsageError(
+                f"An image was given as a frame of the video, which makes the control and its mask, and a {name} as "
+                "well; leave one out, or give the image as a --reference."
+            )
+
+
+def check_references(job: Job, manifest: Manifest) -> None:
+    """Refuse reference images that a bundle does not take, or not so many of them.
+
+    Raises:
+        UsageError: it is so.
+    """
+    count, conditions = len(job.reference), manifest.pipeline.conditions
+    if not count:
+        return
+    if not takes_control(conditions):
+        raise UsageError(
+            "A reference image was given, but the models of this bundle take none; leave it out, or build a bundle of "
+            "a VACE checkpoint."
+        )
+    room = room_for_references(conditions)
+    if count > room:
+        what = f"have room for {room}; give fewer" if room else "were built without room for any; build it again"
+        raise UsageError(
+            f"{count} reference image{'s were' if count > 1 else ' was'} given, but the models of this bundle {what}."
+        )
+
+
 def check_given(job: Job, manifest: Manifest) -> None:
-    """Refuse a job that names no image where the bundle makes no video without, or one in another place.
+    """Refuse a job that names no image where the bundle makes no video without, or one in a place that it cannot have.
 
     `compile_job` does not: images may be given beside a job, as arrays.
 
@@ -134,6 +173,8 @@ def check_given(job: Job, manifest: Manifest) -> None:
     if takes_image_channels(manifest.pipeline.conditions):
         wanted = images_taken(manifest.pipeline.conditions)
         check_places(job_images(job, manifest), job_geometry(job, manifest).frames, wanted)
+    if takes_control(manifest.pipeline.conditions):
+        check_frames(job_images(job, manifest), job_geometry(job, manifest).frames)
 
 
 def job_strength(job: Job, manifest: Manifest) -> float:
@@ -252,6 +293,7 @@ def compile_job(job: Job, manifest: Manifest) -> Program:
     job_conditioning(job, manifest)
     strength = job_strength(job, manifest)
     job_images(job, manifest)
+    check_references(job, manifest)
     job_scales(job, manifest)
     schedule = asked_schedule(job, manifest)
     check_letters(StageSchedule.letters_in(schedule), manifest.models, schedule)

@@ -45,6 +45,7 @@ class Option:
         programs: the command lines that offer it. Prompt files and the Python API offer all.
         several: whether it may be given several times; its value is a tuple of them.
         file: whether it names a file or a folder of this machine; in prompt files, from where they lie.
+        placed: whether a frame and a strength may stand behind the file's name.
         served: whether servers take its value: not what names files of the machine, which are sent to them.
     """
 
@@ -69,6 +70,7 @@ class Option:
     programs: frozenset[str] = PROGRAMS
     several: bool = False
     file: bool = False
+    placed: bool = False
     served: bool = True
 
     @property

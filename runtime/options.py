@@ -65,6 +65,7 @@ class Job:
             ``end.png@120:0.8`` from another one and with a strength from 0 to 1.
         video: the name of a video, an animated image, a folder of images or an image to begin from, with ``strength``.
         mask: likewise of its mask, where the models take the video as a control: white where it is to be made anew.
+        reference: images of who or what the video shows, where the models take a control.
         control_scale: how much that control counts: a number, or for each hint of a model one.
         strength: how much of the noise it gets: the share of the steps that is made, the last ones.
         fit: how its frames come to the size: ``crop`` and ``letterbox`` keep their shape, ``stretch`` does not, as
@@ -165,6 +166,7 @@ class Job:
             aliases=("images", "init_image", "input_image", "image_path", "first_frame", "conditions"),
             programs=_FROM_FILES,
             file=True,
+            placed=True,
             served=False,
         ),
     ] = ()
@@ -199,6 +201,19 @@ class Job:
             served=False,
         ),
     ] = None
+    reference: Annotated[
+        tuple[str, ...],
+        Option(
+            section=WHAT,
+            help="of such a bundle: an image of who or what the video shows; may be given several times",
+            metavar="FILE",
+            example="face.png",
+            aliases=("references", "reference_images", "ref_images", "src_ref_images"),
+            programs=_FROM_FILES,
+            file=True,
+            served=False,
+        ),
+    ] = ()
     control_scale: Annotated[
         str | None,
         Option(
@@ -453,6 +468,7 @@ class JobOptions(TypedDict, total=False):
     image: str | Sequence[str]
     video: str | None
     mask: str | None
+    reference: str | Sequence[str]
     control_scale: str | None
     strength: float | None
     fit: str

@@ -16,14 +16,13 @@ from flowblending.contracts.program import COND, UNCOND, Program
 from flowblending.contracts.tiling import Tiling
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import Bundle
-from flowblending.engine.bundle.geometry import geometry_of
 from flowblending.engine.bundle.video_choice import check_latent_shape
 from flowblending.runtime.conditions.encoder import Frames, VaeEncoder
 from flowblending.runtime.conditions.given import GivenClip
 from flowblending.runtime.conditions.image_tokens import ImageEncoder
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.devices.protocol import Device
-from flowblending.runtime.jobs import job_conditioning
+from flowblending.runtime.jobs import job_conditioning, job_geometry
 from flowblending.runtime.media.decode import Decoder
 from flowblending.runtime.media.noise import Normal, draw_latents
 from flowblending.runtime.media.preview import PreviewMap
@@ -133,7 +132,7 @@ class Pipeline:
             times: of the latent frames, where they are not those of the video alone.
             shown: what `shown` gives, if that has been asked already.
         """
-        shown = self.shown(job, program, warn) if shown is None else shown
+        shown = self.shown(job, warn) if shown is None else shown
         given, pipeline = given or {}, self.bundle.manifest.pipeline
         negative = pipeline.negative_prompt if job.negative_prompt is None else job.negative_prompt
         prompts = {COND: job.prompt, UNCOND: negative}
@@ -155,7 +154,6 @@ class Pipeline:
     def shown(
         self,
         job: Job,
-        program: Program,
         warn: Callable[[str], None],
         clips: Sequence[GivenClip] | None = None,
     ) -> dict[str, Tensor]:
@@ -172,7 +170,7 @@ class Pipeline:
         made = shown_inputs(
             job,
             manifest,
-            geometry_of(manifest.pipeline, program.latent_shape),
+            job_geometry(job, manifest),
             self.encode_frames,
             self.image_tokens,
             frame_rate=self.frame_rate(job),

@@ -15,10 +15,12 @@ from flowblending.contracts.program import Program
 from flowblending.engine.bundle.geometry import geometry_of
 from flowblending.runtime.conditions.given import GivenClip, open_given
 from flowblending.runtime.conditions.held import Encode, Floats, Held
+from flowblending.runtime.conditions.references import Referenced
 from flowblending.runtime.conditions.registry import plan_given
-from flowblending.runtime.jobs import check_given, compile_job
+from flowblending.runtime.jobs import check_given, check_one_control, compile_job
 from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.media.read_clip import shown_size
+from flowblending.runtime.media.reference_image import check_reference
 from flowblending.runtime.options import Job
 from flowblending.runtime.sampler.binding import Given
 
@@ -39,13 +41,13 @@ class PlannedJob:
         program: the steps, with the latent frames of what is given.
         geometry: of the video.
         clips: at the video's size.
-        held: what was given as latents; None where nothing is.
+        held: what is given as latent frames; None where nothing is.
     """
 
     program: Program
     geometry: Geometry
     clips: Sequence[GivenClip]
-    held: Held | None
+    held: Held | Referenced | None
 
     @property
     def extra(self) -> int:
@@ -83,12 +85,14 @@ def plan_job(job: Job, manifest: Manifest, clips: Sequence[GivenClip] = ()) -> P
     program = compile_job(job, manifest)
     video = geometry_of(manifest.pipeline, program.latent_shape)
     clips = (*clips, *open_given(job.image, (video.width, video.height), video.frames, fit=job.fit))
-    held = plan_given(manifest, program, clips)
+    if clips and takes_control(manifest.pipeline.conditions):
+        check_one_control(job)
+    held = plan_given(manifest, program, clips, references=len(job.reference))
     return PlannedJob(program=program if held is None else held.program, geometry=video, clips=clips, held=held)
 
 
-def check_files(job: Job) -> None:
-    """See that the videos of a job are there and can be read; images are read by `plan_job`.
+def check_files(job: Job, manifest: Manifest) -> None:
+    """See that videos and reference images of a job are there and can be read; other images `plan_job` reads.
 
     Raises:
         FlowBlendingError: one is not.
@@ -96,6 +100,8 @@ def check_files(job: Job) -> None:
     for file in (job.video, job.mask):
         if file is not None:
             shown_size(Path(file))
+    for each in job.reference:
+        check_reference(Path(each), manifest.pipeline.spatial_factor)
 
 
 def check_prompt(job: Job, manifest: Manifest) -> None:
@@ -106,8 +112,8 @@ def check_prompt(job: Job, manifest: Manifest) -> None:
         FlowBlendingError: a file cannot be read.
     """
     check_given(job, manifest)
-    check_files(job)
     plan_job(job, manifest)
+    check_files(job, manifest)
 
 
 def begins_from_video(job: Job, manifest: Manifest) -> bool:

@@ -142,7 +142,7 @@ class VideoRun:
             latents_given=latents is not None,
         )
         self._check_files()
-        check_files(job)
+        check_files(job, pipeline.bundle.manifest)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -348,7 +348,7 @@ class VideoRun:
             return {}, []
         told: list[str] = []
         with clock.measure(VAE_ENCODER):
-            return self._pipeline.shown(self._job, self.program, told.append, self._clips), told
+            return self._pipeline.shown(self._job, told.append, self._clips), told
 
     def _own(self, result: SampleResult) -> SampleResult:
         """A result without the latent frames that were put before the video's own."""
@@ -444,6 +444,7 @@ def video_metadata(
         **({"image": " ".join(job.image)} if job.image else {}),
         **({} if job.video is None else {"video": job.video}),
         **({} if job.mask is None else {"mask": job.mask}),
+        **({"reference": " ".join(job.reference)} if job.reference else {}),
         **({} if job.strength is None else {"strength": f"{job.strength:g}"}),
         **({} if job.control_scale is None else {"control_scale": job.control_scale}),
         **({} if job.cache == OFF else {"cache": job.cache}),

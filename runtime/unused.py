@@ -64,7 +64,7 @@ def unused_options(
         found.append(f"the fit {job.fit} does nothing, because no image or video is given.")
     if job.video is None and job.resample_fps is not None:
         found.append(f"resampling to {job.resample_fps:g} frames per second does nothing, because no video is given.")
-    if job.seed and latents_given and not job.image and not _draws(manifest):
+    if job.seed and latents_given and not job.image and not job.reference and not _draws(manifest):
         found.append(f"the seed {job.seed} does nothing, because the initial latents were given.")
     return found
 

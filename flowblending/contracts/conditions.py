@@ -74,7 +74,7 @@ class Condition:
         shape: in symbols, as the input has it: ``batch``, ``frames``, ``height``, ``width`` of the latents.
         dtype: numpy's name.
         recipe: how the runtime makes it, if it is not the source itself; conditions of one recipe are made together.
-        room: of held latents: the latent frames that may be put before the video's own.
+        room: of held latents, and of reference images: the latent frames that may be put before the video's own.
         images: how many images it is made of, no more and no fewer; 0 leaves that to the recipe.
         required: whether there is no video without one of its sources.
     """
@@ -163,14 +163,33 @@ CONTROL_SCALE = "control_scale"
 """Inputs of a transformer with a control: its latents and masks, and what each hint is multiplied by, [hints]."""
 
 
+REFERENCES = 3
+"""Reference images that bundles are built for."""
+
+
 def control_conditions(channels: int) -> tuple[Condition, ...]:
-    """What a video keeps and what is made anew, and how much it counts; models may have different numbers of hints."""
+    """What a video keeps and what is made anew, and how much it counts; models may have different numbers of hints.
+
+    A reference image takes a latent frame before the video's own.
+    """
     shape = ("batch", channels, "frames", "height", "width")
-    sources = (Source.VIDEO, Source.MASK)
+    sources = (Source.IMAGE, Source.VIDEO, Source.MASK)
     return (
-        Condition(name=CONTROL, sources=sources, enters=Entry.CHANNELS, shape=shape, recipe=CONTROL),
+        Condition(
+            name=CONTROL,
+            sources=sources,
+            enters=Entry.CHANNELS,
+            shape=shape,
+            recipe=CONTROL,
+            room=REFERENCES,
+        ),
         Condition(name=CONTROL_SCALE, sources=sources, enters=Entry.INPUT, shape=("hints",), recipe=CONTROL),
     )
+
+
+def room_for_references(conditions: Iterable[Condition]) -> int:
+    """How many reference images may be given."""
+    return max((each.room for each in conditions if each.recipe == CONTROL), default=0)
 
 
 def takes_control(conditions: Iterable[Condition]) -> bool:

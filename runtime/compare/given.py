@@ -18,7 +18,7 @@ _EDGE: Final = 240
 
 
 def given_pictures(job: Job) -> tuple[GivenPicture, ...]:
-    """The images, the video and the mask of a job.
+    """The images, the video, the mask and the reference images of a job.
 
     Raises:
         FlowBlendingError: one cannot be read.

@@ -52,7 +52,7 @@ class GivenPicture:
     """An image or a video that a prompt gave beside its text.
 
     Attributes:
-        option: ``image``, ``video`` or ``mask``.
+        option: ``image``, ``video``, ``mask`` or ``reference``.
         file: as the prompt file names it, from where fb-compare was called.
         about: what it is, for the page.
         picture: its first frame, as an address that holds it.

@@ -11,6 +11,7 @@ from flowblending.contracts.conditions import (
     Source,
     images_taken,
     pixel_sources,
+    takes_control,
     takes_image_channels,
 )
 from flowblending.contracts.manifest import Manifest
@@ -18,6 +19,8 @@ from flowblending.contracts.program import Program
 from flowblending.runtime.conditions.given import GivenClip
 from flowblending.runtime.conditions.held import FIRST, FRAMES, Held, plan_held
 from flowblending.runtime.conditions.image_channels import check_places
+from flowblending.runtime.conditions.references import Referenced, with_references
+from flowblending.runtime.conditions.vace import check_frames
 
 _PLANS = {FIRST: plan_held, FRAMES: plan_held}
 """By recipe."""
@@ -44,17 +47,27 @@ def check_taken(manifest: Manifest, source: Source) -> None:
     )
 
 
-def plan_given(manifest: Manifest, program: Program, clips: Sequence[GivenClip]) -> Held | None:
-    """What becomes of a program where images and clips are given; None where there are none, or nothing is held.
+def plan_given(
+    manifest: Manifest, program: Program, clips: Sequence[GivenClip], references: int = 0
+) -> Held | Referenced | None:
+    """What becomes of a program where images and clips are given; None where it stays as it is.
+
+    Args:
+        references: how many reference images are given.
 
     Raises:
         UsageError: the bundle does not take them, or not so, or makes no video without.
     """
     pipeline = manifest.pipeline
+    frames = (program.latent_shape[1] - 1) * pipeline.temporal_factor + 1
     if takes_image_channels(pipeline.conditions):
-        frames = (program.latent_shape[1] - 1) * pipeline.temporal_factor + 1
         check_places(clips, frames, images_taken(pipeline.conditions))
         return None
+    if takes_control(pipeline.conditions):
+        if clips:
+            check_taken(manifest, Source.IMAGE)
+        check_frames(clips, frames)
+        return Referenced(program=with_references(program, references), extra=references) if references else None
     if not clips:
         return None
     for clip in clips:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flowblending import UsageError
+from flowblending.runtime.conditions.given import Given, GivenClip
 from flowblending.runtime.media.clip import mask_values, pixels
 
 Floats = npt.NDArray[np.float32]
@@ -42,22 +43,67 @@ def given(frames: npt.NDArray[np.uint8], grey: npt.NDArray[np.uint8] | None) -> 
     return values, mask
 
 
+def check_frames(images: Sequence[Given | GivenClip], frames: int) -> None:
+    """Refuse images of frames that a control cannot have.
+
+    Args:
+        frames: of the video.
+
+    Raises:
+        UsageError: one has a strength, is for a frame that the video does not have, or two are for one frame.
+    """
+    taken: set[int] = set()
+    for each in images:
+        if each.strength != 1.0:
+            raise UsageError(
+                f"{each} has a strength of {each.strength:g}, but a frame that is given to these models stays whole; "
+                "leave the strength out, or give a video and --control-scale."
+            )
+        own = set(range(each.frame, each.frame + (len(each.frames) if isinstance(each, GivenClip) else 1)))
+        if own & taken:
+            raise UsageError(f"Two images are given for frame {min(own & taken)}, the second {each}; leave one out.")
+        if max(own) >= frames:
+            raise UsageError(
+                f"{each} is given for frame {max(own)}, but the video has {frames} frames, from 0 to {frames - 1}; "
+                "give one of these."
+            )
+        taken |= own
+
+
+def frames_given(images: Sequence[GivenClip], count: int, width: int, height: int) -> tuple[Floats, Floats]:
+    """Pixels and mask of a video of which some frames are given; all others are grey, and to be made.
+
+    As the user guide of WanVACEPipeline has it for the first and the last frame, with the grey that it calls exact.
+
+    Args:
+        images: as `check_frames` has them, uint8 [F, H, W, 3] each.
+        count: frames of the video.
+        width, height: of the video.
+    """
+    values, mask = free_frames(count, width, height)
+    for each in images:
+        own = slice(each.frame, each.frame + len(each.frames))
+        values[:, :, own], mask[:, :, own] = pixels(each.frames), 0
+    return values, mask
+
+
 def control(
-    values: Floats, mask: Floats, references: Sequence[npt.NDArray[np.uint8]], encode: Encode, factors: tuple[int, int]
+    values: Floats, mask: Floats, references: Sequence[Floats], encode: Encode, factors: tuple[int, int]
 ) -> Floats:
     """The transformer's input ``control``, fp32 [1, 2 C + s * s, R + f, h, w].
 
     Args:
         values: pixels [1, 3, F, H, W] in [-1, 1].
         mask: [1, 1, F, H, W], 1 where pixels are made anew.
-        references: uint8 [H, W, 3], each a latent frame before the video's own; see `on_white`.
+        references: fp32 [3, H, W] in [-1, 1], each a latent frame before the video's own; see
+            `flowblending.runtime.media.reference_image`.
         encode: the VAE's encoder.
         factors: video frames per latent frame, and pixels s per latent pixel.
     """
     sharp = np.where(mask > _HALF, np.float32(1), np.float32(0))
     latents = np.concatenate([encode(values * (1 - sharp)), encode(values * sharp)], axis=1)
     for reference in references:
-        kept = encode(pixels(reference[None]))
+        kept = encode(reference[None, :, None])
         latents = np.concatenate([np.concatenate([kept, np.zeros_like(kept)], axis=1), latents], axis=2)
     places = mask_latents(mask, factors)
     none = np.zeros_like(places[:, :, : len(references)])

@@ -87,7 +87,7 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/job_facts": {*GROUND, "engine/bundle", "runtime/jobs", "runtime/options", "runtime/program"},
     "runtime/sampler": {*GROUND, "engine/backends", "runtime/devices", "runtime/program", "runtime/refusals"},
     "runtime/events": {"runtime/devices", "runtime/media", "runtime/sampler"},
-    "runtime/shown_inputs": {*GROUND, "runtime/conditions", "runtime/jobs", "runtime/options"},
+    "runtime/shown_inputs": {*GROUND, "runtime/conditions", "runtime/jobs", "runtime/media", "runtime/options"},
     "runtime/pipeline": {*SAMPLING, "runtime/shown_inputs"},
     "runtime/given_files": {*GROUND, "runtime/conditions", "runtime/options"},
     "runtime/planned_job": SAMPLING,
@@ -110,6 +110,7 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/dry_run": {
         *ENGINE,
         "runtime/authors",
+        "runtime/conditions",
         "runtime/devices",
         "runtime/job_facts",
         "runtime/jobs",

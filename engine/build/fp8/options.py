@@ -168,7 +168,9 @@ class Fp8Options:
         Raises:
             UsageError: no prompt gives anything.
         """
-        given = any(each.image or each.video is not None for each in jobs)
+        from flowblending.runtime.given_files import given_files
+
+        given = any(given_files(each) for each in jobs)
         if not in_fp8 or self.calibration is not None or given or not pixel_sources(pipeline.conditions):
             return None
         option = "video" if takes_control(pipeline.conditions) else "image"
@@ -187,7 +189,7 @@ class Fp8Options:
         )
 
 
-_GIVEN = ("image", "video", "mask", "control_scale", "fit", "resample_fps")
+_GIVEN = ("image", "video", "mask", "reference", "control_scale", "fit", "resample_fps")
 """What the lines of a file of prompts may say beside them."""
 
 _EVERY = ""

@@ -27,6 +27,7 @@ from flowblending.engine.build.fp8.loader import Graph, Loader
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.devices.open import AUTO, open_device
 from flowblending.runtime.devices.protocol import Device
+from flowblending.runtime.given_files import given_files
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.options import Job
@@ -172,7 +173,7 @@ class _Begun:
 
 
 def _begin(job: Job, pipeline: Pipeline, manifest: Manifest) -> _Begun:
-    if job.video is None and not job.image and not pipeline.vae_encoders():
+    if not given_files(job) and not pipeline.vae_encoders():
         # The ranges are there, and prompts are wanted alone.
         program = compile_job(job, manifest)
         start = Start(latents=TorchNormal(job.seed).normal((1, *program.latent_shape)))
@@ -180,7 +181,7 @@ def _begin(job: Job, pipeline: Pipeline, manifest: Manifest) -> _Begun:
     planned = plan_job(job, manifest)
     # Latents first: what encodes frames is closed when the text encoder is opened.
     start = planned.start(job.seed, pipeline.encode_frames)
-    shown = pipeline.shown(job, planned.program, _no_word, planned.clips)
+    shown = pipeline.shown(job, _no_word, planned.clips)
     conditions = pipeline.encode(job, planned.program, _no_word, times=planned.times, shown=shown)
     return _Begun(program=planned.program, conditions=conditions, start=start)
 

@@ -40,7 +40,7 @@ WAN = ModelFamily(
     pipelines=("WanPipeline", "WanVACEPipeline", *IMAGE_TO_VIDEO),
     takes={
         "WanPipeline": (Source.VIDEO,),
-        "WanVACEPipeline": (Source.VIDEO, Source.MASK),
+        "WanVACEPipeline": (Source.IMAGE, Source.VIDEO, Source.MASK),
         **dict.fromkeys(IMAGE_TO_VIDEO, (Source.IMAGE,)),
     },
     always=frozenset({"WanVACEPipeline", *IMAGE_TO_VIDEO}),

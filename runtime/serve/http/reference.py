@@ -89,7 +89,8 @@ def check_kinds(kept: Kept, manifest: Manifest, *, reference: bool) -> None:
         FlowBlendingError: it is refused.
     """
     for name in kept.fields:
-        check_taken(manifest, Source(name))
+        if name in list(Source):  # of reference images, the job tells
+            check_taken(manifest, Source(name))
     if reference:
         with _DECODING, opened_still(Path(kept.fields[IMAGE][0])):
             pass
@@ -102,7 +103,7 @@ def check_files(job: Job, manifest: Manifest) -> None:
         FlowBlendingError: they are refused.
     """
     with _DECODING:
-        planned_job.check_files(job)
+        planned_job.check_files(job, manifest)
         planned_job.plan_job(job, manifest)
 
 

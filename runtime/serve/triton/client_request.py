@@ -78,7 +78,7 @@ def _file_tensors(option: Option, uploads: Sequence[Upload]) -> Arrays:
         return {}
     found = {option.name: [each.content for each in uploads]}
     found[option.name + NAME] = [each.name.encode() for each in uploads]
-    if option.several:
+    if option.placed:
         found[option.name + AT] = [each.at.encode() for each in uploads]
     return {name: _texts(values) for name, values in found.items()}
 
@@ -95,6 +95,8 @@ def _read_files(option: Option, value: Any) -> list[Upload]:
 
     if not option.several:
         return [_read_file(Path(value), "")]
+    if not option.placed:
+        return [_read_file(Path(each), "") for each in value]
     return [_read_file(read_given(each).path, tail_of(each)) for each in value]
 
 

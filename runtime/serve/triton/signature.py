@@ -68,9 +68,9 @@ class Port:
 def inputs(manifest: Manifest) -> tuple[Port, ...]:
     """A job's options, files that come with it, the initial latents in place of the seed's noise, and what to answer.
 
-    Of a file, ``image``, ``video`` or ``mask``, the input is its content; see `file_ports`. ``result`` is one or more
-    of ``RESULTS``, and the first unless told; ``progress`` asks for a response after every step. Numbers are doubles
-    where ``fb-run`` computes with doubles, so that both give the same bits.
+    Of files (``image``, ``video``, ``mask``, ``reference``) the inputs are their content; see `file_ports`. ``result``
+    is one or more of ``RESULTS``, and the first unless told; ``progress`` asks for a response after every step. Numbers
+    are doubles where ``fb-run`` computes with doubles, so that both give the same bits.
     """
     return (
         *(Port(name=each.name, dtype=dtype_of(each), optional=each.name != "prompt") for each in served_options()),
@@ -86,7 +86,7 @@ def file_ports(option: Option) -> tuple[Port, ...]:
 
     Every bundle has them, so that one that takes no images says so itself.
     """
-    names = (option.name, option.name + NAME, *([option.name + AT] if option.several else []))
+    names = (option.name, option.name + NAME, *([option.name + AT] if option.placed else []))
     shape = (-1 if option.several else 1,)
     return tuple(Port(name=each, dtype=STRING, shape=shape, optional=True) for each in names)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,23 @@ from diffusers import UniPCMultistepScheduler, WanVACEPipeline
 from PIL import Image
 
 from benchmarks.checkpoints import wan_vace_transformer, wan_vae
-from flowblending import UsageError
-from flowblending.runtime.conditions.vace import control, free_frames, given, mask_latents, read_scales
+from flowblending import FlowBlendingError, UsageError
+from flowblending.runtime.conditions.given import GivenClip
+from flowblending.runtime.conditions.references import Referenced, with_references
+from flowblending.runtime.conditions.vace import (
+    check_frames,
+    control,
+    frames_given,
+    free_frames,
+    given,
+    mask_latents,
+    read_scales,
+)
+from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.media.noise import TorchNormal
+from flowblending.runtime.media.reference_image import check_reference, on_white
+from flowblending.runtime.options import Job
+from tests.support import manifests
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +41,9 @@ FRAMES = 9
 RANDOM = np.random.default_rng(0)
 VIDEO = RANDOM.integers(0, 256, (FRAMES, SIZE[1], SIZE[0], 3)).astype(np.uint8)
 MASK = RANDOM.integers(0, 256, (FRAMES, SIZE[1], SIZE[0])).astype(np.uint8)
-REFERENCES = RANDOM.integers(0, 256, (2, SIZE[1], SIZE[0], 3)).astype(np.uint8)
+SHAPES = ((50, 90), (33, 17))
+REFERENCES = [RANDOM.integers(0, 256, (*shape, 3)).astype(np.uint8) for shape in SHAPES]
+"""Larger than the video and smaller, of another shape, and not of whole latent pixels."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -63,7 +81,7 @@ def reference(pipe: Any, video: Any, mask: Any, images: Any) -> Floats:
         return np.asarray(torch.cat([latents, pipe.prepare_masks(mask, images)], dim=1).numpy())
 
 
-def pictures(frames: npt.NDArray[np.uint8]) -> list[Image.Image]:
+def pictures(frames: Iterable[npt.NDArray[np.uint8]]) -> list[Image.Image]:
     return [Image.fromarray(frame) for frame in frames]
 
 
@@ -74,7 +92,8 @@ def test_it_is_the_pipelines(
     if mask and not video:
         return  # a mask of nothing
     values = given(VIDEO, MASK if mask else None) if video else free_frames(FRAMES, *SIZE)
-    found = control(*values, list(REFERENCES[:images]), encode, FACTORS)
+    shown = [on_white(each, SIZE, FACTORS[1]) for each in REFERENCES[:images]]
+    found = control(*values, shown, encode, FACTORS)
     expected = reference(
         pipe,
         pictures(VIDEO) if video else None,
@@ -95,6 +114,70 @@ def test_first_and_last_frame(pipe: Any, encode: Callable[[Floats], Floats]) -> 
     assert [float(each.max()) for each in places[0, 0]] == [0.0] + [1.0] * (FRAMES - 2) + [0.0]
     expected = reference(pipe, pictures(VIDEO), pictures(mask), None)
     np.testing.assert_allclose(control(values, places, [], encode, FACTORS), expected, rtol=1e-5, atol=1e-5)
+
+
+def image(frame: int, count: int = 1, strength: float = 1.0) -> GivenClip:
+    return GivenClip(name="a.png", frames=VIDEO[:count], frame=frame, strength=strength, still=count == 1)
+
+
+def test_frames_that_are_given_are_kept_and_all_others_are_grey_and_made() -> None:
+    """As a video and a mask would say it."""
+    values, mask = frames_given([image(8), image(0, count=3)], FRAMES, *SIZE)
+    grey = np.full_like(MASK, 255)
+    grey[[0, 1, 2, 8]] = 0
+    video = VIDEO.copy()
+    video[8] = VIDEO[0]
+    expected, places = given(video, grey)
+    np.testing.assert_array_equal(mask, places)
+    np.testing.assert_array_equal(values, np.where(mask > 0, 0, expected))
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (
+            [image(0, strength=0.5)],
+            "has a strength of 0.5, but a frame that is given to these models stays whole",
+        ),
+        ([image(0, count=3), image(2)], "Two images are given for frame 2, the second a.png"),
+        ([image(9)], "a.png is given for frame 9, but the video has 9 frames"),
+    ],
+)
+def test_frames_that_cannot_be_given(images: list[GivenClip], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        check_frames(images, FRAMES)
+
+
+@pytest.mark.parametrize("picture", [*SHAPES, (8, 200), (200, 9), (32, 48)])
+@pytest.mark.parametrize("size", [SIZE, (832, 480)])
+def test_references_lie_on_white_as_in_the_pipeline(pipe: Any, picture: tuple[int, int], size: tuple[int, int]) -> None:
+    pixels = RANDOM.integers(0, 256, (*picture, 3)).astype(np.uint8)
+    _, _, ((expected,),) = pipe.preprocess_conditions(
+        None, None, [Image.fromarray(pixels)], 1, size[1], size[0], FRAMES, torch.float32, torch.device("cpu")
+    )
+    np.testing.assert_allclose(on_white(pixels, size, FACTORS[1]), expected.numpy(), atol=2e-5)
+
+
+def test_references_are_latent_frames_before_the_video_s_own(tmp_path: Path) -> None:
+    """Noise that is given is that of the video, and theirs is the seed's; without any, all is drawn at once."""
+    program = compile_job(Job(prompt="", steps=2), manifests.write(tmp_path / "bundle"))
+    channels, frames, *size = program.latent_shape
+    held = Referenced(program=with_references(program, 2), extra=2)
+    drawn, slots = held.make(None, TorchNormal(5), lambda *_: np.zeros(1, np.float32))
+    assert (drawn.shape, slots) == ((1, channels, frames + 2, *size), {})
+    np.testing.assert_array_equal(drawn, TorchNormal(5).normal(drawn.shape))
+    own = TorchNormal(6).normal((1, *program.latent_shape))
+    begun, _ = held.make(own, TorchNormal(5), lambda *_: np.zeros(1, np.float32))
+    np.testing.assert_array_equal(held.own(begun), own)
+    np.testing.assert_array_equal(begun[:, :, :2], TorchNormal(5).normal((1, channels, 2, *size)))
+
+
+def test_references_that_are_none(tmp_path: Path) -> None:
+    Image.new("RGB", (15, 90)).save(tmp_path / "thin.png")
+    (tmp_path / "none.png").write_bytes(b"no image")
+    for name, said in (("thin.png", "has at least 16 pixels either way"), ("none.png", "none"), ("gone.png", "gone")):
+        with pytest.raises(FlowBlendingError, match=said):
+            check_reference(tmp_path / name, 16)
 
 
 def test_scales() -> None:

@@ -108,6 +108,9 @@ def test_a_client_sends_files_and_folders(tmp_path: Path) -> None:
     assert inputs["image_name"].tolist() == [b"a_cat.png", b"a_cat.png"]
     assert inputs["image_at"].tolist() == [b"@16:0.8", b""]
     assert (inputs["video_name"].tolist(), inputs["fit"].tolist()) == ([b"frames"], [b"letterbox"])
+    faces = request_inputs({"reference": (str(tmp_path / "a cat.png"),)}, ["mp4"])
+    assert (faces["reference"].tolist(), faces["reference_name"].tolist()) == ([PNG], [b"a_cat.png"])
+    assert "reference_at" not in faces
     kept = keep({"video": [Upload(name="frames", content=inputs["video"].item())]}, tmp_path)
     assert sorted(path.read_bytes() for path in Path(kept.fields["video"]).iterdir()) == [
         PNG + b"10.png",

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 from flowblending import UsageError
 from flowblending.contracts.conditions import Source
-from flowblending.contracts.graph import SMALL, Precision
+from flowblending.contracts.graph import LARGE, SMALL, Precision
 from flowblending.engine.build.build import build_bundle
 from flowblending.engine.build.fp8.options import Fp8Options
 from flowblending.engine.build.request import BuildRequest, named_models
@@ -62,6 +63,13 @@ def final(bundle: Bundle, job: Job) -> Floats:
         pipeline.close()
 
 
+def blocks_in_fp8(path: Path) -> set[str]:
+    """The blocks of a graph that have weights in fp8."""
+    weights = onnx.load(path, load_external_data=False).graph.initializer
+    names = {each.name for each in weights if each.data_type == onnx.TensorProto.FLOAT8E4M3FN and each.dims}
+    return {".".join(name.split(".")[:2]) for name in names}
+
+
 @pytest.mark.parametrize("kind", LINES)
 def test_it_is_calibrated_on_what_is_given(
     kind: str, build: Build, checkpoints: Callable[[str], Path], engine_cache: Path, tmp_path: Path
@@ -86,6 +94,10 @@ def test_it_is_calibrated_on_what_is_given(
         assert bundle.manifest.components[name].spec.precision is Precision.FP8
     found = json.loads((bundle.folder / "fp8_calibration.json").read_text())
     assert found["prompts"] == [line["prompt"] for line in LINES[kind]]
+    if kind == "wan-vace":
+        # Of the large model's four blocks the first and the last are kept, with the control's blocks behind them.
+        assert blocks_in_fp8(bundle.path(LARGE)) == {"blocks.1", "blocks.2", "vace_blocks.1"}
+        assert blocks_in_fp8(bundle.path(SMALL)) == {"blocks.0", "blocks.1", "vace_blocks.0"}
     layers = found["models"][SMALL]["layers"]
     assert any(name.startswith("vace_blocks.0.") for name in layers) == (kind == "wan-vace")
     (job,) = [line.job for line in read_jobs(path, make_job({"prompt": "", "steps": 4})) if line.number == 1]
