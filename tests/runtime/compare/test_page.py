@@ -21,6 +21,7 @@ from flowblending.runtime.compare.report import (
     ComparedRun,
     ComparedVideo,
     ComparisonReport,
+    GivenPicture,
     in_use,
 )
 from flowblending.runtime.devices.pictures import to_uint8
@@ -34,6 +35,8 @@ pytestmark = pytest.mark.browser
 ARTIFACTS = Path(__file__).parents[3] / "artifacts"
 """Screenshots of the last run, for people; ignored by git."""
 FRAMES = 13
+PICTURE = "data:image/gif;base64,R0lGODlhAQABAIAAAP8AAAAAACwAAAAAAQABAAACAkQBADs="
+"""One red pixel."""
 FIGURES = {
     "LLL": {"seconds": 4.0, "flops": 10.0, "smoothness": 0.02},
     "LSL": {"seconds": 2.5, "flops": 6.0, "psnr": 24.0, "ssim": 0.91, "cosine": 0.98, "smoothness": 0.03},
@@ -64,7 +67,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             clips[label] = ComparedVideo(
                 video=video, values={k: v * (1 + index / 10) for k, v in values.items()}, steps=steps
             )
-        cases.append(ComparedPrompt(title=("a circle", "two <shapes>")[index], note=f"seed {index}", clips=clips))
+        cases.append(
+            ComparedPrompt(
+                title=("a circle", "two <shapes>")[index],
+                note=f"seed {index}",
+                # The second prompt gave an image.
+                given=(GivenPicture(option="image", file="cat.png", about="<cat>.png", picture=PICTURE),) * index,
+                clips=clips,
+            )
+        )
     runs = (
         ComparedRun(label="LLL", schedule="LLL", stages="L10", computed="1" * 10),
         ComparedRun(label="LSL", schedule="LSL", stages="L4 S4 L2", computed="1" * 10),
@@ -146,6 +157,17 @@ def test_videos_play_in_step_and_loop(browser: Browser) -> None:
     browser.evaluate("at('play').click()")
     browser.wait("cells.every(({ video }) => video.paused && !video.seeking)")
     assert np.ptp(times(browser)) == 0
+
+
+def test_what_a_prompt_gave_is_shown_above_its_videos(browser: Browser) -> None:
+    assert browser.evaluate("at('given').hidden")
+    browser.evaluate("at('next').click()")
+    browser.wait("[...document.querySelectorAll('#given img')].every((each) => each.complete && each.naturalWidth)")
+    assert browser.evaluate("[...document.querySelectorAll('#given img')].map((each) => each.alt)") == ["<cat>.png"]
+    assert browser.evaluate("at('given').textContent") == "<cat>.png"
+    assert not browser.evaluate("at('given').hidden")
+    browser.evaluate("at('next').click()")
+    assert browser.evaluate("at('given').hidden && !at('given').childElementCount")
 
 
 def test_frames_one_by_one(browser: Browser) -> None:
