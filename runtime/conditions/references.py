@@ -21,11 +21,14 @@ class Referenced:
 
     Attributes:
         program: with a latent frame for each.
-        extra: how many there are.
     """
 
     program: Program
-    extra: int
+
+    @property
+    def extra(self) -> int:
+        """How many there are."""
+        return self.program.extra
 
     @property
     def times(self) -> None:
@@ -54,4 +57,4 @@ class Referenced:
 def with_references(program: Program, count: int) -> Program:
     """A program with so many latent frames before the video's own."""
     channels, frames, height, width = program.latent_shape
-    return dataclasses.replace(program, latent_shape=(channels, frames + count, height, width))
+    return dataclasses.replace(program, latent_shape=(channels, frames + count, height, width), extra=count)

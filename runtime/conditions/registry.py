@@ -67,7 +67,7 @@ def plan_given(
         if clips:
             check_taken(manifest, Source.IMAGE)
         check_frames(clips, frames)
-        return Referenced(program=with_references(program, references), extra=references) if references else None
+        return Referenced(program=with_references(program, references)) if references else None
     if not clips:
         return None
     for clip in clips:

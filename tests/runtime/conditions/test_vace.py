@@ -162,7 +162,7 @@ def test_references_are_latent_frames_before_the_video_s_own(tmp_path: Path) -> 
     """Noise that is given is that of the video, and theirs is the seed's; without any, all is drawn at once."""
     program = compile_job(Job(prompt="", steps=2), manifests.write(tmp_path / "bundle"))
     channels, frames, *size = program.latent_shape
-    held = Referenced(program=with_references(program, 2), extra=2)
+    held = Referenced(program=with_references(program, 2))
     drawn, slots = held.make(None, TorchNormal(5), lambda *_: np.zeros(1, np.float32))
     assert (drawn.shape, slots) == ((1, channels, frames + 2, *size), {})
     np.testing.assert_array_equal(drawn, TorchNormal(5).normal(drawn.shape))

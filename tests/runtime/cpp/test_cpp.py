@@ -425,7 +425,10 @@ def test_the_example_equals_fb_run(built: Built, build: Build, tmp_path: Path) -
 
 CONDITIONED: dict[str, tuple[tuple[Source, ...], tuple[object, ...]]] = {
     "ltx-condition": ((Source.IMAGE,), ("--image", "cat.png", "--image", "end.png@16:0.8", "--guidance", 3.0)),
-    "wan-vace": ((), ("--video", "clip", "--mask", "mask.png", "--control-scale", "0.8")),
+    "wan-vace": (
+        (),
+        ("--video", "clip", "--mask", "mask.png", "--control-scale", "0.8", "--reference", "end.png"),
+    ),
     "wan-image": ((), ("--image", "cat.png", "--image", "end.png@8")),
     "wan-clip": ((), ("--image", "cat.png")),
 }
