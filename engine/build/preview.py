@@ -5,7 +5,6 @@ Calls the exporter inside its functions, as `build` does.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from flowblending.contracts.graph import DECODERS
 from flowblending.contracts.manifest import PREVIEW, BundleFile, PreviewFile
 from flowblending.engine.bundle.bundle import Bundle, describe_file
 from flowblending.engine.store.entry import damaged_file
-from flowblending.engine.store.store import Order
+from flowblending.engine.store.store import Order, take_over
 from flowblending.system.checksum import ChecksumCache
 
 if TYPE_CHECKING:
@@ -39,19 +38,25 @@ def obtain_preview(builder: ComponentBuilder, plan: Plan, old: Bundle | None) ->
     decoder = tuple(part for part in plan.parts if part.name in DECODERS)
     console, pipeline = builder.console, plan.pipeline
 
-    def make(work: Path) -> BundleFile:
-        with console.phase("preview: fitting") as report:
-            fit = fit_preview(pipeline, plan.vae_encoder, decoder, report)
-        console.log(f"preview: explains {fit.explained:.0%} of the variance of small decoded pictures")
-        np.save(work / PREVIEW, fit.matrix)
-        return describe_file(work, work / PREVIEW)
-
     key = {
         "weights": builder.weights(decoder[0]),
         "graph": ", ".join([f"preview {REVISION}", *(part.revision for part in (*plan.vae_encoder, *decoder))]),
         "pipeline": f"{pipeline.pipeline}, decode_timestep {pipeline.decode_timestep}",
         "versions": exporter_versions(),
     }
+
+    def make(work: Path) -> BundleFile:
+        same = None if old is None else _same(old, key)
+        if old is not None and same is not None:
+            take_over([same], old.folder, work)
+            console.log("preview: reused, nothing changed")
+            return same
+        with console.phase("preview: fitting") as report:
+            fit = fit_preview(pipeline, plan.vae_encoder, decoder, report)
+        console.log(f"preview: explains {fit.explained:.0%} of the variance of small decoded pictures")
+        np.save(work / PREVIEW, fit.matrix)
+        return describe_file(work, work / PREVIEW)
+
     order = Order(
         kind=BundleFile,
         name="preview",
@@ -61,11 +66,6 @@ def obtain_preview(builder: ComponentBuilder, plan: Plan, old: Bundle | None) ->
         into=builder.folder,
         make=make,
     )
-    same = None if old is None else _same(old, key)
-    if old is not None and same is not None:
-        shutil.copyfile(old.folder / same.file.path, builder.folder / same.file.path)
-        console.log("preview: reused, nothing changed")
-        return same
     try:
         made, found = builder.store.obtain(order)
     except FlowBlendingError as error:
@@ -76,9 +76,9 @@ def obtain_preview(builder: ComponentBuilder, plan: Plan, old: Bundle | None) ->
     return PreviewFile(file=made, key=key)
 
 
-def _same(old: Bundle, key: Mapping[str, str]) -> PreviewFile | None:
+def _same(old: Bundle, key: Mapping[str, str]) -> BundleFile | None:
     """The map of an old bundle, if it was made of the same and is whole."""
     found = old.manifest.preview
     if found is None or found.key != key:
         return None
-    return found if damaged_file(old.folder, [found.file], ChecksumCache()) is None else None
+    return found.file if damaged_file(old.folder, [found.file], ChecksumCache()) is None else None

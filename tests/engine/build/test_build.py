@@ -246,7 +246,7 @@ def test_real_plans_are_built_without_a_gpu(kind: str, small: str, build: Build)
     assert (precisions["large"], precisions["small"], precisions["text_encoder"]) == ("fp16-mixed", small, "bf16")
     # The name of the fused kernel, whose source lies in the plan.
     assert b"_gemm_mha_v2" in bundle.path("large").read_bytes()
-    assert {path.suffix for path in bundle.folder.iterdir()} == {".plan", ".json", ".npz"}
+    assert {path.suffix for path in bundle.folder.iterdir()} == {".plan", ".json", ".npz", ".npy"}
     check_proof(bundle, {"large": (8, "fp16"), "small": (4, small)})
     check_sizes(bundle)
 
