@@ -22,7 +22,7 @@ test: $(INSTALLED) lint $(if $(EMBEDDING),$(EMBEDDED))
 
 # Needs cmake, g++, nlohmann-json3-dev, libssl-dev and libpython3.11 from the distribution beside, and fails without.
 test-embedding: $(EMBEDDED)
-	FLOWBLENDING_REQUIRE_TOOLS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m embedding --numprocesses 2 --dist loadfile
+	FLOWBLENDING_REQUIRE_TOOLS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'embedding and not long' --numprocesses 2 --dist loadfile
 
 # Minutes of builds and benchmark programs: every night and before a release.
 test-long: $(INSTALLED)

@@ -28,7 +28,7 @@ FLOATS = PIXELS.astype(np.float64) / 255
         torch.from_numpy(FLOATS).permute(2, 0, 1),
         torch.from_numpy(FLOATS).permute(2, 0, 1)[None].float(),
     ],
-    ids=lambda each: f"{type(each).__name__}-{getattr(each, 'mode', getattr(each, 'dtype', ''))}",
+    ids=["RGB", "RGBA", "uint8", "float64", "float32 batch", "tensor", "tensor of channels", "tensor batch"],
 )
 def test_every_form_of_an_image_is_the_same_image(image: Any) -> None:
     np.testing.assert_array_equal(picture_of(image, "image"), PIXELS)
