@@ -16,6 +16,7 @@ import pytest
 
 from flowblending import FlowBlendingError, UsageError
 from flowblending.contracts.graph import AuthorsSampling
+from flowblending.contracts.manifest import FORMAT
 from flowblending.contracts.model_sampling import ModelSampling
 from flowblending.contracts.proof import read_proof
 from flowblending.engine.backends.gpu import gpu_architecture
@@ -408,6 +409,6 @@ def test_the_manifest_says_how_to_build_the_bundle_again(build: Build) -> None:
     command = content["rebuild"]
     assert command[0] == "fb-build-engines"
     assert Path(command[command.index("--large") + 1]).is_absolute()
-    assert content["format"] == 2
+    assert content["format"] == FORMAT
     assert set(content["components"]) == {"large", "small", "text_encoder", "vae_first", "vae_next"}
     assert min(content["components"]["large"]["flops"]["attention"][1:]) > 0

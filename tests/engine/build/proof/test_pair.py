@@ -27,7 +27,7 @@ from flowblending.engine.build.proof.pair import (
 from flowblending.engine.build.proof.report_build import proof_program
 from flowblending.export.verify.verify import TOLERANCE
 from flowblending.runtime.devices.host import HostDevice
-from flowblending.runtime.golden.closed_form import CASES, FORMS, ClosedFormCase, engines
+from flowblending.runtime.golden.closed_form import CASES, FORMS, engines
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
 from flowblending.runtime.sampler.loop import Sampler
@@ -87,8 +87,10 @@ def test_a_program_is_followed(manifest: Manifest) -> None:
     np.testing.assert_allclose(batched, final, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
-def test_a_program_is_followed_as_the_runtime_runs_it(case: ClosedFormCase) -> None:
+# A proof samples from text alone, and follows no program that begins from given latents.
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.strengths])
+def test_a_program_is_followed_as_the_runtime_runs_it(name: str) -> None:
+    case = CASES[name]
     random = np.random.default_rng(3)
     conditions, latents = case.conditions(random), random.standard_normal((1, *case.latent)).astype(np.float32)
 
