@@ -204,6 +204,7 @@ def test_keys_depend_on_content_strength_and_scales(pair: Pair) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_bundle_with_lora_computes_with_it_and_says_so(build: Build, pair: Pair, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(build("wan").folder, out)

@@ -169,6 +169,7 @@ def test_too_small_a_disk_costs_no_weight(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_build_from_the_hub_is_that_of_its_files(hub: Hub, build: Build, repositories: Path, tmp_path: Path) -> None:
     local = build("wan")
     out = shutil.copytree(local.folder, tmp_path / "bundle")

@@ -49,6 +49,7 @@ def final_latents(bundle: Bundle) -> Floats:
     return sample.latents.numpy().copy()
 
 
+@pytest.mark.long
 def test_a_bundle_is_calibrated_runs_and_is_used_again(
     build: Build, checkpoints: Callable[[str], Path], tmp_path: Path
 ) -> None:

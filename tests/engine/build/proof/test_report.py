@@ -105,6 +105,7 @@ def test_proving_runs_the_engines_and_finds_one_that_differs(build: Build, tmp_p
         prove_bundle(bundle.folder, ignore)
 
 
+@pytest.mark.long
 def test_a_pair_in_fp16_is_measured_and_what_holds_no_more_ends_the_build(
     build: Build, checkpoints: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +136,7 @@ def test_a_pair_in_fp16_is_measured_and_what_holds_no_more_ends_the_build(
     assert not (out / "report.json").exists()
 
 
-@pytest.mark.parametrize("kind", ["wan", "ltx"])
+@pytest.mark.parametrize("kind", ["wan", pytest.param("ltx", marks=pytest.mark.long)])
 def test_a_pair_is_measured_on_what_the_runtime_samples(
     build: Build, checkpoints: Callable[[str], Path], kind: str
 ) -> None:

@@ -186,7 +186,7 @@ def test_a_process_that_ends(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["wan", "ltx-condition"])
+@pytest.mark.parametrize("kind", ["wan", pytest.param("ltx-condition", marks=pytest.mark.long)])
 def test_a_build_runs_its_bundle(build: Build, kind: str) -> None:
     report = read_report(build(kind))
     assert report is not None
