@@ -22,6 +22,7 @@ def job_facts(job: Job, program: Program, manifest: Manifest) -> dict[str, objec
         "size": geometry.size,
         "frames": geometry.frames,
         "frame_rate": pipeline.frame_rate if job.frame_rate is None else job.frame_rate,
+        "image": list(job.image),
         "input_video": job.video,
         "strength": job.strength,
         "mask": job.mask,

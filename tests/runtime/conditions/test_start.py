@@ -19,6 +19,7 @@ from flowblending.engine.bundle.geometry import plan_profiles
 from flowblending.runtime.calibrate.prompts import check_jobs
 from flowblending.runtime.conditions.start import check_length, doubts, noised
 from flowblending.runtime.dry_run import plan_facts, plan_lines
+from flowblending.runtime.job_facts import job_facts
 from flowblending.runtime.jobs import compile_job, job_geometry, job_strength
 from flowblending.runtime.media.clip import Clip
 from flowblending.runtime.option_values import PYTHON, read_options
@@ -84,6 +85,8 @@ def test_a_dry_run_says_which_stages_are_left(manifest: Manifest, tmp_path: Path
         "crop",
         None,
     )
+    images = ("cat.png", "end.png@8:0.5")
+    assert job_facts(replace(job, image=images), program, manifest)["image"] == list(images)
     with pytest.raises(FlowBlendingError, match=r"There is no image or video none\.mp4; give"):
         plan_lines(bundle, replace(job, video="none.mp4"), "cpu")
 

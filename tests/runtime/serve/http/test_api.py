@@ -361,9 +361,10 @@ def test_the_openapi_document_is_true(server: VideoServer) -> None:
     schema = create["application/json"]["schema"]
     properties = dict(create["multipart/form-data"]["schema"]["properties"])
     assert {properties.pop(name)["format"] for name in ("input_reference", "video", "mask")} == {"binary"}
-    assert {name: properties.pop(name)["items"].get("format") for name in ("image", "image_at")} == {
+    assert {name: properties.pop(name)["items"].get("format") for name in ("image", "image_at", "reference")} == {
         "image": "binary",
         "image_at": None,
+        "reference": "binary",
     }
     assert schema["properties"] == properties
     assert {each.name for each in served_options()} <= schema["properties"].keys()
