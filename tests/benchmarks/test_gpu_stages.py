@@ -132,7 +132,8 @@ def _no_builds(item: Item) -> Item:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", [Precision.FP16, pytest.param(Precision.FP8, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("precision", [Precision.FP16, Precision.FP8])
 def test_a_graph_of_random_weights_takes_the_disk_of_its_largest(tmp_path: Path, precision: Precision) -> None:
     """Weights that are left in the checkpoint's file are places in one file; the rest is as it was."""
     from benchmarks.gpu.random_graph import export_random

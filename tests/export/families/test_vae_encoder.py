@@ -22,8 +22,7 @@ from flowblending.runtime.devices.host import HostDevice
 
 CASES = [
     ("wan", 9),
-    ("0.9.5", 17),
-    *(pytest.param(*case, marks=pytest.mark.long) for case in (("wan", 1), ("0.9.1", 17), ("0.9.5", 1))),
+    *(pytest.param(*case, marks=pytest.mark.long) for case in (("wan", 1), ("0.9.1", 17), ("0.9.5", 1), ("0.9.5", 17))),
 ]
 
 

@@ -58,11 +58,11 @@ def load(kind: str, folder: Path, held: torch.dtype) -> Exportable:
 @pytest.mark.parametrize(
     ("kind", "held"),
     [
-        ("wan", torch.float32),
+        pytest.param("wan", torch.float32, marks=pytest.mark.long),
         ("wan", torch.bfloat16),
         ("fp8 file", torch.bfloat16),
         ("ltx", torch.float16),
-        ("umt5", torch.float32),
+        pytest.param("umt5", torch.float32, marks=pytest.mark.long),
         ("umt5", torch.bfloat16),
     ],
 )

@@ -437,7 +437,7 @@ CONDITIONED: dict[str, tuple[tuple[Source, ...], tuple[object, ...]]] = {
 @pytest.mark.usefixtures("onnxruntime")
 @pytest.mark.parametrize(
     "kind",
-    ["ltx-condition", "wan-vace", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("wan-image", "wan-clip"))],
+    ["ltx-condition", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("wan-vace", "wan-image", "wan-clip"))],
 )
 def test_conditioned_runs_equal_fb_run(built: Built, build: Build, tmp_path: Path, kind: str) -> None:
     conditions, asked = CONDITIONED[kind]

@@ -94,6 +94,7 @@ def test_steps_through_the_graphs_equal_the_whole_clip(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_fp16_steps(tmp_path: Path) -> None:
     loaded: list[Exportable] = [part.load(Precision.FP16) for part in decoder_parts(saved(tmp_path, CONFIGURATIONS[1]))]
     steps = []
