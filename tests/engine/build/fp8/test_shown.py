@@ -39,6 +39,7 @@ LINES: dict[str, list[dict[str, Any]]] = {
         {"prompt": "rain"},
     ],
     "wan-image": [{"prompt": "a cat", "image": ["cat.png"]}, {"prompt": "a dog", "image": ["cat.png", "end.png@8"]}],
+    "wan-clip": [{"prompt": "a cat", "image": ["cat.png"]}, {"prompt": "a dog", "image": ["end.png"]}],
     "ltx-condition": [{"prompt": "a cat", "image": ["cat.png", "end.png@16:0.8"]}, {"prompt": "a dog"}],
 }
 TAKEN = {"ltx-condition": (Source.IMAGE,)}
