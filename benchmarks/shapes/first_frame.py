@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 from benchmarks.shapes.encode import embed, encoded_batches
 from benchmarks.shapes.networks import FRAME_RATES, LATENT_CHANNELS, SPATIAL, WIDTH
 from benchmarks.shapes.scene import caption, motion_caption
-from benchmarks.shapes.tasks import Encoded, Loss, autocast, plain_attention, predict
+from benchmarks.shapes.tasks import Encoded, FlowTask, Loss, autocast, plain_attention, predict
 from benchmarks.shapes.training import Recipe, Session
 
 FIRST_FRAME = 5
@@ -59,8 +58,8 @@ class FirstFrames:
     spread: torch.Tensor
 
 
-class FirstFrameTask:
-    """Flow matching as `benchmarks.shapes.tasks.FlowTask`, with the first latent frame given for half of the clips.
+class FirstFrameTask(FlowTask):
+    """Flow matching with the first latent frame given for half of the clips.
 
     Args:
         name: ``large`` or ``small``.
@@ -72,7 +71,6 @@ class FirstFrameTask:
 
     BATCH = 32
     GIVEN = 0.5
-    SHIFT = 2.0
     TEXT_ONLY = (0.9, 0.0, 0.1)
     WITH_FRAME = (0.35, 0.5, 0.15)
     """Shares of captions, of captions that tell motions alone, and of none."""
@@ -80,16 +78,8 @@ class FirstFrameTask:
     def __init__(
         self, name: str, module: LTXVideoTransformer3DModel, frames: FirstFrames, recipe: Recipe, seed: int
     ) -> None:
-        self.name = name
-        self.module = module
+        super().__init__(name, module, frames.encoded, recipe, seed)
         self.frames = frames
-        self.recipe = recipe
-        self.seed = seed
-        self.forward: Callable[..., tuple[torch.Tensor]] = module
-
-    def compile(self) -> None:
-        """Use a compiled twin."""
-        self.forward = torch.compile(self.module, dynamic=False)
 
     def loss(self, step: int) -> Loss:
         """The mean squared error of the velocity of what is sampled; figures: with a given frame, and without."""

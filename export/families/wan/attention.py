@@ -36,9 +36,7 @@ class Attention:
     ) -> torch.Tensor:
         """What the block adds: [batch, tokens, width], like ``hidden``."""
         context = hidden if text is None else text
-        image = None
-        if attention.add_k_proj is not None:
-            image, context = context[:, : self.image_tokens], context[:, self.image_tokens :]
+        image, context = _of_image(attention, context, self.image_tokens)
         query = attention.norm_q(attention.to_q(hidden))
         key = attention.norm_k(attention.to_k(context))
         if positions is not None:
@@ -47,7 +45,7 @@ class Attention:
         attended = attend(query, key, attention.to_v(context), attention.heads)
         if image is not None:
             key = attention.norm_added_k(attention.add_k_proj(image))
-            attended = attended + attend(query * 2, key * 0.5, attention.add_v_proj(image), attention.heads)
+            attended = attended + _attend_to_image(attention, query, key, image)
         output: torch.Tensor = attention.to_out[0](attended)
         return output
 
@@ -74,9 +72,7 @@ class MixedAttention:
     ) -> torch.Tensor:
         """What the block adds: [batch, tokens, width], like ``hidden``."""
         context = hidden if text is None else text
-        image = None
-        if attention.add_k_proj is not None:
-            image, context = context[:, : self.image_tokens], context[:, self.image_tokens :]
+        image, context = _of_image(attention, context, self.image_tokens)
         bare = text is not None and not self.normalised
         query = normalise(project(attention.to_q, hidden) if bare else attention.to_q(hidden), attention.norm_q)
         key = normalise(attention.to_k(context), attention.norm_k)
@@ -88,6 +84,20 @@ class MixedAttention:
         attended = attend(query, key.to(value.dtype), value, attention.heads)
         if image is not None:
             key = normalise(attention.add_k_proj(image), attention.norm_added_k).to(value.dtype)
-            attended = attended + attend(query * 2, key * 0.5, attention.add_v_proj(image), attention.heads)
+            attended = attended + _attend_to_image(attention, query, key, image)
         output: torch.Tensor = attention.to_out[0](attended)
         return output
+
+
+def _of_image(attention: WanAttention, context: torch.Tensor, tokens: int) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """The tokens of images, where the layer looks at them, and those of the text."""
+    if attention.add_k_proj is None:
+        return None, context
+    return context[:, :tokens], context[:, tokens:]
+
+
+def _attend_to_image(
+    attention: WanAttention, query: torch.Tensor, key: torch.Tensor, image: torch.Tensor
+) -> torch.Tensor:
+    """Twice the query and half the key, so that the query is not the first attention's: see above."""
+    return attend(query * 2, key * 0.5, attention.add_v_proj(image), attention.heads)
