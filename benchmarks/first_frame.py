@@ -15,8 +15,7 @@ import itertools
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.contact_sheet import Pixels, layout, save_picture, strip
+from benchmarks.schedules.experiment import pair_bundle
 from benchmarks.schedules.measures import draw, shares
 from benchmarks.schedules.report import finite
 from benchmarks.schedules.run import (
@@ -45,8 +45,6 @@ from benchmarks.shapes.adherence import adherence
 from benchmarks.shapes.judge import read
 from benchmarks.shapes.scene import Scene, caption, motion_caption
 from flowblending.contracts.conditions import Source
-from flowblending.engine.build.build import BuildRequest, build_bundle
-from flowblending.engine.build.request import named_models
 from flowblending.runtime import api
 from flowblending.runtime.events import FramesEvent
 from flowblending.runtime.measures.similarity import psnr
@@ -91,35 +89,6 @@ def cases(schedules: Sequence[str]) -> list[Case]:
         Case(tells=tells, given=given, schedule=schedule)
         for given, tells, schedule in itertools.product((True, False), TELLS, schedules)
     ]
-
-
-@contextmanager
-def image_bundle(given: Path | None, checkpoints: Path, models: Path, console: Console) -> Iterator[Path]:
-    """The bundle that is given, or one that takes images and is gone after the run.
-
-    Args:
-        given: a bundle.
-        checkpoints: of the trained pair: VAE, text encoder, tokenizer and scheduler.
-        models: folder with ``large`` and ``small``: the transformers.
-        console: of the build.
-    """
-    if given:
-        yield given
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        request = BuildRequest(
-            models=named_models(str(models / "large"), str(models / "small")),
-            base=str(checkpoints / "large"),
-            out=Path(folder) / "bundle",
-            size=SIZE,
-            frames=FRAMES,
-            precision=None,
-            backend="onnxruntime",
-            targets=(),
-            conditions=(Source.IMAGE,),
-        )
-        build_bundle(request, console)
-        yield request.out
 
 
 def make_clip(sampler: api.VideoSampler, prompt: Prompt, case: Case, image: Path, steps: int) -> Clip:
@@ -259,7 +228,9 @@ def main() -> int:
     out: Path = arguments.out
     make_folder(out)
     with (
-        image_bundle(arguments.bundle, arguments.checkpoints, models, console) as folder,
+        pair_bundle(
+            arguments.bundle, arguments.checkpoints, console, models=models, conditions=(Source.IMAGE,)
+        ) as folder,
         api.open(folder, threads=arguments.threads) as sampler,
         console.progress("clips", total=len(wanted) * len(every)) as advance,
     ):

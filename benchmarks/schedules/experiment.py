@@ -18,6 +18,7 @@ from benchmarks.schedules.measures import Features, Measured, measure
 from benchmarks.schedules.report import Row, rows
 from benchmarks.schedules.run import FEATURES, FRAMES, SIZE, Prompt, make
 from benchmarks.schedules.samples import REFERENCE
+from flowblending.contracts.conditions import Source
 from flowblending.contracts.program import Program
 from flowblending.engine.build.build import BuildRequest, build_bundle
 from flowblending.engine.build.request import named_models
@@ -31,20 +32,41 @@ SHOWN = 4
 
 
 @contextlib.contextmanager
-def pair_bundle(given: Path | None, checkpoints: Path, console: Console, *, teacache: bool = False) -> Iterator[Path]:
-    """The bundle that is given, or one that is built for this run and gone after it; with TeaCache's graphs or not."""
+def pair_bundle(
+    given: Path | None,
+    checkpoints: Path,
+    console: Console,
+    *,
+    models: Path | None = None,
+    conditions: tuple[Source, ...] = (),
+    teacache: bool = False,
+) -> Iterator[Path]:
+    """The bundle that is given, or one that is built for this run and gone after it.
+
+    Args:
+        given: a bundle.
+        checkpoints: of the trained pair.
+        console: of the build.
+        models: folder with ``large`` and ``small``, if the transformers are others.
+        conditions: what it takes beside text.
+        teacache: whether TeaCache's graphs are built.
+    """
     if given:
         yield given
         return
+    base = None if models is None else str(checkpoints / "large")
+    models = models or checkpoints
     with tempfile.TemporaryDirectory() as folder:
         request = BuildRequest(
-            models=named_models(str(checkpoints / "large"), str(checkpoints / "small")),
+            models=named_models(str(models / "large"), str(models / "small")),
+            base=base,
             out=Path(folder) / "bundle",
             size=SIZE,
             frames=FRAMES,
             precision=None,
             backend="onnxruntime",
             targets=(),
+            conditions=conditions,
             teacache=teacache,
         )
         build_bundle(request, console)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.first_frame import COLUMNS, TAUGHT, Case, cases, image_bundle, judged, lines, markdown, measure, picture
+from benchmarks.first_frame import COLUMNS, TAUGHT, Case, cases, judged, lines, markdown, measure, picture
+from benchmarks.schedules.experiment import pair_bundle
 from benchmarks.schedules.run import CHECKPOINTS, prompts
 from benchmarks.schedules.samples import table
 from benchmarks.shapes.scene import COLOURS, KINDS, Scene, Shape, caption, motion_caption
+from flowblending.contracts.conditions import Source
 from flowblending.runtime import api
 from flowblending.system.console import Console
 from tests.support.scenes import film
@@ -91,7 +93,7 @@ def test_the_taught_pair_keeps_what_a_first_frame_shows() -> None:
     with_frame, without = (Case(tells="motions", given=given, schedule="LSL") for given in (True, False))
     told = Case(tells="everything", given=False, schedule="LSL")
     with (
-        image_bundle(None, checkpoints, checkpoints / TAUGHT, console) as folder,
+        pair_bundle(None, checkpoints, console, models=checkpoints / TAUGHT, conditions=(Source.IMAGE,)) as folder,
         api.open(folder, threads=1) as sampler,
     ):
         samples, _ = measure(sampler, prompts(12, 0), [with_frame, without, told], steps=20, advance=lambda _: None)
