@@ -34,6 +34,8 @@ _NPY: Final = ".npy"
 _X264: Final = "libx264"
 _BT709: Final = 1
 """The number of ITU-R BT.709 in FFmpeg's lists of matrices, primaries and transfer functions."""
+_THREADS: Final = 8
+"""Of x264, which makes other files with other numbers: the same video is the same file on a machine with more cores."""
 _WAITING: Final = 8
 """Frames that may wait to be written when the next ones come: two chunks of Wan's decoder."""
 
@@ -312,6 +314,7 @@ class _Mp4:
         self._stream.height, self._stream.width = size
         self._stream.pix_fmt = "yuv420p"
         context = self._stream.codec_context
+        context.thread_count = _THREADS
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         self._count = 0
 

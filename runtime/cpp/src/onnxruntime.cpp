@@ -27,7 +27,7 @@ ONNXTensorElementDataType type_of(DType dtype) {
   return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 }
 
-// Idle threads do not spin: here another engine's call comes next, and needs the cores. See engine/ort.py.
+// Idle threads do not spin: here another engine's call comes next, and needs the cores. See engine/backends/onnxruntime/run.py.
 Ort::SessionOptions options(const DeviceMemory& device, int threads) {
   Ort::SessionOptions options;
   options.SetLogSeverityLevel(3);

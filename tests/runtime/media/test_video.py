@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import resource
 import sys
 import threading
@@ -78,6 +79,24 @@ def test_mp4(tmp_path: Path, frame_rate: float) -> None:
     difference = decoded.astype(int) - frames
     assert np.abs(difference).mean() < 3
     assert np.abs(difference.mean(axis=(0, 1, 2))).max() < 2
+
+
+def test_an_mp4_is_the_same_file_with_any_number_of_cores(tmp_path: Path) -> None:
+    cores = os.sched_getaffinity(0)
+    if len(cores) == 1:
+        pytest.skip("This machine has one core.")
+    frames = np.random.default_rng(0).integers(0, 256, (1, 320, 480, 3)).astype(np.uint8)
+    contents = set()
+    for some in (cores, {min(cores)}):
+        os.sched_setaffinity(0, some)
+        try:
+            with open_writer(tmp_path / "a.mp4", width=480, height=320, frame_rate=16.0, metadata=METADATA) as writer:
+                for step in range(12):
+                    writer.write(np.roll(frames, 3 * step, axis=2))
+        finally:
+            os.sched_setaffinity(0, cores)
+        contents.add((tmp_path / "a.mp4").read_bytes())
+    assert len(contents) == 1
 
 
 def test_npy(tmp_path: Path) -> None:

@@ -397,7 +397,8 @@ def served(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     scratch = tmp_path_factory.mktemp("triton")
     bundle, taller = build("wan"), build("wan", size="192x256,32x48", frames=33)
     models = scratch / "models"
-    result = program(EXPORT, bundle.folder, taller.folder, "--name=wan", "--name=taller", "--out", models)
+    names = ("--name=wan", "--name=taller")
+    result = program(EXPORT, bundle.folder, taller.folder, *names, "--threads", 1, "--out", models)
     assert result.returncode == 0, result.stderr
     policy = ("--max-queue", 3, "--timeout", 30, "--priorities", 2)
     result = program(EXPORT, bundle.folder, "--name=queued", "--out", models, *policy)
@@ -415,7 +416,7 @@ def served(build: Build, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def reference(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Arrays:
     """What fb-run makes of the same request."""
     folder = tmp_path_factory.mktemp("reference")
-    options = ("--prompt", PROMPT, "--steps", 3, "--seed", 5, "--guidance", 4.1, "--device", "cpu")
+    options = ("--prompt", PROMPT, "--steps", 3, "--seed", 5, "--guidance", 4.1, "--device", "cpu", "--threads", 1)
     files = ("--out", folder / "frames.npy", "--save-latents", folder / "latents.npy")
     for out in (files, ("--out", folder / "video.mp4"), ("--out", folder / "given.mp4", "--noise", files[-1])):
         result = program(RUN, served.bundle.folder, *options, *out)
