@@ -42,10 +42,11 @@ from flowblending.runtime.events import (
 from flowblending.runtime.given import given_embedding, given_latents
 from flowblending.runtime.given_images import given_image
 from flowblending.runtime.jobs import job_geometry
+from flowblending.runtime.machine_options import CUDA_GRAPH, DEVICE, MEMORY, NO_GRAPHS, THREADS
 from flowblending.runtime.media.noise import draw_latents
 from flowblending.runtime.memory.needs import text_memory
 from flowblending.runtime.option_values import PYTHON, is_blank, make_job, read_options, read_value, shown
-from flowblending.runtime.options import CUDA_GRAPH, DEVICE, MEMORY, NO_GRAPHS, PREVIEW, TEXT, THREADS, Job, JobOptions
+from flowblending.runtime.options import PREVIEW, TEXT, Job, JobOptions
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.previews import Wanted
 from flowblending.runtime.run import VideoRun

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from flowblending import UsageError
 from flowblending.runtime import options
+from flowblending.runtime.machine_options import CUDA_GRAPH, DEVICE, MEMORY, THREADS
 from flowblending.runtime.option import CLIENT, Option
 from flowblending.runtime.option_values import CLIENT_LINE, COMMAND_LINE, read_options, read_value
-from flowblending.runtime.options import CUDA_GRAPH, DEVICE, MEMORY, THREADS
 from flowblending.system.command_line import Group, Parser
 from flowblending.system.output import resolve
 

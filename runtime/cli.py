@@ -12,9 +12,10 @@ from flowblending.runtime.arguments import (
     given,
     take_noise,
 )
+from flowblending.runtime.machine_options import NO_GRAPHS
 from flowblending.runtime.option import RUN
 from flowblending.runtime.option_values import make_job
-from flowblending.runtime.options import NO_GRAPHS, Job
+from flowblending.runtime.options import Job
 from flowblending.runtime.run_arguments import (
     check,
     check_outputs,

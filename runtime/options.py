@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, TypedDict, get_args, get_origin, get_type_hints
 
 from flowblending.contracts.conditions import CROP, FITS
-from flowblending.runtime.memory.plan import MODES
-from flowblending.runtime.option import CALIBRATE, CLIENT, COMPARE, EXPORT_TRITON, RUN, SERVE, Option
+from flowblending.runtime.option import CALIBRATE, CLIENT, COMPARE, RUN, Option
 from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.program.caches.registry import cache_help
 from flowblending.runtime.program.solvers.registry import METAVAR, SOLVERS
@@ -31,7 +30,6 @@ _FROM_FILES: Final = frozenset({RUN, CLIENT})
 WHAT: Final = "what to generate"
 HOW: Final = "how to sample"
 OUTPUT: Final = "what to write"
-MACHINE: Final = "machine"
 
 FAMILY: Final = "the model family's"
 FAMILY_HELP: Final = (
@@ -42,12 +40,9 @@ FAMILY_HELP: Final = (
 AUTO: Final = "auto"
 """Of the schedule: what a bundle was calibrated to, else the second model between two stages of the first. Of tiles:
 those that it was built for. Of the size: the one nearest in shape to the video or the image that is given."""
-DEVICES: Final = ("auto", "cpu", "cuda")
 
 MOST_SEED: Final = 2**64 - 1
 MAX_FRAME_RATE: Final = 1000
-MOST_THREADS: Final = 4096
-"""More than any machine has; ONNX Runtime makes as many as it is told to, until the system gives no more."""
 LEAST_SHIFT: Final = 0.01
 MOST_SHIFT: Final = 100.0
 
@@ -492,50 +487,6 @@ class JobOptions(TypedDict, total=False):
 JOB: type[Job] = Job
 """The class whose fields are the options."""
 
-DEVICE: Final = Option(
-    name="device",
-    default="auto",
-    section=MACHINE,
-    help="for onnxruntime bundles",
-    usual="auto",
-    choices=DEVICES,
-    example="cpu",
-)
-THREADS: Final = Option(
-    name="threads",
-    kind=int,
-    nullable=True,
-    section=MACHINE,
-    help="CPU threads of ONNX Runtime",
-    metavar="N",
-    unit="threads",
-    least=1,
-    most=MOST_THREADS,
-    example=2,
-)
-NO_GRAPHS: Final = "off"
-CUDA_GRAPH: Final = Option(
-    name="cuda_graph",
-    default="auto",
-    section=MACHINE,
-    help="launch steps that come again as CUDA graphs, where the engines are TensorRT's and enough steps are alike; or "
-    "enqueue every step",
-    usual="auto",
-    choices=("auto", NO_GRAPHS),
-    example=NO_GRAPHS,
-    programs=frozenset({RUN, SERVE, EXPORT_TRITON}),
-)
-MEMORY: Final = Option(
-    name="memory",
-    default="auto",
-    section=MACHINE,
-    help="of the GPU: every engine stays open, or only those that a phase of the run needs, or of these as much as "
-    "fits, and every call streams the rest of the weights from the host",
-    usual="auto, the first of these that fits what is free",
-    choices=MODES,
-    example="phases",
-    programs=frozenset({RUN, COMPARE, EXPORT_TRITON, SERVE}),
-)
 PREVIEW: Final = Option(
     name="preview_every",
     kind=int,

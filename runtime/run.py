@@ -39,6 +39,7 @@ from flowblending.runtime.events import (
     WarningEvent,
 )
 from flowblending.runtime.jobs import compile_job, job_conditioning
+from flowblending.runtime.machine_options import CUDA_GRAPH, NO_GRAPHS
 from flowblending.runtime.media.clip import Clip
 from flowblending.runtime.media.latents import save_latents
 from flowblending.runtime.media.noise import Normal, TorchNormal, draw_latents
@@ -48,7 +49,7 @@ from flowblending.runtime.media.video import check_output
 from flowblending.runtime.memory.describe import tiles_instead
 from flowblending.runtime.memory.plan import MemoryPlan
 from flowblending.runtime.memory.staged import Stages
-from flowblending.runtime.options import CUDA_GRAPH, NO_GRAPHS, Job
+from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.planned_job import check_files, plan_job
 from flowblending.runtime.previews import Wanted, sampled

@@ -17,8 +17,9 @@ from flowblending.runtime.arguments import (
     command_line,
     given,
 )
+from flowblending.runtime.machine_options import MACHINE
 from flowblending.runtime.option import RUN
-from flowblending.runtime.options import FAMILY_HELP, HOW, MACHINE, OUTPUT, WHAT
+from flowblending.runtime.options import FAMILY_HELP, HOW, OUTPUT, WHAT
 from flowblending.system.command_line import add_console
 
 if TYPE_CHECKING:

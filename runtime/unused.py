@@ -12,7 +12,8 @@ from flowblending.contracts.program import UNCOND, Program, Run, Step
 from flowblending.engine.backends.registry import gpu_components
 from flowblending.engine.backends.tensor import CUDA
 from flowblending.runtime.jobs import job_shift, low_noise_experts, option_of_shift, passed_over, words_of_shift
-from flowblending.runtime.options import CUDA_GRAPH, Job
+from flowblending.runtime.machine_options import CUDA_GRAPH
+from flowblending.runtime.options import Job
 from flowblending.runtime.program.caches.parse import OFF
 
 _DECODER_SCALARS = frozenset({"latents", "timestep", "noise_scale"})

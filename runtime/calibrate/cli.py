@@ -18,9 +18,10 @@ from flowblending.runtime.calibrate.checks import (
     check_targets,
     warn_unused,
 )
+from flowblending.runtime.machine_options import MACHINE
 from flowblending.runtime.option import CALIBRATE
 from flowblending.runtime.option_values import make_job
-from flowblending.runtime.options import FAMILY_HELP, HOW, MACHINE, OUTPUT, WHAT, Job
+from flowblending.runtime.options import FAMILY_HELP, HOW, OUTPUT, WHAT, Job
 from flowblending.runtime.program.caches.registry import MEASURED, measured_name
 from flowblending.system.command_line import add_console
 

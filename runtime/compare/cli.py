@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, NoReturn
 import flowblending
 from flowblending import UsageError
 from flowblending.runtime.arguments import add_machine, add_options, check_machine, command_line, flag_of, given
+from flowblending.runtime.machine_options import MACHINE
 from flowblending.runtime.option import COMPARE
 from flowblending.runtime.option_values import make_job
-from flowblending.runtime.options import AUTO, FAMILY_HELP, HOW, MACHINE, OUTPUT, WHAT, Job, options
+from flowblending.runtime.options import AUTO, FAMILY_HELP, HOW, OUTPUT, WHAT, Job, options
 from flowblending.system.command_line import add_console
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from flowblending.contracts.manifest import MANIFEST, Manifest
 from flowblending.runtime import api
 from flowblending.runtime.api import FramesEvent, LatentsEvent, PreviewEvent, StepEvent, VideoSampler
-from flowblending.runtime.options import DEVICES
+from flowblending.runtime.machine_options import DEVICES
 from flowblending.runtime.serve.comfyui.host import (
     bundle_names,
     bundle_path,

@@ -12,8 +12,8 @@ from typing import NoReturn
 import flowblending
 from flowblending import UsageError
 from flowblending.runtime.arguments import add_machine, check_machine, command_line
+from flowblending.runtime.machine_options import MACHINE, NO_GRAPHS
 from flowblending.runtime.option import SERVE
-from flowblending.runtime.options import MACHINE, NO_GRAPHS
 
 _HOUR = 3600.0
 

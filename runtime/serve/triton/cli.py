@@ -11,8 +11,8 @@ from typing import NoReturn
 import flowblending
 from flowblending import UsageError
 from flowblending.runtime.arguments import add_machine, check_machine, command_line
+from flowblending.runtime.machine_options import MACHINE
 from flowblending.runtime.option import EXPORT_TRITON
-from flowblending.runtime.options import MACHINE
 from flowblending.system.command_line import add_console
 
 

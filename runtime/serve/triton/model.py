@@ -18,8 +18,8 @@ import triton_python_backend_utils as pb_utils
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.runtime.devices.open import open_device
+from flowblending.runtime.machine_options import NO_GRAPHS
 from flowblending.runtime.memory.plan import AUTO
-from flowblending.runtime.options import NO_GRAPHS
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.run import warm_up
 from flowblending.runtime.serve.triton.environment import check_numpy, show_one_gpu
