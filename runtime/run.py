@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import cached_property, partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +19,7 @@ import numpy.typing as npt
 from flowblending import OutOfMemoryError
 from flowblending.contracts.conditions import is_shown, takes_control
 from flowblending.contracts.graph import TEXT_ENCODER, VAE_ENCODER
-from flowblending.contracts.manifest import Geometry, Manifest
+from flowblending.contracts.manifest import Geometry
 from flowblending.contracts.program import Program
 from flowblending.engine.backends.tensor import Tensor
 from flowblending.engine.bundle.bundle import check_outside
@@ -38,7 +37,7 @@ from flowblending.runtime.events import (
     SamplingEvent,
     WarningEvent,
 )
-from flowblending.runtime.jobs import compile_job, job_conditioning
+from flowblending.runtime.jobs import job_conditioning
 from flowblending.runtime.machine_options import CUDA_GRAPH, NO_GRAPHS
 from flowblending.runtime.media.clip import Clip
 from flowblending.runtime.media.latents import save_latents
@@ -53,11 +52,11 @@ from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.planned_job import check_files, plan_job
 from flowblending.runtime.previews import Wanted, sampled
-from flowblending.runtime.program.caches.parse import OFF
 from flowblending.runtime.sampler.binding import Conditions, Given
 from flowblending.runtime.sampler.loop import AHEAD, SampleResult
 from flowblending.runtime.stage_times import LOADING, Clock
 from flowblending.runtime.unused import unused_options
+from flowblending.runtime.video_metadata import video_metadata
 from flowblending.system.output import check_file
 
 
@@ -410,45 +409,3 @@ class VideoRun:
             metadata=self.metadata if self._outputs else {},
             clock=clock,
         )
-
-
-def warm_up(pipeline: Pipeline) -> None:
-    """Open the engines that stay open from video to video, of a bundle's usual one, before the first is asked for.
-
-    Raises:
-        FlowBlendingError: one cannot be opened, or the usual video does not fit into memory.
-    """
-    manifest = pipeline.bundle.manifest
-    program = compile_job(Job(prompt="a video"), manifest)
-    plan = pipeline.plan(program, texts=len(program.branches()), decode=True, tiling=manifest.vae_tiling)
-    pipeline.engines.begin(plan)
-    stay = plan.phases[0].resident if plan.by_phases else manifest.components
-    for name in stay:
-        pipeline.engines.get(name)
-
-
-def video_metadata(
-    manifest: Manifest, job: Job, program: Program, given: npt.NDArray[np.float32] | None = None
-) -> dict[str, str]:
-    """The metadata of a job's video; initial latents that were given are known by their digest."""
-    noise = {"seed": str(job.seed)} if given is None else {"latents_sha256": sha256(given.tobytes()).hexdigest()}
-    return {
-        "prompt": job.prompt,
-        **noise,
-        "schedule": program.schedule,
-        "solver": program.solver,
-        "guidance": f"{program.guidance:g}",
-        "bundle": manifest.id,
-        **({"lora": manifest.loras} if manifest.loras else {}),
-        **({"guidance_rescale": f"{program.guidance_rescale:g}"} if program.guidance_rescale else {}),
-        **({} if job.shift is None else {"shift": f"{job.shift:g}"}),
-        **({"image": " ".join(job.image)} if job.image else {}),
-        **({} if job.video is None else {"video": job.video}),
-        **({} if job.mask is None else {"mask": job.mask}),
-        **({"reference": " ".join(job.reference)} if job.reference else {}),
-        **({} if job.strength is None else {"strength": f"{job.strength:g}"}),
-        **({} if job.control_scale is None else {"control_scale": job.control_scale}),
-        **({} if job.cache == OFF else {"cache": job.cache}),
-        **({} if job.decode_timestep is None else {"decode_timestep": f"{job.decode_timestep:g}"}),
-        **({} if job.decode_noise_scale is None else {"decode_noise_scale": f"{job.decode_noise_scale:g}"}),
-    }

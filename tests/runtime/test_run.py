@@ -35,8 +35,9 @@ from flowblending.runtime.media.decode import Decoder
 from flowblending.runtime.media.noise import Normal, TorchNormal
 from flowblending.runtime.media.read_ahead import Chunk
 from flowblending.runtime.options import Job
-from flowblending.runtime.run import VideoRun, video_metadata
+from flowblending.runtime.run import VideoRun
 from flowblending.runtime.sampler.loop import StepEvent, Trajectory
+from flowblending.runtime.video_metadata import video_metadata
 from flowblending.system.console import Console
 from tests.support import manifests
 from tests.support.toy_pipeline import FRAMES, NO_TEXT, ToyPipeline, toy_pipeline

@@ -17,8 +17,8 @@ GROUND = {"contracts", "system"}
 """What the stages write for one another, and what any of them needs of the operating system. They know nobody."""
 ENGINE = {*GROUND, "engine/backends", "engine/bundle"}
 """What of the engine is there when a bundle runs."""
-OPTIONS = {"runtime/option", "runtime/options", "runtime/option_values"}
-"""What a job may say; standard library only."""
+OPTIONS = {"runtime/option", "runtime/options", "runtime/machine_options", "runtime/option_values"}
+"""What a job and a machine may be told; standard library only."""
 FRONT = {"runtime/arguments", "runtime/prompt_file"}
 """Ways in for it."""
 SAMPLING = {
@@ -47,6 +47,7 @@ RUN = {
     "runtime/previews",
     "runtime/run",
     "runtime/generate",
+    "runtime/warm_up",
 }
 
 PACKAGES: dict[str, set[str]] = {
@@ -68,7 +69,8 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/option": GROUND,
     "runtime/devices": {*GROUND, "engine/backends"},
     "runtime/memory": {*ENGINE, "runtime/devices"},
-    "runtime/options": {*GROUND, "runtime/memory", "runtime/option", "runtime/program"},
+    "runtime/options": {*GROUND, "runtime/option", "runtime/program"},
+    "runtime/machine_options": {"runtime/memory", "runtime/option"},
     "runtime/option_values": {"runtime/option", "runtime/options"},
     "runtime/arguments": {*OPTIONS, "system"},
     "runtime/prompt_file": OPTIONS,
@@ -93,7 +95,8 @@ PACKAGES: dict[str, set[str]] = {
     "runtime/planned_job": SAMPLING,
     "runtime/previews": {*SAMPLING, "runtime/events", "runtime/pipeline"},
     "runtime/authors": {*GROUND, "runtime/options", "runtime/program"},
-    "runtime/unused": {*ENGINE, "runtime/jobs", "runtime/options", "runtime/program"},
+    "runtime/unused": {*ENGINE, "runtime/jobs", "runtime/machine_options", "runtime/options", "runtime/program"},
+    "runtime/video_metadata": {*GROUND, "runtime/options", "runtime/program"},
     "runtime/stage_times": {*SAMPLING, "runtime/pipeline"},
     "runtime/decode_run": {*SAMPLING, "runtime/events", "runtime/pipeline", "runtime/stage_times"},
     "runtime/run": {
@@ -105,7 +108,9 @@ PACKAGES: dict[str, set[str]] = {
         "runtime/previews",
         "runtime/stage_times",
         "runtime/unused",
+        "runtime/video_metadata",
     },
+    "runtime/warm_up": {*SAMPLING, "runtime/pipeline"},
     "runtime/generate": {*SAMPLING, "runtime/events", "runtime/pipeline", "runtime/stage_times", "runtime/run"},
     "runtime/dry_run": {
         *ENGINE,

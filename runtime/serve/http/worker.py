@@ -32,7 +32,7 @@ from flowblending.runtime.media.preview import Picture
 from flowblending.runtime.media.video import png_bytes
 from flowblending.runtime.option_values import make_job
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.run import VideoRun, warm_up
+from flowblending.runtime.run import VideoRun
 from flowblending.runtime.sampler.loop import StepEvent
 from flowblending.runtime.serve.http.messages import (
     DECODING,
@@ -51,6 +51,7 @@ from flowblending.runtime.serve.http.messages import (
 )
 from flowblending.runtime.serve.http.texts import Texts
 from flowblending.runtime.stage_times import TOTAL
+from flowblending.runtime.warm_up import warm_up
 from flowblending.system.whole_file import replace_file
 
 

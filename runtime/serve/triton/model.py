@@ -21,11 +21,11 @@ from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.machine_options import NO_GRAPHS
 from flowblending.runtime.memory.plan import AUTO
 from flowblending.runtime.pipeline import Pipeline
-from flowblending.runtime.run import warm_up
 from flowblending.runtime.serve.triton.environment import check_numpy, show_one_gpu
 from flowblending.runtime.serve.triton.request import Arrays
 from flowblending.runtime.serve.triton.signature import BUNDLE_FOLDER, CUDA_GRAPH, DEVICE, MEMORY, THREADS
 from flowblending.runtime.serve.triton.worker import Cancelled, answer
+from flowblending.runtime.warm_up import warm_up
 from flowblending.system.scratch import sweep_scratch
 
 

@@ -32,7 +32,7 @@ from flowblending.runtime.dry_run import plan_lines
 from flowblending.runtime.job_facts import job_facts
 from flowblending.runtime.jobs import compile_job
 from flowblending.runtime.options import Job
-from flowblending.runtime.run import video_metadata
+from flowblending.runtime.video_metadata import video_metadata
 from tests.conftest import SMALLEST, Build
 from tests.support.lora_files import FORMATS, make_adapter, merged, write_lora
 from tests.support.store_process import Recorder
