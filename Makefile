@@ -43,7 +43,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 $(EMBEDDED): $(INSTALLED)
-	$(BIN)/python -m pip install --constraint constraints.txt $(EDITABLE) '.[ray,client]'
+	$(BIN)/python -m pip install --constraint constraints.txt $(EDITABLE) '.[ray,ray-serve,client]'
 	touch $@
 
 clean:

@@ -224,8 +224,8 @@ def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -
     if not batch.unfinished:
         return batch.finish()
     if arguments.ray is not None:
-        from flowblending.runtime.batch.cluster import ClusterOptions
         from flowblending.runtime.batch.ray_pool import run_on_ray
+        from flowblending.runtime.cluster.share import ClusterOptions
 
         options = ClusterOptions(
             address=arguments.ray,

@@ -31,6 +31,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "heic": ("pillow_heif",),
     "calibrate": ("matplotlib",),
     "ray": ("ray",),
+    "ray-serve": ("aiohttp", "grpc_reflection", "opencensus", "mmh3"),
     "client": ("tritonclient", "grpc"),
     "gguf": ("gguf",),
     "serve": ("fastapi", "prometheus_client", "python_multipart", "starlette", "uvicorn"),

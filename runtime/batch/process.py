@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -39,47 +40,46 @@ class WorkerConfig:
     memory: str = "auto"
 
 
-class WorkerProcess(Generic[Task, Message]):
-    """A process in a place, which may be started again when it has died.
-
-    Args:
-        config: the place.
-        target: what it runs, with ``config``, ``arguments``, and its end of a pipe: it takes a `Task` at a time and
-            tells `Message`, until it is given None.
+class Worker(ABC, Generic[Task, Message]):
+    """Somebody who works on a task at a time, as the one that gives the work sees it.
 
     Attributes:
+        name: for messages.
+        connection: from which its messages come.
         ready: whether it can be given a task; set by whoever hears so.
         task: what it works on.
         crashes: how often it has died since its last success.
     """
 
-    def __init__(self, config: WorkerConfig, target: Callable[..., None], *arguments: object) -> None:
-        self._config = config
-        self._target = target
-        self._arguments = arguments
-        self.name = config.name
+    connection: Connection
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.ready = False
         self.crashes = 0
         self.task: Task | None = None
         self.start()
 
+    @abstractmethod
     def start(self) -> None:
-        """Start the process. It ignores Ctrl-C and SIGHUP from its first moment: this process ends it."""
-        self.ready = False
-        context = multiprocessing.get_context("spawn")
-        self.connection: Connection
-        self.connection, theirs = context.Pipe()
-        # A daemon: should this program end without ending it, Python does, and does not wait for it.
-        self._process: BaseProcess = context.Process(
-            target=self._target, args=(self._config, *self._arguments, theirs), name=self.name, daemon=True
-        )
-        with ignored_by_children():
-            self._process.start()
-        theirs.close()
+        """Begin, or begin anew when it has died; it tells when it is ready."""
+
+    @abstractmethod
+    def send(self, what: object) -> None:
+        """Send it a task, or something about its task. If it has died meanwhile, its connection says so next."""
+
+    @abstractmethod
+    def dismiss(self) -> None:
+        """Ask it to end: at once if it waits for a task, as soon as it has tidied up if not."""
+
+    @abstractmethod
+    def end(self, deadline: float = 0.0) -> str:
+        """Wait for its end, which is near, and say how it was."""
 
     @property
+    @abstractmethod
     def pid(self) -> int | None:
-        """Of the process."""
-        return self._process.pid
+        """Of its process; None if it has none on this machine."""
 
     @property
     def idle(self) -> bool:
@@ -90,11 +90,6 @@ class WorkerProcess(Generic[Task, Message]):
         """Give it a task."""
         self.task = task
         self.send(task)
-
-    def send(self, what: object) -> None:
-        """Send it something. If it has died meanwhile, its pipe says so next."""
-        with contextlib.suppress(OSError):
-            self.connection.send(what)
 
     def receive(self) -> Message | None:
         """Its next message; None when it has died."""
@@ -111,6 +106,45 @@ class WorkerProcess(Generic[Task, Message]):
         task = self.busy()
         self.task = None
         return task
+
+
+class WorkerProcess(Worker[Task, Message]):
+    """A process in a place, which may be started again when it has died.
+
+    Args:
+        config: the place.
+        target: what it runs, with ``config``, ``arguments``, and its end of a pipe: it takes a `Task` at a time and
+            tells `Message`, until it is given None.
+    """
+
+    def __init__(self, config: WorkerConfig, target: Callable[..., None], *arguments: object) -> None:
+        self._config = config
+        self._target = target
+        self._arguments = arguments
+        super().__init__(config.name)
+
+    def start(self) -> None:
+        """Start the process. It ignores Ctrl-C and SIGHUP from its first moment: this process ends it."""
+        self.ready = False
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        # A daemon: should this program end without ending it, Python does, and does not wait for it.
+        self._process: BaseProcess = context.Process(
+            target=self._target, args=(self._config, *self._arguments, theirs), name=self.name, daemon=True
+        )
+        with ignored_by_children():
+            self._process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process."""
+        return self._process.pid
+
+    def send(self, what: object) -> None:
+        """Send it something. If it has died meanwhile, its pipe says so next."""
+        with contextlib.suppress(OSError):
+            self.connection.send(what)
 
     def dismiss(self) -> None:
         """Ask it to end: at once if it waits for a task, as soon as it has tidied up if not."""

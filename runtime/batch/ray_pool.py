@@ -1,44 +1,25 @@
 """A batch on a Ray cluster: an actor with an engine pair per GPU, or per share of a node's cores.
 
 Every node needs this package and the bundle, at the same path. Videos come back as bytes and are written by the
-process that was started, so that nodes need no folder in common. Ray is imported here and nowhere else.
+process that was started, so that nodes need no folder in common.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import re
-import socket
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-import flowblending
 from flowblending import FlowBlendingError
 from flowblending.engine.bundle.bundle import Bundle
-from flowblending.runtime.batch.cluster import (
-    ClusterOptions,
-    Maker,
-    ProgressBoard,
-    RenderedVideo,
-    Setting,
-    Share,
-    plan_share,
-)
 from flowblending.runtime.batch.messages import Failed, Ready, Unable
+from flowblending.runtime.batch.ray_actors import Maker, ProgressBoard, RenderedVideo, Setting
 from flowblending.runtime.batch.tasks import Batch, Cause, Task, cause_of
 from flowblending.runtime.batch.workers import CRASHES
+from flowblending.runtime.cluster.connection import alive, connected, how_it_died, import_ray
+from flowblending.runtime.cluster.node import NodeBundle
+from flowblending.runtime.cluster.share import ClusterOptions, Share, plan_share
 from flowblending.system.console import Board, Console
-from flowblending.system.extras import install
-from flowblending.system.signals import own_handlers
 from flowblending.system.whole_file import write_whole
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-LOCAL: Final = "local"
-
-_CONNECT_SECONDS: Final = 10.0
 
 _PERIOD: Final = 0.5
 """Seconds between two looks at the workers' progress."""
@@ -53,10 +34,9 @@ def run_on_ray(bundle: Bundle, batch: Batch, options: ClusterOptions, console: C
         UsageError: a cluster that is too small.
         FlowBlendingError: Ray is not installed, there is no such cluster, or no worker can work.
     """
-    ray = _import()
-    with _connected(ray, options.address, console):
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        share = plan_share(options, bundle.manifest, nodes)
+    ray = import_ray("use --workers")
+    with connected(ray, options.address, console):
+        share = plan_share(options, [bundle.manifest], [node["Resources"] for node in alive(ray)])
         pool = _Pool(ray, share, bundle, console)
         rows = [worker.name for worker in pool.workers]
         with console.board("videos", total=batch.unfinished, rows=rows) as board:
@@ -65,50 +45,6 @@ def run_on_ray(bundle: Bundle, batch: Batch, options: ClusterOptions, console: C
                 board.left(batch.unfinished)
         pool.close()
     return batch.finish()
-
-
-def _import() -> ModuleType:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError:
-        raise FlowBlendingError(f"Ray is not installed; {install('ray')}, or use --workers.") from None
-    module: ModuleType = ray
-    return module
-
-
-@contextlib.contextmanager
-def _connected(ray: Any, address: str, console: Console) -> Iterator[None]:
-    """A connection to a cluster, which ends the actors with it."""
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address == LOCAL:
-        quiet["include_dashboard"] = False
-    try:
-        with console.phase("connecting to Ray"):
-            _knock(address)
-            with own_handlers():
-                ray.init(address=address, **quiet)
-    except (OSError, OverflowError, ValueError, RuntimeError) as error:
-        raise FlowBlendingError(
-            f"Cannot connect to the Ray cluster {address} ({_first_line(error)}); "
-            "give the address of a running one, or --ray local."
-        ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """See whether anybody answers at ``host:port`` or ``ray://host:port``: Ray itself tries for minutes.
-
-    Raises:
-        OSError, OverflowError: nobody does, or there is no such port.
-    """
-    place = re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d{1,5})", address)
-    if place is not None:
-        socket.create_connection((place[1], int(place[2])), timeout=_CONNECT_SECONDS).close()
 
 
 class _RayWorker:
@@ -139,9 +75,7 @@ class _Pool:
     def _start(self, worker: _RayWorker) -> None:
         setting = Setting(
             name=worker.name,
-            bundle=str(self._bundle.folder.absolute()),
-            bundle_id=self._bundle.manifest.id,
-            version=flowblending.__version__,
+            bundle=NodeBundle.of(self._bundle),
             device=self._share.device,
             threads=self._share.threads,
             cuda_graph=self._share.cuda_graph,
@@ -168,7 +102,7 @@ class _Pool:
                 answer = self._ray.get(call)
             # Not only the actor's end: a lost object, a node that went, or what the actor itself did not expect.
             except self._ray.exceptions.RayError as error:
-                self._bury(worker, batch, _how(error))
+                self._bury(worker, batch, how_it_died(error))
             else:
                 self._hear(worker, answer, batch)
         if self._board is not None:
@@ -223,13 +157,3 @@ class _Pool:
         """End the actors."""
         for worker in self.workers:
             self._ray.kill(worker.actor)
-
-
-def _how(error: Exception) -> str:
-    """Why an actor gave no answer, in a few words."""
-    cause = getattr(error, "cause", None)
-    return _first_line(cause if isinstance(cause, Exception) else error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -17,10 +17,11 @@ import pytest
 import flowblending
 from flowblending import FramesEvent, LatentsEvent
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
-from flowblending.runtime.batch.cluster import Maker, RenderedVideo, Setting
 from flowblending.runtime.batch.messages import Finished, MessageConsole
+from flowblending.runtime.batch.ray_actors import Maker, RenderedVideo, Setting
 from flowblending.runtime.batch.tasks import Task
 from flowblending.runtime.batch.worker import make
+from flowblending.runtime.cluster.node import NodeBundle
 from flowblending.runtime.compare.sample import sample
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.generate import generate
@@ -111,9 +112,7 @@ def cluster_worker(bundle: Bundle, _folder: Path) -> Result:
     """What a node of a Ray cluster does with a task."""
     setting = Setting(
         name="one",
-        bundle=str(bundle.folder),
-        bundle_id=bundle.manifest.id,
-        version=flowblending.__version__,
+        bundle=NodeBundle.of(bundle),
         device="cpu",
         threads=1,
     )

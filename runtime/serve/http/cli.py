@@ -7,13 +7,18 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import flowblending
 from flowblending import UsageError
 from flowblending.runtime.arguments import add_machine, check_machine, command_line
 from flowblending.runtime.machine_options import MACHINE, NO_GRAPHS
 from flowblending.runtime.option import SERVE
+from flowblending.runtime.serve.http.scale import read_workers
+
+if TYPE_CHECKING:
+    from flowblending.contracts.manifest import Manifest
+    from flowblending.runtime.serve.http.replicas.application import ClusterService
 
 _HOUR = 3600.0
 
@@ -69,9 +74,24 @@ def parser() -> argparse.ArgumentParser:
     add_machine(machine, SERVE)
     machine.add_argument(
         "--workers",
-        type=int,
         metavar="N",
-        help="processes with all engines each, one video at a time (default: one per GPU, or one)",
+        help="processes with all engines each, one video at a time (default: one per GPU, or one); with --ray "
+        "replicas, the fewest and the most of them (default: 1..N, N being the GPUs, or on CPUs the nodes)",
+    )
+    cluster = parser.add_argument_group("on more than one machine")
+    cluster.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="make videos by Ray Serve on a cluster: 'auto', HOST:PORT, or 'local' for one on this machine",
+    )
+    cluster.add_argument(
+        "--models-per-replica", type=int, metavar="N", help="bundles that a replica has open at a time (default: 1)"
+    )
+    cluster.add_argument(
+        "--scale-down",
+        type=float,
+        metavar="SECONDS",
+        help="after which a replica that is not needed ends (default: 600)",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {flowblending.__version__}")
     return parser
@@ -79,12 +99,14 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> None:
     """Serve until a signal ends it."""
-    _check(arguments)
+    workers = _check(arguments)
     from flowblending.system.extras import check_installed
 
-    check_installed("fb-serve", "serve", "video")
+    if arguments.ray is None:
+        check_installed("fb-serve", "serve", "video")
+    else:
+        check_installed("fb-serve --ray", "serve", "video", "ray", "ray-serve")
     from flowblending.engine.bundle.bundle import open_bundle
-    from flowblending.runtime.devices.open import device_kind
     from flowblending.runtime.serve.http.keeping import Keeping
     from flowblending.runtime.serve.http.keys import read_keys
     from flowblending.runtime.serve.http.server import ServeOptions, serve
@@ -101,7 +123,7 @@ def run(arguments: argparse.Namespace) -> None:
     with console.progress("checking", total=total, unit="B") as advance:
         for bundle in bundles.values():
             bundle.verify(progress=advance)
-            kind = device_kind(arguments.device, bundle.manifest)
+            kind = _kind(arguments, bundle.manifest)
             unused_threads(arguments.threads, kind, bundle.manifest, console.warn)
             unused_cuda_graph(arguments.cuda_graph, kind, console.warn)
     serve(
@@ -114,7 +136,8 @@ def run(arguments: argparse.Namespace) -> None:
             threads=arguments.threads,
             cuda_graph=arguments.cuda_graph != NO_GRAPHS,
             memory=arguments.memory,
-            workers=arguments.workers,
+            workers=None if workers is None or arguments.ray is not None else workers[1],
+            cluster=None if arguments.ray is None else _cluster(arguments, workers),
             keys=keys,
             keeping=Keeping(
                 seconds=arguments.keep_hours * _HOUR or None,
@@ -127,13 +150,50 @@ def run(arguments: argparse.Namespace) -> None:
     )
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Refuse numbers that are out of bounds.
+def _kind(arguments: argparse.Namespace, manifest: Manifest) -> str:
+    """``cpu`` or ``cuda``, where a bundle runs: here, or on nodes of a cluster."""
+    if arguments.ray is not None:
+        from flowblending.runtime.cluster.share import node_kind
+
+        return node_kind(arguments.device, [manifest])
+    from flowblending.runtime.devices.open import device_kind
+
+    return device_kind(arguments.device, manifest)
+
+
+def _cluster(arguments: argparse.Namespace, workers: tuple[int, int] | None) -> ClusterService:
+    """Replicas on a cluster, as they were asked for."""
+    from flowblending.runtime.cluster.share import ClusterOptions
+    from flowblending.runtime.serve.http.replicas.application import ClusterService
+    from flowblending.runtime.serve.http.replicas.deployment import Scale
+
+    scale = Scale()
+    fewest, most = workers or (scale.fewest, None)
+    return ClusterService(
+        cluster=ClusterOptions(
+            address=arguments.ray,
+            device=arguments.device,
+            workers=most,
+            threads=arguments.threads,
+            cuda_graph=arguments.cuda_graph != NO_GRAPHS,
+            memory=arguments.memory,
+        ),
+        scale=Scale(
+            fewest=fewest,
+            models=arguments.models_per_replica or scale.models,
+            idle=scale.idle if arguments.scale_down is None else arguments.scale_down,
+        ),
+    )
+
+
+def _check(arguments: argparse.Namespace) -> tuple[int, int] | None:
+    """Refuse numbers that are out of bounds, and options that do nothing; returns the fewest and the most workers.
 
     Raises:
-        UsageError: one is.
+        UsageError: there is one.
     """
     check_machine(arguments)
+    workers = read_workers(arguments.workers)
     bounds = {
         "--port": (arguments.port, 0, 65535),
         "--max-queue": (arguments.max_queue, 1, 10**6),
@@ -141,11 +201,22 @@ def _check(arguments: argparse.Namespace) -> None:
         "--keep-hours": (arguments.keep_hours, 0, 10**6),
         "--keep-gb": (arguments.keep_gb, 0, 10**6),
         "--drain": (arguments.drain, 0, 10**6),
-        "--workers": (arguments.workers, 1, 1024),
+        "--models-per-replica": (arguments.models_per_replica, 1, 1024),
+        "--scale-down": (arguments.scale_down, 0, 10**6),
     }
     for option, (value, least, most) in bounds.items():
         if value is not None and not least <= value <= most:
             raise UsageError(f"{option} is {value:g}, but a number from {least} to {most} was expected.")
+    if arguments.ray is None:
+        given = {"--models-per-replica": arguments.models_per_replica, "--scale-down": arguments.scale_down}
+        for option in [each for each, value in given.items() if value is not None]:
+            raise UsageError(f"{option} is for replicas on a cluster; leave it out, or give --ray ADDRESS.")
+        if workers is not None and workers[0] != workers[1]:
+            raise UsageError(
+                f"--workers {arguments.workers} is for replicas on a cluster, but processes stay as many as they are; "
+                "give one number, or --ray ADDRESS."
+            )
+    return workers
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -6,19 +6,18 @@ Everything here runs in one thread. Others ask by `wake`, `cancel` and `stop`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Final
 
 from flowblending import FlowBlendingError
 from flowblending.runtime.batch.messages import Failed, Ready, Unable
-from flowblending.runtime.batch.process import WorkerConfig
 from flowblending.runtime.batch.tasks import Cause
 from flowblending.runtime.batch.workers import CRASHES
 from flowblending.runtime.serve.http.files import DataFolder
@@ -27,9 +26,9 @@ from flowblending.runtime.serve.http.live import Live
 from flowblending.runtime.serve.http.log import Log
 from flowblending.runtime.serve.http.messages import LOADING, Cancelled, Made, Progress, Told, Work
 from flowblending.runtime.serve.http.metrics import Metrics
-from flowblending.runtime.serve.http.process import ServiceWorker
 from flowblending.runtime.serve.http.record import JobRecord
 from flowblending.runtime.serve.http.request import KEPT
+from flowblending.runtime.serve.http.service_worker import ServiceWorker
 from flowblending.runtime.serve.http.store import JobStore
 from flowblending.runtime.serve.uploads import Kept
 
@@ -44,9 +43,8 @@ class Dispatcher:
     """The workers, and the queue before them.
 
     Args:
-        configs: places for workers.
-        bundles: folders by the models' names.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        workers: that have been started.
+        models: by their names.
         ready: called once, when the first worker is.
     """
 
@@ -59,9 +57,8 @@ class Dispatcher:
         metrics: Metrics,
         log: Log,
         keeping: Keeping,
-        configs: Sequence[WorkerConfig],
-        bundles: Mapping[str, Path],
-        device: str,
+        workers: Iterable[ServiceWorker],
+        models: Collection[str],
         ready: Callable[[], None],
     ) -> None:
         self._store = store
@@ -70,8 +67,8 @@ class Dispatcher:
         self._metrics = metrics
         self._log = log
         self._keeping = keeping
-        self._bundles = bundles
-        self._ready = ready
+        self._models = models
+        self._tell_ready = functools.cache(ready)
         self._served: dict[str, float] = {}
         self._lock = threading.Lock()
         self._cancelled: set[str] = set()
@@ -82,16 +79,16 @@ class Dispatcher:
         self._unable = ""
         self._written = False
         self._unsettled: deque[Callable[[], None]] = deque()
-        self.workers = [ServiceWorker(config, bundles, device) for config in configs]
+        self.workers = list(workers)
 
     @property
     def draining(self) -> bool:
         """Whether no further job is begun."""
         return self._stop is not None
 
-    def processes(self) -> dict[str, int | None]:
-        """The workers' processes by their names."""
-        return {each.name: each.pid for each in tuple(self.workers)}
+    def processes(self) -> dict[str, int]:
+        """The workers' processes on this machine, by the workers' names."""
+        return {each.name: each.pid for each in tuple(self.workers) if each.pid is not None}
 
     @property
     def is_ready(self) -> bool:
@@ -180,7 +177,7 @@ class Dispatcher:
         while waiting:
             job = min(waiting, key=lambda each: self._served.get(each.owner, 0.0))
             waiting.remove(job)
-            if job.model not in self._bundles:
+            if job.model not in self._models:
                 self._fail(job.id, "model_not_found", f"The model {job.model} is not served any more; ask for another.")
             elif not self._is_late(job) and self._store.start(job.id):
                 self._served[job.owner] = time.monotonic()
@@ -259,16 +256,22 @@ class Dispatcher:
                 worker.crashes = 0
                 self._fail(worker.done().id, _CODES[message.cause], message.why)
             case Unable():
-                worker.end()
-                self._unable = message.why
-                self._log.event("worker_unable", worker=worker.name, why=message.why)
-                self.workers.remove(worker)
+                self._give_up(worker, message.why)
             case Ready():
                 worker.ready = True
                 self._log.event("worker_ready", worker=worker.name, process=worker.pid)
-                self._ready()
+                self._tell_ready()
             case None:
                 self._bury(worker)
+
+    def _give_up(self, worker: ServiceWorker, why: str) -> None:
+        """The worker cannot work, which is none of its task's doing."""
+        worker.end()
+        if worker.task is not None:
+            self._waits_again(worker.done().id)
+        self._unable = why
+        self._log.event("worker_unable", worker=worker.name, why=why)
+        self.workers.remove(worker)
 
     def _made(self, worker: ServiceWorker, made: Made) -> None:
         task, warnings = worker.done(), worker.warnings
@@ -310,6 +313,17 @@ class Dispatcher:
             self.workers.remove(worker)
         else:
             worker.start()
+
+    def _waits_again(self, id: str) -> None:
+        """The job was begun, and nobody makes it any more."""
+
+        def settle() -> None:
+            self._data.remove_results(id)
+            if not self._store.requeue(id):  # deleted in the meantime
+                self._data.remove(id)
+            self._live.drop(id)
+
+        self._unsettled.append(settle)
 
     def _crashed(self, id: str, how: str) -> None:
         """The worker died of a job, or with it: it is tried once again."""

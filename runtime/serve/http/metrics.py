@@ -46,6 +46,7 @@ class Metrics:
         self._memory = Gauge(
             f"{name}worker_resident_bytes", "Memory of a worker on the host", ["worker"], registry=self._registry
         )
+        self._replicas = Gauge(f"{name}replicas", "Replicas on a Ray cluster", ["state"], registry=self._registry)
         self._requests = Histogram(
             f"{name}http_request_seconds",
             "Requests over HTTP",
@@ -58,8 +59,8 @@ class Metrics:
         """In Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def state(self, jobs: Mapping[str, int], workers: Mapping[str, int | None]) -> None:
-        """How many jobs there are by status, and the workers' processes by name."""
+    def state(self, jobs: Mapping[str, int], workers: Mapping[str, int]) -> None:
+        """How many jobs there are by status, and the workers' processes on this machine by name."""
         for status in _STATUSES:
             self._jobs.labels(status).set(jobs.get(status, 0))
         for name, process in workers.items():
@@ -90,13 +91,19 @@ class Metrics:
         """A worker died."""
         self._crashes.inc()
 
+    def replicas(self, counts: Mapping[str, int]) -> None:
+        """How many replicas there are on a cluster, by state."""
+        self._replicas.clear()
+        for state, count in counts.items():
+            self._replicas.labels(state).set(count)
+
     def requested(self, method: str, route: str, status: int, seconds: float) -> None:
         """A request was answered."""
         self._requests.labels(method, route, str(status)).observe(seconds)
 
 
-def _resident(process: int | None) -> int:
-    """Bytes of memory that a process has; 0 if there is none."""
+def _resident(process: int) -> int:
+    """Bytes of memory that a process has; 0 if it has ended."""
     try:
         fields = Path(f"/proc/{process}/statm").read_text().split()
     except OSError:

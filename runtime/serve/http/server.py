@@ -31,8 +31,13 @@ from flowblending.runtime.serve.http.live import Live
 from flowblending.runtime.serve.http.log import Log
 from flowblending.runtime.serve.http.metrics import Metrics
 from flowblending.runtime.serve.http.models import ServedModel
+from flowblending.runtime.serve.http.process import ServiceProcess
+from flowblending.runtime.serve.http.replicas.application import ClusterService, ray_application, watched_replicas
+from flowblending.runtime.serve.http.replicas.slot import ReplicaSlot
 from flowblending.runtime.serve.http.service import Limits, Service
+from flowblending.runtime.serve.http.service_worker import ServiceWorker
 from flowblending.runtime.serve.http.store import JobStore
+from flowblending.system.console import Console
 from flowblending.system.signals import own_handlers
 
 _CONNECTIONS: Final = 1000
@@ -54,6 +59,7 @@ class ServeOptions:
         cuda_graph: see `Pipeline`.
         memory: as the option says.
         workers: processes; None for one per GPU, or one on the CPU.
+        cluster: whose replicas work in place of processes.
         keeping: how long results stay.
         drain: seconds that videos in the making have after SIGTERM.
     """
@@ -71,6 +77,7 @@ class ServeOptions:
     drain: float
     quiet: bool = False
     cuda_graph: bool = True
+    cluster: ClusterService | None = None
 
 
 def serve(bundles: dict[str, Bundle], options: ServeOptions) -> None:
@@ -80,17 +87,20 @@ def serve(bundles: dict[str, Bundle], options: ServeOptions) -> None:
     waits for the next service with the same folder.
 
     Raises:
-        UsageError: a public address without keys, or a folder that another service has.
-        FlowBlendingError: the address cannot be listened at, or no worker can work.
+        UsageError: a public address without keys, a folder that another service has, or too small a cluster.
+        FlowBlendingError: the address cannot be listened at, there is no such cluster, or no worker can work.
     """
     if not options.keys and not is_loopback(options.host):
         raise UsageError(
             f"--host {options.host} lets other machines in, but there are no API keys; give --api-keys FILE, or listen "
             "at 127.0.0.1."
         )
-    configs = _configs(list(bundles.values()), options)
     log, live, metrics = Log(quiet=options.quiet), Live(), Metrics()
-    with data_folder(options.data) as data, _listening(options.host, options.port) as listener:
+    with (
+        data_folder(options.data) as data,
+        _listening(options.host, options.port) as listener,
+        _workers(bundles, options, log, metrics) as workers,
+    ):
         store = JobStore(data.jobs)
         address = _address(listener)
         data.tidy(store.ids())
@@ -103,9 +113,8 @@ def serve(bundles: dict[str, Bundle], options: ServeOptions) -> None:
             metrics=metrics,
             log=log,
             keeping=options.keeping,
-            configs=configs,
-            bundles={name: bundle.folder.absolute() for name, bundle in bundles.items()},
-            device=options.device,
+            workers=workers,
+            models=bundles,
             ready=lambda: log.event("ready", address=address, models=list(bundles)),
         )
         service = Service(
@@ -125,6 +134,36 @@ def serve(bundles: dict[str, Bundle], options: ServeOptions) -> None:
         store.close()
     if asked:
         signal.raise_signal(asked[0])  # to end as every program does that a signal ended
+
+
+@contextmanager
+def _workers(
+    bundles: dict[str, Bundle], options: ServeOptions, log: Log, metrics: Metrics
+) -> Iterator[list[ServiceWorker]]:
+    """Workers: processes, or places in a cluster, which is left with the block.
+
+    Raises:
+        UsageError, FlowBlendingError: see `serve`.
+    """
+    if options.cluster is None:
+        configs = _configs(list(bundles.values()), options)
+        folders = {name: bundle.folder.absolute() for name, bundle in bundles.items()}
+        yield [ServiceProcess(config, folders, options.device) for config in configs]
+        return
+
+    def changed(replicas: dict[str, int]) -> None:
+        metrics.replicas(replicas)
+        log.event("replicas", **replicas)
+
+    def complained(why: str) -> None:
+        log.event("replica_unable", why=why)
+
+    console = Console(quiet=options.quiet)
+    with (
+        ray_application(bundles, options.cluster, options.data, console) as application,
+        watched_replicas(application, changed, complained),
+    ):
+        yield [ReplicaSlot(f"worker {number}", application) for number in range(1, application.most + 1)]
 
 
 def _configs(bundles: Sequence[Bundle], options: ServeOptions) -> list[WorkerConfig]:

@@ -10,14 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Protocol
 
 from flowblending import FlowBlendingError
 from flowblending.contracts.graph import TEXT_ENCODER
-from flowblending.engine.bundle.bundle import open_bundle
+from flowblending.engine.bundle.bundle import Bundle, open_bundle
 from flowblending.runtime.batch.messages import Failed, Ready, Unable
 from flowblending.runtime.batch.process import WorkerConfig, receive, run_worker, tell
 from flowblending.runtime.batch.tasks import Cause, cause_of
 from flowblending.runtime.devices.open import open_device
+from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.events import (
     EncodeEvent,
     FinishedEvent,
@@ -73,7 +75,8 @@ def _work(config: WorkerConfig, bundles: Mapping[str, Path], device: str, connec
         try:
             makers = {}
             for name, folder in bundles.items():
-                makers[name] = Maker(_open(folder, device, config))
+                bundle = open_bundle(folder)
+                makers[name] = Maker.of(bundle, open_device(device, bundle.manifest), config)
                 opened.callback(makers[name].close)
         except FlowBlendingError as error:
             say(Unable(why=str(error)))
@@ -84,35 +87,22 @@ def _work(config: WorkerConfig, bundles: Mapping[str, Path], device: str, connec
                 say(make(makers[task.model], task, say, _Wishes(connection, task)))
 
 
-def _open(folder: Path, device: str, config: WorkerConfig) -> Pipeline:
-    """A bundle with all open that stays open.
-
-    One that cannot work is known before the first request, and one whose folder goes afterwards works on where its
-    engines stay open.
-
-    Raises:
-        FlowBlendingError: it cannot work here.
-    """
-    bundle = open_bundle(folder)
-    pipeline = Pipeline(
-        bundle=bundle,
-        device=open_device(device, bundle.manifest),
-        threads=config.threads,
-        cuda_graph=config.cuda_graph,
-        memory=config.memory,
-    )
-    warm_up(pipeline)
-    pipeline.tokenizer()
-    pipeline.preview_map()
-    return pipeline
-
-
-class _Wishes:
+class Wishes(Protocol):
     """What the service says about a video in the making.
 
     Attributes:
         watched: whether previews are wanted.
     """
+
+    watched: bool
+
+    def cancelled(self) -> bool:
+        """Whether the video is wanted no more."""
+        ...
+
+
+class _Wishes:
+    """Wishes that come through a pipe."""
 
     def __init__(self, connection: Connection, task: Work) -> None:
         self._connection = connection
@@ -139,13 +129,43 @@ class Maker:
         self.pipeline = pipeline
         self.texts = Texts(pipeline)
 
+    @classmethod
+    def of(cls, bundle: Bundle, device: Device, config: WorkerConfig) -> Maker:
+        """A bundle with all open that stays open.
+
+        One that cannot work is known before the first request, and one whose folder goes afterwards works on where its
+        engines stay open.
+
+        Args:
+            device: closed with the engines, also where they cannot be opened.
+
+        Raises:
+            FlowBlendingError: it cannot work here.
+        """
+        pipeline = Pipeline(
+            bundle=bundle,
+            device=device,
+            threads=config.threads,
+            cuda_graph=config.cuda_graph,
+            memory=config.memory,
+        )
+        maker = cls(pipeline)
+        try:
+            warm_up(pipeline)
+            pipeline.tokenizer()
+            pipeline.preview_map()
+        except BaseException:
+            maker.close()
+            raise
+        return maker
+
     def close(self) -> None:
         """Close the engines and the device."""
         self.pipeline.close()
         self.pipeline.device.close()
 
 
-def make(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: _Wishes) -> Made | Failed | Cancelled:
+def make(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: Wishes) -> Made | Failed | Cancelled:
     """Make one video, and tell how it ended.
 
     Args:
@@ -165,7 +185,7 @@ def make(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: _Wishes
         return Failed(why=f"{type(error).__name__}: {error}; please report this.", cause=cause_of(error))
 
 
-def _made(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: _Wishes) -> Made | Cancelled:
+def _made(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: Wishes) -> Made | Cancelled:
     pipeline, job = maker.pipeline, make_job({**task.fields, **task.uploads.fields})
     told = _Teller(task.id, tell)
     told.put(Progress(stage=ENCODING))

@@ -19,10 +19,11 @@ import pytest
 
 from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
-from flowblending.runtime.batch.cluster import ClusterOptions, Share, plan_share
+from flowblending.runtime.cluster.share import ClusterOptions, Share, plan_share
 from flowblending.system.scratch import scratch
 from tests.conftest import Build
 from tests.support import manifests
+from tests.support.ray_processes import ray_processes
 from tests.support.required import unavailable
 
 pytestmark = pytest.mark.embedding
@@ -40,27 +41,29 @@ def options(device: str = "auto", workers: int | None = None, threads: int | Non
 
 def test_a_bundle_of_plans_takes_a_gpu_per_worker(tmp_path: Path) -> None:
     plans = manifest(tmp_path, "tensorrt")
-    share = plan_share(options(), plans, NODES)
+    share = plan_share(options(), [plans], NODES)
     assert (share.count, share.gpus, share.device) == (2, 1, "cuda")
-    assert plan_share(options(workers=1), plans, NODES).count == 1
+    assert plan_share(options(workers=1), [plans], NODES).count == 1
     with pytest.raises(UsageError, match="3 workers with a GPU each were asked for, but the Ray cluster has 2 GPUs"):
-        plan_share(options(workers=3), plans, NODES)
+        plan_share(options(workers=3), [plans], NODES)
     with pytest.raises(UsageError, match="the Ray cluster has 0 GPUs"):
-        plan_share(options(), plans, NODES[:1])
+        plan_share(options(), [plans], NODES[:1])
     with pytest.raises(UsageError, match="--device cpu was given"):
-        plan_share(options("cpu"), plans, NODES)
+        plan_share(options("cpu"), [plans], NODES)
 
 
 def test_workers_on_cpus_never_take_every_core(tmp_path: Path) -> None:
     graphs = manifest(tmp_path)
     # One per node; then two on one of them, and so many that each has a fraction of a core.
-    assert plan_share(options(), graphs, NODES) == Share(count=2, cpus=3, gpus=0, device="cpu", threads=4)
-    assert plan_share(options(workers=3), graphs, NODES) == Share(count=3, cpus=1, gpus=0, device="cpu", threads=2)
-    assert plan_share(options(workers=16), graphs, NODES) == Share(count=16, cpus=0.45, gpus=0, device="cpu", threads=1)
-    assert plan_share(options(threads=5), graphs, NODES).threads == 5
-    assert plan_share(options("cuda"), graphs, NODES).gpus == 1
+    assert plan_share(options(), [graphs], NODES) == Share(count=2, cpus=3, gpus=0, device="cpu", threads=4)
+    assert plan_share(options(workers=3), [graphs], NODES) == Share(count=3, cpus=1, gpus=0, device="cpu", threads=2)
+    assert plan_share(options(workers=16), [graphs], NODES) == Share(
+        count=16, cpus=0.45, gpus=0, device="cpu", threads=1
+    )
+    assert plan_share(options(threads=5), [graphs], NODES).threads == 5
+    assert plan_share(options("cuda"), [graphs], NODES).gpus == 1
     with pytest.raises(UsageError, match="no CPU for workers"):
-        plan_share(options(), graphs, [{"GPU": 1.0}])
+        plan_share(options(), [graphs], [{"GPU": 1.0}])
 
 
 def test_without_ray_the_extra_is_named(tmp_path: Path) -> None:
@@ -109,20 +112,7 @@ def test_a_cluster_that_is_not_there(tmp_path: Path, home: Path) -> None:
 
 def makers(home: Path) -> list[int]:
     """The workers that make a video now, of the clusters that were started with this home."""
-    found = []
-    for process in Path("/proc").iterdir():
-        try:
-            if (process / "cmdline").read_bytes().startswith(b"ray::Maker.make") and _belongs(process, home):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
-
-
-def _belongs(process: Path, home: Path) -> bool:
-    """Whether the raylet that started the process has this home: Ray overwrites what the process itself would say."""
-    parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
-    return f"HOME={home}\0".encode() in Path(f"/proc/{parent}/environ").read_bytes()
+    return ray_processes(home, "ray::Maker.make")
 
 
 def cpu_seconds(pid: int) -> float:

@@ -30,11 +30,12 @@ SELECTOR = re.compile(r"\b((?:flowblending|process)_\w+)(?:\{([^}]*)\})?")
 def samples() -> dict[str, set[str]]:
     """The labels of every sample that a service has, once everything has happened once."""
     metrics = Metrics()
-    metrics.state({}, {"worker 1": None})
+    metrics.state({}, {"worker 1": 0})
     metrics.waited(1)
     metrics.made("wan", Made(id="x", seconds={"vae": 1.0}, calls={"large": 1}, full={"large": 2}, texts=(1, 1)))
     metrics.failed("disk_full")
     metrics.crashed()
+    metrics.replicas({"running": 1})
     metrics.requested("GET", "/health", 200, 0.1)
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(metrics.text().decode()):
