@@ -246,6 +246,9 @@ def _answering(service: Service, listener: socket.socket) -> Iterator[None]:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        # Named, because uvicorn takes others where another package brings them, and httptools has no bound for headers.
+        http="h11",
+        loop="asyncio",
         ws="none",
         limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=_GRACE,
