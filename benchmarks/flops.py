@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -73,6 +74,7 @@ def ltx_model(layers: int, head_dim: int) -> LTXVideoTransformer3DModel:
         )
 
 
+@functools.cache
 def wan(layers: int, heads: int, ffn: int, latent: tuple[int, int, int]) -> Flops:
     """A Wan 2.1 transformer on latents (frames, height, width) with 512 text tokens."""
     model = wan_model(layers, heads, ffn)
@@ -81,6 +83,7 @@ def wan(layers: int, heads: int, ffn: int, latent: tuple[int, int, int]) -> Flop
     return count(lambda: model(hidden_states=latents, timestep=timestep, encoder_hidden_states=text))
 
 
+@functools.cache
 def ltx(layers: int, head_dim: int, latent: tuple[int, int, int]) -> Flops:
     """An LTX-Video transformer on latents (frames, height, width) with 256 text tokens."""
     frames, height, width = latent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -28,6 +29,20 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     plugin.configure(config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where processes share the files of tests, those that take long come first, so that all end together.
+
+    What drives other programs mostly waits for them, and takes longest. See --no-loadscope-reorder in the Makefile.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    marks: dict[Path, int] = {}
+    for item in items:
+        rank = next((rank for rank, mark in enumerate(("embedding", "slow")) if item.get_closest_marker(mark)), 2)
+        marks[item.path] = min(rank, marks.get(item.path, rank))
+    items.sort(key=lambda item: marks[item.path])
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +92,10 @@ SMALLEST = {
 }
 
 
+CONDITIONS = {"ltx-condition": (Source.IMAGE,)}
+"""What bundles of a kind take beside text where a test says nothing else."""
+
+
 SEVERAL = {"wan": ("32x48,48x32..64x64", "9,5..13"), "ltx": ("96x64,64x64..64x128", "17,9..25")}
 """Sizes and frames of bundles with four profiles: of each a single one, and a range."""
 
@@ -106,8 +125,10 @@ def build(shared: Path, engine_cache: Path, checkpoints: Callable[[str], Path]) 
         precision: str | None = None,
         backend: str = "onnxruntime",
         targets: tuple[str, ...] = (),
-        conditions: tuple[Source, ...] = (),
+        conditions: tuple[Source, ...] | None = None,
     ) -> Bundle:
+        if conditions is None:
+            conditions = CONDITIONS.get(kind, ())
         size, frames = size or SMALLEST[kind].size, frames or SMALLEST[kind].frames
         components = f"{kind}-{precision}-{backend}-{'-'.join((*targets, *conditions))}".replace("=", "")
         out = root / f"{components}-{size}-{frames}"

@@ -17,6 +17,8 @@ MODULES = {
     "fb-build-engines": "flowblending.engine.cli",
     "fb-calibrate": "flowblending.runtime.calibrate.cli",
     "fb-compare": "flowblending.runtime.compare.cli",
+    "fb-export-triton": "flowblending.runtime.serve.triton.cli",
+    "fb-client": "flowblending.runtime.serve.triton.client_cli",
 }
 """The module of each program."""
 

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from flowblending import UsageError
-from flowblending.contracts.conditions import Source
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
 from flowblending.runtime.calibrate import cli as calibrate
 from flowblending.runtime.calibrate.prompts import check_jobs, read_prompts
@@ -40,7 +39,6 @@ LINES: dict[str, list[dict[str, Any]]] = {
     "wan-image": [{"prompt": "a cat", "image": ["cat.png"]}, {"prompt": "a dog", "image": ["cat.png", "end.png@8"]}],
 }
 KINDS = [pytest.param(kind, id=kind, marks=() if kind == "ltx-condition" else pytest.mark.long) for kind in LINES]
-TAKEN = {"ltx-condition": (Source.IMAGE,)}
 
 
 @pytest.fixture
@@ -60,7 +58,7 @@ def prompts(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def built(build: Build, kind: str) -> Bundle:
-    return build(kind, conditions=TAKEN.get(kind, ()))
+    return build(kind)
 
 
 def call(program: Any, *arguments: object) -> int:

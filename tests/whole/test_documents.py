@@ -163,13 +163,14 @@ def test_python_runs(
 @pytest.mark.slow
 def test_python_is_right_by_its_types(tmp_path: Path) -> None:
     """What needs a GPU is checked by mypy alone; foreign libraries may be missing."""
+    snippets = tmp_path / "snippets"  # pyproject.toml knows them: they are not strict
+    snippets.mkdir()
+    (snippets / "__init__.py").touch()
     for number, block in enumerate(PYTHON):
-        (tmp_path / f"block_{number}.py").write_text(block.text)
-    files = sorted(map(str, tmp_path.glob("*.py")))
-    # Not strict: a snippet has no annotations, and torch does not export all that its users call.
-    options = ["--ignore-missing-imports", "--check-untyped-defs"]
+        (snippets / f"block_{number}.py").write_text(block.text)
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--config-file", os.devnull, *options, *files],
+        # By the project's own settings, of which `make lint` has kept what is known of its files.
+        [sys.executable, "-m", "mypy", snippets],
         capture_output=True,
         text=True,
         check=False,

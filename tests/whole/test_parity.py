@@ -250,6 +250,7 @@ def test_every_size_of_a_bundle(
     assert diffusers_reference.relative_error(ours(bundle, job), expected) < LATENT_TOLERANCE
 
 
+@pytest.mark.long
 def test_another_geometry(build: Build, checkpoints: Callable[[str], Path]) -> None:
     bundle = build("ltx-condition", size="64x64", frames=25)
     job = dataclasses.replace(JOB, schedule="LSL", steps=4)

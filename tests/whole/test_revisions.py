@@ -46,6 +46,7 @@ def test_what_is_made_is_what_was_made_at_this_revision(kind: str, recorded: Map
     assert sorted(names) == sorted(name for name in recorded if name.split()[0] == kind)
 
 
+@pytest.mark.long
 def test_another_graph_at_the_same_revision_fails(
     recorded: Mapping[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,13 +133,13 @@ def test_an_unchanged_component_is_reused_and_a_changed_one_rebuilt(
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    (out / "vae_next.onnx").write_bytes(b"damaged")
+    (out / "text_encoder.onnx").write_bytes(b"damaged")
     console = Recorder()
     changed = build_bundle(request(pair, out), console)
     assert "small: rebuilt, weights changed" in console.lines
     assert changed.manifest.components["small"].architecture == "toy small"
     assert changed.manifest.models[1].sampling is None
-    assert "vae_next: rebuilt, its files changed" in console.lines
+    assert "text_encoder: rebuilt, its files changed" in console.lines
     assert sum("reused" in line for line in console.lines) == 4
     assert changed.manifest.preview == moved.preview == before.preview  # which hangs on the VAE alone
     assert before.preview is not None

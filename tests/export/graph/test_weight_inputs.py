@@ -59,7 +59,7 @@ def load(kind: str, folder: Path, held: torch.dtype) -> Exportable:
     ("kind", "held"),
     [
         pytest.param("wan", torch.float32, marks=pytest.mark.long),
-        ("wan", torch.bfloat16),
+        pytest.param("wan", torch.bfloat16, marks=pytest.mark.long),
         ("fp8 file", torch.bfloat16),
         ("ltx", torch.float16),
         pytest.param("umt5", torch.float32, marks=pytest.mark.long),

@@ -115,6 +115,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, gathered: Gathered) -> Built
             CMAKE_CXX_FLAGS="-O0 -Werror",
             FLOWBLENDING_SANITIZE="ON",
             FLOWBLENDING_TESTS="ON",
+            CMAKE_UNITY_BUILD="ON",  # the plain one compiles each file by itself
             ONNXRUNTIME_ROOT=ort,
         ),
     )
@@ -161,11 +162,12 @@ def test_what_the_interface_promises(built: Built, closed_form: Path, tmp_path: 
     succeed(built.sanitized / "fb_behaviour", closed_form / "bundle", *cases, tmp_path, *others)
 
 
-def test_mutated_files_are_refused(built: Built, closed_form: Path) -> None:
+@pytest.mark.parametrize("count", [1500, pytest.param(5000, marks=pytest.mark.long)])
+def test_mutated_files_are_refused(built: Built, closed_form: Path, count: int) -> None:
     command = [str(built.sanitized / "fb_fuzz"), str(closed_form / "bundle")]
     halves = [
         subprocess.Popen(
-            [*command, str(closed_form / case / "program.json"), "5000", seed],
+            [*command, str(closed_form / case / "program.json"), str(count), seed],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -177,10 +179,10 @@ def test_mutated_files_are_refused(built: Built, closed_form: Path) -> None:
         output, _ = half.communicate(timeout=300)
         assert half.returncode == 0, output
         counts = dict(line.rsplit(" ", 1) for line in output.splitlines())
-        assert sum(map(int, counts.values())) == 5000
+        assert sum(map(int, counts.values())) == count
         # Mutations that are still valid, broken JSON, valid JSON of a wrong kind, and sizes that the bundle does not
         # make: all were tried.
-        assert min(map(int, counts.values())) > 50
+        assert min(map(int, counts.values())) > count / 100
         assert len(counts) == 4
 
 

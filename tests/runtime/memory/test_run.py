@@ -13,7 +13,6 @@ from PIL import Image
 
 import flowblending
 from flowblending import OutOfMemoryError, StepEvent
-from flowblending.contracts.conditions import Source
 from flowblending.contracts.manifest import Manifest, VideoProfile
 from flowblending.contracts.tiling import Tiling
 from flowblending.engine.backends.tensor import ALIGNMENT
@@ -190,7 +189,7 @@ def test_a_budget_is_set_before_there_is_a_context(streaming: Bundle) -> None:
 @pytest.mark.cuda
 def test_frames_are_encoded_in_a_phase_of_their_own(build: Build, tmp_path: Path, driver: Driver) -> None:
     """In no more memory than the plan says, with which the encoder is closed before the text encoder is opened."""
-    source = build("ltx-condition", conditions=(Source.IMAGE,))
+    source = build("ltx-condition")
     pixels = np.random.default_rng(0).integers(0, 256, (50, 90, 3))
     Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "cat.png")
     given = {"image": (str(tmp_path / "cat.png"),), "fit": "stretch"}

@@ -165,7 +165,10 @@ def bf16_graph(kind: str, checkpoint: Path, out: Path, head_dim: int = 64) -> Ex
 @needs_rtx
 @pytest.mark.parametrize(
     ("kind", "layers", "in_fp8", "attention"),
-    [("wan", 30, 10, 6), ("ltx", 30, 10, 6), pytest.param("wan-vace", 53, 21, 10, marks=pytest.mark.long)],
+    [
+        ("wan", 30, 10, 6),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in (("ltx", 30, 10, 6), ("wan-vace", 53, 21, 10))),
+    ],
 )
 def test_real_plans_compute_in_fp8(
     kind: str, layers: int, in_fp8: int, attention: int, checkpoints: Callable[[str], Path], tmp_path: Path

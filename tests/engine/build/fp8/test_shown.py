@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from flowblending import UsageError
-from flowblending.contracts.conditions import Source
 from flowblending.contracts.graph import LARGE, SMALL, Precision
 from flowblending.engine.build.build import build_bundle
 from flowblending.engine.build.fp8.options import Fp8Options
@@ -27,7 +26,7 @@ from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.prompt_file import read_jobs
 from flowblending.system.console import Console
-from tests.conftest import SMALLEST, Build
+from tests.conftest import CONDITIONS, SMALLEST, Build
 from tests.support.diffusers_reference import Floats, relative_error
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -42,7 +41,6 @@ LINES: dict[str, list[dict[str, Any]]] = {
     "wan-clip": [{"prompt": "a cat", "image": ["cat.png"]}, {"prompt": "a dog", "image": ["end.png"]}],
     "ltx-condition": [{"prompt": "a cat", "image": ["cat.png", "end.png@16:0.8"]}, {"prompt": "a dog"}],
 }
-TAKEN = {"ltx-condition": (Source.IMAGE,)}
 
 
 def given(kind: str, folder: Path) -> Path:
@@ -76,7 +74,7 @@ def test_it_is_calibrated_on_what_is_given(
     kind: str, build: Build, checkpoints: Callable[[str], Path], engine_cache: Path, tmp_path: Path
 ) -> None:
     path, folder = given(kind, tmp_path), checkpoints(kind)
-    plain = build(kind, conditions=TAKEN.get(kind, ()))
+    plain = build(kind)
     request = BuildRequest(
         models=named_models(str(folder / "large"), str(folder / "small")),
         out=tmp_path / "bundle",
@@ -85,7 +83,7 @@ def test_it_is_calibrated_on_what_is_given(
         precision="fp8",
         backend="onnxruntime",
         targets=(),
-        conditions=TAKEN.get(kind, ()),
+        conditions=CONDITIONS.get(kind, ()),
         fp8=Fp8Options(steps=4, prompts=path),
         cache=engine_cache,
     )

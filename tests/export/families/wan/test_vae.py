@@ -77,9 +77,12 @@ def test_steps_through_the_stock_modules_equal_the_whole_clip(settings: dict[str
 
 
 @pytest.mark.slow
-def test_steps_through_the_graphs_equal_the_whole_clip(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings", [CONFIGURATIONS[1] | {"num_res_blocks": 1}, pytest.param(CONFIGURATIONS[0], marks=pytest.mark.long)]
+)
+def test_steps_through_the_graphs_equal_the_whole_clip(settings: dict[str, Any], tmp_path: Path) -> None:
     steps = []
-    for part in decoder_parts(saved(tmp_path, CONFIGURATIONS[0])):
+    for part in decoder_parts(saved(tmp_path, settings)):
         graph, parity = export_and_verify(part, Precision.FP32, tmp_path / "graphs", "", lambda _: None)
         assert parity.relative < TOLERANCE[Precision.FP32].relative / 4
         kinds = {node.op_type for node in onnx.load(graph.onnx, load_external_data=False).graph.node}

@@ -15,7 +15,6 @@ from PIL import Image
 
 import flowblending
 from flowblending import FlowBlendingError, FramesEvent, PreviewEvent
-from flowblending.contracts.conditions import Source
 from flowblending.runtime.options import options
 from flowblending.runtime.serve.comfyui.widgets import DEFAULT, FIRST, job_options, widgets
 from tests.conftest import Build
@@ -165,7 +164,7 @@ def test_a_video_is_that_of_the_api(
 
 @pytest.mark.slow
 def test_images_come_as_comfyui_has_them(nodes: dict[str, Any], build: Build, tmp_path: Path) -> None:
-    bundle = build("ltx-condition", conditions=(Source.IMAGE,))
+    bundle = build("ltx-condition")
     picture = np.random.default_rng(0).integers(0, 256, (2, 50, 90, 3)).astype(np.uint8)
     for name, each in zip(("cat.png", "end.png"), picture, strict=True):
         Image.fromarray(each).save(tmp_path / name)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flowblending.contracts.conditions import Source
 from flowblending.engine.bundle.bundle import Bundle
 from tests.conftest import Build
 from tests.support.browser import Browser, find_browser
@@ -71,7 +70,7 @@ def test_videos_are_made_seen_compared_and_deleted(browser: Browser, server: Vid
 
 
 def test_an_image_goes_with_the_form(browser: Browser, build: Build, tmp_path: Path) -> None:
-    ltx = build("ltx-condition", conditions=(Source.IMAGE,))
+    ltx = build("ltx-condition")
     with serving(ltx.folder, data=tmp_path / "data") as server:
         browser.open(f"{server.address}/", width=360)
         browser.wait("document.forms[0].elements.input_reference?.checkVisibility()")

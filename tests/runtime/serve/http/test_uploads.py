@@ -20,7 +20,6 @@ import openai
 import pytest
 from PIL import Image
 
-from flowblending.contracts.conditions import Source
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.serve.http.errors import ApiError
 from flowblending.runtime.serve.http.files import DataFolder
@@ -37,7 +36,7 @@ LONG: dict[str, Any] = {"steps": 1000, "schedule": "LLL"}
 
 @pytest.fixture(scope="module")
 def ltx(build: Build) -> Bundle:
-    return build("ltx-condition", conditions=(Source.IMAGE,))
+    return build("ltx-condition")
 
 
 @pytest.fixture(scope="module")
