@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 LOCAL: Final = "local"
 """The address of a cluster on this machine, which is started for the program and ends with it."""
 
+_TOKEN: Final = "InvalidAuthToken"
+"""In what Ray says where a token is missing; ``ray start`` asks for one unless told otherwise."""
+
 _CONNECT_SECONDS: Final = 10.0
 
 
@@ -76,10 +79,11 @@ def connected(ray: Any, address: str, console: Console) -> Iterator[None]:
             with own_handlers():
                 ray.init(address=address, **quiet)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
-        raise FlowBlendingError(
-            f"Cannot connect to the Ray cluster {address} ({first_line(error)}); "
-            "give the address of a running one, or --ray local."
-        ) from None
+        reason, remedy = first_line(error), "give the address of a running one, or --ray local"
+        if _TOKEN in f"{error} {error.__cause__}":
+            reason = "it asks for a token"
+            remedy = "set RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token"
+        raise FlowBlendingError(f"Cannot connect to the Ray cluster {address} ({reason}); {remedy}.") from None
     try:
         yield
     finally:

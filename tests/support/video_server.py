@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -84,6 +85,21 @@ class VideoServer:
         code = self.process.wait(60)
         self._reader.join(10)
         return code
+
+
+def sent_events(server: VideoServer, id: str, query: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """What a video's server-sent events tell: their names and data."""
+    connection = http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=60)
+    connection.request("GET", f"/v1/videos/{id}/events{query}")
+    response = connection.getresponse()
+    assert response.headers["content-type"].startswith("text/event-stream")
+    name = ""
+    while line := response.readline().decode():
+        if line.startswith("event: "):
+            name = line.removeprefix("event: ").strip()
+        elif line.startswith("data: "):
+            yield name, json.loads(line.removeprefix("data: "))
+    connection.close()
 
 
 def wait_until(done: Callable[[], bool], what: str, seconds: float = 60) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +37,13 @@ _PERIOD: Final = 1.0
 """Seconds between two looks at the replicas."""
 
 
+_ROOM: Final = 30.0
+"""Seconds after which a replica that has not started is told."""
+
+_PATIENCE: Final = 10.0
+"""Seconds in which a cluster answers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClusterService:
     """A service on a cluster.
@@ -63,16 +71,22 @@ class RayApplication:
         self._handle = handle
         self._front = front
         self._lock = threading.Lock()
-        self._asking = ThreadPoolExecutor(1, "opening")
         self._opened: Future[Ready | Unable] | None = None
+        self._closed = threading.Event()
         self.most = most
 
     def opened(self) -> Future[Ready | Unable]:
         """Whether a replica can open every bundle; asked again where it died of that."""
         with self._lock:
             if self._opened is None or (self._opened.done() and self._opened.exception() is not None):
-                self._opened = self._asking.submit(self._open)
+                self._opened = Future()
+                # A daemon: what is hung elsewhere must not keep this program.
+                threading.Thread(target=self._find_out, args=(self._opened,), name="opening", daemon=True).start()
             return self._opened
+
+    def close(self) -> None:
+        """Ask no more: a thread that did would connect to Ray again."""
+        self._closed.set()
 
     def call(self, work: RemoteWork) -> RayCall:
         """Have a replica make a video."""
@@ -85,7 +99,7 @@ class RayApplication:
 
     def complaints(self) -> list[str]:
         """What nodes lacked on which replicas could not start."""
-        found: list[str] = self._ray.get(self._front.complaints.remote())
+        found: list[str] = self._ray.get(self._front.complaints.remote(), timeout=_PATIENCE)
         return found
 
     def replicas(self) -> dict[str, int]:
@@ -96,6 +110,12 @@ class RayApplication:
         states = application.deployments[VIDEOS].replica_states
         return {getattr(state, "value", str(state)).lower(): count for state, count in states.items()}
 
+    def _find_out(self, opened: Future[Ready | Unable]) -> None:
+        try:
+            opened.set_result(self._open())
+        except Exception as error:
+            opened.set_exception(error)
+
     def _open(self) -> Ready | Unable:
         asked = self._handle.open.remote()
         while True:
@@ -104,6 +124,8 @@ class RayApplication:
                     answer: Ready | Unable = asked.result(timeout_s=_PERIOD)
                     return answer
             except TimeoutError:
+                if self._closed.is_set():
+                    raise ReplicaDiedError("the service ends") from None
                 complaints = self.complaints()
                 if complaints:
                     return Unable(why=complaints[0])
@@ -180,7 +202,11 @@ def ray_application(
             (handle,) = serve.run_many(
                 [serve.RunTarget(target=target, name=name, route_prefix=None)], wait_for_applications_running=False
             )
-            yield RayApplication(ray, serve=serve, name=name, handle=handle, front=front, most=share.count)
+            application = RayApplication(ray, serve=serve, name=name, handle=handle, front=front, most=share.count)
+            try:
+                yield application
+            finally:
+                application.close()
 
 
 def _here(ray: Any) -> Any:
@@ -223,12 +249,16 @@ def watched_replicas(
     def watch() -> None:
         known: dict[str, int] = {}
         heard = 0
+        since = time.monotonic()
         while not over.wait(_PERIOD):
             with contextlib.suppress(Exception):  # of a cluster that does not answer; calls tell that
                 replicas, complaints = application.replicas(), application.complaints()
                 if replicas != known:
-                    known = replicas
+                    known, since = replicas, time.monotonic()
                     changed(replicas)
+                elif replicas.get("starting") and time.monotonic() - since > _ROOM:
+                    since = float("inf")  # told once
+                    complained(f"A replica has not started for {_ROOM:.0f} s; the cluster may have no room for it.")
                 for why in complaints[heard:]:
                     complained(why)
                 heard = len(complaints)
@@ -239,4 +269,4 @@ def watched_replicas(
         yield
     finally:
         over.set()
-        thread.join(_PERIOD)
+        thread.join(_PATIENCE)

@@ -82,6 +82,7 @@ class ReplicaSlot(ServiceWorker):
         """Have a video made, or tell what is wished of it."""
         match what:
             case Work():
+                self._application.watch(what.id, what.watched)
                 self._making = making = _Making(self._application, what, self._say)
                 self._hear(making.run)
             case Cancel() | None if self._making is not None:
@@ -96,7 +97,8 @@ class ReplicaSlot(ServiceWorker):
     def end(self, deadline: float = 0.0) -> str:
         """Wait for the end of what is written, and say how it was."""
         self.dismiss()
-        self._thread.join(max(deadline - time.monotonic(), 1.0))
+        if self.ready:  # what it waits for otherwise may take as long as it likes
+            self._thread.join(max(deadline - time.monotonic(), 1.0))
         self._writer.close()
         self.connection.close()
         return self._how
@@ -164,7 +166,6 @@ class _Making:
             work = RemoteWork.of(self._work)
         except OSError as error:
             return Failed(why=f"Cannot read the files of the request ({error.strerror}); send it again.")
-        self._application.watch(work.id, work.watched)
         with self._lock:
             if self._stopped:
                 return Cancelled(id=work.id)

@@ -10,7 +10,6 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +22,7 @@ from PIL import Image
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.options import served_options
 from tests.support.documents import blocks
-from tests.support.video_server import VideoServer, wait_until
+from tests.support.video_server import VideoServer, sent_events, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -92,20 +91,6 @@ def test_lists_are_read_page_by_page(server: VideoServer) -> None:
     for id in ids:
         client.videos.delete(id)
     assert not client.videos.list().data
-
-
-def sent_events(server: VideoServer, id: str, query: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
-    connection = http.client.HTTPConnection(server.address.removeprefix("http://"), timeout=60)
-    connection.request("GET", f"/v1/videos/{id}/events{query}")
-    response = connection.getresponse()
-    assert response.headers["content-type"].startswith("text/event-stream")
-    name = ""
-    while line := response.readline().decode():
-        if line.startswith("event: "):
-            name = line.removeprefix("event: ").strip()
-        elif line.startswith("data: "):
-            yield name, json.loads(line.removeprefix("data: "))
-    connection.close()
 
 
 def test_small_pictures_are_told_to_whoever_asks(server: VideoServer) -> None:

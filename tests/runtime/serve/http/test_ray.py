@@ -25,7 +25,7 @@ from flowblending.runtime.serve.http.store import JobStore
 from tests.conftest import Build
 from tests.support.ray_processes import ray_processes
 from tests.support.required import unavailable
-from tests.support.video_server import VideoServer, serving, wait_until
+from tests.support.video_server import VideoServer, sent_events, serving, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.embedding]
 
@@ -151,9 +151,11 @@ def test_two_bundles_that_take_turns_are_fb_runs_byte_for_byte(
     assert running(cluster) == 1
 
 
-def test_a_video_given_up_makes_room_for_the_next(cluster: VideoServer, data: Path) -> None:
+def test_a_video_that_is_watched_and_given_up_makes_room_for_the_next(cluster: VideoServer, data: Path) -> None:
     id = cluster.client().videos.create(prompt="x", extra_body=LONG).id
     wait_until(lambda: step(cluster, id) > 0, "the first step")
+    shown = (video for _, video in sent_events(cluster, id, "?preview=true"))
+    assert next(video["preview_step"] for video in shown if "preview" in video) > 0
     cluster.client().videos.delete(id)
     began = time.monotonic()
     make(cluster, model="wan", **SHORT)

@@ -23,6 +23,7 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.runtime.batch.messages import Failed, Ready, Unable
 from flowblending.runtime.batch.tasks import Cause
+from flowblending.runtime.cluster.connection import connected
 from flowblending.runtime.cluster.node import NodeBundle, bundle_here
 from flowblending.runtime.serve.http.dispatcher import Dispatcher
 from flowblending.runtime.serve.http.files import DataFolder
@@ -39,6 +40,7 @@ from flowblending.runtime.serve.http.replicas.slot import ReplicaDiedError, Repl
 from flowblending.runtime.serve.http.scale import read_workers
 from flowblending.runtime.serve.http.store import JobStore
 from flowblending.runtime.serve.uploads import Upload, keep
+from flowblending.system.console import Console
 from tests.support import manifests
 from tests.support.video_server import refused
 
@@ -463,3 +465,16 @@ def test_what_a_node_lacks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(FlowBlendingError, match="on the node b7: "):
         bundle_here(wanted)
     assert bundle_here(wanted, verify=False)
+
+
+def test_a_cluster_that_asks_for_a_token_is_told() -> None:
+    """The error of ray.init is Ray 2.60's, at an address that was given, without RAY_AUTH_MODE=token."""
+    refusing = Mock()
+    refusing.init.side_effect = ConnectionError("Failed to connect to Ray cluster at 192.0.2.2:6390")
+    refusing.init.side_effect.__cause__ = RuntimeError("RPC error: InvalidAuthToken: Authentication token is missing")
+    with (
+        pytest.raises(FlowBlendingError, match=r"\(it asks for a token\); set RAY_AUTH_MODE=token, and have"),
+        connected(refusing, "auto", Console(quiet=True)),
+    ):
+        pass
+    assert not refusing.shutdown.called
