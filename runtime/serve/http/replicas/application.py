@@ -151,7 +151,11 @@ class RayCall:
 def _deaths_told(ray: Any) -> Iterator[None]:
     try:
         yield
-    except ray.exceptions.RayActorError as error:
+    except TimeoutError:  # which one of Ray's errors is too
+        raise
+    except ray.exceptions.ActorUnavailableError:
+        raise ReplicaDiedError("its node cannot be reached") from None
+    except ray.exceptions.RayError as error:
         raise ReplicaDiedError(how_it_died(error)) from None
     except ray.serve.exceptions.DeploymentUnavailableError as error:
         raise FlowBlendingError(f"Ray Serve has given the replicas up ({first_line(error)}).") from None

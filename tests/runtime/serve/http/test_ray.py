@@ -176,19 +176,24 @@ def test_replicas_come_with_the_queue_and_go_without(cluster: VideoServer) -> No
 
 def test_a_video_whose_replica_is_killed_is_tried_once_more(cluster: VideoServer, home: Path, data: Path) -> None:
     client = cluster.client()
-    id = client.videos.create(prompt="x", extra_body={"model": "wan", "steps": 300, "schedule": "LLL"}).id
-    wait_until(lambda: step(cluster, id) > 0, "the first step")
-    for process in replicas(home):
-        os.kill(process, signal.SIGKILL)
-    wait_until(lambda: client.videos.retrieve(id).status == "completed", "the second try")
-    assert [each["job"] for each in cluster.events("job_completed")].count(id) == 1
-    assert len(cluster.events("worker_crashed")) == 1
-    other = client.videos.create(prompt="x", extra_body=LONG).id
-    for count in (2, 3):
-        wait_until(lambda: step(cluster, other) > 0, "the first step")
+    begun = len(cluster.events("job_started"))
+
+    def kill(id: str, times: int) -> None:
+        """Kill the replica that makes a video, which is the only one, in the middle."""
+        cluster.event("job_started", begun + times)
+        wait_until(lambda: step(cluster, id) > 0, "the first step")
         for process in replicas(home):
             os.kill(process, signal.SIGKILL)
-        cluster.event("worker_crashed", count)
+        cluster.event("worker_crashed", times)
+
+    id = client.videos.create(prompt="x", extra_body={"model": "wan", "steps": 300, "schedule": "LLL"}).id
+    kill(id, 1)
+    wait_until(lambda: client.videos.retrieve(id).status == "completed", "the second try")
+    assert [each["job"] for each in cluster.events("job_completed")].count(id) == 1
+    begun += 1  # by its second try
+    other = client.videos.create(prompt="x", extra_body=LONG).id
+    kill(other, 2)
+    kill(other, 3)
     wait_until(lambda: client.videos.retrieve(other).status == "failed", "the failure")
     error = client.videos.retrieve(other).error
     assert error is not None
