@@ -15,7 +15,7 @@ from flowblending.contracts.graph import Precision
 from flowblending.export.families.wan.transformer import load_transformer
 from flowblending.export.graph.trace import export_graph
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def test_the_joined_graph_computes_the_same(tmp_path: Path) -> None:

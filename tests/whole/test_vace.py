@@ -156,9 +156,10 @@ def reference(checkpoints: Path, bundle: Bundle, job: Job) -> Floats:
     return final[0][:, :, len(job.reference) :].numpy()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "case",
-    [_HERE, *(pytest.param(case, marks=pytest.mark.long) for case in CASES)],
+    [_HERE, *CASES],
     ids=lambda case: "-".join(map(str, case)) + f"-{case['schedule']}",
 )
 def test_latents_equal_diffusers(

@@ -61,7 +61,7 @@ def load(kind: str, folder: Path, held: torch.dtype) -> Exportable:
         pytest.param("wan", torch.float32, marks=pytest.mark.long),
         pytest.param("wan", torch.bfloat16, marks=pytest.mark.long),
         ("fp8 file", torch.bfloat16),
-        ("ltx", torch.float16),
+        pytest.param("ltx", torch.float16, marks=pytest.mark.long),
         pytest.param("umt5", torch.float32, marks=pytest.mark.long),
         ("umt5", torch.bfloat16),
     ],

@@ -196,17 +196,9 @@ def test_takes_the_stock_transformers_place_in_a_whole_run(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ltx", pytest.param("ltx-condition", marks=pytest.mark.long)])
-@pytest.mark.parametrize(
-    "precision",
-    [
-        Precision.BF16,
-        *(
-            pytest.param(each, marks=pytest.mark.long)
-            for each in (Precision.FP32, Precision.FP16, Precision.FP16_MIXED)
-        ),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["ltx", "ltx-condition"])
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16, Precision.FP16_MIXED, Precision.BF16])
 def test_graph_equals_the_stock_transformer(
     checkpoints: Callable[[str], Path], tmp_path: Path, kind: str, precision: Precision
 ) -> None:

@@ -196,13 +196,13 @@ CONFIGURATIONS = [
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("settings", "precision"),
     [
-        (CONFIGURATIONS[0], Precision.FP32),
-        pytest.param(CONFIGURATIONS[1], Precision.FP16, marks=pytest.mark.long),
-        *(pytest.param(settings, Precision.FP32, marks=pytest.mark.long) for settings in CONFIGURATIONS[1:]),
-        pytest.param(CONFIGURATIONS[0], Precision.FP16, marks=pytest.mark.long),
+        (CONFIGURATIONS[1], Precision.FP16),
+        *((settings, Precision.FP32) for settings in CONFIGURATIONS),
+        (CONFIGURATIONS[0], Precision.FP16),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{value['head_dim']}",
 )
@@ -231,6 +231,7 @@ def test_the_graph_equals_the_stock_transformer(settings: dict[str, Any], precis
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_position_that_is_off_by_one_does_not_pass(checkpoints: Checkpoints, tmp_path: Path) -> None:
     made = load_transformer(checkpoints("wan") / "small", SMALL, 24, Precision.FP16)
     model = made.module.get_submodule("model")

@@ -77,9 +77,8 @@ def test_steps_through_the_stock_modules_equal_the_whole_clip(settings: dict[str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings", [CONFIGURATIONS[1] | {"num_res_blocks": 1}, pytest.param(CONFIGURATIONS[0], marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("settings", CONFIGURATIONS[:2])
 def test_steps_through_the_graphs_equal_the_whole_clip(settings: dict[str, Any], tmp_path: Path) -> None:
     steps = []
     for part in decoder_parts(saved(tmp_path, settings)):
