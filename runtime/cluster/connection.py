@@ -77,9 +77,11 @@ def connected(ray: Any, address: str, console: Console) -> Iterator[None]:
         with console.phase("connecting to Ray"):
             _knock(address)
             with own_handlers():
-                ray.init(address=address, **quiet)
-    except (OSError, OverflowError, ValueError, RuntimeError) as error:
+                _init(ray, address, quiet)
+    except Exception as error:  # Ray has plain ones, too
         reason, remedy = first_line(error), "give the address of a running one, or --ray local"
+        if address == LOCAL:
+            remedy = "try again when this machine has less to do, or leave out --ray"
         if _TOKEN in f"{error} {error.__cause__}":
             reason = "it asks for a token"
             remedy = "set RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token"
@@ -89,6 +91,17 @@ def connected(ray: Any, address: str, console: Console) -> Iterator[None]:
     finally:
         with own_handlers():  # Ray's library sets SIGTERM's action back to the system's, behind Python
             ray.shutdown()
+
+
+def _init(ray: Any, address: str, quiet: dict[str, Any]) -> None:
+    """Connect; a cluster of our own has a second try, for a busy machine misses the half minute that nodes get."""
+    try:
+        ray.init(address=address, **quiet)
+    except Exception:
+        if address != LOCAL:
+            raise
+        ray.shutdown()
+        ray.init(address=address, **quiet)
 
 
 def _knock(address: str) -> None:

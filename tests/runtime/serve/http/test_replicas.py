@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -478,3 +479,19 @@ def test_a_cluster_that_asks_for_a_token_is_told() -> None:
     ):
         pass
     assert not refusing.shutdown.called
+
+
+@pytest.mark.parametrize("slow", [1, 2])
+def test_a_cluster_of_our_own_that_is_slow_has_a_second_try(slow: int) -> None:
+    """The error is Ray 2.60's, and a plain one."""
+    late = Exception("The current node timed out during startup. This could happen because")
+    busy = Mock(**{"init.side_effect": [late] * slow + [None]})
+    expected = (
+        pytest.raises(FlowBlendingError, match=r"local \(The current .*\); try again when")
+        if slow > 1
+        else nullcontext()
+    )
+    with expected, connected(busy, "local", Console(quiet=True)):
+        pass
+    assert busy.init.call_count == 2
+    assert busy.shutdown.called
