@@ -113,7 +113,8 @@ def make(server: VideoServer, **asked: Any) -> str:
 
 
 def step(server: VideoServer, id: str) -> int:
-    """Steps that were made of a video."""
+    """Steps that were made of a video; looked at with pauses, because one processor may have to do all of it."""
+    time.sleep(0.1)
     return int(server.ask(f"/v1/videos/{id}")[1].get("step") or 0)
 
 
@@ -167,8 +168,8 @@ def test_a_video_that_is_watched_and_given_up_makes_room_for_the_next(cluster: V
 def test_replicas_come_with_the_queue_and_go_without(cluster: VideoServer) -> None:
     client = cluster.client()
     ids = [client.videos.create(prompt="x", extra_body=LONG).id for _ in range(2)]
-    wait_until(lambda: running(cluster) == 2, "the second replica")
     wait_until(lambda: all(step(cluster, id) > 0 for id in ids), "two videos at a time")
+    wait_until(lambda: running(cluster) == 2, "the second replica")
     for id in ids:
         client.videos.delete(id)
     wait_until(lambda: running(cluster) == 1, "the end of the second replica")
@@ -186,15 +187,16 @@ def test_a_video_whose_replica_is_killed_is_tried_once_more(cluster: VideoServer
             os.kill(process, signal.SIGKILL)
         cluster.event("worker_crashed", times)
 
-    id = client.videos.create(prompt="x", extra_body={"model": "wan", "steps": 300, "schedule": "LLL"}).id
+    id = client.videos.create(prompt="x", extra_body={"model": "wan", "steps": 200, "schedule": "LLL"}).id
     kill(id, 1)
-    wait_until(lambda: client.videos.retrieve(id).status == "completed", "the second try")
+    cluster.event("job_completed", len(cluster.events("job_completed")) + 1)
+    assert client.videos.retrieve(id).status == "completed"
     assert [each["job"] for each in cluster.events("job_completed")].count(id) == 1
     begun += 1  # by its second try
     other = client.videos.create(prompt="x", extra_body=LONG).id
     kill(other, 2)
     kill(other, 3)
-    wait_until(lambda: client.videos.retrieve(other).status == "failed", "the failure")
+    assert cluster.event("job_failed")["job"] == other
     error = client.videos.retrieve(other).error
     assert error is not None
     assert error.code == "worker_crashed"
@@ -210,7 +212,10 @@ def test_sigterm_lets_a_video_end_and_leaves_no_cluster(cluster: VideoServer, ho
     wait_until(lambda: step(cluster, made) > 0, "the first step")
     assert cluster.end(signal.SIGTERM) == 128 + signal.SIGTERM
     assert cluster.text[-1].startswith("ended by SIGTERM")
-    wait_until(lambda: not ray_processes(home, "ray::"), "the end of the cluster")
+    deadline = time.monotonic() + 30
+    while ray_processes(home, "ray::"):
+        assert time.monotonic() < deadline, "the cluster is still there"
+        time.sleep(0.2)
     store = JobStore(data / "jobs.sqlite")
     ended = {id: found.status for id in (made, waits) if (found := store.get(id)) is not None}
     store.close()
