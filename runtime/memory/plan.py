@@ -193,8 +193,8 @@ def plan_phases(run: RunMemory, budget: int | None, open_now: Sequence[str] = ()
     before: set[str] = set()
     for index, model in enumerate(run.stages):
         now, later = [model], run.stages[index + 1 :]
-        wished = [*(name for name in run.engines if name in before and name in later), *later[:1]]
-        for name in dict.fromkeys(wished):
+        wanted = [*(name for name in run.engines if name in before and name in later), *later[:1]]
+        for name in dict.fromkeys(wanted):
             if name not in now and _fits(run, [*now, name], budget):
                 now.append(name)
         stages.append(now)

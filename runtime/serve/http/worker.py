@@ -84,10 +84,10 @@ def _work(config: WorkerConfig, bundles: Mapping[str, Path], device: str, connec
         say(Ready())
         while task := receive(connection):
             if isinstance(task, Work):
-                say(make(makers[task.model], task, say, _Wishes(connection, task)))
+                say(make(makers[task.model], task, say, _PipeControl(connection, task)))
 
 
-class Wishes(Protocol):
+class JobControl(Protocol):
     """What the service says about a video in the making.
 
     Attributes:
@@ -101,8 +101,8 @@ class Wishes(Protocol):
         ...
 
 
-class _Wishes:
-    """Wishes that come through a pipe."""
+class _PipeControl:
+    """Control that comes through a pipe."""
 
     def __init__(self, connection: Connection, task: Work) -> None:
         self._connection = connection
@@ -165,17 +165,17 @@ class Maker:
         self.pipeline.device.close()
 
 
-def make(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: Wishes) -> Made | Failed | Cancelled:
+def make(maker: Maker, task: Work, tell: Callable[[Told], None], control: JobControl) -> Made | Failed | Cancelled:
     """Make one video, and tell how it ended.
 
     Args:
         maker: of the task's model.
         tell: is told of progress, previews and warnings.
-        wishes: heard at every event, so between steps and decoded chunks.
+        control: heard at every event, so between steps and decoded chunks.
     """
     try:
         with task.uploads.told():
-            return _made(maker, task, tell, wishes)
+            return _made(maker, task, tell, control)
     except FlowBlendingError as error:
         return Failed(why=str(error), cause=cause_of(error))
     except MemoryError:
@@ -185,7 +185,7 @@ def make(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: Wishes)
         return Failed(why=f"{type(error).__name__}: {error}; please report this.", cause=cause_of(error))
 
 
-def _made(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: Wishes) -> Made | Cancelled:
+def _made(maker: Maker, task: Work, tell: Callable[[Told], None], control: JobControl) -> Made | Cancelled:
     pipeline, job = maker.pipeline, make_job({**task.fields, **task.uploads.fields})
     told = _Teller(task.id, tell)
     told.put(Progress(stage=ENCODING))
@@ -202,14 +202,14 @@ def _made(maker: Maker, task: Work, tell: Callable[[Told], None], wishes: Wishes
         embeddings=texts.conditions,
         named=task.uploads.named(job),
         outputs=[task.video],
-        preview=lambda _: wishes.watched,
+        preview=lambda _: control.watched,
     )
     told.begin(run)
     middle = run.geometry.frames // 2
     # Written while further frames are encoded and the disk takes the video; the pool waits for it in any case.
     with ThreadPoolExecutor(1, "thumbnail") as pool, contextlib.closing(run.events()) as events:
         for event in events:
-            if wishes.cancelled():
+            if control.cancelled():
                 return Cancelled(id=task.id)
             told.show(event)
             match event:

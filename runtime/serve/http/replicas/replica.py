@@ -111,13 +111,13 @@ class Replica(ABC):
         async with self._busy:
             loop = asyncio.get_running_loop()
             told: asyncio.Queue[Told | None] = asyncio.Queue()
-            wishes = _Wishes(work.watched)
+            control = _Control(work.watched)
 
             def tell(what: Told) -> None:
                 loop.call_soon_threadsafe(told.put_nowait, what)
 
-            following = asyncio.create_task(self._follow(work.id, wishes))
-            making = asyncio.create_task(self._made(work, tell, wishes))
+            following = asyncio.create_task(self._follow(work.id, control))
+            making = asyncio.create_task(self._made(work, tell, control))
             making.add_done_callback(lambda _: told.put_nowait(None))
             try:
                 while (what := await told.get()) is not None:
@@ -127,7 +127,7 @@ class Replica(ABC):
                 if isinstance(answer, Failed) and answer.cause == Cause.DEVICE:
                     await self._end()
             finally:
-                wishes.gone.set()
+                control.gone.set()
                 following.cancel()
                 await asyncio.wait([making])
 
@@ -136,30 +136,30 @@ class Replica(ABC):
         await asyncio.sleep(_TELLING)
         os._exit(1)
 
-    async def _follow(self, id: str, wishes: _Wishes) -> None:
+    async def _follow(self, id: str, control: _Control) -> None:
         """Know what the service says about a video as long as it is made."""
         while (watched := await self.watched(id)) is not None:
-            wishes.watched = watched
+            control.watched = watched
             await asyncio.sleep(_LOOK)
-        wishes.gone.set()
+        control.gone.set()
 
-    async def _made(self, work: RemoteWork, tell: Callable[[Told], None], wishes: _Wishes) -> Remote:
+    async def _made(self, work: RemoteWork, tell: Callable[[Told], None], control: _Control) -> Remote:
         try:
             opened = await self.model(work.model)
         except FlowBlendingError as error:
             return Failed(why=str(error), cause=cause_of(error))
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, _made, opened.maker, work, tell, wishes)
+        return await loop.run_in_executor(self._thread, _made, opened.maker, work, tell, control)
 
 
-def _made(maker: Maker, work: RemoteWork, tell: Callable[[Told], None], wishes: _Wishes) -> Remote:
+def _made(maker: Maker, work: RemoteWork, tell: Callable[[Told], None], control: _Control) -> Remote:
     """A video, made in a folder that goes with it."""
-    if wishes.cancelled():
+    if control.cancelled():
         return Cancelled(id=work.id)
     try:
         with scratch() as folder:
             task = work.unpacked(folder)
-            answer = make(maker, task, tell, wishes)
+            answer = make(maker, task, tell, control)
             if isinstance(answer, Made):
                 video, thumbnail = task.video.read_bytes(), task.thumbnail.read_bytes()
                 return RemoteMade(made=answer, video=video, thumbnail=thumbnail)
@@ -169,7 +169,7 @@ def _made(maker: Maker, work: RemoteWork, tell: Callable[[Told], None], wishes: 
         return Failed(why=str(failure), cause=cause_of(failure))
 
 
-class _Wishes:
+class _Control:
     """What the service says about a video.
 
     Attributes:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from multiprocessing.connection import Connection
 from typing import Protocol
 
 from flowblending import FlowBlendingError
@@ -75,15 +76,16 @@ class ReplicaSlot(ServiceWorker):
     def start(self) -> None:
         """Find out whether the application works."""
         self.ready = False
-        self.connection, self._writer = multiprocessing.Pipe(duplex=False)
+        self.connection, writer = multiprocessing.Pipe(duplex=False)
+        self._writer = _Writer(writer)
         self._hear(self._open)
 
     def send(self, what: object) -> None:
-        """Have a video made, or tell what is wished of it."""
+        """Have a video made, or tell that it is given up or watched."""
         match what:
             case Work():
                 self._application.watch(what.id, what.watched)
-                self._making = making = _Making(self._application, what, self._say)
+                self._making = making = _Making(self._application, what, self._writer.send)
                 self._hear(making.run)
             case Cancel() | None if self._making is not None:
                 self._making.stop()
@@ -99,8 +101,8 @@ class ReplicaSlot(ServiceWorker):
         self.dismiss()
         if self.ready:  # what it waits for otherwise may take as long as it likes
             self._thread.join(max(deadline - time.monotonic(), 1.0))
+        self.connection.close()  # first, so that nobody is stuck in sending
         self._writer.close()
-        self.connection.close()
         return self._how
 
     def _open(self) -> Answer:
@@ -108,23 +110,38 @@ class ReplicaSlot(ServiceWorker):
 
     def _hear(self, answer: Callable[[], Answer]) -> None:
         """Say what comes of a call, in a thread; its death by closing the pipe, as a process that dies closes it."""
+        writer = self._writer  # when this ends late, the slot may have begun anew
 
         def run() -> None:
             try:
-                self._say(answer())
+                writer.send(answer())
             except FlowBlendingError as error:
-                self._say(Unable(why=str(error)))
+                writer.send(Unable(why=str(error)))
             except Exception as error:  # whatever it was, somebody has to hear that no more will come
                 self._how = first_line(error)
-                self._writer.close()
+                writer.close()
 
         # A daemon: what is hung elsewhere must not keep this program.
         self._thread = threading.Thread(target=run, name=self.name, daemon=True)
         self._thread.start()
 
-    def _say(self, what: Answer) -> None:
-        with contextlib.suppress(OSError):  # ended meanwhile
-            self._writer.send(what)
+
+class _Writer:
+    """A pipe's end that two threads may close, and nobody while something is sent."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+
+    def send(self, what: Answer) -> None:
+        """Send a message, unless nobody hears it any more."""
+        with self._lock, contextlib.suppress(OSError):
+            self._connection.send(what)
+
+    def close(self) -> None:
+        """Let the other end know that no more will come."""
+        with self._lock:
+            self._connection.close()
 
 
 class _Making:
