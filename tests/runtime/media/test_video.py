@@ -99,6 +99,23 @@ def test_an_mp4_is_the_same_file_with_any_number_of_cores(tmp_path: Path) -> Non
     assert len(contents) == 1
 
 
+@pytest.mark.parametrize(("width", "height"), [(96, 64), (64, 64), (208, 120)])
+def test_an_mp4_is_the_same_file_each_time(tmp_path: Path, width: int, height: int) -> None:
+    """Of pictures that take all that x264 can do, with other things in memory each time."""
+    random = np.random.default_rng(0)
+    first = random.integers(0, 256, (height, width, 3))
+    frames = [np.clip(np.roll(first, 2 * step, 1) + random.normal(0, 8, first.shape), 0, 255) for step in range(17)]
+    clip = np.array(frames).astype(np.uint8)
+    contents = set()
+    for _ in range(12):
+        rubbish = [random.bytes(random.integers(1000, 300_000)) for _ in range(8)]
+        del rubbish[::2]
+        with open_writer(tmp_path / "a.mp4", width=width, height=height, frame_rate=16.0, metadata=METADATA) as writer:
+            writer.write(clip)
+        contents.add((tmp_path / "a.mp4").read_bytes())
+    assert len(contents) == 1
+
+
 def test_npy(tmp_path: Path) -> None:
     frames = clip()
     write(tmp_path / "video.npy", frames)
