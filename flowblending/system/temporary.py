@@ -86,7 +86,15 @@ def set_aside(target: Path, folder: Path) -> Path:
 
 def sweep(output: Path) -> None:
     """Remove what killed processes left of an output, and put back what one of them had set aside."""
-    home, prefix = _place(output)
+    _sweep_all(*_place(output))
+
+
+def sweep_folder(folder: Path) -> None:
+    """`sweep` all outputs of a folder: of those that are there, too, which nobody makes again."""
+    _sweep_all(folder)
+
+
+def _sweep_all(home: Path, prefix: str = "") -> None:
     try:
         found = [path for path in home.iterdir() if path.name.startswith(prefix) and NAME.fullmatch(path.name)]
     except OSError:

@@ -21,6 +21,7 @@ from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.prompt_file import PromptLine
 from flowblending.system.console import Console
+from flowblending.system.temporary import sweep_folder
 from flowblending.system.whole_file import write_whole
 
 SUFFIX = ".mp4"
@@ -129,6 +130,7 @@ class Batch:
             raise FlowBlendingError(
                 f"Cannot make the folder {folder} ({error.strerror}); choose another --out."
             ) from None
+        sweep_folder(folder)
         self._console = console
         self._program = program
         self._counts = {"made": 0, "skipped": 0, "failed": 0}

@@ -12,6 +12,7 @@ from pathlib import Path
 from flowblending import FlowBlendingError, UsageError
 from flowblending.runtime.compare.page import page
 from flowblending.runtime.compare.report import ComparisonReport, as_json
+from flowblending.system.temporary import sweep_folder
 from flowblending.system.whole_file import whole_file, write_whole
 
 PAGE, FIGURES = "index.html", "report.json"
@@ -29,6 +30,8 @@ def prepare(folder: Path, parts: Sequence[str]) -> None:
         UsageError: it holds something else.
         FlowBlendingError: it cannot be made or written to.
     """
+    for each in (folder, *(folder / name for name in parts)):
+        sweep_folder(each)
     if folder.is_dir() and any(folder.iterdir()) and not _is_report(folder / FIGURES):
         raise UsageError(f"{folder} holds other files and no report of fb-compare; name a new folder with --out.")
     try:

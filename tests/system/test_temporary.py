@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flowblending.system.scratch import scratch, sweep_scratch
-from flowblending.system.temporary import NAME, sweep, temporary_folder
+from flowblending.system.temporary import NAME, sweep, sweep_folder, temporary_folder
 from flowblending.system.whole_file import replace_file, whole_file, whole_folder
 
 LONGEST = "x" * 255
@@ -68,6 +68,20 @@ def test_what_a_killed_process_left_goes_when_its_output_is_made_again(tmp_path:
     assert len(os.listdir(tmp_path)) == 2  # the file and what is left of the other one
     sweep(other)
     assert os.listdir(tmp_path) == [name]
+
+
+def test_what_was_left_of_outputs_that_are_there_goes_with_the_folders(tmp_path: Path) -> None:
+    """A process may be killed between the last rename and the end of its temporary folder."""
+    with running(WRITES_A_FILE, tmp_path / "a"), running(WRITES_A_FILE, tmp_path / "b"):
+        pass
+    (tmp_path / "a").write_bytes(b"whole")
+    with running(WRITES_A_FILE, tmp_path / "c"):
+        sweep_folder(tmp_path)
+        (alive,) = (name for name in os.listdir(tmp_path) if NAME.fullmatch(name))
+    sweep_folder(tmp_path)
+    assert os.listdir(tmp_path) == ["a"]
+    assert alive
+    sweep_folder(tmp_path / "none")
 
 
 def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:

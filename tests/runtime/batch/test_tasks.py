@@ -19,6 +19,7 @@ from flowblending.runtime.batch.tasks import Batch, Cause, Task, run_batch
 from flowblending.runtime.media.video import open_writer
 from flowblending.runtime.options import Job
 from flowblending.runtime.prompt_file import PromptLine
+from tests.support.left_behind import left_behind
 from tests.support.mounts import mounted
 from tests.support.store_process import Recorder
 
@@ -160,7 +161,9 @@ def test_a_video_that_is_there_is_skipped_under_whatever_line(tmp_path: Path, su
     (tmp_path / f"{dog.file_stem('b')}{suffix}").touch()
     console = Recorder()
     lines = [PromptLine(number=1, job=dog), PromptLine(number=2, job=cat), PromptLine(number=3, job=Job(prompt="new"))]
+    left = [left_behind(path) for path in (*tmp_path.iterdir(), tmp_path / "another")]
     batch = Batch(lines, tmp_path, "b", console, suffix=suffix)
+    assert not any(path.exists() for path in left)  # by those who had written them, and were killed then
     batch.write_index("index.json")
     assert batch.unfinished == 1
     assert [line.endswith("already there, skipped") for line in console.lines] == [True, True]

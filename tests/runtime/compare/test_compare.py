@@ -52,6 +52,7 @@ from flowblending.runtime.measures.function import MeasureError
 from flowblending.runtime.options import Job
 from flowblending.runtime.prompt_file import read_jobs
 from tests.support import manifests
+from tests.support.left_behind import left_behind
 
 COLUMN = {column.key: column for column in COLUMNS}
 NASTY = 'a <b>"cat"</b> & </script><script>alert(1)</script> 一只猫'
@@ -333,9 +334,14 @@ def test_the_page_escapes_what_users_write_and_needs_nothing_else() -> None:
 
 def test_folders(tmp_path: Path) -> None:
     new = tmp_path / "a" / "report"
+    new.mkdir(parents=True)
+    left = left_behind(new / layout.FIGURES)  # of the first time, which was killed before it had written any
     layout.prepare(new, ("videos",))
+    assert not left.exists()
+    left = left_behind(new / "videos" / "a.mp4")
     layout.write(new, report())
     layout.prepare(new, ("videos",))
+    assert not left.exists()
     assert json.loads((new / "report.json").read_text())["runs"][0]["label"] == "LLL"
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds other files and no report"):

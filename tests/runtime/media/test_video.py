@@ -108,7 +108,7 @@ def test_an_mp4_is_the_same_file_each_time(tmp_path: Path, width: int, height: i
     clip = np.array(frames).astype(np.uint8)
     contents = set()
     for _ in range(12):
-        rubbish = [random.bytes(random.integers(1000, 300_000)) for _ in range(8)]
+        rubbish = [random.bytes(int(random.integers(1000, 300_000))) for _ in range(8)]
         del rubbish[::2]
         with open_writer(tmp_path / "a.mp4", width=width, height=height, frame_rate=16.0, metadata=METADATA) as writer:
             writer.write(clip)

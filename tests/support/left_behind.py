@@ -1,0 +1,16 @@
+"""What a process that was killed leaves of an output."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from flowblending.system.temporary import temporary_folder
+
+
+def left_behind(output: Path) -> Path:
+    """A temporary folder of an output that nobody holds."""
+    with temporary_folder(output) as folder:
+        left = folder.with_name(f"{folder.name.removesuffix('.part')[:-8]}00000000.part")
+        shutil.copytree(folder, left)
+    return left
