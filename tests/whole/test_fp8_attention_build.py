@@ -35,10 +35,8 @@ pytestmark = [pytest.mark.slow, needs_rtx]
 SIZES = {"wan": (21, 60, 104), "ltx": (16, 16, 22)}
 
 
-@pytest.mark.parametrize(
-    ("kind", "head_dim", "target"),
-    [("wan", 128, "sm89"), pytest.param("ltx", 64, "sm120", marks=pytest.mark.long)],
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("kind", "head_dim", "target"), [("wan", 128, "sm89"), ("ltx", 64, "sm120")])
 def test_real_plans_have_attention_in_fp8(
     kind: str, head_dim: int, target: str, checkpoints: Callable[[str], Path], tmp_path: Path
 ) -> None:

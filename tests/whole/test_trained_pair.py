@@ -41,6 +41,7 @@ def test_it_is_small_and_in_fp16() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_vae_gives_unseen_clips_back() -> None:
     vae = AutoencoderKLLTXVideo.from_pretrained(PAIR / "large/vae", torch_dtype=torch.float32).eval()
     assert reconstruct(vae, 32, held_out=False).psnr > 30

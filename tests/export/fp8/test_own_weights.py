@@ -30,14 +30,13 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> Reference:
     return make_reference("wan", tmp_path_factory.mktemp("wan"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("write", "precision"),
     [
         (fp8, Precision.BF16),
-        pytest.param(lambda tensors: scaled(tensors, "scale_weight"), Precision.FP32, marks=pytest.mark.long),
-        pytest.param(
-            lambda tensors: scaled(tensors, "weight_scale", by_row=True), Precision.BF16, marks=pytest.mark.long
-        ),
+        (lambda tensors: scaled(tensors, "scale_weight"), Precision.FP32),
+        (lambda tensors: scaled(tensors, "weight_scale", by_row=True), Precision.BF16),
     ],
 )
 def test_what_the_file_has_is_not_rounded_again(

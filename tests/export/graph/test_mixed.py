@@ -108,7 +108,8 @@ def test_activations_that_overflow_fp16_survive(kind: str, part: Callable[[str],
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["wan", *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[1:])])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_graph_survives_too(kind: str, part: Callable[[str], Part], tmp_path: Path) -> None:
     made = part(kind)
     graph, parity = export_and_verify(made, Precision.FP16_MIXED, tmp_path / "mixed", "", lambda _doing: None)

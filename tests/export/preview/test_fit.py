@@ -134,6 +134,7 @@ def test_numbers_that_are_not_finite_make_no_map() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_trained_vae_is_linear_enough() -> None:
     checkpoint = open_checkpoint(str(ROOT / CHECKPOINTS / "large"))
     family = family_of(checkpoint)

@@ -242,6 +242,7 @@ def test_a_position_that_is_off_by_one_does_not_pass(checkpoints: Checkpoints, t
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_bf16_keeps_in_fp32_what_diffusers_keeps(checkpoints: Checkpoints, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(checkpoints("wan") / "large"))
     part = WAN.transformer(checkpoint, checkpoints("wan") / "small", SMALL)
