@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.plans import needs_rtx
 
-pytestmark = [pytest.mark.slow, needs_rtx]
+pytestmark = [pytest.mark.slow, pytest.mark.long, needs_rtx]
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("flowblending", "export", "engine", "runtime")

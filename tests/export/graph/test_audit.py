@@ -180,7 +180,7 @@ ISLANDS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["wan", "ltx"])
+@pytest.mark.parametrize("kind", ["wan", pytest.param("ltx", marks=pytest.mark.long)])
 def test_fp32_is_where_diffusers_has_it_and_nowhere_else(
     kind: str, load: Callable[[str], Exportable], tmp_path: Path
 ) -> None:

@@ -143,6 +143,7 @@ def killer(home: Path, choose: Callable[[int], bool]) -> Iterator[list[int]]:
 
 
 @pytest.mark.slow
+@pytest.mark.long  # replicas are killed every time, in tests/runtime/serve/http/test_ray.py
 def test_killed_workers_on_a_local_cluster(
     build: Build, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

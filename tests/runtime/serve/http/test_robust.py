@@ -154,6 +154,7 @@ def test_what_cannot_be_served_is_told_before(wan: Bundle, tmp_path: Path) -> No
     assert f"Cannot listen at 127.0.0.1:{port} (Address already in use)" in said
 
 
+@pytest.mark.long
 def test_a_bundle_may_disappear_while_it_is_served(wan: Bundle, tmp_path: Path) -> None:
     """What is open goes on; a process that has to open it again ends the service, and no accepted video is lost."""
     bundle, away = tmp_path / "bundle", tmp_path / "away"
@@ -308,6 +309,7 @@ def test_a_database_of_a_later_version_is_left_alone(tmp_path: Path) -> None:
         JobStore(other)
 
 
+@pytest.mark.long
 def test_a_full_disk_is_told_and_gone_when_there_is_room(wan: Bundle, tmp_path: Path) -> None:
     with mounted(tmp_path / "disk", "size=600k") as disk, serving(wan.folder, data=disk / "data") as server:
         client = server.client()
