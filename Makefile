@@ -24,8 +24,8 @@ test: $(INSTALLED) lint $(if $(EMBEDDING),$(EMBEDDED))
 test-embedding: $(EMBEDDED)
 	FLOWBLENDING_REQUIRE_TOOLS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'embedding and not long' --numprocesses 2 --dist loadfile
 
-# Minutes of builds and benchmark programs: every night and before a release.
-test-long: $(INSTALLED)
+# Minutes of builds and benchmark programs, and variants of graphs, C++, Triton and Ray: every night and before a release.
+test-long: $(EMBEDDED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long --numprocesses 2 --dist load
 
 lint: $(INSTALLED)

@@ -86,23 +86,23 @@ def set_aside(target: Path, folder: Path) -> Path:
 
 def sweep(output: Path) -> None:
     """Remove what killed processes left of an output, and put back what one of them had set aside."""
-    _sweep_all(*_place(output))
+    sweep_folder(*_place(output))
 
 
-def sweep_folder(folder: Path) -> None:
-    """`sweep` all outputs of a folder: of those that are there, too, which nobody makes again."""
-    _sweep_all(folder)
+def sweep_folder(folder: Path, prefix: str = "") -> None:
+    """`sweep` the outputs of a folder: those that are there, too, which nobody makes again.
 
-
-def _sweep_all(home: Path, prefix: str = "") -> None:
+    Args:
+        prefix: of the temporary folders' names.
+    """
     try:
-        found = [path for path in home.iterdir() if path.name.startswith(prefix) and NAME.fullmatch(path.name)]
+        found = [path for path in folder.iterdir() if path.name.startswith(prefix) and NAME.fullmatch(path.name)]
     except OSError:
         return
-    for folder in found:
+    for each in found:
         # Whose lock cannot be tried, another user's for one, is left alone.
         with contextlib.suppress(OSError):
-            _sweep(folder)
+            _sweep(each)
 
 
 def _sweep(folder: Path) -> None:

@@ -23,6 +23,7 @@ from flowblending.runtime.cluster.share import ClusterOptions, Share, plan_share
 from flowblending.system.scratch import scratch
 from tests.conftest import Build
 from tests.support import manifests
+from tests.support.left_behind import let_go
 from tests.support.ray_processes import ray_processes
 from tests.support.required import unavailable
 
@@ -156,8 +157,7 @@ def test_killed_workers_on_a_local_cluster(
     monkeypatch.setattr(tempfile, "tempdir", str(home))
     kept = contextlib.ExitStack()
     others = kept.enter_context(scratch())
-    stale = others.with_name(f"{others.name.removesuffix('.part')[:-8]}00000000.part")
-    shutil.copytree(others, stale)  # as of a process that was killed: nobody holds its lock
+    stale = let_go(others)
     made = ("one", "two", "four")
     with kept, killer(home, lambda count: not count or set(map(prompt_of, out.glob("*.mp4"))) == set(made)) as killed:
         result = fb_run(home, *arguments, "--steps", 100)

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowblending.contracts.conditions import Source
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.serve.http.store import JobStore
 from tests.conftest import Build
@@ -45,7 +44,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def ltx(build: Build) -> Bundle:
-    return build("ltx-condition", conditions=(Source.IMAGE,))
+    return build("ltx-condition")
 
 
 @pytest.fixture(scope="module")
