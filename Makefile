@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/installed
 EMBEDDED := $(VENV)/installed-embedding
 # A path that type checkers follow, in place of an import hook that they do not.
 EDITABLE := --config-settings editable_mode=compat --editable
+INSTALL := $(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt $(EDITABLE)
 
 .PHONY: demo test test-embedding test-long lint clean
 
@@ -33,17 +34,20 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# PyPI's torch for Linux is a CUDA build of 2.7 GB with what it pulls in; README.md says how to take the CPU build.
+# PyPI's torch for Linux is a CUDA build of 2.7 GB with what it pulls in. README.md says how to take the CPU build: pip is
+# told where it lies, and fetches it. uv installs, in a fifth of pip's time.
 # TensorRT-RTX is a compiler that works without a GPU, so the tests build real plans with it everywhere.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): a download of 3.1 GB from PyPI, or 0.5 GB with the CPU build of torch (see README.md)"
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --constraint constraints.txt $(EDITABLE) '.[build,calibrate,cpu,gguf,video,serve,tensorrt-rtx,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt uv
+	$(BIN)/python -m pip download --constraint constraints.txt --no-deps --dest $(VENV)/wheels torch
+	$(INSTALL) '.[build,calibrate,cpu,gguf,video,serve,tensorrt-rtx,dev]' $(VENV)/wheels/torch-*.whl
+	rm -r $(VENV)/wheels
 	touch $@
 
 $(EMBEDDED): $(INSTALLED)
-	$(BIN)/python -m pip install --constraint constraints.txt $(EDITABLE) '.[ray,ray-serve,client]'
+	$(INSTALL) '.[ray,ray-serve,client]'
 	touch $@
 
 clean:

@@ -20,6 +20,7 @@ import sysconfig
 import time
 import urllib.error
 import urllib.request
+import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,13 +58,13 @@ def install(folder: Path = FOLDER) -> Path:
     marker = folder / "installed"
     if not marker.is_file() or marker.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        venv.create(folder)
         pins = folder / "constraints.txt"
         lines = (ROOT / "constraints.txt").read_text().splitlines()
         pins.write_text("\n".join(line for line in lines if not line.startswith("numpy==")))
         # Without its dependencies: they are those of a client library that is not used here.
-        _pip(folder, "--no-deps", SERVER)
-        _pip(folder, "--constraint", str(pins), *MODEL_PACKAGES)
+        _install(folder, "--no-deps", SERVER)
+        _install(folder, "--constraint", str(pins), *MODEL_PACKAGES)
         marker.write_text(wanted)
     return folder
 
@@ -74,11 +75,11 @@ def _library_path(name: str) -> str:
     return str(local) if local.is_file() else name
 
 
-def _pip(folder: Path, *arguments: str) -> None:
-    command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+def _install(folder: Path, *arguments: str) -> None:
+    command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", str(folder / "bin" / "python")]
     result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
-    if "No matching distribution found" in result.stderr:
-        raise Unavailable(f"pip finds no {' '.join(arguments)} for this platform")
+    if "No solution found" in result.stderr:
+        raise Unavailable(f"There is no {' '.join(arguments)} for this platform")
     if result.returncode:
         raise RuntimeError(result.stderr)
 

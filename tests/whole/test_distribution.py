@@ -91,7 +91,8 @@ sampler: str = flowblending.open("bundle")
 def test_a_users_script_finds_the_types_of_the_installation_of_make_demo(checkout: Path, tmp_path: Path) -> None:
     """With the Makefile's own options, in an environment of its own."""
     makefile = (checkout / "Makefile").read_text()
-    assert len(re.findall(r"pip install --constraint constraints\.txt \$\(EDITABLE\) '", makefile)) == 2
+    assert re.search(r"^INSTALL := \S+/uv pip install .* \$\(EDITABLE\)$", makefile, re.MULTILINE)
+    assert len(re.findall(r"^\t\$\(INSTALL\) '\.\[", makefile, re.MULTILINE)) == 2
     (options,) = re.findall(r"^EDITABLE := (.*)$", makefile, re.MULTILINE)
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=False)
@@ -99,7 +100,7 @@ def test_a_users_script_finds_the_types_of_the_installation_of_make_demo(checkou
     # setuptools, mypy and what our own annotations name are taken from this environment.
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "others.pth").write_text(f"{Path(pytest.__file__).parents[1]}\n")
-    install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--ignore-installed"]
+    install = [sys.executable, "-m", "uv", "pip", "install", "--python", python, "--no-deps", "--no-build-isolation"]
     subprocess.run([*install, *options.split(), "."], cwd=checkout, check=True, capture_output=True, timeout=300)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)

@@ -108,7 +108,7 @@ def make(server: VideoServer, **asked: Any) -> str:
     """A video that was made: its id."""
     video = server.client().videos.create_and_poll(prompt="x", poll_interval_ms=20, extra_body=asked)
     assert video.status == "completed", video.error
-    return video.id
+    return str(video.id)
 
 
 def step(server: VideoServer, id: str) -> int:

@@ -183,7 +183,8 @@ def test_a_running_service_forgets_what_is_old_and_what_is_too_much(wan: Bundle,
 
     def make(server: VideoServer, seed: int) -> str:
         asked = {"steps": 1, "seed": seed}
-        return server.client().videos.create_and_poll(prompt="x", poll_interval_ms=10, extra_body=asked).id
+        video = server.client().videos.create_and_poll(prompt="x", poll_interval_ms=10, extra_body=asked)
+        return str(video.id)
 
     with serving(wan.folder, data=data) as server:
         first = make(server, 0)
