@@ -34,7 +34,8 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 MODEL_PACKAGES = ("numpy<2", "onnxruntime", "tokenizers", "ftfy", "av", "pillow", "pydantic", "rich")
 """What flowblending needs to run a bundle on a CPU; flowblending itself is found by PYTHONPATH."""
 
-START_SECONDS = 60.0
+START_SECONDS = 180
+"""For the server, and for the process of a model: on busy cores they take half a minute and more."""
 
 
 class Unavailable(Exception):
@@ -103,7 +104,7 @@ class TritonServer:
         """Where a gRPC client connects to."""
         return f"127.0.0.1:{self.grpc}"
 
-    def post(self, path: str, body: object = None, timeout: float = 60) -> bytes:
+    def post(self, path: str, body: object = None, timeout: float = START_SECONDS) -> bytes:
         """The answer to a POST; an answer with an error status raises ``urllib.error.HTTPError``."""
         data = json.dumps({} if body is None else body).encode()
         with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/v2/{path}", data, timeout) as answer:
@@ -159,6 +160,7 @@ def serve(environment: Path, repository: Path, scratch: Path) -> Iterator[Triton
         f"--model-repository={repository}",
         f"--backend-directory={backends}",
         f"--backend-config=python,shm-region-prefix-name={prefix}",
+        f"--backend-config=python,stub-timeout-seconds={START_SECONDS}",
         *(f"--{each}-address=127.0.0.1" for each in ("http", "grpc")),
         f"--http-port={http}",
         f"--grpc-port={grpc}",

@@ -75,8 +75,12 @@ def test_a_placeholder_is_an_extra_of_its_own_kind() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
-@pytest.mark.parametrize("platform", ["x86_64-manylinux_2_28", "aarch64-manylinux_2_39"])
+@pytest.mark.parametrize(
+    "python", ["3.11", "3.12", *(pytest.param(f"3.{each}", marks=pytest.mark.long) for each in (13, 14))]
+)
+@pytest.mark.parametrize(
+    "platform", ["x86_64-manylinux_2_28", pytest.param("aarch64-manylinux_2_39", marks=pytest.mark.long)]
+)
 def test_every_set_of_extras_resolves_from_pypi_alone(platform: str, python: str) -> None:
     """All of them at once: what satisfies the union satisfies each of its parts."""
     outcome = resolve(frozenset().union(*SETS), python, platform)
