@@ -8,6 +8,9 @@ EMBEDDED := $(VENV)/installed-embedding
 EDITABLE := --config-settings editable_mode=compat --editable
 INSTALL := $(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt $(EDITABLE)
 
+# Images of machines often set it; every process would then compile anew all that it imports, for seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-embedding test-long lint clean
 
 # The trained shapes pair, built and run on the CPU: demo/side-by-side.mp4.
