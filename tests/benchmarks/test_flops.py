@@ -20,6 +20,7 @@ def test_the_published_flops_of_wan() -> None:
         assert totals[text].linear / TERA == pytest.approx(published, rel=1e-3)
 
 
+@pytest.mark.long
 def test_the_bounds_in_the_documents_are_the_programs() -> None:
     """Of other orders of the models, and of siblings in the small one's place; one in closed form."""
     from benchmarks.flops import PAIRS, bound, order_rows, sibling_rows

@@ -80,7 +80,7 @@ def test_a_shape_that_nothing_tells_is_named(graph: Path) -> None:
         count_flops(graph, {"batch": 2})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torch_counts_the_same_in_the_stock_transformer(tmp_path: Path) -> None:
     wan_transformer(0, layers=2, heads=3, head_dim=12).save_pretrained(tmp_path / "model")
     made = load_transformer(tmp_path / "model", "large", 24, Precision.FP32)
