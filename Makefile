@@ -22,7 +22,7 @@ demo: $(INSTALLED)
 # `make test EMBEDDING=1` runs those of test-embedding as well, and builds once what both look at.
 test: $(INSTALLED) lint $(if $(EMBEDDING),$(EMBEDDED))
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(if $(EMBEDDING),-m 'not long') \
-		--numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 60
+		--numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 60
 
 # Needs cmake, g++, nlohmann-json3-dev, libssl-dev and libpython3.11 from the distribution beside, and fails without.
 test-embedding: $(EMBEDDED)

@@ -348,13 +348,19 @@ def test_help_answers_at_once_and_loads_nothing_heavy(program: str) -> None:
         "try: main()\n"
         f"except SystemExit: print('LOADED', *sorted(set(sys.modules) & {SLOW!r}))"
     )
+    output, seconds = fastest(code)
+    assert "usage:" in output
+    assert output.splitlines()[-1] == "LOADED"
+    # As a ratio, since a busy machine takes three times as long for both: up to 2.9, where `import numpy` alone is 4.4.
+    assert seconds < 4 * fastest("import argparse, dataclasses, json, pathlib")[1]
+
+
+def fastest(code: str) -> tuple[str, float]:
+    """The output of a program, and the least that it took of a processor in three tries, in seconds."""
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert "usage:" in output
-    assert output.splitlines()[-1] == "LOADED"
-    # Of a processor, which a machine that does other work takes no longer for; 0.06 on an idle one.
-    assert min(seconds) < 0.2
+    return output, min(seconds)

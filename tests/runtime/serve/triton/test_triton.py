@@ -525,16 +525,21 @@ def leave(served: Served, path: str, fields: Mapping[str, object], seconds: floa
 @pytest.mark.slow
 def test_http_clients_that_leave_end_a_stream_and_nothing_else(served: Served) -> None:
     """What docs/embedding.md says of Triton: only sending shows that a client has gone."""
-    start = time.monotonic()
-    list(served.ask("wan", LONG))
-    whole = time.monotonic() - start
+
+    def whole_run() -> float:
+        start = time.monotonic()
+        list(served.ask("wan", LONG))
+        return time.monotonic() - start
+
+    whole = whole_run()
     waited = {}
     for path in ("generate", "generate_stream"):
         leave(served, path, {**LONG, "progress": path == "generate_stream"}, whole / 5)
         start = time.monotonic()
         served.latents(steps=1)
         waited[path] = time.monotonic() - start
-    assert waited["generate"] > whole / 4 > waited["generate_stream"]
+    # What else the machine does may have ended meanwhile.
+    assert waited["generate"] > min(whole, whole_run()) / 4 > waited["generate_stream"]
 
 
 @pytest.mark.slow
