@@ -44,6 +44,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): a download of 3.1 GB from PyPI, or 0.5 GB with the CPU build of torch (see README.md)"
 	$(BIN)/python -m pip install --constraint constraints.txt uv
+	rm -rf $(VENV)/wheels
 	$(BIN)/python -m pip download --constraint constraints.txt --no-deps --dest $(VENV)/wheels torch
 	$(INSTALL) '.[build,calibrate,cpu,gguf,video,serve,tensorrt-rtx,dev]' $(VENV)/wheels/torch-*.whl
 	rm -r $(VENV)/wheels

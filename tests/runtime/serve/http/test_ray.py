@@ -165,12 +165,22 @@ def test_a_video_that_is_watched_and_given_up_makes_room_for_the_next(cluster: V
 
 
 def test_replicas_come_with_the_queue_and_go_without(cluster: VideoServer) -> None:
-    client = cluster.client()
-    ids = [client.videos.create(prompt="x", extra_body=LONG).id for _ in range(2)]
-    wait_until(lambda: all(step(cluster, id) > 0 for id in ids), "two videos at a time")
+    videos = cluster.client().videos
+    waiting: set[str] = set()
+
+    def two_at_a_time() -> bool:
+        """Whether two are being made. In the place of one that was made meanwhile, another one is asked for."""
+        found = {id: videos.retrieve(id).status for id in waiting}
+        waiting.intersection_update(id for id, status in found.items() if status != "completed")
+        while len(waiting) < 2:
+            waiting.add(videos.create(prompt="x", extra_body=LONG).id)
+        time.sleep(0.1)
+        return list(found.values()) == ["in_progress"] * 2
+
+    wait_until(two_at_a_time, "two videos at a time", 120)
     wait_until(lambda: running(cluster) == 2, "the second replica")
-    for id in ids:
-        client.videos.delete(id)
+    for id in waiting:
+        videos.delete(id)
     wait_until(lambda: running(cluster) == 1, "the end of the second replica")
 
 
