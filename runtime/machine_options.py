@@ -31,6 +31,7 @@ THREADS: Final = Option(
     nullable=True,
     section=MACHINE,
     help="CPU threads of ONNX Runtime",
+    usual="one per processor, within a container's limit",
     metavar="N",
     unit="threads",
     least=1,

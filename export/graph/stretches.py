@@ -16,6 +16,7 @@ import onnx_ir as ir
 import onnxruntime
 
 from flowblending.export.graph.stored import StoredTensor
+from flowblending.system.processors import processors
 
 BUDGET = 1 << 30
 """Bytes of weights in a stretch; a single larger weight is a stretch of its own.
@@ -92,6 +93,7 @@ def run_stretches(model: ir.Model, inputs: Arrays, budget: int = BUDGET) -> dict
 def _run(model: ir.Model, part: Stretch, known: Mapping[str, Any]) -> dict[str, Any]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = processors()
     # Memory is given back to the system after each stretch.
     options.enable_cpu_mem_arena = False
     session = onnxruntime.InferenceSession(

@@ -21,6 +21,7 @@ from flowblending.export.graph.exportable import Exportable, Part, Tensors
 from flowblending.export.graph.stored import weights_on_demand
 from flowblending.export.graph.stretches import run_stretches, stretches
 from flowblending.export.graph.trace import TracedGraph, export_graph, read_graph, trace_graph
+from flowblending.system.processors import processors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,7 @@ def verify(exportable: Exportable, graph: ExportedGraph | TracedGraph) -> Parity
 def _session(graph: ExportedGraph) -> Callable[[Feed], Sequence[npt.NDArray[Any]]]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = processors()
     try:
         session = onnxruntime.InferenceSession(graph.onnx, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common class but this

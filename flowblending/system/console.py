@@ -34,6 +34,7 @@ from rich.progress import (
 import flowblending
 from flowblending import FlowBlendingError
 from flowblending.system.extras import missing_extra
+from flowblending.system.processors import limit_threads
 from flowblending.system.signals import stop_on_signals
 from flowblending.system.table import table_lines
 
@@ -194,6 +195,7 @@ def run_program(main: Callable[[], int | None]) -> NoReturn:
     An error that the user can mend becomes one line. SIGINT (Ctrl-C), SIGTERM and SIGHUP become one line and the exit
     code 128 + the signal's number.
     """
+    limit_threads()
     with stop_on_signals() as signals:
         try:
             code = main() or 0

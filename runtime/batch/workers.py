@@ -22,6 +22,7 @@ from flowblending.runtime.batch.process import WorkerConfig, WorkerProcess
 from flowblending.runtime.batch.tasks import Batch, Cause, Task
 from flowblending.runtime.batch.worker import serve
 from flowblending.system.console import Board, Console
+from flowblending.system.processors import processors
 from flowblending.system.temporary import sweep
 
 CRASHES: Final = 3
@@ -42,7 +43,7 @@ def plan_workers(
         UsageError: there are fewer GPUs.
     """
     if device == CPU:
-        share = threads or max(1, len(os.sched_getaffinity(0)) // count)
+        share = threads or max(1, processors() // count)
         return [WorkerConfig(name=f"worker {n}", threads=share, memory=memory) for n in range(1, count + 1)]
     gpus = gpu_count()
     if count > gpus:

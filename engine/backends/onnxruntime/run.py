@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from flowblending.engine.backends.checks import check_tensors
 from flowblending.engine.backends.gpu import free_memory
 from flowblending.engine.backends.tensor import CPU, CUDA, Tensor
 from flowblending.system.extras import install
+from flowblending.system.processors import processors
 
 CUDA_PROVIDER = "CUDAExecutionProvider"
 CPU_PROVIDER = "CPUExecutionProvider"
@@ -207,7 +207,7 @@ def _options(threads: int | None, device: str, *, lean: bool) -> Any:
     if device == CUDA:
         # Weights of a session's own, each of its size, and not parts of what it keeps for calls.
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads or processors()
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", "20")
     return options
