@@ -10,7 +10,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,14 @@ def images(ltx: Bundle, wan: Bundle, data: Path) -> Iterator[VideoServer]:
 
 
 def picture(width: int = 90, height: int = 50, *, kind: str = "PNG") -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    return encoded(
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)), kind
+    )
+
+
+def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind)
+    picture.save(file, kind)
     return file.getvalue()
 
 
@@ -161,21 +166,54 @@ ASKED: dict[str, tuple[list[tuple[str, tuple[str, bytes]]], dict[str, object], l
 @pytest.mark.parametrize("case", ASKED)
 def test_several_files_are_fb_runs_too(images: VideoServer, ltx: Bundle, data: Path, tmp_path: Path, case: str) -> None:
     files, fields, options, told = ASKED[case]
-    video = form(images, files, prompt="x", model="ltx", **SHORT, **fields)
+    id = made_as_fb_run_makes_it(images, ltx, files, {"model": "ltx", **fields}, options, told, tmp_path)
+    assert kept(data) == {id}
+    images.client().videos.delete(id)
+    wait_until(lambda: not list((data / "videos").iterdir()), "the deletion of all files")
+
+
+@pytest.mark.long
+def test_a_control_its_mask_and_references_are_fb_runs_too(build: Build, tmp_path: Path) -> None:
+    vace = build("wan-vace")
+    masks = io.BytesIO()
+    with zipfile.ZipFile(masks, "w") as archive:
+        for index in range(9):
+            picture = Image.new("L", (80, 60), 0)
+            picture.paste(255, (8 * index, 0, 80, 60))
+            archive.writestr(f"mask/{index}.png", encoded(picture))
+    files = [("video", ("clip.zip", zipped(9))), ("mask", ("mask.zip", masks.getvalue()))]
+    options = ["--video", "clip", "--mask", "mask", "--control-scale", "0.8"]
+    with serving(vace.folder, data=tmp_path / "data") as server:
+        whole = made_as_fb_run_makes_it(server, vace, files[:1], {}, options[:2], {"video": "clip"}, tmp_path)
+        told = {"video": "clip", "mask": "mask"}
+        masked = made_as_fb_run_makes_it(server, vace, files, {"control_scale": 0.8}, options, told, tmp_path)
+        videos = server.client().videos
+        assert videos.download_content(whole).read() != videos.download_content(masked).read()
+
+
+def made_as_fb_run_makes_it(
+    server: VideoServer,
+    bundle: Bundle,
+    files: list[tuple[str, tuple[str, bytes]]],
+    fields: Mapping[str, object],
+    options: Sequence[str],
+    told: Mapping[str, object],
+    folder: Path,
+) -> str:
+    """A video that a form asks for, the same byte for byte as fb-run's with ``options``: its id."""
+    video = form(server, files, prompt="x", **SHORT, **fields)
     assert video["status"] == "completed", video
     assert video["files"] == told
     for _, (name, content) in files:
-        (tmp_path / name).write_bytes(content)
+        (folder / name).write_bytes(content)
         if name.endswith(".zip"):
-            with zipfile.ZipFile(tmp_path / name) as archive:
-                archive.extractall(tmp_path)
-    command = [sys.executable, "-m", "flowblending.runtime.cli", str(ltx.folder), "--prompt", "x", *options]
+            with zipfile.ZipFile(folder / name) as archive:
+                archive.extractall(folder)
+    command = [sys.executable, "-m", "flowblending.runtime.cli", str(bundle.folder), "--prompt", "x", *options]
     rest = ["--steps", "2", "--seed", "3", "--threads", "1", "--out", "out.mp4"]
-    subprocess.run([*command, *rest], check=True, capture_output=True, cwd=tmp_path)
-    assert images.client().videos.download_content(video["id"]).read() == (tmp_path / "out.mp4").read_bytes()
-    assert kept(data) == {video["id"]}
-    images.client().videos.delete(video["id"])
-    wait_until(lambda: not list((data / "videos").iterdir()), "the deletion of all files")
+    subprocess.run([*command, *rest], check=True, capture_output=True, cwd=folder)
+    assert server.client().videos.download_content(video["id"]).read() == (folder / "out.mp4").read_bytes()
+    return str(video["id"])
 
 
 def test_what_is_wrong_of_several_files(images: VideoServer, data: Path) -> None:
