@@ -74,6 +74,13 @@ def test_the_dashboard_asks_for_what_there_is(panel: dict[str, Any]) -> None:
         assert told <= (grouped or set().union(*(SAMPLES[name] for name, _ in SELECTOR.findall(query))))
 
 
+def test_the_dashboard_shows_every_figure() -> None:
+    queries = " ".join(target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"])
+    asked = {re.sub(r"_(bucket|count|sum)$", "", name) for name, _ in SELECTOR.findall(queries)}
+    there = {re.sub(r"_(bucket|count|sum)$", "", name) for name in SAMPLES if name.startswith("flowblending_")}
+    assert {name for name in there if not name.endswith("_created")} <= asked
+
+
 def test_a_query_of_something_else_is_found() -> None:
     assert faults("rate(flowblending_videos[5m])") == ["flowblending_videos"]
     assert faults('sum by (modle) (flowblending_videos_total{kind="x"})') == ["kind", "modle"]
