@@ -33,6 +33,7 @@ from flowblending.engine.build.request import named_models
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
@@ -229,7 +230,7 @@ def main() -> None:
         make_pair(folder)
         bundle = build(folder, arguments.size, arguments.frames)
         device = open_device("cpu", bundle.manifest)
-        pipeline = Pipeline(bundle=bundle, device=device, threads=arguments.threads)
+        pipeline = Pipeline(bundle=bundle, device=device, machine=MachineSettings(threads=arguments.threads))
         rows = {}
         for schedule in SCHEDULES:
             job = Job(prompt="A cat walks on the grass.", schedule=schedule, steps=arguments.steps)

@@ -42,7 +42,7 @@ from flowblending.runtime.events import (
 from flowblending.runtime.given import given_embedding, given_latents
 from flowblending.runtime.given_images import given_image
 from flowblending.runtime.jobs import job_geometry
-from flowblending.runtime.machine_options import CUDA_GRAPH, DEVICE, MEMORY, NO_GRAPHS, THREADS
+from flowblending.runtime.machine_options import CUDA_GRAPH, DEVICE, MEMORY, THREADS, MachineSettings
 from flowblending.runtime.media.noise import draw_latents
 from flowblending.runtime.memory.needs import text_memory
 from flowblending.runtime.option_values import PYTHON, is_blank, make_job, read_options, read_value, shown
@@ -321,16 +321,13 @@ def open(
     """
     folder = _folder(bundle)
     device = read_value(device, DEVICE, PYTHON)
-    threads = read_value(threads, THREADS, PYTHON)
-    graphs = read_value(cuda_graph, CUDA_GRAPH, PYTHON) != NO_GRAPHS
-    memory = read_value(memory, MEMORY, PYTHON)
+    given = ((THREADS, threads), (CUDA_GRAPH, cuda_graph), (MEMORY, memory))
+    machine = MachineSettings.of({option.name: read_value(value, option, PYTHON) for option, value in given})
     handle = None if stream is None else stream_handle(stream)
     opened = open_bundle(folder)
     opened.verify()
     place = open_device(device, opened.manifest, handle)
-    return VideoSampler(
-        Pipeline(bundle=opened, device=place, threads=threads, cuda_graph=graphs, memory=memory), stream
-    )
+    return VideoSampler(Pipeline(bundle=opened, device=place, machine=machine), stream)
 
 
 def _images(job: Job, manifest: Manifest, first: Any, last: Any) -> tuple[GivenClip, ...]:

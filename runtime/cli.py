@@ -12,7 +12,7 @@ from flowblending.runtime.arguments import (
     given,
     take_noise,
 )
-from flowblending.runtime.machine_options import NO_GRAPHS
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.runtime.option import RUN
 from flowblending.runtime.option_values import make_job
 from flowblending.runtime.options import Job
@@ -98,13 +98,13 @@ def _dry_run(arguments: argparse.Namespace, bundle: Bundle, console: Console) ->
         if line.job is None:
             raise UsageError(f"Line {line.number} of {arguments.prompts}: {line.error}")
     plans = list[dict[str, object]]()
-    graphs, memory = arguments.cuda_graph != NO_GRAPHS, arguments.memory
+    machine = MachineSettings.of(vars(arguments))
     for number, each in [(line.number, line.job) for line in lines if line.job is not None] or [(0, job)]:
         if number:
             console.result(f"line      {number}: {each.prompt}")
-        for sentence in plan_lines(bundle, each, arguments.device, cuda_graph=graphs, memory=memory):
+        for sentence in plan_lines(bundle, each, arguments.device, machine):
             console.result(sentence)
-        facts = plan_facts(bundle, each, arguments.device, cuda_graph=graphs, memory=memory)
+        facts = plan_facts(bundle, each, arguments.device, machine)
         plans.append({**({"line": number} if number else {}), **facts})
         program, timed = (
             compile_job(each, bundle.manifest),
@@ -124,9 +124,7 @@ def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
     return Pipeline(
         bundle=bundle,
         device=device,
-        threads=arguments.threads,
-        cuda_graph=arguments.cuda_graph != NO_GRAPHS,
-        memory=arguments.memory,
+        machine=MachineSettings.of(vars(arguments)),
     )
 
 
@@ -231,22 +229,14 @@ def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -
             address=arguments.ray,
             device=arguments.device,
             workers=arguments.workers,
-            threads=arguments.threads,
-            cuda_graph=arguments.cuda_graph != NO_GRAPHS,
-            memory=arguments.memory,
+            machine=MachineSettings.of(vars(arguments)),
         )
         return run_on_ray(bundle, batch, options, console)
     if arguments.workers is not None:
         from flowblending.runtime.batch.workers import plan_workers, run_workers
 
         device = device_kind(arguments.device, bundle.manifest)
-        configs = plan_workers(
-            count=arguments.workers,
-            device=device,
-            threads=arguments.threads,
-            cuda_graph=arguments.cuda_graph != NO_GRAPHS,
-            memory=arguments.memory,
-        )
+        configs = plan_workers(arguments.workers, device, MachineSettings.of(vars(arguments)))
         return run_workers(configs, bundle.folder, device, batch, console)
     pipeline = _open(arguments, bundle)
     try:

@@ -32,6 +32,7 @@ from flowblending.runtime.jobs import (
     job_steps,
     job_strength,
 )
+from flowblending.runtime.machine_options import DEFAULTS, MachineSettings
 from flowblending.runtime.media.read_clip import shown_size
 from flowblending.runtime.memory.describe import Told, memory_facts, memory_lines, tell_memory, tiles_instead
 from flowblending.runtime.memory.needs import run_memory
@@ -47,7 +48,7 @@ from flowblending.system.printable import printable
 _Number = TypeVar("_Number", int, float)
 
 
-def plan_lines(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True, memory: str = "auto") -> list[str]:
+def plan_lines(bundle: Bundle, job: Job, device: str, machine: MachineSettings = DEFAULTS) -> list[str]:
     """The plan, a line each: geometry, schedule, steps, cost, memory, and time if it was measured before.
 
     Raises:
@@ -60,7 +61,7 @@ def plan_lines(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True
     program = with_references(program, len(job.reference))
     cost = cost_of(program, manifest)
     kind = device_kind(device, manifest)
-    told = _memory(job, program, manifest, kind, memory)
+    told = _memory(job, program, manifest, kind, machine.memory)
     return [
         f"bundle    {bundle.folder} ({manifest.id}), {manifest.pipeline.family}",
         *([f"lora      {manifest.loras}"] if manifest.loras else []),
@@ -76,14 +77,12 @@ def plan_lines(bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True
         _operations(cost, first),
         f"files     engines {_mega(cost.engine_bytes)}, latent slots {_mega(cost.slot_bytes)}",
         *memory_lines(told),
-        *_graphs(graph_plan(program, manifest, kind, told.plan) if cuda_graph else None),
+        *_graphs(graph_plan(program, manifest, kind, told.plan) if machine.cuda_graph else None),
         _expected(cost, first, Timings(manifest.id, kind, program.latent_shape).read()),
     ]
 
 
-def plan_facts(
-    bundle: Bundle, job: Job, device: str, *, cuda_graph: bool = True, memory: str = "auto"
-) -> dict[str, object]:
+def plan_facts(bundle: Bundle, job: Job, device: str, machine: MachineSettings = DEFAULTS) -> dict[str, object]:
     """The same as plain data.
 
     Raises:
@@ -93,8 +92,8 @@ def plan_facts(
     facts = job_facts(job, compile_job(job, manifest), manifest)
     program = with_references(compile_job(job, manifest), len(job.reference))
     kind = device_kind(device, manifest)
-    told = _memory(job, program, manifest, kind, memory)
-    graphs = graph_plan(program, manifest, kind, told.plan) if cuda_graph else None
+    told = _memory(job, program, manifest, kind, machine.memory)
+    graphs = graph_plan(program, manifest, kind, told.plan) if machine.cuda_graph else None
     seconds = Timings(manifest.id, kind, program.latent_shape).read()
     expected = _seconds_expected(cost_of(program, manifest), seconds)
     return {

@@ -5,9 +5,11 @@ Standard library only: every ``--help`` needs it.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
-from flowblending.runtime.memory.plan import MODES
+from flowblending.runtime.memory.plan import AUTO, MODES
 from flowblending.runtime.option import COMPARE, EXPORT_TRITON, RUN, SERVE, Option
 
 MACHINE: Final = "machine"
@@ -61,3 +63,42 @@ MEMORY: Final = Option(
     example="phases",
     programs=frozenset({RUN, COMPARE, EXPORT_TRITON, SERVE}),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSettings:
+    """How engines use the machine that they run on: what the options above but for the device were set to.
+
+    Attributes:
+        threads: of ONNX Runtime on the CPU; None for one per processor.
+        cuda_graph: whether steps that come again are launched as CUDA graphs, where that can be.
+        memory: ``auto``, ``resident``, ``phases`` or ``stream``; see `flowblending.runtime.memory.plan`.
+    """
+
+    threads: int | None = None
+    cuda_graph: bool = True
+    memory: str = AUTO
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> MachineSettings:
+        """Of values by the options' names; what a program does not offer is as usual.
+
+        Args:
+            values: of a command line, or the texts that stand for them in a file.
+        """
+        threads = values.get(THREADS.name)
+        return cls(
+            threads=None if threads is None else int(threads),
+            cuda_graph=values.get(CUDA_GRAPH.name) != NO_GRAPHS,
+            memory=values.get(MEMORY.name, AUTO),
+        )
+
+    def values(self) -> dict[str, str]:
+        """What is not as usual, as texts of which `of` makes the same."""
+        graphs = {} if self.cuda_graph else {CUDA_GRAPH.name: NO_GRAPHS}
+        threads = {} if self.threads is None else {THREADS.name: str(self.threads)}
+        return {**({MEMORY.name: self.memory} if self.memory != AUTO else {}), **threads, **graphs}
+
+
+DEFAULTS: Final = MachineSettings()
+"""Where nothing was said."""

@@ -23,6 +23,7 @@ from flowblending.runtime.conditions.image_tokens import ImageEncoder
 from flowblending.runtime.decode_conditioning import DecodeConditioning, decode_conditioning
 from flowblending.runtime.devices.protocol import Device
 from flowblending.runtime.jobs import job_conditioning, job_geometry
+from flowblending.runtime.machine_options import DEFAULTS, MachineSettings
 from flowblending.runtime.media.decode import Decoder
 from flowblending.runtime.media.noise import Normal, draw_latents
 from flowblending.runtime.media.preview import PreviewMap
@@ -30,7 +31,7 @@ from flowblending.runtime.media.prompt import Tokenizer
 from flowblending.runtime.media.read_ahead import Chunk
 from flowblending.runtime.memory.engines import Engines
 from flowblending.runtime.memory.needs import run_memory
-from flowblending.runtime.memory.plan import AUTO, MemoryPlan
+from flowblending.runtime.memory.plan import MemoryPlan
 from flowblending.runtime.memory.staged import StagedEngine, Stages
 from flowblending.runtime.options import Job
 from flowblending.runtime.sampler.binding import Conditions, Given
@@ -47,23 +48,20 @@ class Pipeline:
     Attributes:
         bundle: verified by the caller.
         device: where everything runs; its stream carries all engines.
-        threads: of ONNX Runtime on the CPU; None leaves the choice to it.
-        cuda_graph: whether steps that come again are launched as CUDA graphs, where that can be.
-        memory: ``auto``, ``resident``, ``phases`` or ``stream``; see `flowblending.runtime.memory.plan`.
+        machine: how they use it.
         engines: those that are open.
     """
 
     bundle: Bundle
     device: Device
-    threads: int | None = None
-    cuda_graph: bool = True
-    memory: str = AUTO
+    machine: MachineSettings = DEFAULTS
     engines: Engines = field(init=False)
     _tokenizer: Tokenizer | None = None
     _preview: PreviewMap | None = None
 
     def __post_init__(self) -> None:
-        self.engines = Engines(bundle=self.bundle, device=self.device, threads=self.threads, memory=self.memory)
+        machine = self.machine
+        self.engines = Engines(bundle=self.bundle, device=self.device, threads=machine.threads, memory=machine.memory)
 
     def close(self) -> None:
         """Close every engine, for good, and give their memory back. Twice is harmless."""
@@ -263,12 +261,12 @@ class Pipeline:
         if stages is None:
             opened = {name: self.engines.get(name) for name in models}
             # Their calls may take memory of their own.
-            graphs = self.cuda_graph and not any(components[name].weight_streaming for name in models)
+            graphs = self.machine.cuda_graph and not any(components[name].weight_streaming for name in models)
             return Sampler(opened, self.device, cuda_graph=graphs).prepare(program, conditions, given)
         specs = {name: components[name].spec for name in models}
         engines = {name: StagedEngine(spec, partial(self.engines.get, name)) for name, spec in specs.items()}
         # What is captured holds addresses of engines, which go with them.
-        sampler = Sampler(engines, self.device, cuda_graph=self.cuda_graph, before=stages.before)
+        sampler = Sampler(engines, self.device, cuda_graph=self.machine.cuda_graph, before=stages.before)
         return sampler.prepare(program, conditions, given)
 
     def decoders(self) -> list[str]:

@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     plugin.configure(config)
-    # Tracing makes hundreds of thousands of objects that stay: looking for garbage among them took a twelfth of the time.
+    # Tracing makes very many objects that stay; to look for garbage among them took a twelfth of its time.
     gc.set_threshold(20_000, 20, 20)
 
 

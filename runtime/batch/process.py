@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
+from flowblending.runtime.machine_options import DEFAULTS, MachineSettings
 from flowblending.system.signals import ignored_by_children, leave_signals_to_parent
 
 Task = TypeVar("Task")
@@ -28,16 +29,12 @@ class WorkerConfig:
     Attributes:
         name: for messages.
         gpu: what CUDA_VISIBLE_DEVICES is for it; None on the CPU.
-        threads: of ONNX Runtime on the CPU.
-        cuda_graph: see `Pipeline`.
-        memory: as the option says.
+        machine: how it uses it.
     """
 
     name: str
     gpu: str | None = None
-    threads: int | None = None
-    cuda_graph: bool = True
-    memory: str = "auto"
+    machine: MachineSettings = DEFAULTS
 
 
 class Worker(ABC, Generic[Task, Message]):

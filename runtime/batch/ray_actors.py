@@ -10,6 +10,7 @@ from flowblending.runtime.batch.messages import Doing, Failed, Finished, Message
 from flowblending.runtime.batch.tasks import Task
 from flowblending.runtime.batch.worker import make
 from flowblending.runtime.cluster.node import NodeBundle, bundle_here, device_here
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.system.scratch import scratch, sweep_scratch
 
@@ -21,9 +22,7 @@ class Setting:
     name: str
     bundle: NodeBundle
     device: str
-    threads: int | None
-    cuda_graph: bool = True
-    memory: str = "auto"
+    machine: MachineSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +69,7 @@ class Maker:
         self._pipeline = Pipeline(
             bundle=bundle,
             device=device,
-            threads=setting.threads,
-            cuda_graph=setting.cuda_graph,
-            memory=setting.memory,
+            machine=setting.machine,
         )
         return Ready()
 

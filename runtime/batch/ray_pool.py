@@ -77,9 +77,7 @@ class _Pool:
             name=worker.name,
             bundle=NodeBundle.of(self._bundle),
             device=self._share.device,
-            threads=self._share.threads,
-            cuda_graph=self._share.cuda_graph,
-            memory=self._share.memory,
+            machine=self._share.machine,
         )
         options = {"num_cpus": self._share.cpus, "num_gpus": self._share.gpus, "scheduling_strategy": "SPREAD"}
         worker.ready = False

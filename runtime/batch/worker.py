@@ -31,9 +31,7 @@ def _work(config: WorkerConfig, folder: Path, device: str, connection: Connectio
         pipeline = Pipeline(
             bundle=bundle,
             device=open_device(device, bundle.manifest),
-            threads=config.threads,
-            cuda_graph=config.cuda_graph,
-            memory=config.memory,
+            machine=config.machine,
         )
     except FlowBlendingError as error:
         say(Unable(why=str(error)))

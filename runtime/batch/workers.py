@@ -7,6 +7,7 @@ with it that another needs.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from flowblending.runtime.batch.messages import Doing, Failed, Finished, Message
 from flowblending.runtime.batch.process import WorkerConfig, WorkerProcess
 from flowblending.runtime.batch.tasks import Batch, Cause, Task
 from flowblending.runtime.batch.worker import serve
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.system.console import Board, Console
 from flowblending.system.processors import processors
 from flowblending.system.temporary import sweep
@@ -34,17 +36,15 @@ _PATIENCE: Final = 15.0
 _Worker: TypeAlias = WorkerProcess[Task, Message]
 
 
-def plan_workers(
-    *, count: int, device: str, threads: int | None, cuda_graph: bool = True, memory: str = "auto"
-) -> list[WorkerConfig]:
+def plan_workers(count: int, device: str, machine: MachineSettings) -> list[WorkerConfig]:
     """Places for ``count`` workers: a GPU each, or an equal share of the CPU's cores.
 
     Raises:
         UsageError: there are fewer GPUs.
     """
     if device == CPU:
-        share = threads or max(1, processors() // count)
-        return [WorkerConfig(name=f"worker {n}", threads=share, memory=memory) for n in range(1, count + 1)]
+        machine = dataclasses.replace(machine, threads=machine.threads or max(1, processors() // count))
+        return [WorkerConfig(name=f"worker {n}", machine=machine) for n in range(1, count + 1)]
     gpus = gpu_count()
     if count > gpus:
         raise UsageError(
@@ -53,10 +53,7 @@ def plan_workers(
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",")[:count] if visible else [str(index) for index in range(count)]
-    return [
-        WorkerConfig(name=f"worker {n}", gpu=gpu, cuda_graph=cuda_graph, memory=memory)
-        for n, gpu in enumerate(names, start=1)
-    ]
+    return [WorkerConfig(name=f"worker {n}", gpu=gpu, machine=machine) for n, gpu in enumerate(names, start=1)]
 
 
 def run_workers(configs: Sequence[WorkerConfig], bundle: Path, device: str, batch: Batch, console: Console) -> int:

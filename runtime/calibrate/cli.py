@@ -18,7 +18,7 @@ from flowblending.runtime.calibrate.checks import (
     check_targets,
     warn_unused,
 )
-from flowblending.runtime.machine_options import MACHINE
+from flowblending.runtime.machine_options import MACHINE, MachineSettings
 from flowblending.runtime.option import CALIBRATE
 from flowblending.runtime.option_values import make_job
 from flowblending.runtime.options import FAMILY_HELP, HOW, OUTPUT, WHAT, Job
@@ -176,7 +176,8 @@ def _open(arguments: argparse.Namespace, bundle: Bundle) -> Pipeline:
     from flowblending.runtime.devices.open import open_device
     from flowblending.runtime.pipeline import Pipeline
 
-    return Pipeline(bundle=bundle, device=open_device(arguments.device, bundle.manifest), threads=arguments.threads)
+    device = open_device(arguments.device, bundle.manifest)
+    return Pipeline(bundle=bundle, device=device, machine=MachineSettings.of(vars(arguments)))
 
 
 def _allowance(arguments: argparse.Namespace, bundle: Bundle, job: Job) -> Allowance:

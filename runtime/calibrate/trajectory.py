@@ -112,7 +112,7 @@ class StepTrajectory:
             engines={model: pipeline.engines.get(model) for model in engines},
             device=pipeline.device,
             conditions=conditions,
-            signals=open_signals(pipeline.bundle, pipeline.threads),
+            signals=open_signals(pipeline.bundle, pipeline.machine.threads),
             extra=first.extra,
         )
 

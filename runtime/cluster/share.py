@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
 from flowblending.engine.backends.registry import BACKENDS, gpu_components
 from flowblending.engine.backends.tensor import CPU, CUDA
+from flowblending.runtime.machine_options import DEFAULTS, MachineSettings
 
 _SHARE: Final = 0.9
 """Of a node's cores, what all workers on it reserve: actors that hold every core leave none for other work."""
@@ -24,30 +26,24 @@ class ClusterOptions:
         address: of the cluster, ``auto``, or ``local`` for one of its own on this machine.
         device: ``auto``, ``cpu`` or ``cuda``.
         workers: how many; None takes one per GPU, or one per node on CPUs.
-        threads: of ONNX Runtime on a CPU; None shares a node's cores among its workers.
-        cuda_graph: see `Pipeline`.
-        memory: as the option says.
+        machine: how a worker uses its node; without a number of threads, workers share a node's cores.
     """
 
     address: str
     device: str
     workers: int | None = None
-    threads: int | None = None
-    cuda_graph: bool = True
-    memory: str = "auto"
+    machine: MachineSettings = DEFAULTS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What Ray reserves for each of ``count`` workers, the device and the threads that a worker uses."""
+    """What Ray reserves for each of ``count`` workers, the device, and how a worker uses its node."""
 
     count: int
     cpus: float
     gpus: int
     device: str
-    threads: int | None
-    cuda_graph: bool = True
-    memory: str = "auto"
+    machine: MachineSettings = DEFAULTS
 
 
 def plan_share(options: ClusterOptions, manifests: Sequence[Manifest], nodes: Sequence[Mapping[str, float]]) -> Share:
@@ -73,9 +69,7 @@ def plan_share(options: ClusterOptions, manifests: Sequence[Manifest], nodes: Se
             cpus=_SHARE / 2,
             gpus=1,
             device=CUDA,
-            threads=None,
-            cuda_graph=options.cuda_graph,
-            memory=options.memory,
+            machine=dataclasses.replace(options.machine, threads=None),
         )
     cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
     if not cores:
@@ -89,8 +83,7 @@ def plan_share(options: ClusterOptions, manifests: Sequence[Manifest], nodes: Se
         cpus=math.floor(cpus) if cpus >= 1 else max(round(cpus, 2), 0.01),
         gpus=0,
         device=CPU,
-        threads=options.threads or max(1, min(cores) // each),
-        memory=options.memory,
+        machine=dataclasses.replace(options.machine, threads=options.machine.threads or max(1, min(cores) // each)),
     )
 
 

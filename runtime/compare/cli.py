@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import flowblending
 from flowblending import UsageError
 from flowblending.runtime.arguments import add_machine, add_options, check_machine, command_line, flag_of, given
-from flowblending.runtime.machine_options import MACHINE
+from flowblending.runtime.machine_options import MACHINE, MachineSettings
 from flowblending.runtime.option import COMPARE
 from flowblending.runtime.option_values import make_job
 from flowblending.runtime.options import AUTO, FAMILY_HELP, HOW, OUTPUT, WHAT, Job, options
@@ -139,7 +139,7 @@ def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
     with console.phase("loading what scores"):
         asked = _asked(arguments)
     device = open_device(arguments.device, bundle.manifest)
-    pipeline = Pipeline(bundle=bundle, device=device, threads=arguments.threads, memory=arguments.memory)
+    pipeline = Pipeline(bundle=bundle, device=device, machine=MachineSettings.of(vars(arguments)))
     for job in jobs:
         pipeline.frame_rate(job)
     prepare(out, (VIDEOS, LATENTS))

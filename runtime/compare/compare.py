@@ -61,7 +61,7 @@ class Comparison:
         self._scorers = scorers
         self._sets = sets
         # Times depend on these, so runs elsewhere have other names.
-        self._place = f"{pipeline.device.kind} {pipeline.threads}"
+        self._place = f"{pipeline.device.kind} {pipeline.machine.threads}"
         self._warn = warn
         self._on_step = on_step
         self._warm = False

@@ -40,8 +40,8 @@ def make_all(
     made: list[PromptResult] = []
     failed, total = 0, len(jobs) * len(variants)
     machine = pipeline.device.kind
-    if pipeline.threads is not None:
-        machine += f", {pipeline.threads} thread{'s' if pipeline.threads > 1 else ''}"
+    if pipeline.machine.threads is not None:
+        machine += f", {pipeline.machine.threads} thread{'s' if pipeline.machine.threads > 1 else ''}"
     divergence = divergence_of(pipeline.bundle)
     with console.board("comparing", total=total, rows=[NOW]) as board:
         comparison = Comparison(

@@ -51,7 +51,7 @@ def test_the_shares_of_the_text_in_the_documents_are_the_programs() -> None:
 
 @pytest.mark.long
 def test_the_host_has_a_small_share_of_the_sampling_loop(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.steps", "--size", "128x128", "--steps", "3", "--repeat", "1"]
+    command = [sys.executable, "-m", "benchmarks.steps", "--size", "128x128", "--steps", "3", "--repeat", "3"]
     command += ["--json", str(tmp_path / "steps.json")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

@@ -17,6 +17,7 @@ from flowblending.engine.backends.tensorrt.run import TrtEngine
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.dry_run import plan_facts, plan_lines
 from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.machine_options import DEFAULTS, MachineSettings
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.cost import Timings
 from tests.support import manifests
@@ -209,22 +210,22 @@ def test_which_steps_are_launched_as_cuda_graphs(bundle: Bundle) -> None:
         }
         return dataclasses.replace(bundle, manifest=bundle.manifest.model_copy(update={"components": components}))
 
-    def line(bundle: Bundle, made: Job, **given: Any) -> list[str]:
-        return [line for line in plan_lines(bundle, made, "cuda", **given) if line.startswith("graphs")]
+    def line(bundle: Bundle, made: Job, machine: MachineSettings = DEFAULTS) -> list[str]:
+        return [line for line in plan_lines(bundle, made, "cuda", machine) if line.startswith("graphs")]
 
     long = dataclasses.replace(job("L8 S8"), steps=16)
     compiled = plans("tensorrt")
     assert line(compiled, long) == ["graphs    2 of CUDA, which launch 14 of 16 steps"]
     assert plan_facts(compiled, long, "cuda")["graph_launches"] == 14
-    assert line(compiled, long, cuda_graph=False) == []
-    assert plan_facts(compiled, long, "cuda", cuda_graph=False)["graph_launches"] is None
+    assert line(compiled, long, MachineSettings(cuda_graph=False)) == []
+    assert plan_facts(compiled, long, "cuda", MachineSettings(cuda_graph=False))["graph_launches"] is None
     assert plan_facts(bundle, long, "cpu")["graph_launches"] is None
     why = "graphs    no CUDA graphs, because "
     assert line(bundle, long) == [why + "calls of ONNX Runtime cannot be captured"]
     assert line(compiled, job("L2 S3 L1")) == [why + "no step comes 4 times with nothing but other numbers"]
     phases = "engines are opened and closed while the steps run"
-    assert line(compiled, long, memory="phases") == [why + phases]
-    assert plan_facts(compiled, long, "cuda", memory="phases")["graph_launches"] == 0
+    assert line(compiled, long, MachineSettings(memory="phases")) == [why + phases]
+    assert plan_facts(compiled, long, "cuda", MachineSettings(memory="phases"))["graph_launches"] == 0
     online = dataclasses.replace(long, cache="easycache")
     assert line(compiled, online) == [why + "the cache decides at every step"]
 

@@ -33,6 +33,7 @@ from flowblending.runtime.devices.cuda_kernels import MAX_TERMS
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.devices.pictures import HEADER
 from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.runtime.media.noise import TorchNormal
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
@@ -280,7 +281,7 @@ def test_tiles_have_the_bits_of_the_cpu_and_leave_the_gpu_no_gaps(
     found = []
     for bundle, device in ((replace(tiled, manifest=manifest, folder=whole.folder), "cpu"), (tiled, "auto")):
         place = open_device(device, bundle.manifest)
-        with contextlib.closing(Pipeline(bundle=bundle, device=place, threads=1)) as pipeline:
+        with contextlib.closing(Pipeline(bundle=bundle, device=place, machine=MachineSettings(threads=1))) as pipeline:
             given = pipeline.device.upload(latents)
             driver.journal()
             found.append(list(pipeline.decode(given, TorchNormal(0), floats=floats)))

@@ -74,7 +74,7 @@ class ToyPipeline(Pipeline):
     precision: Precision = Precision.FP32
 
     def __post_init__(self) -> None:
-        self.engines = ToyEngines(bundle=self.bundle, device=self.device, memory=self.memory, made=self._made)
+        self.engines = ToyEngines(bundle=self.bundle, device=self.device, memory=self.machine.memory, made=self._made)
 
     def _made(self, name: str) -> FunctionEngine:
         engine = FunctionEngine(_spec(name, self.precision), lambda arrays: self._outputs(engine, arrays))

@@ -20,6 +20,7 @@ from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.dry_run import plan_lines
 from flowblending.runtime.generate import generate
 from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.runtime.memory.plan import PHASES
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
@@ -94,7 +95,7 @@ def test_what_clip_sees_matters(job: Job, pipeline: Pipeline, monkeypatch: pytes
 
 def test_by_phases_nothing_else_comes_out(job: Job, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """The encoders are closed before the first transformer is opened."""
-    phases = Pipeline(bundle=pipeline.bundle, device=pipeline.device, memory=PHASES)
+    phases = Pipeline(bundle=pipeline.bundle, device=pipeline.device, machine=MachineSettings(memory=PHASES))
     opened: list[set[str]] = []
     get = phases.engines.get
 

@@ -25,6 +25,7 @@ from flowblending.runtime.cluster.node import NodeBundle
 from flowblending.runtime.compare.sample import sample
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.generate import generate
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.serve.triton.worker import answer
@@ -58,7 +59,7 @@ def bundle(build: Build, request: pytest.FixtureRequest) -> Bundle:
 
 @pytest.fixture
 def pipeline(bundle: Bundle) -> Iterator[Pipeline]:
-    opened = Pipeline(bundle=bundle, device=open_device("cpu", bundle.manifest), threads=1)
+    opened = Pipeline(bundle=bundle, device=open_device("cpu", bundle.manifest), machine=MachineSettings(threads=1))
     yield opened
     opened.close()
 
@@ -114,7 +115,7 @@ def cluster_worker(bundle: Bundle, _folder: Path) -> Result:
         name="one",
         bundle=NodeBundle.of(bundle),
         device="cpu",
-        threads=1,
+        machine=MachineSettings(threads=1),
     )
     maker = Maker(setting, None)
     maker.open()

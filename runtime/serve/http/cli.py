@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 import flowblending
 from flowblending import UsageError
 from flowblending.runtime.arguments import add_machine, check_machine, command_line
-from flowblending.runtime.machine_options import MACHINE, NO_GRAPHS
+from flowblending.runtime.machine_options import MACHINE, MachineSettings
 from flowblending.runtime.option import SERVE
 from flowblending.runtime.serve.http.scale import read_workers
 
@@ -133,9 +133,7 @@ def run(arguments: argparse.Namespace) -> None:
             port=arguments.port,
             data=arguments.data,
             device=arguments.device,
-            threads=arguments.threads,
-            cuda_graph=arguments.cuda_graph != NO_GRAPHS,
-            memory=arguments.memory,
+            machine=MachineSettings.of(vars(arguments)),
             workers=None if workers is None or arguments.ray is not None else workers[1],
             cluster=None if arguments.ray is None else _cluster(arguments, workers),
             keys=keys,
@@ -174,9 +172,7 @@ def _cluster(arguments: argparse.Namespace, workers: tuple[int, int] | None) -> 
             address=arguments.ray,
             device=arguments.device,
             workers=most,
-            threads=arguments.threads,
-            cuda_graph=arguments.cuda_graph != NO_GRAPHS,
-            memory=arguments.memory,
+            machine=MachineSettings.of(vars(arguments)),
         ),
         scale=Scale(
             fewest=fewest,

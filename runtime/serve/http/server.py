@@ -21,6 +21,7 @@ from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.batch.process import WorkerConfig
 from flowblending.runtime.batch.workers import plan_workers
 from flowblending.runtime.devices.open import device_kind
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.runtime.serve.http.app import make_app
 from flowblending.runtime.serve.http.dispatcher import Dispatcher
 from flowblending.runtime.serve.http.files import data_folder
@@ -55,9 +56,7 @@ class ServeOptions:
         host, port: to listen at; port 0 takes a free one.
         data: folder of jobs and videos.
         device: ``auto``, ``cpu`` or ``cuda``.
-        threads: of ONNX Runtime on the CPU.
-        cuda_graph: see `Pipeline`.
-        memory: as the option says.
+        machine: how a worker uses it.
         workers: processes; None for one per GPU, or one on the CPU.
         cluster: whose replicas work in place of processes.
         keeping: how long results stay.
@@ -68,15 +67,13 @@ class ServeOptions:
     port: int
     data: Path
     device: str
-    threads: int | None
-    memory: str
+    machine: MachineSettings
     workers: int | None
     keys: Keys
     keeping: Keeping
     limits: Limits
     drain: float
     quiet: bool = False
-    cuda_graph: bool = True
     cluster: ClusterService | None = None
 
 
@@ -179,9 +176,7 @@ def _configs(bundles: Sequence[Bundle], options: ServeOptions) -> list[WorkerCon
         from flowblending.engine.backends.gpu import gpu_count
 
         count = max(1, gpu_count()) if kind == CUDA else 1
-    return plan_workers(
-        count=count, device=kind, threads=options.threads, cuda_graph=options.cuda_graph, memory=options.memory
-    )
+    return plan_workers(count, kind, options.machine)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from flowblending.runtime.events import (
     WarningEvent,
 )
 from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.runtime.media.preview import Picture
 from flowblending.runtime.media.video import png_bytes
 from flowblending.runtime.option_values import make_job
@@ -76,7 +77,7 @@ def _work(config: WorkerConfig, bundles: Mapping[str, Path], device: str, connec
             makers = {}
             for name, folder in bundles.items():
                 bundle = open_bundle(folder)
-                makers[name] = Maker.of(bundle, open_device(device, bundle.manifest), config)
+                makers[name] = Maker.of(bundle, open_device(device, bundle.manifest), config.machine)
                 opened.callback(makers[name].close)
         except FlowBlendingError as error:
             say(Unable(why=str(error)))
@@ -130,7 +131,7 @@ class Maker:
         self.texts = Texts(pipeline)
 
     @classmethod
-    def of(cls, bundle: Bundle, device: Device, config: WorkerConfig) -> Maker:
+    def of(cls, bundle: Bundle, device: Device, machine: MachineSettings) -> Maker:
         """A bundle with all open that stays open.
 
         One that cannot work is known before the first request, and one whose folder goes afterwards works on where its
@@ -145,9 +146,7 @@ class Maker:
         pipeline = Pipeline(
             bundle=bundle,
             device=device,
-            threads=config.threads,
-            cuda_graph=config.cuda_graph,
-            memory=config.memory,
+            machine=machine,
         )
         maker = cls(pipeline)
         try:

@@ -11,7 +11,7 @@ from typing import NoReturn
 import flowblending
 from flowblending import UsageError
 from flowblending.runtime.arguments import add_machine, check_machine, command_line
-from flowblending.runtime.machine_options import MACHINE
+from flowblending.runtime.machine_options import MACHINE, MachineSettings
 from flowblending.runtime.option import EXPORT_TRITON
 from flowblending.system.command_line import add_console
 
@@ -86,9 +86,7 @@ def run(arguments: argparse.Namespace) -> None:
     place = Placement(
         device=arguments.device,
         gpus=_gpus(arguments.gpus),
-        threads=arguments.threads,
-        cuda_graph=arguments.cuda_graph,
-        memory=arguments.memory,
+        machine=MachineSettings.of(vars(arguments)),
     )
     if place.gpus and place.device == "cpu":
         raise UsageError("--gpus was given with --device cpu; leave one of them out.")

@@ -10,12 +10,9 @@ from flowblending import UsageError, __version__
 from flowblending.contracts.graph import TensorSpec
 from flowblending.contracts.manifest import Component, Manifest
 from flowblending.engine.backends.registry import gpu_components
-from flowblending.runtime.memory.plan import AUTO
+from flowblending.runtime.machine_options import DEFAULTS, MachineSettings
 from flowblending.runtime.serve.triton.signature import (
-    CUDA_GRAPH,
     DEVICE,
-    MEMORY,
-    THREADS,
     TYPES,
     Port,
     inputs,
@@ -58,16 +55,12 @@ class Placement:
     Attributes:
         device: ``auto``, ``cpu`` or ``cuda``, as for ``fb-run``.
         gpus: their numbers, one process with its own engines on each; none for every GPU that the server has.
-        threads: of ONNX Runtime on the CPU.
-        cuda_graph: ``auto`` or ``off``, as for ``fb-run``.
-        memory: as the option says.
+        machine: how a process uses it.
     """
 
     device: str = "auto"
     gpus: tuple[int, ...] = ()
-    threads: int | None = None
-    cuda_graph: str = AUTO
-    memory: str = AUTO
+    machine: MachineSettings = DEFAULTS
 
 
 def video_config(name: str, manifest: Manifest, queue: QueuePolicy, place: Placement) -> str:
@@ -77,13 +70,7 @@ def video_config(name: str, manifest: Manifest, queue: QueuePolicy, place: Place
     """
     plans = gpu_components(manifest)
     kind = "KIND_CPU" if place.device == "cpu" else "KIND_GPU" if plans or place.device == "cuda" else "KIND_AUTO"
-    parameters = {DEVICE: place.device}
-    if place.memory != AUTO:
-        parameters[MEMORY] = place.memory
-    if place.threads is not None:
-        parameters[THREADS] = str(place.threads)
-    if place.cuda_graph != AUTO:
-        parameters[CUDA_GRAPH] = place.cuda_graph
+    parameters = {DEVICE: place.device, **place.machine.values()}
     return _lines(
         f"{MARK} {__version__}, for bundle {manifest.id}.",
         *_head(name, "python"),

@@ -18,12 +18,11 @@ import triton_python_backend_utils as pb_utils
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.bundle.bundle import open_bundle
 from flowblending.runtime.devices.open import open_device
-from flowblending.runtime.machine_options import NO_GRAPHS
-from flowblending.runtime.memory.plan import AUTO
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.serve.triton.environment import check_numpy, show_one_gpu
 from flowblending.runtime.serve.triton.request import Arrays
-from flowblending.runtime.serve.triton.signature import BUNDLE_FOLDER, CUDA_GRAPH, DEVICE, MEMORY, THREADS
+from flowblending.runtime.serve.triton.signature import BUNDLE_FOLDER, DEVICE
 from flowblending.runtime.serve.triton.worker import Cancelled, answer
 from flowblending.runtime.warm_up import warm_up
 from flowblending.system.scratch import sweep_scratch
@@ -49,13 +48,10 @@ class VideoModel:
             folder = Path(arguments["model_repository"], arguments["model_version"], BUNDLE_FOLDER)
             bundle = open_bundle(folder)
             bundle.verify()
-            threads = int(parameters[THREADS]) if THREADS in parameters else None
             self._pipeline = Pipeline(
                 bundle=bundle,
                 device=open_device(parameters[DEVICE], bundle.manifest),
-                threads=threads,
-                cuda_graph=parameters.get(CUDA_GRAPH) != NO_GRAPHS,
-                memory=parameters.get(MEMORY, AUTO),
+                machine=MachineSettings.of(parameters),
             )
             warm_up(self._pipeline)
         except FlowBlendingError as error:

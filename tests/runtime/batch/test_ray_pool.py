@@ -20,6 +20,7 @@ import pytest
 from flowblending import UsageError
 from flowblending.contracts.manifest import Manifest
 from flowblending.runtime.cluster.share import ClusterOptions, Share, plan_share
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.system.scratch import scratch
 from tests.conftest import Build
 from tests.support import manifests
@@ -37,7 +38,7 @@ def manifest(folder: Path, backend: str = "onnxruntime") -> Manifest:
 
 
 def options(device: str = "auto", workers: int | None = None, threads: int | None = None) -> ClusterOptions:
-    return ClusterOptions(address="local", device=device, workers=workers, threads=threads)
+    return ClusterOptions(address="local", device=device, workers=workers, machine=MachineSettings(threads=threads))
 
 
 def test_a_bundle_of_plans_takes_a_gpu_per_worker(tmp_path: Path) -> None:
@@ -56,12 +57,11 @@ def test_a_bundle_of_plans_takes_a_gpu_per_worker(tmp_path: Path) -> None:
 def test_workers_on_cpus_never_take_every_core(tmp_path: Path) -> None:
     graphs = manifest(tmp_path)
     # One per node; then two on one of them, and so many that each has a fraction of a core.
-    assert plan_share(options(), [graphs], NODES) == Share(count=2, cpus=3, gpus=0, device="cpu", threads=4)
-    assert plan_share(options(workers=3), [graphs], NODES) == Share(count=3, cpus=1, gpus=0, device="cpu", threads=2)
-    assert plan_share(options(workers=16), [graphs], NODES) == Share(
-        count=16, cpus=0.45, gpus=0, device="cpu", threads=1
-    )
-    assert plan_share(options(threads=5), [graphs], NODES).threads == 5
+    for workers, count, cpus, threads in ((None, 2, 3, 4), (3, 3, 1, 2), (16, 16, 0.45, 1)):
+        machine = MachineSettings(threads=threads)
+        expected = Share(count=count, cpus=cpus, gpus=0, device="cpu", machine=machine)
+        assert plan_share(options(workers=workers), [graphs], NODES) == expected
+    assert plan_share(options(threads=5), [graphs], NODES).machine.threads == 5
     assert plan_share(options("cuda"), [graphs], NODES).gpus == 1
     with pytest.raises(UsageError, match="no CPU for workers"):
         plan_share(options(), [graphs], [{"GPU": 1.0}])

@@ -17,6 +17,7 @@ from flowblending import UsageError
 from flowblending.runtime.batch.process import WorkerConfig
 from flowblending.runtime.batch.tasks import Batch, Shard, Task
 from flowblending.runtime.batch.workers import plan_workers, run_workers
+from flowblending.runtime.machine_options import DEFAULTS, MachineSettings
 from flowblending.runtime.options import Job
 from flowblending.runtime.prompt_file import PromptLine
 from tests.conftest import Build
@@ -93,22 +94,22 @@ def test_what_is_no_shard(text: str) -> None:
 
 def test_cores_are_shared_and_gpus_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert [config.threads for config in plan_workers(count=3, device="cpu", threads=None)] == [2, 2, 2]
-    assert [config.threads for config in plan_workers(count=16, device="cpu", threads=None)] == [1] * 16
-    assert [config.threads for config in plan_workers(count=2, device="cpu", threads=7)] == [7, 7]
+    assert [config.machine.threads for config in plan_workers(3, "cpu", DEFAULTS)] == [2, 2, 2]
+    assert [config.machine.threads for config in plan_workers(16, "cpu", DEFAULTS)] == [1] * 16
+    assert [config.machine.threads for config in plan_workers(2, "cpu", MachineSettings(threads=7))] == [7, 7]
     monkeypatch.setattr("flowblending.runtime.batch.workers.gpu_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [config.gpu for config in plan_workers(count=2, device="cuda", threads=None)] == ["0", "1"]
+    assert [config.gpu for config in plan_workers(2, "cuda", DEFAULTS)] == ["0", "1"]
     for graphs in (True, False):
-        (config,) = plan_workers(count=1, device="cuda", threads=None, cuda_graph=graphs)
-        assert config.cuda_graph == graphs
+        (config,) = plan_workers(1, "cuda", MachineSettings(cuda_graph=graphs))
+        assert config.machine.cuda_graph == graphs
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-8932f937")
-    assert [config.gpu for config in plan_workers(count=2, device="cuda", threads=None)] == [
+    assert [config.gpu for config in plan_workers(2, "cuda", DEFAULTS)] == [
         "5",
         "GPU-8932f937",
     ]
     with pytest.raises(UsageError, match="3 workers were asked for, but 2 GPUs are visible; use --workers 2"):
-        plan_workers(count=3, device="cuda", threads=None)
+        plan_workers(3, "cuda", DEFAULTS)
 
 
 class Bomb:

@@ -196,9 +196,7 @@ def ray_application(
             bundles=wanted,
             checked=checked,
             device=share.device,
-            threads=share.threads,
-            cuda_graph=share.cuda_graph,
-            memory=share.memory,
+            machine=share.machine,
         )
         name = application_name(data)
         with served(ray, serve, name, local=address == LOCAL):

@@ -9,6 +9,7 @@ from typing import Any
 
 from flowblending.runtime.batch.messages import Failed
 from flowblending.runtime.cluster.node import NodeBundle
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.runtime.serve.http.messages import Cancelled, Made, Told, Work
 from flowblending.runtime.serve.uploads import Kept
 
@@ -21,17 +22,13 @@ class ReplicaSetting:
         bundles: by the models' names.
         checked: ids of the nodes whose bundles have been compared with their checksums.
         device: ``cpu`` or ``cuda``.
-        threads: of ONNX Runtime on the CPU.
-        cuda_graph: see `Pipeline`.
-        memory: as the option says.
+        machine: how it uses a node.
     """
 
     bundles: Mapping[str, NodeBundle]
     checked: frozenset[str]
     device: str
-    threads: int | None
-    cuda_graph: bool
-    memory: str
+    machine: MachineSettings
 
 
 @dataclass(frozen=True, kw_only=True)

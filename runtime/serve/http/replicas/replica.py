@@ -17,7 +17,6 @@ from typing import Final
 
 from flowblending import FlowBlendingError
 from flowblending.runtime.batch.messages import Failed, Ready, Unable
-from flowblending.runtime.batch.process import WorkerConfig
 from flowblending.runtime.batch.tasks import Cause, cause_of
 from flowblending.runtime.cluster.node import bundle_here, device_here
 from flowblending.runtime.serve.http.messages import Cancelled, Made, Told
@@ -90,8 +89,7 @@ class Replica(ABC):
     def _open(self, name: str) -> Opened:
         setting = self._setting
         bundle = bundle_here(setting.bundles[name], verify=False)
-        config = WorkerConfig(name=name, threads=setting.threads, cuda_graph=setting.cuda_graph, memory=setting.memory)
-        return Opened(Maker.of(bundle, device_here(setting.device, bundle), config), self._thread)
+        return Opened(Maker.of(bundle, device_here(setting.device, bundle), setting.machine), self._thread)
 
     async def open(self) -> Ready | Unable:
         """Open every bundle, the first of them last, to know whether all can work here."""

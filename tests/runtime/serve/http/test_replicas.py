@@ -26,6 +26,7 @@ from flowblending.runtime.batch.messages import Failed, Ready, Unable
 from flowblending.runtime.batch.tasks import Cause
 from flowblending.runtime.cluster.connection import connected
 from flowblending.runtime.cluster.node import NodeBundle, bundle_here
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.runtime.serve.http.dispatcher import Dispatcher
 from flowblending.runtime.serve.http.files import DataFolder
 from flowblending.runtime.serve.http.keeping import Keeping
@@ -219,9 +220,7 @@ class OneBundle(Replica):
     """A replica of one bundle, whose service is the test."""
 
     def __init__(self) -> None:
-        setting = ReplicaSetting(
-            bundles={}, checked=frozenset(), device="cpu", threads=1, cuda_graph=True, memory="auto"
-        )
+        setting = ReplicaSetting(bundles={}, checked=frozenset(), device="cpu", machine=MachineSettings(threads=1))
         super().__init__(setting, "node")
         self.killed = threading.Event()
         self.ended = False

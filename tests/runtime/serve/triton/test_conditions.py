@@ -22,6 +22,7 @@ from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.bundle.bundle import Bundle
 from flowblending.runtime.devices.open import open_device
 from flowblending.runtime.generate import generate
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.runtime.options import Job
 from flowblending.runtime.pipeline import Pipeline
 from flowblending.runtime.run import VideoRun
@@ -46,7 +47,7 @@ def ltx(build: Build) -> Bundle:
 
 @pytest.fixture(scope="module")
 def pipeline(ltx: Bundle) -> Iterator[Pipeline]:
-    made = Pipeline(bundle=ltx, device=open_device("cpu", ltx.manifest), threads=1)
+    made = Pipeline(bundle=ltx, device=open_device("cpu", ltx.manifest), machine=MachineSettings(threads=1))
     yield made
     made.close()
 
@@ -180,7 +181,7 @@ def test_json_carries_images_too(server: TritonServer, files: Path) -> None:
 def test_first_and_last_frames_of_wan_are_taken_too(build: Build, files: Path) -> None:
     bundle = build("wan-image")
     images = (str(files / "cat.png"), f"{files / 'end.png'}@8")
-    made = Pipeline(bundle=bundle, device=open_device("cpu", bundle.manifest), threads=1)
+    made = Pipeline(bundle=bundle, device=open_device("cpu", bundle.manifest), machine=MachineSettings(threads=1))
     told: list[dict[str, Any]] = []
     inputs = {"prompt": np.array([b"x"], np.object_), **request_inputs({"steps": 2, "image": images}, ["latents"])}
     answer(made, inputs, lambda outputs, **_: told.append(dict(outputs)), lambda: False)

@@ -31,6 +31,7 @@ import pytest
 from flowblending import FlowBlendingError, UsageError
 from flowblending.engine.bundle.bundle import Bundle, open_bundle
 from flowblending.engine.bundle.geometry import plan_profiles
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.runtime.serve.model_names import model_names
 from flowblending.runtime.serve.triton import repository
 from flowblending.runtime.serve.triton.client import responses
@@ -163,11 +164,11 @@ def test_a_request_becomes_the_job_of_the_command_line(toy: Bundle) -> None:
 
 def test_where_a_model_runs_and_waits(tmp_path: Path) -> None:
     manifest = manifests.write(tmp_path / "cpu")
-    text = video_config("wan", manifest, QueuePolicy(), Placement(device="cpu", threads=3))
+    text = video_config("wan", manifest, QueuePolicy(), Placement(device="cpu", machine=MachineSettings(threads=3)))
     assert "kind: KIND_CPU }" in text
     assert 'key: "threads" value { string_value: "3" }' in text
     assert "cuda_graph" not in text
-    text = video_config("wan", manifest, QueuePolicy(), Placement(cuda_graph="off"))
+    text = video_config("wan", manifest, QueuePolicy(), Placement(machine=MachineSettings(cuda_graph=False)))
     assert 'key: "cuda_graph" value { string_value: "off" }' in text
     assert "dynamic_batching" not in text
     text = video_config("wan", manifest, QueuePolicy(size=4, timeout=0.5, priorities=3), Placement(gpus=(0, 2)))
