@@ -23,9 +23,7 @@ def memory_left(proc: Path = _PROC) -> int | None:
     Args:
         proc: the process's folder under ``/proc``.
     """
-    left = [
-        limit - used for folder in _groups(proc, "memory") for limit, used in [_memory(folder)] if limit is not None
-    ]
+    left = [limit - _used(group) for group in _groups(proc, "memory") for limit in _limits(group)]
     return max(0, min(left)) if left else None
 
 
@@ -35,16 +33,19 @@ def processor_quota(proc: Path = _PROC) -> float | None:
     return min(quotas, default=None)
 
 
-def _memory(group: Path) -> tuple[int | None, int]:
-    """The limit, and what is in use without files' pages."""
-    limit = _number(group, "memory.max", "memory.limit_in_bytes")
-    if limit is None or limit >= _UNLIMITED:
-        return None, 0
+def _limits(group: Path) -> list[int]:
+    """Where a process of the group is ended or, from ``memory.high`` on, slowed down until memory is given back."""
+    found = [_number(group, name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+    return [limit for limit in found if limit is not None and limit < _UNLIMITED]
+
+
+def _used(group: Path) -> int:
+    """What is in use without files' pages."""
     used = _number(group, "memory.current", "memory.usage_in_bytes") or 0
     fields = dict(line.split() for line in _text(group / "memory.stat").splitlines())
     # Version 1 counts without the groups below, unless asked for the total.
     pages = sum(int(fields.get(f"total_{name}", fields.get(name, 0))) for name in ("active_file", "inactive_file"))
-    return limit, max(0, used - pages)
+    return max(0, used - pages)
 
 
 def _quota(group: Path) -> float | None:
@@ -86,7 +87,8 @@ def _mounts(proc: Path, controller: str | None) -> Iterator[tuple[PurePosixPath,
     for line in _text(proc / "mountinfo").splitlines():
         own, _, rest = line.partition(" - ")
         _, _, _, root, mounted, *_ = own.split()
-        kind, _, options = rest.split(maxsplit=2)
+        # What is mounted stands between them, which may be nothing.
+        kind, *_, options = rest.split()
         if kind == "cgroup2" if controller is None else kind == "cgroup" and controller in options.split(","):
             yield PurePosixPath(root), Path(mounted)
 

@@ -60,6 +60,11 @@ def test_version_2_in_a_container(tmp_path: Path, inside: str) -> None:
     assert processor_quota(proc) == 1.5
 
 
+def test_memory_is_left_up_to_where_a_group_is_slowed_down(tmp_path: Path) -> None:
+    group(tmp_path / "mnt", memory__max=900 * MB, memory__high=300 * MB, memory__current=100 * MB)
+    assert memory_left(process(tmp_path, "0::/\n", {tmp_path / "mnt": "/ cgroup2 rw"})) == 200 * MB
+
+
 def test_the_tightest_of_the_groups_around_counts(tmp_path: Path) -> None:
     mounted = tmp_path / "mnt"
     group(mounted / "a", memory__max=600 * MB, memory__current=500 * MB, cpu__max="50000 100000")
