@@ -69,16 +69,15 @@ def run(arguments: argparse.Namespace) -> int:
 def _warn_unused(arguments: argparse.Namespace, bundle: Bundle, console: Console) -> None:
     """Tell of options that do nothing beside the others, or on this bundle."""
     from flowblending.runtime.devices.open import device_kind
-    from flowblending.runtime.unused import unused_cuda_graph, unused_flags, unused_threads
+    from flowblending.runtime.unused import unused_flags, unused_machine
 
     beside, names = idle(arguments)
     for flag in unused_flags(parser(), arguments, names):
         console.warn(f"{flag} does nothing with {beside}.")
     device = device_kind(arguments.device, bundle.manifest)
-    if "threads" not in names:
-        unused_threads(arguments.threads, device, bundle.manifest, console.warn)
-    if "cuda_graph" not in names:
-        unused_cuda_graph(arguments.cuda_graph, device, console.warn)
+    for name, sentence in unused_machine(MachineSettings.of(vars(arguments)), device, bundle.manifest).items():
+        if name not in names:
+            console.warn(sentence)
 
 
 def _job(arguments: argparse.Namespace) -> Job:

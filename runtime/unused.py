@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from flowblending.contracts.conditions import CROP, Source, takes
 from flowblending.contracts.graph import VAE
@@ -12,7 +12,7 @@ from flowblending.contracts.program import UNCOND, Program, Run, Step
 from flowblending.engine.backends.registry import gpu_components
 from flowblending.engine.backends.tensor import CUDA
 from flowblending.runtime.jobs import job_shift, low_noise_experts, option_of_shift, passed_over, words_of_shift
-from flowblending.runtime.machine_options import CUDA_GRAPH
+from flowblending.runtime.machine_options import CUDA_GRAPH, NO_GRAPHS, THREADS, MachineSettings
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.caches.parse import OFF
 
@@ -97,29 +97,20 @@ def unused_flags(line: argparse.ArgumentParser, arguments: argparse.Namespace, n
     return [flags[name] for name in names if getattr(arguments, name) != line.get_default(name)]
 
 
-def unused_threads(threads: int | None, device: str, manifest: Manifest, warn: Callable[[str], None]) -> None:
-    """Warn of a number of threads where no engine runs on the CPU.
+def unused_machine(machine: MachineSettings, device: str, manifest: Manifest) -> dict[str, str]:
+    """A sentence for each option of the machine that does nothing, by the option's name.
 
     Args:
-        threads: as given.
+        machine: as it was asked for.
         device: ``cpu`` or ``cuda``, where the bundle runs.
         manifest: of the bundle.
-        warn: told a sentence.
     """
-    if threads is not None and device == CUDA and len(gpu_components(manifest)) == len(manifest.components):
-        warn("--threads does nothing, because all engines of this bundle run on a GPU.")
-
-
-def unused_cuda_graph(choice: str, device: str, warn: Callable[[str], None]) -> None:
-    """Warn of a choice about CUDA graphs where there are none.
-
-    Args:
-        choice: as given.
-        device: ``cpu`` or ``cuda``, where the bundle runs.
-        warn: told a sentence.
-    """
-    if choice != CUDA_GRAPH.default and device != CUDA:
-        warn(f"{CUDA_GRAPH.option} {choice} does nothing, because this bundle runs on the CPU.")
+    found = {}
+    if machine.threads is not None and device == CUDA and len(gpu_components(manifest)) == len(manifest.components):
+        found[THREADS.name] = f"{THREADS.option} does nothing, because all engines of this bundle run on a GPU."
+    if not machine.cuda_graph and device != CUDA:
+        found[CUDA_GRAPH.name] = f"{CUDA_GRAPH.option} {NO_GRAPHS} does nothing, because this bundle runs on the CPU."
+    return found
 
 
 def _takes_second(scale: float, program: Program, experts: Sequence[str]) -> bool:

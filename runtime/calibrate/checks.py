@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from flowblending import UsageError
 from flowblending.runtime.arguments import check_machine, flag_of, given
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.runtime.option import CALIBRATE
 from flowblending.runtime.options import Job
 from flowblending.runtime.program.caches.registry import measured_caches
@@ -134,9 +135,11 @@ def warn_unused(arguments: argparse.Namespace, job: Job, bundle: Bundle, console
     """Tell of options that do nothing on this bundle."""
     from flowblending.runtime.devices.open import device_kind
     from flowblending.runtime.jobs import compile_job
-    from flowblending.runtime.unused import unused_options, unused_threads
+    from flowblending.runtime.unused import unused_machine, unused_options
 
     program = compile_job(dataclasses.replace(job, schedule=bundle.manifest.models[0].letter), bundle.manifest)
     for line in unused_options(job, program, bundle.manifest, timed=False):
         console.warn(line)
-    unused_threads(arguments.threads, device_kind(arguments.device, bundle.manifest), bundle.manifest, console.warn)
+    device = device_kind(arguments.device, bundle.manifest)
+    for line in unused_machine(MachineSettings.of(vars(arguments)), device, bundle.manifest).values():
+        console.warn(line)

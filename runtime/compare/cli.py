@@ -127,19 +127,21 @@ def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
     from flowblending.runtime.compare.make import make_all
     from flowblending.runtime.devices.open import device_kind, open_device
     from flowblending.runtime.pipeline import Pipeline
-    from flowblending.runtime.unused import unused_threads
+    from flowblending.runtime.unused import unused_machine
 
     out: Path = arguments.out
     bundle = open_bundle(arguments.bundle)
     jobs, variants = _planned(arguments, bundle, console)
-    unused_threads(arguments.threads, device_kind(arguments.device, bundle.manifest), bundle.manifest, console.warn)
+    machine, kind = MachineSettings.of(vars(arguments)), device_kind(arguments.device, bundle.manifest)
+    for line in unused_machine(machine, kind, bundle.manifest).values():
+        console.warn(line)
     total = sum(file.bytes for file in bundle.files())
     with console.progress("checking the bundle", total=total, unit="B") as advance:
         bundle.verify(progress=advance)
     with console.phase("loading what scores"):
         asked = _asked(arguments)
     device = open_device(arguments.device, bundle.manifest)
-    pipeline = Pipeline(bundle=bundle, device=device, machine=MachineSettings.of(vars(arguments)))
+    pipeline = Pipeline(bundle=bundle, device=device, machine=machine)
     for job in jobs:
         pipeline.frame_rate(job)
     prepare(out, (VIDEOS, LATENTS))

@@ -11,8 +11,9 @@ from flowblending.contracts.conditions import FRAME_RATE
 from flowblending.contracts.manifest import Manifest
 from flowblending.contracts.models import Model
 from flowblending.runtime.jobs import compile_job
+from flowblending.runtime.machine_options import MachineSettings
 from flowblending.runtime.options import Job
-from flowblending.runtime.unused import unused_cuda_graph, unused_options, unused_threads
+from flowblending.runtime.unused import unused_machine, unused_options
 from tests.support import manifests
 from tests.support.programs import run
 
@@ -96,13 +97,12 @@ def test_a_seed_beside_latents(manifest: Manifest) -> None:
 
 def test_threads_where_everything_runs_on_a_gpu(tmp_path: Path, manifest: Manifest) -> None:
     plans = manifests.write(tmp_path / "plans", backend="tensorrt", targets=("sm90",))
-    sentences: list[str] = []
-    unused_threads(2, "cuda", plans, sentences.append)
-    assert sentences == ["--threads does nothing, because all engines of this bundle run on a GPU."]
-    unused_threads(None, "cuda", plans, sentences.append)
-    unused_threads(2, "cpu", manifest, sentences.append)
-    unused_threads(2, "cuda", manifest, sentences.append)
-    assert len(sentences) == 1
+    two = MachineSettings(threads=2)
+    assert unused_machine(two, "cuda", plans) == {
+        "threads": "--threads does nothing, because all engines of this bundle run on a GPU."
+    }
+    assert unused_machine(MachineSettings(), "cuda", plans) == {}
+    assert unused_machine(two, "cpu", manifest) == unused_machine(two, "cuda", manifest) == {}
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,9 @@ def test_a_dry_run_tells_of_a_negative_prompt_that_nothing_looks_at(tmp_path: Pa
     assert f"warning: {NEGATIVE}" in result.stderr.splitlines()
 
 
-def test_cuda_graphs_where_there_is_no_gpu() -> None:
-    sentences: list[str] = []
-    for choice, device in (("auto", "cpu"), ("off", "cuda"), ("off", "cpu")):
-        unused_cuda_graph(choice, device, sentences.append)
-    assert sentences == ["--cuda-graph off does nothing, because this bundle runs on the CPU."]
+def test_cuda_graphs_where_there_is_no_gpu(manifest: Manifest) -> None:
+    off = MachineSettings(cuda_graph=False)
+    assert unused_machine(off, "cpu", manifest) == {
+        "cuda_graph": "--cuda-graph off does nothing, because this bundle runs on the CPU."
+    }
+    assert unused_machine(MachineSettings(), "cpu", manifest) == unused_machine(off, "cuda", manifest) == {}

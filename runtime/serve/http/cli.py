@@ -112,10 +112,11 @@ def run(arguments: argparse.Namespace) -> None:
     from flowblending.runtime.serve.http.server import ServeOptions, serve
     from flowblending.runtime.serve.http.service import Limits
     from flowblending.runtime.serve.model_names import model_names
-    from flowblending.runtime.unused import unused_cuda_graph, unused_threads
+    from flowblending.runtime.unused import unused_machine
     from flowblending.system.console import Console
 
     names = model_names(arguments.bundles, arguments.name)
+    machine = MachineSettings.of(vars(arguments))
     keys = read_keys(arguments.api_keys, os.environ)
     console = Console(quiet=arguments.quiet)
     bundles = {name: open_bundle(folder) for name, folder in zip(names, arguments.bundles, strict=True)}
@@ -124,8 +125,8 @@ def run(arguments: argparse.Namespace) -> None:
         for bundle in bundles.values():
             bundle.verify(progress=advance)
             kind = _kind(arguments, bundle.manifest)
-            unused_threads(arguments.threads, kind, bundle.manifest, console.warn)
-            unused_cuda_graph(arguments.cuda_graph, kind, console.warn)
+            for sentence in unused_machine(machine, kind, bundle.manifest).values():
+                console.warn(sentence)
     serve(
         bundles,
         ServeOptions(
@@ -133,7 +134,7 @@ def run(arguments: argparse.Namespace) -> None:
             port=arguments.port,
             data=arguments.data,
             device=arguments.device,
-            machine=MachineSettings.of(vars(arguments)),
+            machine=machine,
             workers=None if workers is None or arguments.ray is not None else workers[1],
             cluster=None if arguments.ray is None else _cluster(arguments, workers),
             keys=keys,

@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
         video_model,
         write_repository,
     )
-    from flowblending.runtime.unused import unused_cuda_graph, unused_threads
+    from flowblending.runtime.unused import unused_machine
     from flowblending.system.console import Console
     from flowblending.system.shell import command
 
@@ -95,8 +95,8 @@ def run(arguments: argparse.Namespace) -> None:
     models = []
     for name, bundle in zip(model_names(arguments.bundles, arguments.name), bundles, strict=True):
         kind = device_kind(arguments.device, bundle.manifest)
-        unused_threads(arguments.threads, kind, bundle.manifest, console.warn)
-        unused_cuda_graph(arguments.cuda_graph, kind, console.warn)
+        for sentence in unused_machine(place.machine, kind, bundle.manifest).values():
+            console.warn(sentence)
         models.append(video_model(name, bundle, queue, place))
         if arguments.plans:
             models += plan_models(name, bundle, place)
