@@ -225,7 +225,8 @@ def _add_cache_options(parser: argparse.ArgumentParser) -> None:
         "--cache-dir",
         type=_folder,
         metavar="DIR",
-        default=os.environ.get(CACHE_VARIABLE) or None,
+        # A folder as the option makes one of its text: what is otherwise looks as if it had been given.
+        default=Path(found) if (found := os.environ.get(CACHE_VARIABLE)) else None,
         help=f"(default: ${CACHE_VARIABLE}, else ~/.cache/flowblending/components)",
     )
     cache.add_argument("--no-cache", action="store_true", help="build without it, and keep nothing")
@@ -273,7 +274,7 @@ def check(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> Non
     ]
     given += asked[1:]
     if given:
-        parser.error(f"argument {asked[0]}: builds nothing, so leave out {', '.join(given)}")
+        parser.error(f"{asked[0]} builds nothing; leave out {', '.join(given)}")
 
 
 def keep_house(arguments: argparse.Namespace) -> None:

@@ -209,6 +209,10 @@ def _run_many(arguments: argparse.Namespace, bundle: Bundle, console: Console) -
     from flowblending.runtime.devices.open import device_kind
     from flowblending.runtime.jobs import job_check
 
+    if arguments.ray is not None:
+        from flowblending.runtime.cluster.connection import import_ray
+
+        import_ray("use --workers")  # before anything is written
     batch = Batch(
         _lines(arguments, console),
         out_of(arguments),

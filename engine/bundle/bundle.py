@@ -124,6 +124,8 @@ def open_bundle(folder: Path) -> Bundle:
     path = folder / MANIFEST
     try:
         text = path.read_text(encoding="utf-8")
+    except PermissionError as error:
+        raise FlowBlendingError(f"Cannot read {path} ({error.strerror}); check its permissions.") from None
     except OSError:
         raise FlowBlendingError(
             f"{folder} is no bundle (it has no readable {MANIFEST}); make one with "

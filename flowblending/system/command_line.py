@@ -58,6 +58,12 @@ class Parser(argparse.ArgumentParser):
                 self._refuse(name)
         return super().parse_known_args(words, namespace)
 
+    def error(self, message: str) -> NoReturn:
+        """One sentence in place of argparse's usage and half a sentence, which no script can read."""
+        sentence = _sentence(message)
+        advice = "" if ";" in sentence else f"; {self.prog} --help lists all"
+        self.exit(2, f"error: {sentence}{advice}.\n")
+
     def _knows(self, name: str) -> bool:
         known = self._option_string_actions
         return name in known or (self.allow_abbrev and any(each.startswith(name) for each in known))
@@ -73,3 +79,29 @@ class Parser(argparse.ArgumentParser):
         near = near or difflib.get_close_matches(plain, spellings, n=1, cutoff=0.6)
         advice = f"{spellings[near[0]]} is probably what was meant" if near else f"{self.prog} --help lists all"
         self.exit(2, f"error: There is no option {name}; {advice}.\n")
+
+
+_NUMBERS = {"int": "a whole number", "float": "a number", "Path": "a path"}
+_SAID = (
+    (r"argument (?P<name>\S+): invalid (?P<kind>\w+) value: (?P<got>.*)", "{name} is {got}, but {kind} was expected"),
+    (
+        r"argument (?P<name>\S+): invalid choice: (?P<got>.*) \(choose from (?P<kind>.*)\)",
+        "{name} is {got}, but one of {kind} was expected",
+    ),
+    (r"argument (?P<name>\S+): expected (?:at least )?one argument", "{name} has no value, but one was expected"),
+    # What an option's own type says is a sentence.
+    (r"argument (?P<name>\S+): (?P<got>[A-Z].*)", "{got}"),
+)
+"""What argparse says, and the same as a sentence of what was got and what was expected."""
+
+
+def _sentence(message: str) -> str:
+    import re
+
+    for pattern, said in _SAID:
+        found = re.fullmatch(pattern, message, re.DOTALL)
+        if found:
+            words = {"kind": "", **found.groupdict()}
+            message = said.format(**words | {"kind": _NUMBERS.get(words["kind"], words["kind"])})
+    message = message.removeprefix("argument ").removesuffix(".")
+    return message[:1].upper() + message[1:]

@@ -46,10 +46,15 @@ def plan_workers(count: int, device: str, machine: MachineSettings) -> list[Work
         machine = dataclasses.replace(machine, threads=machine.threads or max(1, processors() // count))
         return [WorkerConfig(name=f"worker {n}", machine=machine) for n in range(1, count + 1)]
     gpus = gpu_count()
+    if not gpus:
+        raise UsageError(
+            "Workers with a GPU each were asked for, but no GPU is visible; run it on a machine with GPUs, or leave "
+            "out --device cuda."
+        )
     if count > gpus:
         raise UsageError(
             f"{count} workers were asked for, but {gpus} GPU{'s are' if gpus != 1 else ' is'} visible; "
-            + (f"use --workers {gpus}." if gpus else "run it on a machine with GPUs.")
+            f"use --workers {gpus}."
         )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = visible.split(",")[:count] if visible else [str(index) for index in range(count)]

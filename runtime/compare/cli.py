@@ -155,7 +155,7 @@ def _compare_runs(arguments: argparse.Namespace, console: Console) -> int:
         console.warn(warning)
     if arguments.vbench is not None:
         console.result(f"{arguments.vbench}: {lay_out(report, out, arguments.vbench)} videos for VBench")
-    console.result(f"{out / 'index.html'}: {len(jobs)} prompts, {len(variants)} runs each")
+    console.result(f"{out / 'index.html'}: {len(jobs)} prompt{'s' * (len(jobs) > 1)}, {len(variants)} runs each")
     _document(report, out, failed, console)
     return 1 if failed else 0
 

@@ -8,8 +8,10 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from flowblending import FlowBlendingError, UsageError
+from flowblending.runtime.compare.figures import LATENTS
 from flowblending.runtime.compare.page import page
 from flowblending.runtime.compare.report import ComparisonReport, as_json
 from flowblending.system.temporary import sweep_folder
@@ -27,13 +29,18 @@ def prepare(folder: Path, parts: Sequence[str]) -> None:
         parts: folders in it.
 
     Raises:
-        UsageError: it holds something else.
+        UsageError: it holds something else, or the report of another kind of comparison.
         FlowBlendingError: it cannot be made or written to.
     """
     for each in (folder, *(folder / name for name in parts)):
         sweep_folder(each)
     if folder.is_dir() and any(folder.iterdir()) and not _is_report(folder / FIGURES):
         raise UsageError(f"{folder} holds other files and no report of fb-compare; name a new folder with --out.")
+    held = "a bundle's runs" if (folder / LATENTS).is_dir() else "existing videos"
+    if _has_runs(folder / FIGURES) and (folder / LATENTS).is_dir() != (LATENTS in parts):
+        raise UsageError(
+            f"{folder} holds a report of {held}, which this one would replace; name a new folder with --out."
+        )
     try:
         for each in (folder, *(folder / name for name in parts)):
             each.mkdir(parents=True, exist_ok=True)
@@ -44,11 +51,20 @@ def prepare(folder: Path, parts: Sequence[str]) -> None:
 
 
 def _is_report(path: Path) -> bool:
+    return {"version", "runs", "prompts"} <= _content(path).keys()
+
+
+def _has_runs(path: Path) -> bool:
+    """Whether there is a report that tells of something: one that was just begun does not."""
+    return bool(_content(path).get("runs"))
+
+
+def _content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return False
-    return isinstance(content, dict) and {"version", "runs", "prompts"} <= content.keys()
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write(folder: Path, report: ComparisonReport) -> None:

@@ -55,6 +55,11 @@ def open_device(choice: str, manifest: Manifest, stream: int | None = None) -> D
 
         return HostDevice()
     architecture = gpu_architecture()
+    if architecture is None and not gpu_components(manifest):
+        raise FlowBlendingError(
+            "The device cuda was asked for, but no CUDA driver or NVIDIA GPU was found; leave it out, and this bundle "
+            "runs on the CPU."
+        )
     if architecture is None:
         raise FlowBlendingError(
             "This needs an NVIDIA GPU, but no CUDA driver or GPU was found; run it on a machine with one, "

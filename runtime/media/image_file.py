@@ -107,7 +107,9 @@ def upright(name: str, image: Any) -> tuple[Picture, bool]:
 
 
 def damaged(name: str, error: Exception) -> UsageError:
-    """The sentence about a file that begins as an image and does not go on as one."""
+    """The sentence about a file that begins as an image and does not go on as one, or cannot be read at all."""
+    if isinstance(error, OSError) and error.strerror is not None:
+        return UsageError(f"Cannot read {name} ({error.strerror}); check its permissions, or give another file.")
     return UsageError(f"{name} is a damaged or truncated image ({printable(str(error))}); give another file.")
 
 

@@ -22,8 +22,15 @@ def read_latents(path: Path) -> npt.NDArray[np.generic]:
     """
     try:
         content = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError, BadZipFile, TokenError) as error:
-        raise FlowBlendingError(f"Cannot read latents from {path} ({error}); give a .npy file.") from None
+    except OSError as error:
+        raise FlowBlendingError(
+            f"Cannot read latents from {path} ({error.strerror or error}); give a .npy file."
+        ) from None
+    except (ValueError, EOFError, MemoryError, BadZipFile, TokenError):
+        # What numpy says of a file of another kind is about pickles, and how to open them all the same.
+        raise FlowBlendingError(
+            f"Cannot read latents from {path} (it holds no whole array of numbers); give a .npy file."
+        ) from None
     if not isinstance(content, np.ndarray):
         raise FlowBlendingError(f"{path} holds several arrays, but one was expected; give a .npy file.")
     return content

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 import pytest
 
 from flowblending.engine import cli as build_cli
+from flowblending.engine.cli import CACHE_VARIABLE
 from flowblending.runtime import run_arguments
 from flowblending.runtime.calibrate import cli as calibrate_cli
 from flowblending.runtime.compare import cli as compare_cli
@@ -52,6 +54,60 @@ def test_an_unknown_option_names_the_nearest(
     (error,) = capsys.readouterr().err.splitlines()
     assert error.startswith("error: ")
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("program", "line", "message"),
+    [
+        (
+            "fb-run",
+            "wan --prompt x --steps abc --json",
+            "--steps is 'abc', but a whole number was expected; fb-run --",
+        ),
+        ("fb-run", "wan --prompt x --frames 1.5", "--frames is '1.5', but a whole number was expected; fb-run --"),
+        ("fb-run", "wan --prompt x --guidance high", "--guidance is 'high', but a number was expected; fb-run --"),
+        (
+            "fb-run",
+            "wan --prompt x --cuda-graph on",
+            "--cuda-graph is 'on', but one of 'auto', 'off' was expected; ",
+        ),
+        ("fb-run", "wan --prompt x --solver dpm", "The solver dpm is unknown; choose one of unipc, dpm++, euler"),
+        ("fb-run", "wan --prompt", "--prompt has no value, but one was expected; fb-run --help lists all."),
+        ("fb-run", "wan other --prompt x", "Unrecognized arguments: other; fb-run --help lists all."),
+        ("fb-run", "", "The following arguments are required: BUNDLE; fb-run --help lists all."),
+        ("fb-build-engines", "--large a --small b --out c --cache-dir=", "--cache-dir: a folder was expected, but its"),
+        (
+            "fb-calibrate",
+            "wan --prompts x --by noise",
+            "--by is 'noise', but one of 'steps', 'sigma' was expected; ",
+        ),
+        ("fb-serve", "wan --port abc", "--port is 'abc', but a whole number was expected; fb-serve --help lists all."),
+        ("fb-export-triton", "wan", "The following arguments are required: --out; fb-export-triton --help lists all."),
+        ("fb-client", "--prompt x", "The following arguments are required: --model; fb-client --help lists all."),
+    ],
+)
+def test_what_is_wrong_of_a_line_is_one_sentence(
+    program: str, line: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        PARSERS[program]().parse_args(shlex.split(line))
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert told.startswith(f"error: {message}")
+    assert told.count("\n") == 1
+    assert told.endswith(".\n")
+
+
+def test_a_folder_of_the_environment_is_no_option_that_was_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, "/somewhere/else")
+    parser = build_cli.parser()
+    build_cli.check(parser, parser.parse_args(["--prove", "wan"]))
+    with pytest.raises(SystemExit):
+        build_cli.check(parser, parser.parse_args(["--prove", "wan", "--cache-dir", "other"]))
+    assert capsys.readouterr().err == "error: --prove builds nothing; leave out --cache-dir.\n"
+    assert parser.parse_args(["--list-cache"]).cache_dir == Path("/somewhere/else")
 
 
 def test_what_is_an_option_is_taken_as_before() -> None:

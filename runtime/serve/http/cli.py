@@ -59,7 +59,9 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument(
         "--keep-hours", type=float, default=24.0, metavar="H", help="a result; 0 for ever (default: %(default)s)"
     )
-    who.add_argument("--keep-gb", type=float, metavar="GB", help="of videos, the newest of them (default: any number)")
+    who.add_argument(
+        "--keep-gb", type=float, metavar="GB", help="of videos, the newest of them; 0 keeps all (default: all)"
+    )
     who.add_argument(
         "--drain",
         type=float,
@@ -140,7 +142,7 @@ def run(arguments: argparse.Namespace) -> None:
             keys=keys,
             keeping=Keeping(
                 seconds=arguments.keep_hours * _HOUR or None,
-                most_bytes=None if arguments.keep_gb is None else int(arguments.keep_gb * 1e9),
+                most_bytes=int((arguments.keep_gb or 0) * 1e9) or None,
             ),
             limits=Limits(waiting=arguments.max_queue, rate=arguments.rate, log_prompts=arguments.log_prompts),
             drain=arguments.drain,

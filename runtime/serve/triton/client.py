@@ -47,8 +47,10 @@ def responses(
         UsageError: a timeout that is no positive number, or a negative priority.
         FlowBlendingError: the server is not there, or refused the request, or failed; or the extra is missing.
     """
-    if priority < 0 or (timeout is not None and not (math.isfinite(timeout) and timeout > 0)):
-        raise UsageError(f"Priority {priority} and timeout {timeout} were given; give positive numbers.")
+    if priority < 0:
+        raise UsageError(f"Priority {priority} was given, but a number from 1 on was expected; 1 is served first.")
+    if timeout is not None and not (math.isfinite(timeout) and timeout > 0):
+        raise UsageError(f"A timeout of {timeout:g} seconds was given, but a positive number was expected.")
     try:
         import tritonclient.grpc as triton
     except ImportError:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -129,6 +131,9 @@ def test_a_manifest_that_is_none(tmp_path: Path, content: str) -> None:
 
 
 def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(FlowBlendingError, match="check its permissions"):
+        patch.setattr(Path, "read_text", Mock(side_effect=PermissionError(errno.EACCES, "Permission denied")))
+        open_bundle(tmp_path)
     with pytest.raises(FlowBlendingError, match="is no bundle"):
         open_bundle(tmp_path)
     with pytest.raises(FlowBlendingError, match="make one with fb-build-engines --out 'my bundle'"):

@@ -108,6 +108,9 @@ def test_cores_are_shared_and_gpus_are_not(monkeypatch: pytest.MonkeyPatch) -> N
         "5",
         "GPU-8932f937",
     ]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(UsageError, match="no GPU is visible"):
+        patch.setattr("flowblending.runtime.batch.workers.gpu_count", lambda: 0)
+        plan_workers(1, "cuda", DEFAULTS)
     with pytest.raises(UsageError, match="3 workers were asked for, but 2 GPUs are visible; use --workers 2"):
         plan_workers(3, "cuda", DEFAULTS)
 

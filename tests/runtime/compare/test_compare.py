@@ -342,6 +342,12 @@ def test_folders(tmp_path: Path) -> None:
     layout.write(new, report())
     layout.prepare(new, ("videos",))
     assert not left.exists()
+    with pytest.raises(UsageError, match="holds a report of existing videos, which this one would replace"):
+        layout.prepare(new, ("videos", "latents"))
+    (new / "latents").mkdir()
+    with pytest.raises(UsageError, match="holds a report of a bundle's runs, which this one would replace"):
+        layout.prepare(new, ("videos",))
+    layout.prepare(new, ("videos", "latents"))
     assert json.loads((new / "report.json").read_text())["runs"][0]["label"] == "LLL"
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds other files and no report"):

@@ -77,9 +77,11 @@ def test_a_machine_without_a_gpu_is_told_what_to_do(
     monkeypatch: pytest.MonkeyPatch, graphs: Manifest, plans: Manifest
 ) -> None:
     machine(monkeypatch, None)
-    for choice, manifest in (("cuda", graphs), ("cuda", plans), ("auto", plans)):
+    for choice in ("cuda", "auto"):
         with pytest.raises(FlowBlendingError, match=r"no CUDA driver or GPU was found; .*--backend onnxruntime"):
-            open_device(choice, manifest)
+            open_device(choice, plans)
+    with pytest.raises(FlowBlendingError, match=r"GPU was found; leave it out, and this bundle runs on the CPU"):
+        open_device("cuda", graphs)
 
 
 def test_plans_for_another_gpu_are_refused_before_it_is_touched(

@@ -196,7 +196,7 @@ def test_a_running_service_forgets_what_is_old_and_what_is_too_much(wan: Bundle,
         assert [each["job"] for each in server.events("job_expired")] == ids[:2]
         assert {each.id for each in server.client().videos.list()} == set(ids[2:])
         wait_until(lambda: {path.stem for path in videos.iterdir()} == set(ids[2:]), "the files")
-    with serving(wan.folder, "--keep-hours", 0.5 / 3600, data=data) as server:
+    with serving(wan.folder, "--keep-hours", 0.5 / 3600, "--keep-gb", 0, data=data) as server:
         id = server.client().videos.create(prompt="x", extra_body={"steps": 1}).id
         assert server.event("job_expired")["job"] == id
         assert server.ask(f"/v1/videos/{id}")[0] == server.ask(f"/v1/videos/{id}/content")[0] == 404
