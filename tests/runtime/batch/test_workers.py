@@ -270,4 +270,4 @@ def test_workers_that_cannot_work_are_one_sentence(build: Build, tmp_path: Path)
     if "GPU" not in errors:
         pytest.skip("there is a GPU")
     assert process.returncode == 2
-    assert "2 workers were asked for, but" in errors
+    assert "Workers with a GPU each were asked for, but no GPU is visible" in errors
