@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -64,7 +65,9 @@ class Feed(Generic[_Item]):
             self._ended = True
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join()
+            # One whose start a signal interrupted cannot be joined, and finds that there is nothing to do.
+            with contextlib.suppress(RuntimeError):
+                self._thread.join()
 
     def _raise(self) -> None:
         if self._error is not None:

@@ -9,6 +9,7 @@ means another process in every container, and on every machine that shares a dis
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import fcntl
@@ -34,6 +35,9 @@ OLD: Final = "old"
 _OWNER: Final = "owner"
 """In a temporary folder: where `OLD` belongs, from the folder in which the temporary one lies."""
 
+_OWN: Final[dict[Path, int]] = {}
+"""Temporary folders that are to be removed, and the process that made them."""
+
 _LOCK: Final = "lock"
 _NO_LOCKS: Final = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 """What file systems without locks answer; nobody can tell what was left there, and nothing is swept."""
@@ -54,6 +58,7 @@ def temporary_folder(output: Path) -> Iterator[Path]:
     sweep(output)
     home, prefix = _place(output)
     folder, lock = home / _name(prefix), None
+    _OWN[folder] = os.getpid()
     try:
         # Within the block, so that a signal at any moment finds what it has to remove.
         while True:
@@ -61,12 +66,27 @@ def temporary_folder(output: Path) -> Iterator[Path]:
                 lock = _make(folder)
                 break
             except (FileExistsError, _SweptError):
+                del _OWN[folder]
                 folder = home / _name(prefix)  # never the same again: its sweeper may not be through with it
+                _OWN[folder] = os.getpid()
         yield folder
     finally:
         _remove(folder)
+        _OWN.pop(folder, None)
         if lock is not None:
             os.close(lock)
+
+
+@atexit.register
+def _remove_own() -> None:
+    """Remove what is left when the process ends: a signal may come before a block is entered that was to remove it.
+
+    That is between a generator's ``yield`` and the ``with`` which would leave it again, where a thread that goes on may
+    keep the generator from being closed.
+    """
+    for folder, process in list(_OWN.items()):
+        if process == os.getpid():  # a forked process has the others' names, too
+            _remove(folder)
 
 
 def _remove(folder: Path) -> None:

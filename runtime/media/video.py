@@ -80,8 +80,10 @@ class VideoWriter:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if kind is not None:
-            self._abort()
-            self._whole.__exit__(kind, value, traceback)
+            try:
+                self._abort()
+            finally:
+                self._whole.__exit__(kind, value, traceback)
             return
         try:
             with self._whole:

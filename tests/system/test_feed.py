@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import pytest
 
@@ -112,3 +113,14 @@ def test_nothing_to_do_starts_no_thread() -> None:
     feed.finish()
     feed.stop()
     assert feeding() == 0
+
+
+def test_a_signal_amid_the_threads_start_keeps_nobody_from_stopping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes before the thread runs, or before it has said so."""
+    feed = Feed[int](lambda _: None, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            feed.put([1])
+    feed.stop()
+    feed.stop()

@@ -70,6 +70,32 @@ def test_what_a_killed_process_left_goes_when_its_output_is_made_again(tmp_path:
     assert os.listdir(tmp_path) == [name]
 
 
+NOBODY_LEAVES_THE_BLOCK = """
+import os, pathlib, sys, threading, time
+from flowblending.system.console import run_program
+from flowblending.system.whole_file import whole_file
+def main():
+    block = whole_file(pathlib.Path(sys.argv[1]))
+    # A thread that goes on has the block for ever.
+    threading.Thread(target=lambda held: time.sleep(600), args=(block,), daemon=True).start()
+    block.__enter__().write_text("half")
+    if os.fork() == 0:
+        sys.exit()  # as a worker ends, which has the folder's name and did not make it
+    os.wait()
+    assert list(pathlib.Path(sys.argv[1]).parent.rglob("new")), "the other process has removed it"
+    raise KeyboardInterrupt
+run_program(main)
+"""
+
+
+def test_a_block_that_nobody_leaves_leaves_nothing_behind(tmp_path: Path) -> None:
+    """As one is that a signal interrupts between being made and being entered."""
+    command = [sys.executable, "-c", NOBODY_LEAVES_THE_BLOCK, str(tmp_path / "video.mp4")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_was_left_of_outputs_that_are_there_goes_with_the_folders(tmp_path: Path) -> None:
     """A process may be killed between the last rename and the end of its temporary folder."""
     with running(WRITES_A_FILE, tmp_path / "a"), running(WRITES_A_FILE, tmp_path / "b"):

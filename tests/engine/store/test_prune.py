@@ -247,15 +247,15 @@ def test_what_is_no_rule(text: str) -> None:
 
 
 WRONG: list[tuple[tuple[str, ...], str]] = [
-    ((), "the following arguments are required: --large (or --model), --out"),
-    (("--large", "x", "--small", "y"), "the following arguments are required: --out"),
-    (("--list-cache", "--out", "x"), "argument --list-cache: builds nothing, so leave out --out"),
-    (("--prune", "all", "--no-cache"), "argument --prune: builds nothing, so leave out --no-cache"),
-    (("--prune", "all", "--list-cache"), "argument --list-cache: builds nothing, so leave out --prune"),
-    (("--prove", "b", "--precision", "fp8", "--frames", "9"), "--prove: builds nothing, so leave out --frames, --prec"),
-    (("--prune", "all", "--target", "sm89"), "argument --prune: builds nothing, so leave out --target"),
+    ((), "The following arguments are required: --large (or --model), --out"),
+    (("--large", "x", "--small", "y"), "The following arguments are required: --out"),
+    (("--list-cache", "--out", "x"), "error: --list-cache builds nothing; leave out --out"),
+    (("--prune", "all", "--no-cache"), "error: --prune builds nothing; leave out --no-cache"),
+    (("--prune", "all", "--list-cache"), "error: --list-cache builds nothing; leave out --prune"),
+    (("--prove", "b", "--precision", "fp8", "--frames", "9"), "--prove builds nothing; leave out --frames, --prec"),
+    (("--prune", "all", "--target", "sm89"), "error: --prune builds nothing; leave out --target"),
     (("--prune", "some"), "--prune 'some' was given, but an age"),
-    (("--list-cache", "--cache-dir", ""), "argument --cache-dir: a folder was expected, but its name is empty"),
+    (("--list-cache", "--cache-dir", ""), "--cache-dir: a folder was expected, but its name is empty"),
     # Of fb-run; here it might be taken for the beginning of --cache-dir.
     (("--large", "x", "--small", "y", "--out", "z", "--cache", "magcache"), "There is no option --cache; "),
 ]

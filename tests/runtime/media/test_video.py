@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import av
 import numpy as np
@@ -141,6 +142,13 @@ def test_nothing_is_left_after_a_failure(tmp_path: Path, name: str, failure: typ
     with pytest.raises(failure), opened(f"{tmp_path}/{name}") as writer:
         writer.write(clip())
         raise failure
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_left_where_giving_up_fails_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VideoWriter, "_abort", Mock(side_effect=RuntimeError("no more threads")))
+    with pytest.raises(RuntimeError, match="no more threads"), opened(tmp_path / "video.npy"):
+        raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
 
 

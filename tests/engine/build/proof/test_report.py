@@ -177,7 +177,7 @@ def test_proving_plans_needs_their_gpu(tmp_path: Path) -> None:
     )
     result = subprocess.run([*command, "--out", folder], capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert "argument --prove: builds nothing, so leave out --out" in result.stderr
+    assert "--prove builds nothing; leave out --out" in result.stderr
 
 
 def test_what_torch_did_not_give_is_found(build: Build, tmp_path: Path) -> None:

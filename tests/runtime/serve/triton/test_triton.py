@@ -780,7 +780,7 @@ def test_the_client_fails_in_one_sentence(served: Served, tmp_path: Path) -> Non
             "No Triton server answers at 127.0.0.1:9",
         ),
         (("--url", served.server.url, "--model", "none", "--prompt", "x", *out), 1, "it does not serve this model"),
-        ((*where, *out, "--timeout", "nan"), 2, "timeout nan were given"),
+        ((*where, *out, "--timeout", "nan"), 2, "timeout of nan seconds was given"),
         ((*where, *out, "--seed", 2**70), 2, "--seed is 1180591620717411303424, but a whole number from 0 to"),
         ((*where, *out, "--noise", tmp_path / "no.npy"), 1, "Cannot read latents"),
         ((*where, "--out", tmp_path / "x.gif"), 2, "x.gif; use .mp4 or .npy"),
