@@ -309,7 +309,7 @@ def open(
             stream, else the first that CUDA shows (``CUDA_VISIBLE_DEVICES``).
         stream: a CUDA stream of a GPU's primary context to run on: its handle, or a stream of cuda.core, torch,
             cupy, numba or pycuda. None makes one.
-        threads: of ONNX Runtime on the CPU; None takes every core.
+        threads: of ONNX Runtime on the CPU; None takes one per processor, within a container's limit.
         cuda_graph: ``auto`` launches steps that come again as CUDA graphs, where the engines are TensorRT's and enough
             steps are alike; ``off`` enqueues every step. The bits are the same.
         memory: ``resident`` keeps every engine open for the next video; ``phases`` keeps open only those that a phase

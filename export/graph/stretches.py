@@ -90,10 +90,16 @@ def run_stretches(model: ir.Model, inputs: Arrays, budget: int = BUDGET) -> dict
     return {str(value.name): known[str(value.name)].numpy() for value in graph.outputs}
 
 
-def _run(model: ir.Model, part: Stretch, known: Mapping[str, Any]) -> dict[str, Any]:
+def session_options() -> Any:
+    """Of ONNX Runtime on this machine's CPU, which tells of errors alone."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = processors()
+    return options
+
+
+def _run(model: ir.Model, part: Stretch, known: Mapping[str, Any]) -> dict[str, Any]:
+    options = session_options()
     # Memory is given back to the system after each stretch.
     options.enable_cpu_mem_arena = False
     session = onnxruntime.InferenceSession(

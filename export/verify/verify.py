@@ -19,9 +19,8 @@ from flowblending import FlowBlendingError
 from flowblending.contracts.graph import ExportedGraph, GraphSpec, Precision
 from flowblending.export.graph.exportable import Exportable, Part, Tensors
 from flowblending.export.graph.stored import weights_on_demand
-from flowblending.export.graph.stretches import run_stretches, stretches
+from flowblending.export.graph.stretches import run_stretches, session_options, stretches
 from flowblending.export.graph.trace import TracedGraph, export_graph, read_graph, trace_graph
-from flowblending.system.processors import processors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,11 +132,8 @@ def verify(exportable: Exportable, graph: ExportedGraph | TracedGraph) -> Parity
 
 
 def _session(graph: ExportedGraph) -> Callable[[Feed], Sequence[npt.NDArray[Any]]]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = processors()
     try:
-        session = onnxruntime.InferenceSession(graph.onnx, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(graph.onnx, session_options(), providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common class but this
         raise _failed(graph.spec, f"cannot be loaded by ONNX Runtime ({_first_line(error)})") from error
     return lambda feed: session.run([tensor.name for tensor in graph.spec.outputs], feed)

@@ -81,7 +81,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: There is no option {name}; {advice}.\n")
 
 
-_NUMBERS = {"int": "a whole number", "float": "a number", "Path": "a path"}
+_NUMBERS = {"int": "a whole number", "float": "a number"}
 _SAID = (
     (r"argument (?P<name>\S+): invalid (?P<kind>\w+) value: (?P<got>.*)", "{name} is {got}, but {kind} was expected"),
     (

@@ -36,8 +36,9 @@ def prepare(folder: Path, parts: Sequence[str]) -> None:
         sweep_folder(each)
     if folder.is_dir() and any(folder.iterdir()) and not _is_report(folder / FIGURES):
         raise UsageError(f"{folder} holds other files and no report of fb-compare; name a new folder with --out.")
-    held = "a bundle's runs" if (folder / LATENTS).is_dir() else "existing videos"
-    if _has_runs(folder / FIGURES) and (folder / LATENTS).is_dir() != (LATENTS in parts):
+    of_a_bundle = (folder / LATENTS).is_dir()
+    if _has_runs(folder / FIGURES) and of_a_bundle != (LATENTS in parts):
+        held = "a bundle's runs" if of_a_bundle else "existing videos"
         raise UsageError(
             f"{folder} holds a report of {held}, which this one would replace; name a new folder with --out."
         )

@@ -143,11 +143,7 @@ class Maker:
         Raises:
             FlowBlendingError: it cannot work here.
         """
-        pipeline = Pipeline(
-            bundle=bundle,
-            device=device,
-            machine=machine,
-        )
+        pipeline = Pipeline(bundle=bundle, device=device, machine=machine)
         maker = cls(pipeline)
         try:
             warm_up(pipeline)

@@ -25,9 +25,6 @@ BUNDLE_FOLDER: Final = "bundle"
 """Where a model's bundle lies in its version folder."""
 
 DEVICE: Final = "device"
-THREADS: Final = "threads"
-CUDA_GRAPH: Final = "cuda_graph"
-MEMORY: Final = "memory"
 """The model's parameters in config.pbtxt."""
 
 STRING: Final = "string"
